@@ -1,0 +1,74 @@
+"""From a TOML file to a Config."""
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+
+import msgspec
+from msgspec import structs
+
+from weave.config.files import read_checked
+from weave.config.schema import BoundsOverride, Config, ConfigError, DefaultsOverride, ModelConfig, check
+
+_SOURCE_TREE = Path(__file__).resolve().parents[2]
+_DEMO_MODEL_FOLDERS = (
+    _SOURCE_TREE / "models" / "shapes",
+    Path(sys.prefix) / "share" / "weave-compute" / "models" / "shapes",
+    Path("/usr/share/weave-compute/models/shapes"),
+)
+
+
+def default_path() -> Path:
+    """Where a user's config file is looked for."""
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "weave" / "weave-compute.toml"
+
+
+def load(path: Path | None = None) -> Config:
+    """The config in `path`, or the user's, or the built-in one where the user has none. Raises ConfigError."""
+    if path is None:
+        path = default_path()
+        if not path.exists():
+            return default_config()
+    return _parse(path, read_checked(path))
+
+
+def default_config() -> Config:
+    """The demo model alone, with every limit at its default. Raises ConfigError where the model is not installed."""
+    for folder in _DEMO_MODEL_FOLDERS:
+        if folder.is_dir():
+            return Config(models={"shapes": _demo_model(folder)}, default_model="shapes")
+    raise ConfigError("no config file, and the demo model is not installed; see weave-compute(1)")
+
+
+def _demo_model(folder: Path) -> ModelConfig:
+    side = {"min": 64, "max": 64}
+    return ModelConfig(
+        path=str(folder),
+        family="sd1",
+        title="Coloured shapes, 64x64 (demo)",
+        bounds=BoundsOverride(width=side, height=side, pixels={"min": 64 * 64, "max": 64 * 64 * 8}),
+        defaults=DefaultsOverride(width=64, height=64, steps=20, cfg_scale=3.0, scheduler="ddim"),
+    )
+
+
+def _parse(path: Path, data: bytes) -> Config:
+    try:
+        config = msgspec.convert(tomllib.loads(data.decode()), Config)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    config = structs.replace(config, models={key: _absolute(path.parent, m) for key, m in config.models.items()})
+    try:
+        check(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config
+
+
+def _absolute(base: Path, model: ModelConfig) -> ModelConfig:
+    """Paths in the file may be relative to it, or start with ~."""
+    layout = model.layout and str((base / Path(model.layout).expanduser()).resolve())
+    return structs.replace(model, path=str((base / Path(model.path).expanduser()).resolve()), layout=layout)

@@ -1,0 +1,72 @@
+"""The part of the config that each child gets, in a sealed memfd: the broker never sees a path, the worker
+never sees who may connect."""
+
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from weave.config.schema import Config, DeviceConfig, Limits, offers
+from weave.protocol.channel import read_sealed_memfd, sealed_memfd
+from weave.protocol.client_messages import ModelOffer
+
+Part = TypeVar("Part")
+
+
+class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Model IDs with their bounds, the limits, and the UIDs that may connect."""
+
+    mode: str
+    models: tuple[ModelOffer, ...]
+    default_model: str | None
+    limits: Limits
+    allowed_uids: tuple[int, ...]
+
+
+class WorkerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One model's files, and its bounds to check again."""
+
+    offer: ModelOffer
+    path: str
+    layout: str | None
+    sha256: dict[str, str]
+
+
+class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the zygote gets. A worker forked from it forgets all models but its own."""
+
+    device: DeviceConfig
+    models: tuple[WorkerModel, ...]
+
+
+def broker_config(config: Config, *, allowed_uids: tuple[int, ...]) -> BrokerConfig:
+    """The broker's part."""
+    models = offers(config)
+    return BrokerConfig(
+        mode="user",
+        models=models,
+        default_model=config.default_model or (models[0].id if models else None),
+        limits=config.limits,
+        allowed_uids=allowed_uids,
+    )
+
+
+def worker_config(config: Config) -> WorkerConfig:
+    """The zygote's part."""
+    return WorkerConfig(
+        device=config.device,
+        models=tuple(
+            WorkerModel(offer=offer, path=model.path, layout=model.layout, sha256=model.sha256)
+            for offer, model in zip(offers(config), config.models.values(), strict=True)
+        ),
+    )
+
+
+def to_memfd(part: BrokerConfig | WorkerConfig) -> int:
+    """A sealed memfd for a child to inherit or receive."""
+    return sealed_memfd("weave-config", msgspec.msgpack.encode(part))
+
+
+def from_memfd(descriptor: int, part: type[Part]) -> Part:
+    """The other end of to_memfd; `descriptor` is closed. Raises ChannelViolation, msgspec.ValidationError."""
+    return msgspec.msgpack.decode(read_sealed_memfd(descriptor), type=part)

@@ -1,0 +1,163 @@
+"""The config file as frozen structs: one a table, each field with a default that suits one desktop."""
+
+import re
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, Struct, field, structs
+
+from weave.config.families import FAMILIES
+from weave.protocol.bounds import Bounds, Parameters, check_parameters
+from weave.protocol.client_messages import Defaults, ModelOffer
+from weave.protocol.errors import RequestError
+
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=86400)]
+Count: TypeAlias = Annotated[int, Meta(ge=1, le=100_000)]
+
+_MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+class ConfigError(Exception):
+    """The config cannot be used; the message names the file, the field and what to do, and is for the owner."""
+
+
+class _Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class DeviceConfig(_Table):
+    """Where models run. `threads` is for the CPU; 0 means one a core."""
+
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+
+
+class Limits(_Table):
+    """Every limit is per UID where its name says so: a client could open many connections."""
+
+    connections: Count = 128
+    connections_per_uid: Count = 64
+    queue: Count = 64
+    queue_per_uid: Count = 16
+    # A token bucket a UID: `burst_per_uid` generate and load_model requests at once, then this many a second.
+    requests_per_second: Annotated[float, Meta(gt=0, le=10_000)] = 10.0
+    burst_per_uid: Count = 40
+    # From a frame's first byte to its last, so that a client cannot hold a half frame open for ever.
+    frame_seconds: Seconds = 10.0
+    # What a client has not read yet; images in memfds count with their size.
+    outgoing_bytes: Annotated[int, Meta(ge=1024 * 1024, le=2**34)] = 256 * 1024 * 1024
+    queued_seconds: Seconds = 600.0
+    start_seconds: Seconds = 60.0
+    load_seconds: Seconds = 600.0
+    job_seconds: Seconds = 600.0
+    # The worker ends when it had nothing to do for this long, and all of its memory comes back.
+    idle_unload_seconds: Seconds = 300.0
+
+
+class BoundsOverride(_Table):
+    """Bounds of one model that differ from its family's, as tables such as width = { min = 64, max = 512 }."""
+
+    width: dict[str, int] = {}
+    height: dict[str, int] = {}
+    steps: dict[str, int] = {}
+    cfg_scale: dict[str, float] = {}
+    images: dict[str, int] = {}
+    pixels: dict[str, int] = {}
+    prompt_bytes: dict[str, int] = {}
+    prompt_characters: dict[str, int] = {}
+
+
+class DefaultsOverride(_Table):
+    """Parameters of one model that a client may leave out, where they differ from its family's."""
+
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    cfg_scale: float | None = None
+    scheduler: str | None = None
+
+
+class ModelConfig(_Table):
+    """One model: a folder in diffusers layout, or one .safetensors file with a `layout` folder beside it.
+
+    `sha256` pins files, by their path inside the folder, to a digest in hex.
+    """
+
+    path: str
+    family: str
+    title: str = ""
+    layout: str | None = None
+    bounds: BoundsOverride = BoundsOverride()
+    defaults: DefaultsOverride = DefaultsOverride()
+    sha256: dict[str, Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]] = {}
+
+
+class Config(_Table):
+    """The whole file."""
+
+    models: dict[str, ModelConfig]
+    default_model: str | None = None
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    limits: Limits = field(default_factory=Limits)
+
+
+def offers(config: Config) -> tuple[ModelOffer, ...]:
+    """What clients may know of each model. Raises ConfigError where a model contradicts itself."""
+    return tuple(_offer(model_id, model) for model_id, model in config.models.items())
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for what single fields cannot show."""
+    if config.default_model is not None and config.default_model not in config.models:
+        raise ConfigError(f"default_model is {config.default_model!r}, which is not in [models]")
+    offers(config)
+
+
+def _offer(model_id: str, model: ModelConfig) -> ModelOffer:
+    where = f"models.{model_id}"
+    if not _MODEL_ID.fullmatch(model_id):
+        raise ConfigError(f"{where}: a model's ID is up to 64 of a-z, 0-9, '.', '_' and '-'")
+    family = FAMILIES.get(model.family)
+    if family is None:
+        raise ConfigError(f"{where}.family is {model.family!r}; it must be one of {', '.join(FAMILIES)}")
+    bounds = _bounds(where, family.bounds, model.bounds)
+    changed = {name: value for name, value in structs.asdict(model.defaults).items() if value is not None}
+    defaults = structs.replace(family.defaults, **changed)
+    offer = ModelOffer(
+        id=model_id,
+        family=model.family,
+        title=model.title or model_id,
+        bounds=bounds,
+        defaults=defaults,
+        schedulers=family.schedulers,
+    )
+    _check_defaults(where, offer)
+    return offer
+
+
+def _bounds(where: str, bounds: Bounds, override: BoundsOverride) -> Bounds:
+    for name, changed in structs.asdict(override).items():
+        if not changed:
+            continue
+        bound = getattr(bounds, name)
+        try:
+            bound = structs.replace(bound, **changed)
+        except TypeError:
+            known = ", ".join(bound.__struct_fields__)
+            raise ConfigError(f"{where}.bounds.{name} takes {known}") from None
+        if bound.min > bound.max or getattr(bound, "multiple", 1) < 1:
+            raise ConfigError(f"{where}.bounds.{name} is empty: {changed}")
+        bounds = structs.replace(bounds, **{name: bound})
+    return bounds
+
+
+def _check_defaults(where: str, offer: ModelOffer) -> None:
+    """A request that leaves everything out must pass the same check as any other."""
+    prompt = "x" * offer.bounds.prompt_characters.min
+    parameters = Parameters(
+        prompt=prompt, negative_prompt="", seed=0, images=offer.bounds.images.min, **structs.asdict(offer.defaults)
+    )
+    try:
+        check_parameters(parameters, offer.bounds, offer.schedulers)
+    except RequestError as error:
+        raise ConfigError(f"{where}.defaults: {error.message}") from None

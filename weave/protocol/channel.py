@@ -1,0 +1,147 @@
+"""A channel between two of our processes: msgpack messages and descriptors over a SOCK_SEQPACKET socketpair.
+
+SOCK_SEQPACKET keeps the edges of messages, so there is no framing to get wrong (unix(7)), and tells the end of
+the other side, so that no process outlives the one it serves.
+"""
+
+import array
+import fcntl
+import os
+import socket
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+MAX_MESSAGE_BYTES = 256 * 1024
+MAX_DESCRIPTORS = 2
+
+_ALL_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+Incoming = TypeVar("Incoming")
+
+
+class ChannelClosed(Exception):
+    """The other side is gone."""
+
+
+class ChannelViolation(Exception):
+    """The other side sent what it must not: an unknown or malformed message, or descriptors out of place."""
+
+
+class Channel(Generic[Incoming]):
+    """One end. `incoming` is the union of messages that this end accepts; everything else is a violation."""
+
+    def __init__(self, sock: socket.socket, incoming: Any) -> None:
+        self._sock = sock
+        self._decoder: msgspec.msgpack.Decoder[Incoming] = msgspec.msgpack.Decoder(incoming)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    @classmethod
+    def from_fd(cls, fd: int, incoming: Any) -> "Channel[Incoming]":
+        """Take over the inherited descriptor `fd`."""
+        return cls(socket.socket(fileno=fd), incoming)
+
+    def fileno(self) -> int:
+        """For selectors and event loops."""
+        return self._sock.fileno()
+
+    def set_blocking(self, blocking: bool) -> None:
+        """A channel that does not block raises BlockingIOError from send and receive."""
+        self._sock.setblocking(blocking)
+
+    def send(self, message: msgspec.Struct, descriptors: tuple[int, ...] = ()) -> None:
+        """Send one message; the descriptors stay open here. Raises ChannelClosed, BlockingIOError."""
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        try:
+            self._sock.sendmsg([self._encoder.encode(message)], ancillary, socket.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionResetError):
+            raise ChannelClosed from None
+
+    def receive(self) -> tuple[Incoming, list[int]]:
+        """One message and the descriptors that came with it, which the caller must close.
+
+        Raises ChannelClosed, ChannelViolation (any descriptor is closed already), BlockingIOError.
+        """
+        try:
+            data, ancillary, flags, _ = self._sock.recvmsg(
+                MAX_MESSAGE_BYTES, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            raise ChannelClosed from None
+        descriptors = received_descriptors(ancillary)
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            close_all(descriptors)
+            raise ChannelViolation("a message or its descriptors were larger than allowed")
+        if not data:
+            close_all(descriptors)
+            raise ChannelClosed
+        try:
+            return self._decoder.decode(data), descriptors
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            close_all(descriptors)
+            raise ChannelViolation(str(error)[:200]) from None
+
+    def close(self) -> None:
+        """The other side sees ChannelClosed."""
+        self._sock.close()
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected ends for a Channel."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def received_descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors among recvmsg's ancillary data."""
+    descriptors = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return descriptors.tolist()
+
+
+def close_all(descriptors: list[int]) -> None:
+    """Close each of them."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def sealed_memfd(name: str, data: bytes | memoryview) -> int:
+    """A memfd that holds `data` and that nobody can change any more (memfd_create(2))."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _ALL_SEALS)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_sealed_memfd(descriptor: int, size: int) -> None:
+    """Raise ChannelViolation unless `descriptor` is a memfd with every seal and exactly `size` bytes."""
+    try:
+        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError:  # EINVAL: not a memfd at all
+        raise ChannelViolation("a descriptor is not a memfd") from None
+    if seals & _ALL_SEALS != _ALL_SEALS:
+        raise ChannelViolation("a memfd is not sealed")
+    if _size(descriptor) != size:
+        raise ChannelViolation("a memfd is not of the size that was announced")
+
+
+def read_sealed_memfd(descriptor: int) -> bytes:
+    """All bytes of a sealed memfd, from its start; `descriptor` is closed."""
+    try:
+        size = _size(descriptor)
+        check_sealed_memfd(descriptor, size)
+        return os.pread(descriptor, size, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _size(descriptor: int) -> int:
+    # Not fstat: glibc 2.33 and later make it newfstatat, which takes paths too and so is refused to the broker.
+    return os.lseek(descriptor, 0, os.SEEK_END)

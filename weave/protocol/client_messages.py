@@ -1,0 +1,255 @@
+"""Version 2 control messages: what a client asks (`op`) and what the daemon answers (`event`).
+
+JSON, at most 64 KiB, validated by msgspec: an unknown field or a wrong type is an error, never ignored.
+"""
+
+import re
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from weave.protocol.bounds import Bounds
+from weave.protocol.errors import ErrorCode, FrameError, RequestError
+
+ImageFormat: TypeAlias = Literal["png", "raw"]
+Delivery: TypeAlias = Literal["inline", "fd"]
+
+
+class _Op(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="op"):
+    pass
+
+
+class LoadModel(_Op, tag="load_model"):
+    """Have the worker hold `model`, so that the next picture starts at once. Answered by done."""
+
+    model: str
+
+
+class Generate(_Op, tag="generate"):
+    """Draw pictures. What is left out takes the model's default; no model means the one that is loaded.
+
+    Answered by queued, loading, progress, preview and image events, then one done or error.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    model: str | None = None
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    cfg_scale: float | None = None
+    seed: int | None = None
+    scheduler: str | None = None
+    images: int = 1
+    format: ImageFormat = "png"
+    preview_every: int = 0
+    deliver: Delivery = "inline"
+
+
+class Unload(_Op, tag="unload"):
+    """End the worker once its running job is done, so that all of its memory comes back. Answered by done."""
+
+
+class Status(_Op, tag="status"):
+    """Answered by status."""
+
+
+class ListModels(_Op, tag="list_models"):
+    """Answered by models."""
+
+
+class Cancel(_Op, tag="cancel"):
+    """Cancel a job: by its `request` number on this connection, or by `job` from any connection of the same user.
+
+    Answered by done; the job itself ends with the error `cancelled`.
+    """
+
+    request: int | None = None
+    job: int | None = None
+
+
+ClientMessage: TypeAlias = LoadModel | Generate | Unload | Status | ListModels | Cancel
+
+
+class _Event(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True, tag_field="event"):
+    pass
+
+
+class Queued(_Event, tag="queued"):
+    """The job was accepted; `position` jobs will start before it. Sent again whenever that number changes."""
+
+    job: int
+    position: int
+
+
+class Loading(_Event, tag="loading"):
+    """The job waits for its model to be loaded."""
+
+    model: str
+
+
+class Progress(_Event, tag="progress"):
+    """`step` of `steps` is done for image number `image` (from 0)."""
+
+    image: int
+    step: int
+    steps: int
+
+
+class Preview(_Event, tag="preview"):
+    """An unfinished image, a PNG of `size` bytes, follows in an image frame."""
+
+    image: int
+    step: int
+    width: int
+    height: int
+    size: int
+
+
+class Image(_Event, tag="image"):
+    """A finished image of `size` bytes follows in an image frame (inline) or came with this one (fd).
+
+    Raw images are rows from top to bottom of RGB pixels, 8 bits a channel, no padding.
+    """
+
+    image: int
+    seed: int
+    format: ImageFormat
+    deliver: Delivery
+    width: int
+    height: int
+    channels: int
+    size: int
+
+
+class Timings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Seconds a job spent in the queue, loading its model and generating."""
+
+    queued: float = 0.0
+    loading: float = 0.0
+    generating: float = 0.0
+
+
+class Done(_Event, tag="done"):
+    """The request is finished. A generation tells its model, its first seed and where the time went."""
+
+    model: str | None = None
+    seed: int | None = None
+    timings: Timings | None = None
+
+
+class Error(_Event, tag="error"):
+    """The request failed; `field`, `value`, `min` and `max` say which bound, `retry_after` is in seconds."""
+
+    code: ErrorCode
+    message: str
+    field: str | None = None
+    value: int | float | str | None = None
+    min: int | float | None = None
+    max: int | float | None = None
+    retry_after: float | None = None
+
+    @classmethod
+    def from_exception(cls, error: RequestError | FrameError) -> "Error":
+        """The one place where an exception becomes what a client is told."""
+        if isinstance(error, FrameError):
+            return cls(code=ErrorCode.INVALID_FRAME, message=error.message, field=error.field, value=error.value)
+        return cls(
+            code=error.code,
+            message=error.message,
+            field=error.field,
+            value=error.value,
+            min=error.minimum,
+            max=error.maximum,
+            retry_after=error.retry_after,
+        )
+
+
+class JobStatus(Struct, frozen=True, kw_only=True):
+    """One of the asking user's own jobs."""
+
+    job: int
+    model: str
+    state: Literal["queued", "loading", "running"]
+    position: int
+
+
+class StatusReport(_Event, tag="status", omit_defaults=False):
+    """What the daemon is doing. Memory is in bytes, uptime in seconds; `jobs` holds only the asker's own."""
+
+    version: str
+    uptime: float
+    mode: str
+    worker: Literal["none", "starting", "loading", "idle", "running", "stopping"]
+    model: str | None
+    device: str | None
+    dtype: str | None
+    memory_used: int | None
+    memory_total: int | None
+    queue_length: int
+    queue_limit: int
+    connections: int
+    jobs: tuple[JobStatus, ...]
+    sandbox: dict[str, tuple[str, ...]]
+    worker_restarts: int
+    images_made: int
+
+
+class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a generate that leaves a parameter out gets. width and height are in pixels."""
+
+    width: int
+    height: int
+    steps: int
+    cfg_scale: float
+    scheduler: str
+
+
+class ModelOffer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All that the broker and its clients know of a model: no path, no file."""
+
+    id: str
+    family: str
+    title: str
+    bounds: Bounds
+    defaults: Defaults
+    schedulers: tuple[str, ...]
+
+
+class Models(_Event, tag="models", omit_defaults=False):
+    """The models that can be asked for; `default` is what a person who names none most likely wants."""
+
+    models: tuple[ModelOffer, ...]
+    default: str | None
+    loaded: str | None
+
+
+Event: TypeAlias = Queued | Loading | Progress | Preview | Image | Done | Error | StatusReport | Models
+
+_op_decoder = msgspec.json.Decoder(ClientMessage)
+_event_decoder = msgspec.json.Decoder(Event)
+_encoder = msgspec.json.Encoder()
+_FIELD_IN_ERROR = re.compile(r"at `\$\.([a-z_0-9]+)|(?:field|unknown field|unknown) `([a-z_0-9]+)`")
+
+
+def decode_op(payload: bytes) -> ClientMessage:
+    """Raises RequestError (invalid_request), with the field where msgspec names one."""
+    try:
+        return _op_decoder.decode(payload)
+    except msgspec.ValidationError as error:
+        found = _FIELD_IN_ERROR.search(str(error))
+        field = next(filter(None, found.groups()), None) if found else None
+        raise RequestError(ErrorCode.INVALID_REQUEST, str(error)[:200], field=field) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(ErrorCode.INVALID_REQUEST, f"not a JSON message: {error}"[:200]) from None
+
+
+def decode_event(payload: bytes) -> Event:
+    """The client's side of it. Raises msgspec.DecodeError (of which ValidationError is one)."""
+    return _event_decoder.decode(payload)
+
+
+def encode(message: ClientMessage | Event) -> bytes:
+    """A control message's payload."""
+    return _encoder.encode(message)

@@ -1,0 +1,102 @@
+"""What the supervisor says to its children and they to it. Descriptors travel beside the messages."""
+
+from typing import TypeAlias
+
+from msgspec import Struct
+
+
+class _Message(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
+    pass
+
+
+class LockedDown(_Message, tag="locked_down"):
+    """A broker or worker is past lock_down(). Comes with its seccomp listener, through which the supervisor
+    hears of every refused system call. `layers` is what the child says is in force; what counts is what the
+    supervisor then reads in /proc itself."""
+
+    layers: tuple[str, ...]
+
+
+# Broker and supervisor
+
+
+class StartWorker(_Message, tag="start_worker"):
+    """The broker needs a worker for `model`. Answered by WorkerStarted or WorkerEnded with the same `worker`."""
+
+    worker: int
+    model: str
+
+
+class StopWorker(_Message, tag="stop_worker"):
+    """End that worker: SIGKILL, so that a worker that hangs in native code goes too. Answered by WorkerEnded."""
+
+    worker: int
+    reason: str
+
+
+FromBroker: TypeAlias = LockedDown | StartWorker | StopWorker
+
+
+class WorkerStarted(_Message, tag="worker_started"):
+    """The worker is attested. Its channel comes along."""
+
+    worker: int
+    layers: tuple[str, ...]
+
+
+class WorkerEnded(_Message, tag="worker_ended"):
+    """The worker is gone, and all of its memory with it. `cause` is for the log and for status."""
+
+    worker: int
+    cause: str
+
+
+class NewConfig(_Message, tag="new_config"):
+    """A sealed memfd with the receiver's own part of the new config comes along (SIGHUP)."""
+
+
+class Stop(_Message, tag="stop"):
+    """Tell the clients that the daemon is stopping, then exit."""
+
+
+ToBroker: TypeAlias = WorkerStarted | WorkerEnded | NewConfig | Stop
+
+
+# Zygote and supervisor
+
+
+class ForkWorker(_Message, tag="fork_worker"):
+    """Fork a worker for `model`. Two descriptors come along: its channel to the broker, its channel to the
+    supervisor. Answered by Forked, and by Exited when it is gone."""
+
+    worker: int
+    model: str
+
+
+ToZygote: TypeAlias = ForkWorker | NewConfig
+
+
+class Imported(_Message, tag="imported"):
+    """torch and diffusers are imported: workers can be forked."""
+
+
+class Forked(_Message, tag="forked"):
+    """The worker runs; its pidfd comes along."""
+
+    worker: int
+    pid: int
+
+
+class Exited(_Message, tag="exited"):
+    """The worker is reaped. `status` is an exit status, or minus the number of the signal that ended it."""
+
+    worker: int
+    status: int
+
+
+FromZygote: TypeAlias = Imported | Forked | Exited
+
+
+# Worker and supervisor: LockedDown is all that the worker ever says to it.
+
+FromWorkerStart: TypeAlias = LockedDown

@@ -1,0 +1,61 @@
+"""The closed set of errors a client can be told about (docs/protocol.md, "Errors")."""
+
+import enum
+from typing import TypeAlias
+
+Number: TypeAlias = int | float
+
+
+class ErrorCode(enum.Enum):
+    """Why a request was refused or failed; the wire carries the value."""
+
+    INVALID_FRAME = "invalid_frame"
+    INVALID_REQUEST = "invalid_request"
+    UNKNOWN_MODEL = "unknown_model"
+    OUT_OF_BOUNDS = "out_of_bounds"
+    NO_MODEL = "no_model"
+    QUEUE_FULL = "queue_full"
+    RATE_LIMITED = "rate_limited"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    OUT_OF_MEMORY = "out_of_memory"
+    WORKER_FAILED = "worker_failed"
+    SHUTTING_DOWN = "shutting_down"
+    INTERNAL = "internal"
+
+
+class RequestError(Exception):
+    """One request cannot be served; the connection it came on lives on.
+
+    `message` is for the client: it never holds a path or a traceback.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        field: str | None = None,
+        value: Number | str | None = None,
+        minimum: Number | None = None,
+        maximum: Number | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.field = field
+        self.value = value
+        self.minimum = minimum
+        self.maximum = maximum
+        self.retry_after = retry_after
+
+
+class FrameError(Exception):
+    """The stream cannot be trusted any further: the client is told why, then the connection is closed."""
+
+    def __init__(self, message: str, *, field: str | None = None, value: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.value = value

@@ -1,0 +1,104 @@
+"""What broker and GPU worker say to each other, and no one else.
+
+A worker holds one model for its whole life, so nothing here names a model. Each side treats the other as hostile:
+a message that its state machine does not expect ends the worker.
+"""
+
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from weave.protocol.bounds import Parameters
+from weave.protocol.client_messages import ImageFormat
+
+
+class _Message(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
+    pass
+
+
+class Load(_Message, tag="load"):
+    """Read the model's files and put it on the device. Answered by Loaded or Failed."""
+
+
+class Run(_Message, tag="run"):
+    """Draw the images of one job. Answered by Progress, Preview and Image, then Finished or Failed.
+
+    A preview is sent after every `preview_every` steps; 0 sends none.
+    """
+
+    job: int
+    parameters: Parameters
+    format: ImageFormat
+    preview_every: int
+
+
+class CancelRun(_Message, tag="cancel"):
+    """Stop the running job at its next step. Answered by Failed; ignored if that job is over already."""
+
+    job: int
+
+
+ToWorker: TypeAlias = Load | Run | CancelRun
+
+
+class Memory(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bytes on the device that holds the model."""
+
+    used: int
+    total: int
+
+
+class Loaded(_Message, tag="loaded"):
+    """The model is on `device`, its weights as `dtype`."""
+
+    device: str
+    dtype: str
+    memory: Memory
+
+
+class Progressed(_Message, tag="progress"):
+    """`step` (from 1) of image number `image` (from 0) is done."""
+
+    job: int
+    image: int
+    step: int
+
+
+class Previewed(_Message, tag="preview"):
+    """A sealed memfd with a PNG of `size` bytes comes along."""
+
+    job: int
+    image: int
+    step: int
+    width: int
+    height: int
+    size: int
+
+
+class Made(_Message, tag="image"):
+    """A sealed memfd with `size` bytes of image number `image` comes along: PNG, or width * height * 3 raw."""
+
+    job: int
+    image: int
+    size: int
+
+
+class Finished(_Message, tag="finished"):
+    """All images of the job have been sent."""
+
+    job: int
+    memory: Memory
+
+
+class Failed(_Message, tag="failed"):
+    """The job, or the loading of the model (job 0), ended without a result; the worker lives on.
+
+    `detail` is for the log, never for a client: it may hold a path.
+    """
+
+    job: int
+    reason: Literal["cancelled", "out_of_memory", "refused", "internal"]
+    detail: str
+
+
+FromWorker: TypeAlias = Loaded | Progressed | Previewed | Made | Finished | Failed

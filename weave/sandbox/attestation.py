@@ -1,0 +1,54 @@
+"""The supervisor's own look at a child, in /proc, before it believes that the child is locked in.
+
+Landlock does not show in /proc (proc_pid_status(5)): for that layer there is the child's word, and the tests that
+attack it from inside.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+_NO_CAPABILITIES = "0000000000000000"
+# Seccomp 2 is SECCOMP_MODE_FILTER.
+_REQUIRED = {
+    "Seccomp": "2",
+    "NoNewPrivs": "1",
+    "CapInh": _NO_CAPABILITIES,
+    "CapPrm": _NO_CAPABILITIES,
+    "CapEff": _NO_CAPABILITIES,
+    "CapAmb": _NO_CAPABILITIES,
+}
+
+
+class AttestationFailed(Exception):
+    """A child is not locked in as it must be; the message says which thread lacks what."""
+
+
+def attest(pid: int, *, parent: int, bounding_set_empty: bool) -> None:
+    """Raise AttestationFailed unless every thread of `pid`, a child of `parent`, is locked in.
+
+    `bounding_set_empty`: also demand CapBnd 0, which only a daemon started as root can reach.
+    """
+    required = _REQUIRED | ({"CapBnd": _NO_CAPABILITIES} if bounding_set_empty else {})
+    statuses = list(_thread_statuses(pid))
+    if not statuses:
+        raise AttestationFailed(f"process {pid} has no threads")
+    for status in statuses:
+        thread = status.get("Pid", "?")
+        if status.get("PPid") != str(parent):
+            raise AttestationFailed(f"thread {thread} is not a child of process {parent}")
+        for field, expected in required.items():
+            if status.get(field) != expected:
+                raise AttestationFailed(f"thread {thread}: {field} is {status.get(field)}, not {expected}")
+
+
+def _thread_statuses(pid: int) -> Iterator[Mapping[str, str]]:
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError as error:
+        raise AttestationFailed(f"process {pid}: {error.strerror}") from None
+    for thread in threads:
+        try:
+            text = (thread / "status").read_text()
+        except OSError:  # this thread ended since; whatever it started was listed with it or is locked in as it was
+            continue
+        yield {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}

@@ -1,0 +1,96 @@
+"""Landlock: which files a process may still reach (landlock(7), Documentation/userspace-api/landlock.rst).
+
+A ruleset binds the calling thread and whatever it starts, so it is applied while there is only one thread.
+"""
+
+import ctypes
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from weave.sandbox import libc
+
+# linux/landlock.h
+_CREATE_RULESET_VERSION = 1 << 0
+_RULE_PATH_BENEATH = 1
+_ACCESS_FS_WRITE_FILE = 1 << 1
+_ACCESS_FS_READ_FILE = 1 << 2
+_ACCESS_FS_READ_DIR = 1 << 3
+_ACCESS_FS_IOCTL_DEV = 1 << 15
+_ACCESS_NET_BIND_AND_CONNECT_TCP = 0b11
+_SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL = 0b11
+
+# How many of LANDLOCK_ACCESS_FS_* each ABI knows, from bit 0 on; 5 added IOCTL_DEV as bit 15.
+_FS_BITS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+_ABI_WITH_NETWORK = 4
+_ABI_WITH_SCOPES = 6
+
+
+class _RulesetAttr(ctypes.Structure):
+    _fields_ = (
+        ("handled_access_fs", ctypes.c_uint64),
+        ("handled_access_net", ctypes.c_uint64),
+        ("scoped", ctypes.c_uint64),
+    )
+
+
+class _PathBeneathAttr(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
+
+
+def abi() -> int:
+    """The kernel's Landlock ABI, 0 where it has none."""
+    try:
+        return libc.syscall(libc.SYS_LANDLOCK_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
+    except OSError:
+        return 0
+
+
+def restrict(*, read: Iterable[Path] = (), read_write: Iterable[Path] = ()) -> str:
+    """Leave this thread only these files and folders (those that exist); for ever, with all it will start.
+
+    no_new_privs must be set. Returns the layer's name for status. Raises OSError where the kernel has no Landlock.
+    """
+    version = abi()
+    if not version:
+        raise OSError("this kernel has no Landlock; it is needed (Linux 5.13 or later, lsm=landlock)")
+    handled = (1 << _FS_BITS_BY_ABI[min(version, 5)]) - 1
+    ruleset = _create_ruleset(version, handled)
+    try:
+        for path in read:
+            _allow(ruleset, path, _ACCESS_FS_READ_FILE | _ACCESS_FS_READ_DIR, handled)
+        for path in read_write:
+            access = _ACCESS_FS_READ_FILE | _ACCESS_FS_READ_DIR | _ACCESS_FS_WRITE_FILE | _ACCESS_FS_IOCTL_DEV
+            _allow(ruleset, path, access, handled)
+        libc.syscall(libc.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    finally:
+        os.close(ruleset)
+    return f"landlock-{version}"
+
+
+def _create_ruleset(version: int, handled: int) -> int:
+    attr = _RulesetAttr(
+        handled_access_fs=handled,
+        handled_access_net=_ACCESS_NET_BIND_AND_CONNECT_TCP if version >= _ABI_WITH_NETWORK else 0,
+        scoped=_SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL if version >= _ABI_WITH_SCOPES else 0,
+    )
+    # An older kernel takes a longer struct than it knows, as long as the rest is zero.
+    pointer = ctypes.cast(ctypes.pointer(attr), ctypes.c_void_p)
+    return libc.syscall(libc.SYS_LANDLOCK_CREATE_RULESET, pointer, ctypes.sizeof(attr), 0)
+
+
+def _allow(ruleset: int, path: Path, access: int, handled: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            access &= ~_ACCESS_FS_READ_DIR
+        attr = _PathBeneathAttr(allowed_access=access & handled, parent_fd=descriptor)
+        pointer = ctypes.cast(ctypes.pointer(attr), ctypes.c_void_p)
+        libc.syscall(libc.SYS_LANDLOCK_ADD_RULE, ruleset, _RULE_PATH_BENEATH, pointer, 0)
+    finally:
+        os.close(descriptor)

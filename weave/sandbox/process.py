@@ -1,0 +1,33 @@
+"""What every process of ours does to itself before anything else: prctl(2), capabilities(7)."""
+
+import os
+import signal
+
+import prctl
+
+
+def harden(*, parent: int | None = None) -> None:
+    """No new privileges, no core dump, no ptrace by the same user; and no life without `parent`.
+
+    `parent` is the PID that must be our parent: if it died before PR_SET_PDEATHSIG took hold, so do we.
+    """
+    prctl.set_no_new_privs(1)
+    prctl.set_dumpable(0)
+    if parent is not None:
+        prctl.set_pdeathsig(signal.SIGKILL)
+        if os.getppid() != parent:
+            raise SystemExit("the parent is gone")
+
+
+def drop_capabilities() -> str:
+    """Empty every capability set of this thread. Returns the layer's name for status.
+
+    The bounding set can only be emptied by a process with CAP_SETPCAP (root); for all others no_new_privs
+    already makes sure that nothing in it can ever be gained.
+    """
+    if prctl.cap_effective.setpcap:
+        prctl.capbset.limit()
+    # Effective goes before permitted, which must hold all of it (capabilities(7)).
+    for capability_set in (prctl.cap_inheritable, prctl.cap_effective, prctl.cap_permitted):
+        capability_set.limit()
+    return "no-capabilities"

@@ -1,0 +1,107 @@
+"""seccomp: which system calls a process may still make (seccomp(2)).
+
+A call that is not on the list is neither made nor answered: it waits in the kernel as a notification to the
+supervisor, which logs its name and kills the process (seccomp_unotify(2)). Killing at once, as the filter could,
+would leave no trace but a line in the kernel's log that an ordinary user may not read. When the supervisor is
+gone the call fails with ENOSYS, and PR_SET_PDEATHSIG has ended the process anyway.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pyseccomp
+from msgspec import Struct
+
+# linux/seccomp.h: SECCOMP_IOCTL_NOTIF_RECV is _IOWR('!', 0, struct seccomp_notif), 80 bytes.
+_NOTIF_RECV = 0xC0502100
+_NOTIF = struct.Struct("=QII iIQ 6Q")
+
+
+class Condition(NamedTuple):
+    """Argument number `argument` (from 0) must be `value` in the bits of `mask`."""
+
+    argument: int
+    value: int
+    mask: int = 0xFFFF_FFFF_FFFF_FFFF
+
+
+class Call(Struct, frozen=True):
+    """One line of an allow list: a system call, why the process needs it, and what its arguments must be."""
+
+    name: str
+    reason: str
+    conditions: tuple[Condition, ...] = ()
+
+
+class Refusal(Struct, frozen=True):
+    """A call that libraries try and can do without: it fails with `error` instead of ending the process."""
+
+    name: str
+    error: int
+    reason: str
+    conditions: tuple[Condition, ...] = ()
+
+
+class Violation(NamedTuple):
+    """A system call that was refused, with its six raw arguments."""
+
+    pid: int
+    call: str
+    arguments: tuple[int, ...]
+
+
+def install(calls: Iterable[Call | Refusal]) -> int:
+    """Bind every thread of this process (TSYNC) to `calls`, for ever. Returns the listener for the supervisor.
+
+    Raises OSError: EBUSY where the whole daemon runs inside another sandbox that has a listener of its own.
+    """
+    filter_ = pyseccomp.SyscallFilter(pyseccomp.NOTIFY)
+    # Another architecture's call (i386 or x32 on x86-64) has other numbers: there is nothing to look up, so kill.
+    filter_.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
+    filter_.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)
+    for call in calls:
+        action = pyseccomp.ALLOW if isinstance(call, Call) else pyseccomp.ERRNO(call.error)
+        if _exists(call.name):
+            filter_.add_rule(action, call.name, *map(_comparison, call.conditions))
+    filter_.load()
+    # pyseccomp 0.1.2 has no public name for seccomp_notify_fd(3).
+    return int(pyseccomp._libseccomp.seccomp_notify_fd(filter_._filter))
+
+
+def receive_violation(listener: int) -> Violation | None:
+    """What the listener reports; None where the call was interrupted or its process is gone."""
+    notification = bytearray(_NOTIF.size)
+    try:
+        fcntl.ioctl(listener, _NOTIF_RECV, notification)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINTR):
+            return None
+        raise
+    _, pid, _, number, _, _, *arguments = _NOTIF.unpack(notification)
+    return Violation(pid, call_name(number), tuple(arguments))
+
+
+def is_listener(descriptor: int) -> bool:
+    """Whether `descriptor` really is a seccomp listener, not something else a child would have us read."""
+    return os.readlink(f"/proc/self/fd/{descriptor}") == "anon_inode:seccomp notify"
+
+
+def call_name(number: int) -> str:
+    """A system call's name; its number where libseccomp is older than the call."""
+    try:
+        return str(pyseccomp.resolve_syscall(pyseccomp.system_arch(), number).decode())
+    except ValueError:
+        return f"#{number}"
+
+
+def _exists(name: str) -> bool:
+    """Whether libseccomp and this architecture have the call: arm64, for one, has no epoll_wait."""
+    return int(pyseccomp.resolve_syscall(pyseccomp.system_arch(), name)) >= 0
+
+
+def _comparison(condition: Condition) -> pyseccomp.Arg:
+    return pyseccomp.Arg(condition.argument, pyseccomp.MASKED_EQ, condition.mask, condition.value)
