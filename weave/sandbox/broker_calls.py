@@ -4,7 +4,9 @@ To add a call, see CONTRIBUTING.md: each line says why the broker cannot do with
 """
 
 import errno
+import fcntl
 import mmap
+import termios
 
 from weave.sandbox.seccomp import Call, Condition, Refusal
 
@@ -25,8 +27,8 @@ CALLS: tuple[Call | Refusal, ...] = (
     Call("epoll_wait", "the event loop"),
     Call("epoll_pwait", "the event loop, on arm64"),
     Call("epoll_ctl", "the event loop"),
-    Call("fcntl", "non-blocking mode, seals of a memfd", (Condition(1, 0, ~0x7FF),)),
-    Call("ioctl", "non-blocking mode of accepted sockets (FIONBIO)", (Condition(1, 0x5421),)),
+    Call("fcntl", "seals of a memfd", (Condition(argument=1, value=fcntl.F_GET_SEALS),)),
+    Call("ioctl", "non-blocking mode of accepted sockets", (Condition(argument=1, value=termios.FIONBIO),)),
     Call("lseek", "size of a memfd"),
     Call("pread64", "a new config in a sealed memfd"),
     Call("write", "the log, on standard error"),

@@ -1,0 +1,1 @@
+"""Trains the demo model: see README.md in models/shapes."""

@@ -1,0 +1,5 @@
+"""python -m weave.supervisor"""
+
+from weave.supervisor.main import main
+
+main()

@@ -1,0 +1,87 @@
+"""A process started by the supervisor: its channel, its pidfd, its end."""
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+
+from weave.protocol.channel import Channel, ChannelClosed, socket_pair
+from weave.protocol.waiting import readable
+
+Incoming = TypeVar("Incoming")
+
+# All that a child inherits of the environment: who is who, where the libraries are, and which GPU.
+_ENVIRONMENT = (
+    "PATH",
+    "LANG",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+)
+
+
+class Child(Generic[Incoming]):
+    """One running child. Its module is started in an interpreter of its own (`-I`: nothing from the environment
+    or the current folder), so it shares no memory with us or its siblings."""
+
+    def __init__(self, module: str, incoming: Any, descriptors: dict[str, int], environment: dict[str, str]) -> None:
+        """`descriptors` are inherited, and named to the child in options; they stay open here."""
+        ours, theirs = socket_pair()
+        passed = {"control": theirs.fileno(), **descriptors}
+        options = [f"--{name}={descriptor}" for name, descriptor in passed.items()]
+        inherited = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-B", "-m", module, f"--parent={os.getpid()}", *options],
+                pass_fds=tuple(passed.values()),
+                env=inherited | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        self.pid = self._process.pid
+        self.pidfd = os.pidfd_open(self.pid)
+        self.channel: Channel[Incoming] = Channel(ours, incoming)
+        self.channel.set_blocking(False)
+
+    def send(self, message: Struct, descriptors: tuple[int, ...] = ()) -> None:
+        """A child that is gone or does not read its channel is on its way out: `ended` tells."""
+        try:
+            self.channel.send(message, descriptors)
+        except (ChannelClosed, BlockingIOError):
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL through the pidfd: never another process that got the same PID."""
+        kill(self.pidfd)
+
+    async def ended(self) -> int:
+        """Wait for the end; the exit status, or minus the number of the signal."""
+        await readable(self.pidfd)
+        return self._process.wait()
+
+    def close(self) -> None:
+        """Let go of what has ended."""
+        self.channel.close()
+        os.close(self.pidfd)
+
+
+def kill(pidfd: int) -> None:
+    """SIGKILL, unless the process has ended already."""
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def describe_status(status: int) -> str:
+    """An exit status in words."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"
