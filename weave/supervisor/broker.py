@@ -1,0 +1,88 @@
+"""The broker as the supervisor sees it: started, attested, then believed as far as its few requests go."""
+
+import asyncio
+
+from weave.config.parts import BrokerConfig, to_memfd
+from weave.protocol.channel import ChannelViolation, close_all
+from weave.protocol.control_messages import FromBroker, LockedDown, NewConfig, StartWorker, Stop, StopWorker
+from weave.protocol.control_messages import WorkerEnded, WorkerStarted
+from weave.protocol.waiting import receive
+from weave.sandbox import attestation
+from weave.supervisor.child import Child, describe_status
+from weave.supervisor.worker import take_listener, watch_violations
+
+
+class Broker:
+    """A running broker."""
+
+    def __init__(self, config: BrokerConfig, listening_socket: int) -> None:
+        memfd = to_memfd(config)
+        try:
+            self._child: Child[FromBroker] = Child(
+                "weave.broker", FromBroker, {"config": memfd, "listen": listening_socket}, {}
+            )
+        finally:
+            close_all([memfd])
+        self.pid = self._child.pid
+        self._watching: asyncio.Task[str | None] | None = None
+
+    async def lock_down(self, *, parent: int, seconds: float, bounding_set_empty: bool) -> tuple[str, ...]:
+        """Wait until it says that it is locked in, and see for ourselves. Returns its layers.
+
+        Raises ChannelClosed, ChannelViolation, AttestationFailed, TimeoutError.
+        """
+        async with asyncio.timeout(seconds):
+            message, descriptors = await receive(self._child.channel)
+        if not isinstance(message, LockedDown):
+            close_all(descriptors)
+            raise ChannelViolation("the broker spoke before it was locked in")
+        self._listener = take_listener(descriptors)
+        attestation.attest(self.pid, parent=parent, bounding_set_empty=bounding_set_empty)
+        self._watching = asyncio.create_task(watch_violations("broker", self._listener, self._child.pidfd))
+        return message.layers
+
+    async def next_request(self) -> StartWorker | StopWorker:
+        """Raises ChannelClosed, ChannelViolation."""
+        message, descriptors = await receive(self._child.channel)
+        close_all(descriptors)
+        if descriptors or isinstance(message, LockedDown):
+            raise ChannelViolation("the broker sent what only a child that starts may send")
+        return message
+
+    def worker_started(self, worker: int, layers: tuple[str, ...], channel: int) -> None:
+        """Hand over an attested worker's channel."""
+        self._child.send(WorkerStarted(worker=worker, layers=layers), (channel,))
+
+    def worker_ended(self, worker: int, cause: str) -> None:
+        """Tell that a worker and its memory are gone, or that it never came."""
+        self._child.send(WorkerEnded(worker=worker, cause=cause))
+
+    def reconfigure(self, config: BrokerConfig) -> None:
+        """Hand over a new config."""
+        memfd = to_memfd(config)
+        try:
+            self._child.send(NewConfig(), (memfd,))
+        finally:
+            close_all([memfd])
+
+    async def stop(self, seconds: float) -> None:
+        """Let it tell its clients, then make sure."""
+        self._child.send(Stop())
+        try:
+            async with asyncio.timeout(seconds):
+                await self._child.ended()
+        except TimeoutError:
+            self._child.kill()
+
+    async def close(self) -> str:
+        """End it if it has not ended. Returns the cause."""
+        self._child.kill()
+        cause = describe_status(await self._child.ended())
+        if self._watching is not None:
+            self._watching.cancel()
+            violation = (await asyncio.gather(self._watching, return_exceptions=True))[0]
+            close_all([self._listener])
+            if isinstance(violation, str):
+                cause = f"killed by seccomp: {violation}"
+        self._child.close()
+        return cause

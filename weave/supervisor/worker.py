@@ -1,0 +1,103 @@
+"""One GPU worker as the supervisor sees it: forked, attested, watched, ended."""
+
+import asyncio
+
+from weave import log
+from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all, socket_pair
+from weave.protocol.control_messages import ForkWorker, FromWorkerStart, LockedDown, StartWorker
+from weave.protocol.waiting import readable, receive
+from weave.sandbox import attestation, seccomp
+from weave.supervisor.child import kill
+from weave.supervisor.zygote import Zygote, ZygoteEnded
+
+
+class WorkerFailed(Exception):
+    """The worker never came to serve; the message is for the log and for status."""
+
+
+class Worker:
+    """From fork to reaped. Only an attested worker's channel is handed on to the broker."""
+
+    def __init__(self, request: StartWorker) -> None:
+        self.id = request.worker
+        self.model = request.model
+        self.layers: tuple[str, ...] = ()
+        self._pidfd: int | None = None
+        self._listener: int | None = None
+        self._stop_reason: str | None = None
+
+    async def start(self, zygote: Zygote, *, seconds: float, bounding_set_empty: bool) -> int:
+        """Returns the broker's end of the worker's channel, which the caller closes. Raises WorkerFailed."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._start(zygote, bounding_set_empty)
+        except TimeoutError:
+            raise WorkerFailed(f"not ready within {seconds:g} s") from None
+        except (ChannelClosed, ZygoteEnded):
+            raise WorkerFailed("ended before it was ready") from None
+        except (ChannelViolation, attestation.AttestationFailed) as error:
+            raise WorkerFailed(str(error)) from None
+
+    async def _start(self, zygote: Zygote, bounding_set_empty: bool) -> int:
+        await zygote.imported.wait()
+        broker_end, job_end = socket_pair()
+        supervisor_end, control_end = socket_pair()
+        with job_end, control_end:
+            zygote.send(ForkWorker(worker=self.id, model=self.model), (job_end.fileno(), control_end.fileno()))
+        control: Channel[LockedDown] = Channel(supervisor_end, FromWorkerStart)
+        control.set_blocking(False)
+        with broker_end:
+            try:
+                pid, self._pidfd = await zygote.forked(self.id)
+                locked_down, descriptors = await receive(control)
+            finally:
+                control.close()
+            self._listener = take_listener(descriptors)
+            attestation.attest(pid, parent=zygote.pid, bounding_set_empty=bounding_set_empty)
+            self.layers = locked_down.layers
+            return broker_end.detach()
+
+    def stop(self, reason: str) -> None:
+        """SIGKILL; `ended` tells when it is gone."""
+        self._stop_reason = self._stop_reason or reason
+        if self._pidfd is not None:
+            kill(self._pidfd)
+
+    async def ended(self) -> str:
+        """Wait for the end, killing at the first forbidden system call. Returns the cause."""
+        if self._pidfd is None:
+            return self._stop_reason or "never started"
+        watching = asyncio.create_task(watch_violations("worker", self._listener, self._pidfd))
+        await readable(self._pidfd)
+        watching.cancel()
+        violation = (await asyncio.gather(watching, return_exceptions=True))[0]
+        if isinstance(violation, str):
+            return f"killed by seccomp: {violation}"
+        return self._stop_reason or "ended by itself"
+
+    def close(self) -> None:
+        """Let go of what has ended."""
+        close_all([fd for fd in (self._pidfd, self._listener) if fd is not None])
+        self._pidfd = self._listener = None
+
+
+def take_listener(descriptors: list[int]) -> int:
+    """The one seccomp listener that must come with LockedDown. Raises ChannelViolation."""
+    if len(descriptors) != 1 or not seccomp.is_listener(descriptors[0]):
+        close_all(descriptors)
+        raise ChannelViolation("locked_down came without a seccomp listener")
+    return descriptors[0]
+
+
+async def watch_violations(process: str, listener: int | None, pidfd: int) -> str | None:
+    """Wait for a forbidden system call of any thread, kill the process, log the call's name and return it."""
+    if listener is None:
+        return None
+    while True:
+        await readable(listener)
+        violation = seccomp.receive_violation(listener)
+        if violation is not None:
+            kill(pidfd)
+            arguments = [hex(argument) for argument in violation.arguments]
+            log.write("supervisor", "sandbox_violation", of=process, call=violation.call, arguments=arguments)
+            return violation.call

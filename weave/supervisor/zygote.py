@@ -1,0 +1,100 @@
+"""The zygote as the supervisor sees it: the process with torch in it that workers are forked from."""
+
+import asyncio
+
+from weave import log
+from weave.config.parts import WorkerConfig, to_memfd
+from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
+from weave.protocol.control_messages import Exited, Forked, ForkWorker, FromZygote, Imported, NewConfig
+from weave.protocol.waiting import receive
+from weave.supervisor.child import Child, describe_status
+
+
+class ZygoteEnded(Exception):
+    """The zygote is gone, and the kernel has ended its workers with it."""
+
+
+class Zygote:
+    """A running zygote. `imported` is set once it can fork."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        memfd = to_memfd(config)
+        try:
+            self._child: Child[FromZygote] = Child("weave.gpu_worker", FromZygote, {"config": memfd}, {})
+        finally:
+            close_all([memfd])
+        self.pid = self._child.pid
+        self.imported = asyncio.Event()
+        self._forked: dict[int, asyncio.Future[tuple[int, int]]] = {}
+
+    def send(self, message: ForkWorker, descriptors: tuple[int, int]) -> None:
+        """Ask for a worker; `forked` tells when it runs."""
+        self._forked[message.worker] = asyncio.get_running_loop().create_future()
+        self._child.send(message, descriptors)
+
+    async def forked(self, worker: int) -> tuple[int, int]:
+        """The PID and pidfd of a worker that was asked for. Raises ZygoteEnded."""
+        try:
+            return await self._forked[worker]
+        finally:
+            del self._forked[worker]
+
+    def reconfigure(self, config: WorkerConfig) -> None:
+        """The next worker gets the new config."""
+        memfd = to_memfd(config)
+        try:
+            self._child.send(NewConfig(), (memfd,))
+        finally:
+            close_all([memfd])
+
+    async def run(self) -> str:
+        """Listen to the zygote until it is gone. Returns the cause."""
+        try:
+            while True:
+                self._handle(*await receive(self._child.channel))
+        except ChannelViolation as error:
+            log.write("supervisor", "zygote_violation", detail=str(error))
+        except ChannelClosed:
+            pass
+        finally:
+            self._child.kill()
+            cause = describe_status(await self._child.ended())
+            self._child.close()
+            self._fail_pending()
+        return cause
+
+    def kill(self) -> None:
+        """SIGKILL; `run` returns when it is gone."""
+        self._child.kill()
+
+    def _handle(self, message: FromZygote, descriptors: list[int]) -> None:
+        if isinstance(message, Forked) and len(descriptors) == 1:
+            self._take_worker(message, descriptors[0])
+            return
+        close_all(descriptors)
+        if descriptors or isinstance(message, Forked):
+            raise ChannelViolation("descriptors out of place")
+        if isinstance(message, Imported):
+            self.imported.set()
+        elif isinstance(message, Exited):
+            log.write("supervisor", "worker_exited", worker=message.worker, status=describe_status(message.status))
+
+    def _take_worker(self, message: Forked, pidfd: int) -> None:
+        waiting = self._forked.get(message.worker)
+        if waiting is None or waiting.done() or _pid_of(pidfd) != message.pid:
+            close_all([pidfd])
+            raise ChannelViolation("a worker that nobody asked for")
+        waiting.set_result((message.pid, pidfd))
+
+    def _fail_pending(self) -> None:
+        for waiting in self._forked.values():
+            if not waiting.done():
+                waiting.set_exception(ZygoteEnded())
+                waiting.exception()  # whoever waits no longer need not be told
+
+
+def _pid_of(pidfd: int) -> int | None:
+    """The PID behind a pidfd; None where it is none (proc_pid_fdinfo(5))."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["Pid"]) if "Pid" in fields else None
