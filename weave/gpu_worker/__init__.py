@@ -1,0 +1,1 @@
+"""The GPU worker and its zygote: the only processes with torch."""

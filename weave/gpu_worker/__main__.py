@@ -1,0 +1,97 @@
+"""python -m weave.gpu_worker: the zygote.
+
+It imports torch and diffusers once, computes nothing, never touches torch.cuda (a child forked from a process that
+has initialised CUDA cannot use it), and forks a fresh worker for each model that is asked for.
+"""
+
+import argparse
+import os
+import selectors
+import signal
+import time
+
+from weave import log
+from weave.config.parts import WorkerConfig, from_memfd
+from weave.gpu_worker import environment
+from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
+from weave.protocol.control_messages import Exited, Forked, ForkWorker, Imported, ToZygote
+from weave.sandbox.process import harden
+
+
+def main() -> None:
+    """Serve the supervisor until it is gone."""
+    options = argparse.ArgumentParser()
+    for name in ("parent", "control", "config"):
+        options.add_argument(f"--{name}", type=int, required=True)
+    inherited = options.parse_args()
+    harden(parent=inherited.parent)
+    # Ctrl-C in a terminal reaches the whole process group, but who stops is the supervisor's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    config = from_memfd(inherited.config, WorkerConfig)
+    control: Channel[ToZygote] = Channel.from_fd(inherited.control, ToZygote)
+
+    environment.apply()
+    started = time.monotonic()
+    from weave.gpu_worker.families import import_families
+
+    import_families({model.offer.family for model in config.models})
+    log.write("zygote", "imported", seconds=round(time.monotonic() - started, 2))
+    try:
+        control.send(Imported())
+        Zygote(control, config).serve()
+    except ChannelClosed:
+        return
+
+
+class Zygote:
+    """The loop: fork when asked, tell when a worker is gone."""
+
+    def __init__(self, control: Channel[ToZygote], config: WorkerConfig) -> None:
+        self._control = control
+        self._config = config
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+
+    def serve(self) -> None:
+        """Raises ChannelClosed when the supervisor is gone."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.data is None:
+                    self._handle(*self._control.receive())
+                else:
+                    self._reap(key.fd, key.data)
+
+    def _handle(self, message: ToZygote, descriptors: list[int]) -> None:
+        if isinstance(message, ForkWorker):
+            if len(descriptors) != 2:
+                raise ChannelViolation("a worker needs two channels")
+            self._fork(message, descriptors[0], descriptors[1])
+        else:
+            self._config = from_memfd(descriptors[0], WorkerConfig)
+            from weave.gpu_worker.families import import_families
+
+            import_families({model.offer.family for model in self._config.models})
+
+    def _fork(self, message: ForkWorker, jobs: int, control: int) -> None:
+        model = next(model for model in self._config.models if model.offer.id == message.model)
+        zygote = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            from weave.gpu_worker.worker import run_worker
+
+            run_worker(model, self._config.device, jobs=jobs, control=control, parent=zygote)
+        close_all([jobs, control])
+        pidfd = os.pidfd_open(pid)  # our own child, not yet reaped: the PID cannot be another's
+        self._control.send(Forked(worker=message.worker, pid=pid), (pidfd,))
+        self._selector.register(pidfd, selectors.EVENT_READ, (message.worker, pid))
+
+    def _reap(self, pidfd: int, forked: tuple[int, int]) -> None:
+        worker, pid = forked
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        self._control.send(Exited(worker=worker, status=os.waitstatus_to_exitcode(status)))
+
+
+if __name__ == "__main__":
+    main()

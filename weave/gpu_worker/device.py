@@ -1,0 +1,66 @@
+"""The device that holds the model. ROCm presents itself to torch as cuda."""
+
+import gc
+import resource
+
+import torch
+from torch.nn import functional
+
+from weave.protocol.worker_messages import Memory
+
+
+def choose_device(setting: str) -> torch.device:
+    """`auto` is the first GPU that torch sees, else the CPU. Raises RuntimeError for a GPU that is not there."""
+    if setting == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device(setting)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RuntimeError(f"device is {setting!r}, but torch sees {torch.cuda.device_count()} GPUs")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def choose_dtype(device: torch.device, setting: str) -> torch.dtype:
+    """`auto`: bfloat16 on a GPU that computes in it, else float16; float32 on the CPU, where halves are slow."""
+    if setting != "auto":
+        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[setting]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def warm_up(device: torch.device) -> None:
+    """Touch what starts threads, opens device files or loads libraries: BLAS, convolutions, attention, random numbers."""
+    picture = torch.randn(1, 8, 64, 64, device=device)
+    functional.conv2d(picture, torch.randn(8, 8, 3, 3, device=device))
+    matrix = torch.randn(256, 256, device=device)
+    query = (matrix @ matrix).view(1, 4, 64, 256)
+    functional.scaled_dot_product_attention(query, query, query)
+    # One element a core at least, or OpenMP would start fewer threads now and the rest after lock-down.
+    torch.randn(1 << 20, device=device).exp().sum().item()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def memory(device: torch.device) -> Memory:
+    """On the CPU: this process's peak, and what the machine has."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return Memory(total - free, total)
+    with open("/proc/meminfo") as file:
+        total = int(file.readline().split()[1]) * 1024
+    return Memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, total)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch's own exception on a GPU; on the CPU a RuntimeError with the allocator's words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what a failed job left, so that the next one has room."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,73 @@
+"""A locked-down worker's loop: load the model, then one job after the other."""
+
+import traceback
+from pathlib import Path
+
+import torch
+
+from weave import log
+from weave.config.parts import WorkerModel
+from weave.gpu_worker import device as devices
+from weave.gpu_worker.families import load_pipeline
+from weave.gpu_worker.model_files import ModelFilesRefused, check_model_files, check_sha256
+from weave.gpu_worker.pipeline import Cancelled, Job, run
+from weave.protocol.bounds import check_parameters
+from weave.protocol.channel import Channel, ChannelViolation, close_all
+from weave.protocol.errors import RequestError
+from weave.protocol.worker_messages import CancelRun, Failed, Finished, Load, Loaded, Run, ToWorker
+
+
+def serve(channel: Channel[ToWorker], model: WorkerModel, device: torch.device, dtype: torch.dtype) -> None:
+    """Answer the broker until it is gone. Raises ChannelClosed, ChannelViolation."""
+    pipeline = None
+    while True:
+        message = receive(channel)
+        if isinstance(message, Load) and pipeline is None:
+            try:
+                pipeline = _load(model, device, dtype)
+            except Exception as error:
+                channel.send(_failed(0, error, device))
+            else:
+                channel.send(Loaded(device=str(device), dtype=str(dtype)[6:], memory=devices.memory(device)))
+        elif isinstance(message, Run) and pipeline is not None:
+            try:
+                check_parameters(message.parameters, model.offer.bounds, model.offer.schedulers)
+                run(Job(channel, pipeline, model.offer, message))
+            except Exception as error:
+                channel.send(_failed(message.job, error, device))
+            else:
+                channel.send(Finished(job=message.job, memory=devices.memory(device)))
+        elif not isinstance(message, CancelRun):  # a cancel may have crossed the job's end
+            raise ChannelViolation(f"{type(message).__name__} out of turn")
+
+
+def receive(channel: Channel[ToWorker]) -> ToWorker:
+    """The broker's next message; it never sends descriptors. Raises ChannelClosed, ChannelViolation."""
+    message, descriptors = channel.receive()
+    if descriptors:
+        close_all(descriptors)
+        raise ChannelViolation("descriptors out of place")
+    return message
+
+
+def _load(model: WorkerModel, device: torch.device, dtype: torch.dtype) -> object:
+    path = Path(model.path)
+    check_model_files(path)
+    check_sha256(path, model.sha256)
+    return load_pipeline(model.offer.family, path, device, dtype)
+
+
+def _failed(job: int, error: Exception, device: torch.device) -> Failed:
+    """What went wrong, in the broker's words. Channel errors are not the job's: they end the worker."""
+    if isinstance(error, ChannelViolation):
+        raise error
+    if isinstance(error, Cancelled):
+        return Failed(job=job, reason="cancelled", detail="")
+    if isinstance(error, ModelFilesRefused | RequestError):
+        return Failed(job=job, reason="refused", detail=str(error))
+    out_of_memory = devices.is_out_of_memory(error)
+    log.write("worker", "job_failed", job=job, detail="".join(traceback.format_exception(error))[-4000:])
+    # The traceback holds the tensors of the failed job.
+    error.__traceback__ = None
+    devices.release_memory(device)
+    return Failed(job=job, reason="out_of_memory" if out_of_memory else "internal", detail=str(error)[:1000])
