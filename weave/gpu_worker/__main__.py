@@ -12,7 +12,7 @@ import time
 
 from weave import log
 from weave.config.parts import WorkerConfig, from_memfd
-from weave.gpu_worker import environment
+from weave.gpu_worker.environment import OFFLINE_ENVIRONMENT
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, Imported, ToZygote
 from weave.sandbox.process import harden
@@ -30,7 +30,7 @@ def main() -> None:
     config = from_memfd(inherited.config, WorkerConfig)
     control: Channel[ToZygote] = Channel.from_fd(inherited.control, ToZygote)
 
-    environment.apply()
+    os.environ.update(OFFLINE_ENVIRONMENT)
     started = time.monotonic()
     from weave.gpu_worker.families import import_families
 

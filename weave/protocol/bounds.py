@@ -63,13 +63,13 @@ def check_parameters(parameters: Parameters, bounds: Bounds, schedulers: tuple[s
     _check_text("prompt", parameters.prompt, bounds)
     if parameters.negative_prompt:
         _check_text("negative_prompt", parameters.negative_prompt, bounds)
-    _check_range("width", parameters.width, bounds.width)
-    _check_range("height", parameters.height, bounds.height)
-    _check_range("steps", parameters.steps, bounds.steps)
+    check_range("width", parameters.width, bounds.width)
+    check_range("height", parameters.height, bounds.height)
+    check_range("steps", parameters.steps, bounds.steps)
     _check_cfg_scale(parameters.cfg_scale, bounds.cfg_scale)
-    _check_range("seed", parameters.seed, Range(0, MAX_SEED))
-    _check_range("images", parameters.images, bounds.images)
-    _check_range("pixels", parameters.width * parameters.height * parameters.images, bounds.pixels)
+    check_range("seed", parameters.seed, Range(0, MAX_SEED))
+    check_range("images", parameters.images, bounds.images)
+    check_range("pixels", parameters.width * parameters.height * parameters.images, bounds.pixels)
     if parameters.scheduler not in schedulers:
         raise RequestError(
             ErrorCode.OUT_OF_BOUNDS,
@@ -85,11 +85,12 @@ def _check_text(field: str, text: str, bounds: Bounds) -> None:
         encoded = text.encode()
     except UnicodeEncodeError:
         raise RequestError(ErrorCode.INVALID_REQUEST, f"{field} is not valid Unicode", field=field) from None
-    _check_range(f"{field}_bytes", len(encoded), bounds.prompt_bytes)
-    _check_range(f"{field}_characters", len(text), bounds.prompt_characters)
+    check_range(f"{field}_bytes", len(encoded), bounds.prompt_bytes)
+    check_range(f"{field}_characters", len(text), bounds.prompt_characters)
 
 
-def _check_range(field: str, value: int, bound: Range) -> None:
+def check_range(field: str, value: int, bound: Range) -> None:
+    """Raise RequestError (out_of_bounds) unless `value` is within `bound`."""
     if not bound.min <= value <= bound.max:
         raise _out_of_bounds(field, value, bound.min, bound.max, f"it must be from {bound.min} to {bound.max}")
     if value % bound.multiple:

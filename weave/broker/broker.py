@@ -1,0 +1,212 @@
+"""The broker's life: accept, answer requests, heed the supervisor."""
+
+import asyncio
+import socket
+from itertools import count
+
+from weave import __version__, log
+from weave.broker.connection import Connection
+from weave.broker.gpu import Gpu
+from weave.broker.job import Job
+from weave.broker.limits import Admission
+from weave.broker.peer import Peer
+from weave.broker.requests import fill_in, pick_model
+from weave.config.parts import BrokerConfig, from_memfd
+from weave.protocol.channel import Channel, ChannelViolation, close_all
+from weave.protocol.client_messages import (
+    Cancel,
+    ClientMessage,
+    Done,
+    Error,
+    Generate,
+    JobStatus,
+    ListModels,
+    LoadModel,
+    Models,
+    Status,
+    StatusReport,
+    Unload,
+)
+from weave.protocol.control_messages import NewConfig, Stop, ToBroker, WorkerEnded, WorkerStarted
+from weave.protocol.errors import ErrorCode, RequestError
+from weave.protocol.waiting import readable, receive
+
+_FLUSH_SECONDS = 1.0
+_ACCEPT_PAUSE_SECONDS = 0.1
+
+
+class Broker:
+    """All clients, one GPU."""
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        layers: tuple[str, ...],
+        supervisor: Channel[ToBroker],
+        listening: socket.socket,
+    ) -> None:
+        self._config = config
+        self._layers = layers
+        self._supervisor = supervisor
+        self._listening = listening
+        self._admission = Admission(config.limits)
+        self._gpu = Gpu(supervisor, config.limits)
+        self._clients: dict[Connection, asyncio.Task[None]] = {}
+        self._job_numbers = count(1)
+        self._started_at = asyncio.get_running_loop().time()
+
+    async def run(self) -> None:
+        """Serve until the supervisor says stop. Raises ChannelClosed, ChannelViolation."""
+        serving = [asyncio.create_task(self._accept()), asyncio.create_task(self._gpu.run())]
+        heeding = asyncio.create_task(self._heed_supervisor())
+        done, _ = await asyncio.wait([heeding, *serving], return_when=asyncio.FIRST_COMPLETED)
+        for task in serving:
+            task.cancel()
+        await self._say_goodbye()
+        for task in done:
+            task.result()
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listening.accept()
+            except BlockingIOError:
+                await readable(self._listening.fileno())
+            except OSError as error:  # out of descriptors: those waiting keep their place in the backlog
+                log.write("broker", "accept_failed", detail=error.strerror)
+                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+            else:
+                self._welcome(sock)
+                await asyncio.sleep(0)  # the connections that there are get their turn
+
+    def _welcome(self, sock: socket.socket) -> None:
+        """Whoever is not allowed gets nothing at all, and no byte of theirs is read."""
+        sock.setblocking(False)
+        peer = Peer.of(sock)
+        if peer.uid not in self._config.allowed_uids:
+            sock.close()
+            log.write("broker", "connection_refused", peer=peer, reason="this UID is not allowed")
+            return
+        connection = Connection(sock, peer, self._config.limits)
+        try:
+            self._admission.connect(peer.uid)
+        except RequestError as error:
+            log.write("broker", "connection_refused", peer=peer, reason=error.message)
+            connection.refuse(Error.from_exception(error))
+            return
+        self._clients[connection] = asyncio.create_task(self._serve(connection))
+
+    async def _serve(self, connection: Connection) -> None:
+        try:
+            await connection.serve(self._handle)
+        finally:
+            del self._clients[connection]
+            self._admission.disconnect(connection.peer.uid)
+            for job in list(connection.jobs.values()):
+                self._gpu.cancel(job)
+
+    def _handle(self, connection: Connection, request: int, message: ClientMessage) -> None:
+        """The whitelist of what a client can ask. Raises RequestError."""
+        match message:
+            case Status():
+                connection.send(request, self._status(connection.peer.uid))
+            case ListModels():
+                default = self._config.default_model
+                connection.send(request, Models(models=self._config.models, default=default, loaded=self._loaded()))
+            case Generate():
+                self._admit(connection)
+                model = pick_model(self._config, message.model, self._loaded())
+                parameters = fill_in(message, model)
+                self._submit(Job(next(self._job_numbers), connection, request, model, message, parameters))
+            case LoadModel():
+                self._admit(connection)
+                model = pick_model(self._config, message.model, None)
+                self._submit(Job(next(self._job_numbers), connection, request, model))
+            case Unload():
+                unloaded = self._gpu.unload()
+                unloaded.add_done_callback(lambda _: connection.send(request, Done()))
+            case Cancel():
+                self._gpu.cancel(self._find_job(connection, message))
+                connection.send(request, Done())
+
+    def _admit(self, connection: Connection) -> None:
+        self._admission.request(connection.peer.uid, asyncio.get_running_loop().time())
+
+    def _submit(self, job: Job) -> None:
+        self._gpu.queue.check_room(job.uid)
+        job.connection.jobs[job.request] = job
+        self._gpu.submit(job)
+
+    def _find_job(self, connection: Connection, message: Cancel) -> Job:
+        """Any connection of a user may cancel any job of that user, and of nobody else."""
+        if (message.request is None) == (message.job is None):
+            raise RequestError(ErrorCode.INVALID_REQUEST, "cancel takes either request or job", field="job")
+        if message.request is not None:
+            if message.request in connection.jobs:
+                return connection.jobs[message.request]
+            raise RequestError(
+                ErrorCode.INVALID_REQUEST, "no such request in flight", field="request", value=message.request
+            )
+        for job in self._jobs():
+            if job.number == message.job and job.uid == connection.peer.uid:
+                return job
+        raise RequestError(ErrorCode.INVALID_REQUEST, "no such job of yours", field="job", value=message.job)
+
+    def _jobs(self) -> list[Job]:
+        running = [self._gpu.running] if self._gpu.running is not None else []
+        return [*running, *self._gpu.queue.in_order()]
+
+    def _loaded(self) -> str | None:
+        return self._gpu.worker.model if self._gpu.worker is not None else None
+
+    def _status(self, uid: int) -> StatusReport:
+        worker = self._gpu.worker
+        memory = worker.memory if worker else None
+        return StatusReport(
+            version=__version__,
+            uptime=asyncio.get_running_loop().time() - self._started_at,
+            mode=self._config.mode,
+            worker=self._gpu.state,
+            model=self._loaded(),
+            device=worker.device if worker else None,
+            dtype=worker.dtype if worker else None,
+            memory_used=memory.used if memory else None,
+            memory_total=memory.total if memory else None,
+            queue_length=len(self._gpu.queue),
+            queue_limit=self._config.limits.queue,
+            connections=self._admission.connections(),
+            jobs=tuple(
+                JobStatus(job=job.number, model=job.model.id, state=job.state, position=max(job.position, 0))
+                for job in self._jobs()
+                if job.uid == uid and job.state != "over"
+            ),
+            sandbox={"broker": self._layers, "worker": self._gpu.layers},
+            worker_restarts=self._gpu.restarts,
+            images_made=self._gpu.images_made,
+        )
+
+    async def _heed_supervisor(self) -> None:
+        """Returns on Stop. Raises ChannelClosed, ChannelViolation."""
+        while True:
+            message, descriptors = await receive(self._supervisor)
+            match message:
+                case Stop():
+                    return
+                case NewConfig() if len(descriptors) == 1:
+                    self._reconfigure(from_memfd(descriptors[0], BrokerConfig))
+                case WorkerStarted() | WorkerEnded():
+                    self._gpu.on_supervisor(message, descriptors)
+                case _:
+                    close_all(descriptors)
+                    raise ChannelViolation("descriptors out of place")
+
+    def _reconfigure(self, config: BrokerConfig) -> None:
+        """Connections and jobs live on; the worker ends with its running job, since its model may have changed."""
+        self._config = config
+        self._admission.limits = self._gpu.limits = self._gpu.queue.limits = config.limits
+        self._gpu.unload()
+
+    async def _say_goodbye(self) -> None:
+        for job in self._jobs():
+            job.fail(ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
+        await asyncio.gather(*(connection.flush(seconds=_FLUSH_SECONDS) for connection in self._clients))

@@ -1,0 +1,235 @@
+"""The GPU's turn: takes one job after the other from the queue, with the worker that its model needs."""
+
+import asyncio
+from typing import Literal
+
+from weave import log
+from weave.broker.job import Job
+from weave.broker.queue import JobQueue
+from weave.broker.worker_link import Update, WorkerError, WorkerLink
+from weave.config.schema import Limits
+from weave.protocol.bounds import MAX_SEED
+from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
+from weave.protocol.client_messages import Done, Image, Loading, Preview, Progress, Timings
+from weave.protocol.control_messages import StartWorker, StopWorker, ToBroker, WorkerEnded, WorkerStarted
+from weave.protocol.errors import ErrorCode
+from weave.protocol.worker_messages import Made, Previewed, Progressed
+
+# A cancelled job ends at its next step; a worker that takes longer than this is killed.
+_CANCEL_SECONDS = 10.0
+
+WorkerState = Literal["none", "starting", "loading", "idle", "running", "stopping"]
+
+_MESSAGES = {
+    "cancelled": (ErrorCode.CANCELLED, "cancelled"),
+    "out_of_memory": (ErrorCode.OUT_OF_MEMORY, "the device has not enough free memory for this job"),
+    "refused": (ErrorCode.WORKER_FAILED, "the model's files were refused; the daemon's log says which"),
+    "internal": (ErrorCode.WORKER_FAILED, "the GPU worker could not do it; the daemon's log says why"),
+}
+
+
+class Gpu:
+    """`worker` is the one that holds a model, if any; `running` the job that it works on."""
+
+    def __init__(self, supervisor: Channel[ToBroker], limits: Limits) -> None:
+        self.queue = JobQueue(limits)
+        self.limits = limits
+        self.state: WorkerState = "none"
+        self.worker: WorkerLink | None = None
+        self.layers: tuple[str, ...] = ()
+        self.running: Job | None = None
+        self.restarts = 0
+        self.images_made = 0
+        self._supervisor = supervisor
+        self._wake = asyncio.Event()
+        self._unloads: list[asyncio.Future[None]] = []
+        self._started: asyncio.Future[int | None] | None = None
+        self._number = 0
+        self._gone = asyncio.Event()
+
+    def submit(self, job: Job) -> None:
+        """Queue an admitted job."""
+        self.queue.add(job)
+        asyncio.get_running_loop().call_later(self.limits.queued_seconds, self._expire, job)
+        self._wake.set()
+
+    def cancel(self, job: Job) -> None:
+        """A queued job ends here, a running one at its next step."""
+        if self.queue.remove(job):
+            job.fail(ErrorCode.CANCELLED, "cancelled")
+        else:
+            job.cancelled.set()
+
+    def unload(self) -> "asyncio.Future[None]":
+        """Resolves when the worker and its memory are gone; the running job is finished first."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unloads.append(done)
+        self._wake.set()
+        return done
+
+    def on_supervisor(self, message: WorkerStarted | WorkerEnded, descriptors: list[int]) -> None:
+        """What becomes of the worker that was asked for."""
+        current = message.worker == self._number
+        waiting = self._started if current and self._started and not self._started.done() else None
+        if isinstance(message, WorkerStarted):
+            if waiting is None:
+                close_all(descriptors)
+                return
+            self.layers = message.layers
+            waiting.set_result(descriptors[0])
+            return
+        log.write("broker", "worker_gone", worker=message.worker, cause=message.cause)
+        if waiting is not None:
+            waiting.set_result(None)
+        if current:
+            self._gone.set()
+            self._wake.set()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            if self._unloads:
+                await self._end_worker("unload")
+                for done in self._unloads:
+                    done.set_result(None)
+                self._unloads.clear()
+            elif self.worker is not None and self._gone.is_set():
+                self.restarts += 1
+                await self._end_worker("gone")
+            elif len(self.queue):
+                self.running = self.queue.take(self.worker.model if self.worker else None)
+                await self._run(self.running)
+                self.running = None
+            else:
+                await self._idle()
+
+    async def _idle(self) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(self.limits.idle_unload_seconds if self.worker else None):
+                await self._wake.wait()
+        except TimeoutError:
+            await self._end_worker("idle")
+
+    async def _run(self, job: Job) -> None:
+        """One job, to its last event. Whatever the worker does, the next job finds a clean state."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            await self._have_model(job)
+            loaded = loop.time()
+            timings = Timings(queued=started - job.queued_at, loading=loaded - started, generating=0.0)
+            if job.parameters is None:
+                job.finish(Done(model=job.model.id, timings=timings))
+                return
+            job.state, self.state = "running", "running"
+            async with asyncio.timeout(self.limits.job_seconds) as deadline:
+                await self._generate(job, deadline)
+            timings = Timings(queued=timings.queued, loading=timings.loading, generating=loop.time() - loaded)
+            job.finish(Done(model=job.model.id, seed=job.parameters.seed, timings=timings))
+        except WorkerError as error:
+            code, message = _MESSAGES[error.reason]
+            if error.reason != "cancelled":
+                log.write("broker", "job_failed", job=job.number, reason=error.reason, detail=str(error))
+            job.fail(code, message)
+            if self.worker is not None and self.worker.device is None:
+                await self._end_worker("the model could not be loaded")
+        except TimeoutError:
+            log.write("broker", "job_timed_out", job=job.number, peer=job.connection.peer)
+            code = ErrorCode.CANCELLED if job.cancelled.is_set() else ErrorCode.TIMED_OUT
+            await self._end_worker("the job took too long")
+            job.fail(code, "cancelled" if code is ErrorCode.CANCELLED else "the job took longer than is allowed")
+        except ChannelViolation as error:
+            log.write("broker", "worker_violation", job=job.number, detail=str(error))
+            await self._end_worker("the worker broke the protocol")
+            self._lost(job)
+        except ChannelClosed:
+            await self._end_worker("the worker is gone")
+            self._lost(job)
+        self.state = "idle" if self.worker else "none"
+
+    def _lost(self, job: Job) -> None:
+        self.restarts += 1
+        job.fail(ErrorCode.WORKER_FAILED, "the GPU worker ended unexpectedly; the next request gets a new one")
+
+    async def _have_model(self, job: Job) -> None:
+        """Raises WorkerError, TimeoutError, ChannelViolation, ChannelClosed."""
+        if self.worker is not None and (self.worker.model != job.model.id or self._gone.is_set()):
+            await self._end_worker("another model is wanted")
+        if self.worker is not None:
+            return
+        job.state = "loading"
+        job.tell(Loading(model=job.model.id))
+        self.state = "starting"
+        # The supervisor has a deadline of its own for the start, and always answers.
+        channel = await self._start_worker(job.model.id)
+        if channel is None:
+            raise ChannelClosed
+        self.worker = WorkerLink(self._number, job.model.id, channel)
+        self.state = "loading"
+        async with asyncio.timeout(self.limits.load_seconds):
+            await self.worker.load()
+        if job.cancelled.is_set():
+            job.fail(ErrorCode.CANCELLED, "cancelled")
+
+    async def _start_worker(self, model: str) -> int | None:
+        self._number += 1
+        self._gone = asyncio.Event()
+        self._started = asyncio.get_running_loop().create_future()
+        self._supervisor.send(StartWorker(worker=self._number, model=model))
+        return await self._started
+
+    async def _end_worker(self, reason: str) -> None:
+        """Returns when the supervisor says that it is gone: only then is all of its memory back."""
+        self.state = "stopping"
+        if self._number and not self._gone.is_set():
+            self._supervisor.send(StopWorker(worker=self._number, reason=reason))
+            await self._gone.wait()
+        if self.worker is not None:
+            self.worker.close()
+        self.worker, self.layers, self.state = None, (), "none"
+
+    async def _generate(self, job: Job, deadline: asyncio.Timeout) -> None:
+        assert self.worker is not None
+        worker = self.worker
+
+        async def cancel() -> None:
+            await job.cancelled.wait()
+            worker.cancel(job)
+            deadline.reschedule(asyncio.get_running_loop().time() + _CANCEL_SECONDS)
+
+        cancelling = asyncio.create_task(cancel())
+        try:
+            async for update, memfd in worker.run(job):
+                self._tell(job, update, memfd)
+        finally:
+            cancelling.cancel()
+
+    def _tell(self, job: Job, update: Update, memfd: int | None) -> None:
+        """A worker's update as the client's event."""
+        assert job.generate is not None and job.parameters is not None
+        parameters = job.parameters
+        if isinstance(update, Progressed):
+            job.tell(Progress(image=update.image, step=update.step, steps=parameters.steps))
+        elif isinstance(update, Previewed):
+            preview = Preview(
+                image=update.image, step=update.step, width=update.width, height=update.height, size=update.size
+            )
+            job.connection.send(job.request, preview, memfd)
+        elif isinstance(update, Made):
+            self.images_made += 1
+            image = Image(
+                image=update.image,
+                seed=(parameters.seed + update.image) & MAX_SEED,
+                format=job.generate.format,
+                deliver=job.generate.deliver,
+                width=parameters.width,
+                height=parameters.height,
+                channels=3,
+                size=update.size,
+            )
+            job.connection.send(job.request, image, memfd)
+
+    def _expire(self, job: Job) -> None:
+        if self.queue.remove(job):
+            job.fail(ErrorCode.TIMED_OUT, f"waited {self.limits.queued_seconds:g} s in the queue")

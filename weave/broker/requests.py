@@ -1,0 +1,41 @@
+"""From a decoded request to what the worker will be asked: the model, its defaults, its bounds."""
+
+import secrets
+
+from weave.config.parts import BrokerConfig
+from weave.protocol.bounds import MAX_SEED, Parameters, Range, check_parameters, check_range
+from weave.protocol.client_messages import Generate, ModelOffer
+from weave.protocol.errors import ErrorCode, RequestError
+
+
+def pick_model(config: BrokerConfig, name: str | None, loaded: str | None) -> ModelOffer:
+    """The model of that ID; with no ID the loaded one. Raises RequestError (unknown_model, no_model)."""
+    wanted = loaded if name is None else name
+    if wanted is None:
+        raise RequestError(ErrorCode.NO_MODEL, "no model is loaded; name one, or load one first", field="model")
+    for model in config.models:
+        if model.id == wanted:
+            return model
+    raise RequestError(
+        ErrorCode.UNKNOWN_MODEL, "no such model; list_models tells which there are", field="model", value=wanted[:64]
+    )
+
+
+def fill_in(request: Generate, model: ModelOffer) -> Parameters:
+    """The request with nothing left open, inside the model's bounds. Raises RequestError (out_of_bounds)."""
+
+    def given(name: str) -> object:
+        value = getattr(request, name)
+        return getattr(model.defaults, name) if value is None else value
+
+    open_parameters = {name: given(name) for name in ("width", "height", "steps", "cfg_scale", "scheduler")}
+    parameters = Parameters(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+        images=request.images,
+        **open_parameters,  # type: ignore[arg-type]
+    )
+    check_parameters(parameters, model.bounds, model.schedulers)
+    check_range("preview_every", request.preview_every, Range(0, model.bounds.steps.max))
+    return parameters

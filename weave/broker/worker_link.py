@@ -1,0 +1,145 @@
+"""The broker's side of one worker. The worker is hostile until proven otherwise: whatever the state of the job does
+not call for raises ChannelViolation, and the worker is killed."""
+
+from collections.abc import AsyncIterator
+from typing import TypeAlias
+
+from weave.broker.job import Job
+from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd, close_all
+from weave.protocol.waiting import receive
+from weave.protocol.worker_messages import (
+    CancelRun,
+    Failed,
+    Finished,
+    FromWorker,
+    Load,
+    Loaded,
+    Made,
+    Memory,
+    Previewed,
+    Progressed,
+    Run,
+)
+
+_MAX_PNG_OVERHEAD = 256 * 1024
+_MAX_PREVIEW_SIDE = 256
+
+Update: TypeAlias = Progressed | Previewed | Made
+
+
+class WorkerError(Exception):
+    """The worker could not do it, and lives on."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.detail)
+        self.reason = failed.reason
+
+
+class WorkerLink:
+    """An attested worker that holds, or will hold, one model."""
+
+    def __init__(self, number: int, model: str, channel: int) -> None:
+        self.number = number
+        self.model = model
+        self.device: str | None = None
+        self.dtype: str | None = None
+        self.memory: Memory | None = None
+        self._channel: Channel[FromWorker] = Channel.from_fd(channel, FromWorker)
+        self._channel.set_blocking(False)
+
+    async def load(self) -> None:
+        """Raises WorkerError, ChannelViolation, ChannelClosed."""
+        self._send(Load())
+        message, memfd = await self._receive()
+        close_all(memfd)
+        if isinstance(message, Failed) and message.job == 0:
+            raise WorkerError(message)
+        if not isinstance(message, Loaded) or memfd:
+            raise ChannelViolation(f"{type(message).__name__} while loading")
+        self.device, self.dtype, self.memory = message.device, message.dtype, message.memory
+
+    async def run(self, job: Job) -> AsyncIterator[tuple[Update, int | None]]:
+        """Run a generation; yields each update with its checked memfd, which is the caller's to close.
+
+        Raises WorkerError, ChannelViolation, ChannelClosed.
+        """
+        assert job.generate is not None and job.parameters is not None
+        parameters = job.parameters
+        self._send(
+            Run(
+                job=job.number,
+                parameters=parameters,
+                format=job.generate.format,
+                preview_every=job.generate.preview_every,
+            )
+        )
+        image = step = 0
+        while True:
+            message, descriptors = await self._receive()
+            try:
+                if isinstance(message, Loaded) or message.job != job.number:
+                    raise ChannelViolation(f"{type(message).__name__} of another job")
+                if isinstance(message, Failed | Finished):
+                    if descriptors:
+                        raise ChannelViolation("a descriptor out of place")
+                    if isinstance(message, Failed):
+                        raise WorkerError(message)
+                    if image != parameters.images:
+                        raise ChannelViolation(f"finished after {image} of {parameters.images} images")
+                    self.memory = message.memory
+                    return
+                if message.image != image or image >= parameters.images:
+                    raise ChannelViolation(f"image {message.image} when it was {image}'s turn")
+                step = _check_update(message, descriptors, job, step)
+                if isinstance(message, Made):
+                    image, step = image + 1, 0
+            except BaseException:
+                close_all(descriptors)
+                raise
+            yield message, descriptors[0] if descriptors else None
+
+    def cancel(self, job: Job) -> None:
+        """The job ends at its next step, with Failed."""
+        self._send(CancelRun(job=job.number))
+
+    def close(self) -> None:
+        """A worker that sees this ends itself."""
+        self._channel.close()
+
+    def _send(self, message: Load | Run | CancelRun) -> None:
+        try:
+            self._channel.send(message)
+        except BlockingIOError:
+            raise ChannelViolation("the worker does not read its channel") from None
+
+    async def _receive(self) -> tuple[FromWorker, list[int]]:
+        return await receive(self._channel)
+
+
+def _check_update(message: Update, descriptors: list[int], job: Job, step: int) -> int:
+    """Raises ChannelViolation; returns the step that the image is at now."""
+    assert job.generate is not None and job.parameters is not None
+    if isinstance(message, Progressed):
+        if descriptors or message.step != step + 1 or message.step > job.parameters.steps:
+            raise ChannelViolation(f"step {message.step} after {step}")
+        return message.step
+    if len(descriptors) != 1:
+        raise ChannelViolation("an image without exactly one memfd")
+    pixels = job.parameters.width * job.parameters.height * 3
+    if isinstance(message, Previewed):
+        every = job.generate.preview_every
+        if not every or message.step != step or step % every:
+            raise ChannelViolation("a preview that nobody asked for")
+        if not (1 <= message.width <= _MAX_PREVIEW_SIDE and 1 <= message.height <= _MAX_PREVIEW_SIDE):
+            raise ChannelViolation("a preview larger than previews are")
+        largest = message.width * message.height * 3 + _MAX_PNG_OVERHEAD
+    else:
+        largest = pixels if job.generate.format == "raw" else pixels + _MAX_PNG_OVERHEAD
+    if not 1 <= message.size <= largest:
+        raise ChannelViolation(f"{message.size} bytes of image, at most {largest} are possible")
+    if isinstance(message, Made) and job.generate.format == "raw" and message.size != pixels:
+        raise ChannelViolation(f"{message.size} bytes of raw image instead of {pixels}")
+    check_sealed_memfd(descriptors[0], message.size)
+    return step
+
+
