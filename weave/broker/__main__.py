@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import signal
 import socket
 
 from weave.broker.broker import Broker
@@ -20,8 +19,6 @@ def main() -> None:
         options.add_argument(f"--{name}", type=int, required=True)
     inherited = options.parse_args()
     harden(parent=inherited.parent)
-    # Ctrl-C in a terminal reaches the whole process group, but who stops is the supervisor's to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = from_memfd(inherited.config, BrokerConfig)
     supervisor: Channel[ToBroker] = Channel.from_fd(inherited.control, ToBroker)
     supervisor.set_blocking(False)

@@ -7,7 +7,6 @@ has initialised CUDA cannot use it), and forks a fresh worker for each model tha
 import argparse
 import os
 import selectors
-import signal
 import time
 
 from weave import log
@@ -25,8 +24,6 @@ def main() -> None:
         options.add_argument(f"--{name}", type=int, required=True)
     inherited = options.parse_args()
     harden(parent=inherited.parent)
-    # Ctrl-C in a terminal reaches the whole process group, but who stops is the supervisor's to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = from_memfd(inherited.config, WorkerConfig)
     control: Channel[ToZygote] = Channel.from_fd(inherited.control, ToZygote)
 

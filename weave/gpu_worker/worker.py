@@ -74,8 +74,8 @@ def warm_up(config: DeviceConfig) -> torch.device:
 
 def lock_down(control: int, layers: tuple[str, ...], device: torch.device) -> None:
     """Bind every thread to the allow list, and tell the supervisor. After this line nothing is privileged."""
-    listener = seccomp.install(worker_calls.calls(os.getpid(), gpu=device.type == "cuda"))
     supervisor: Channel[None] = Channel.from_fd(control, None)
+    listener = seccomp.install(worker_calls.calls(os.getpid(), gpu=device.type == "cuda"))
     supervisor.send(LockedDown(layers=(*layers, "seccomp", "no-new-privs")), (listener,))
     close_all([listener])
     supervisor.close()

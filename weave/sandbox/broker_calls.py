@@ -58,4 +58,5 @@ CALLS: tuple[Call | Refusal, ...] = (
     Refusal("stat", errno.EACCES, "source lines for a traceback"),
     Refusal("readlink", errno.EACCES, "source lines for a traceback"),
     Refusal("getcwd", errno.EACCES, "source lines for a traceback"),
+    Refusal("getpeername", errno.ENOTCONN, "a socket in a traceback"),
 )

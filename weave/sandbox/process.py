@@ -17,6 +17,9 @@ def harden(*, parent: int | None = None) -> None:
         prctl.set_pdeathsig(signal.SIGKILL)
         if os.getppid() != parent:
             raise SystemExit("the parent is gone")
+        # From a terminal or a service manager these reach the whole group, but who stops is the parent's to say.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def drop_capabilities() -> str:

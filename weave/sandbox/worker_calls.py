@@ -96,6 +96,7 @@ _COMMON: tuple[Call | Refusal, ...] = (
     Call("exit_group", "the end"),
     # What libraries try, and do without
     Refusal("ioctl", errno.ENOTTY, "is this file a terminal", (Condition(1, termios.TCGETS),)),
+    Refusal("ioctl", errno.ENOTTY, "how wide is the terminal", (Condition(1, termios.TIOCGWINSZ),)),
     Refusal("mkdir", errno.EACCES, "caches"),
     Refusal("unlink", errno.EACCES, "caches"),
     Refusal("mbind", errno.EPERM, "memory nodes"),

@@ -47,8 +47,8 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        keepers = [asyncio.create_task(_keep("zygote", self._run_zygote))]
-        keepers.append(asyncio.create_task(_keep("broker", self._run_broker)))
+        runs = {"zygote": self._run_zygote, "broker": self._run_broker}
+        keepers = [asyncio.create_task(_keep(name, run, stopping)) for name, run in runs.items()]
         stopped = asyncio.create_task(stopping.wait())
         try:
             # A keeper only ever ends by an error of ours: then stop, and let main tell.
@@ -150,13 +150,15 @@ class Supervisor:
         return broker_config(self._config, allowed_uids=(os.geteuid(),))
 
 
-async def _keep(name: str, run: Callable[[], Awaitable[str]]) -> None:
-    """Run a child again whenever it ends, later each time it ends soon."""
+async def _keep(name: str, run: Callable[[], Awaitable[str]], stopping: asyncio.Event) -> None:
+    """Until the daemon stops, run a child again whenever it ends: later each time that it ended soon."""
     backoff = _FIRST_BACKOFF_SECONDS
     loop = asyncio.get_running_loop()
     while True:
         started = loop.time()
         cause = await run()
+        if stopping.is_set():
+            return
         if loop.time() - started > _STEADY_SECONDS:
             backoff = _FIRST_BACKOFF_SECONDS
         log.write("supervisor", f"{name}_ended", cause=cause, restart_after=backoff)
