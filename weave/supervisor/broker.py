@@ -4,8 +4,16 @@ import asyncio
 
 from weave.config.parts import BrokerConfig, to_memfd
 from weave.protocol.channel import ChannelViolation, close_all
-from weave.protocol.control_messages import FromBroker, LockedDown, NewConfig, StartWorker, Stop, StopWorker
-from weave.protocol.control_messages import WorkerEnded, WorkerStarted
+from weave.protocol.control_messages import (
+    FromBroker,
+    LockedDown,
+    NewConfig,
+    StartWorker,
+    Stop,
+    StopWorker,
+    WorkerEnded,
+    WorkerStarted,
+)
 from weave.protocol.waiting import receive
 from weave.sandbox import attestation
 from weave.supervisor.child import Child, describe_status
@@ -65,14 +73,9 @@ class Broker:
         finally:
             close_all([memfd])
 
-    async def stop(self, seconds: float) -> None:
-        """Let it tell its clients, then make sure."""
+    def stop(self) -> None:
+        """It tells its clients, then ends."""
         self._child.send(Stop())
-        try:
-            async with asyncio.timeout(seconds):
-                await self._child.ended()
-        except TimeoutError:
-            self._child.kill()
 
     async def close(self) -> str:
         """End it if it has not ended. Returns the cause."""

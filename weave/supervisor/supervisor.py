@@ -47,19 +47,21 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        runs = {"zygote": self._run_zygote, "broker": self._run_broker}
-        keepers = [asyncio.create_task(_keep(name, run, stopping)) for name, run in runs.items()]
+        zygotes = asyncio.create_task(_keep("zygote", self._run_zygote, stopping))
+        brokers = asyncio.create_task(_keep("broker", self._run_broker, stopping))
         stopped = asyncio.create_task(stopping.wait())
         try:
             # A keeper only ever ends by an error of ours: then stop, and let main tell.
-            done, _ = await asyncio.wait([stopped, *keepers], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopped, zygotes, brokers], return_when=asyncio.FIRST_COMPLETED)
+            stopping.set()
             log.write("supervisor", "stopping")
             if self._broker is not None:
-                await self._broker.stop(_STOP_SECONDS)
+                self._broker.stop()
+                await asyncio.wait([brokers], timeout=_STOP_SECONDS)
         finally:
-            for task in (stopped, *keepers):
+            for task in (stopped, zygotes, brokers):
                 task.cancel()
-            results = await asyncio.gather(*keepers, return_exceptions=True)
+            results = await asyncio.gather(zygotes, brokers, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
                 raise result
