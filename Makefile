@@ -1,0 +1,42 @@
+# make demo: a picture. make test: all tests. Both set up what they need. docs/operations.md has the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
+
+.PHONY: demo test lint bench train-demo-model lock clean
+
+demo: $(READY)
+	./scripts/demo.sh $(BIN)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.run
+
+train-demo-model: $(READY)
+	$(BIN)/python -m training.shapes.train --output models/shapes
+
+# torch comes by version alone: which of its builds (CPU, CUDA, ROCm) is right differs from machine to machine.
+$(READY): requirements.lock pyproject.toml
+	./scripts/system-packages.sh $(SYSTEM_PACKAGES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements.lock
+	$(BIN)/pip install --quiet "$$(cat requirements-torch.txt)"
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+# After a change of dependencies in pyproject.toml.
+lock: $(READY)
+	$(BIN)/python scripts/lock.py
+
+clean:
+	rm -rf $(VENV)
