@@ -1,4 +1,4 @@
-"""Writes requirements.lock: every dependency but torch, with the hashes of its files as the package index tells them."""
+"""Writes requirements.lock: every dependency but torch, with the hashes of its files as the index tells them."""
 
 import json
 import subprocess

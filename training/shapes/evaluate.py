@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-
 from tests.support.shapes_checker import look
+
 from training.shapes.data import scenes
 
 SEEDS = (1, 2, 3)
@@ -25,9 +25,9 @@ def main() -> None:
         right = []
         for scene in held_out:
             generator = torch.Generator().manual_seed(seed)
-            picture = pipeline(
-                scene.prompt(), num_inference_steps=20, guidance_scale=3.0, generator=generator
-            ).images[0]
+            picture = pipeline(scene.prompt(), num_inference_steps=20, guidance_scale=3.0, generator=generator).images[
+                0
+            ]
             grid.append(np.asarray(picture))
             seen = look(np.asarray(picture))
             right.append([seen.shape == scene.shape, seen.colour == scene.colour, seen.background == scene.background])

@@ -118,7 +118,12 @@ class Connection:
             handle(self, header.request, decode_op(payload))
         except RequestError as error:
             log.write(
-                "broker", "request_refused", peer=self.peer, code=error.code.value, field=error.field, request=header.request
+                "broker",
+                "request_refused",
+                peer=self.peer,
+                code=error.code.value,
+                field=error.field,
+                request=header.request,
             )
             self.send(header.request, Error.from_exception(error))
 
@@ -142,7 +147,7 @@ class Connection:
         return taken
 
     async def _read(self) -> None:
-        """With no room for ancillary data: descriptors that a client sends never get in, and MSG_CTRUNC tells of them."""
+        """With no room for ancillary data a client's descriptors never get in; MSG_CTRUNC tells of them."""
         while True:
             try:
                 data, _, flags, _ = self._sock.recvmsg(_READ_BYTES)

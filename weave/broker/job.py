@@ -3,8 +3,8 @@
 import asyncio
 from typing import TYPE_CHECKING, Literal
 
-from weave.protocol.client_messages import Error, Event, Generate, ModelOffer
 from weave.protocol.bounds import Parameters
+from weave.protocol.client_messages import Error, Event, Generate, ModelOffer
 from weave.protocol.errors import ErrorCode, RequestError
 
 if TYPE_CHECKING:

@@ -141,5 +141,3 @@ def _check_update(message: Update, descriptors: list[int], job: Job, step: int) 
         raise ChannelViolation(f"{message.size} bytes of raw image instead of {pixels}")
     check_sealed_memfd(descriptors[0], message.size)
     return step
-
-

@@ -7,7 +7,7 @@ from msgspec import Meta, Struct, field, structs
 
 from weave.config.families import FAMILIES
 from weave.protocol.bounds import Bounds, Parameters, check_parameters
-from weave.protocol.client_messages import Defaults, ModelOffer
+from weave.protocol.client_messages import ModelOffer
 from weave.protocol.errors import RequestError
 
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=86400)]
@@ -24,7 +24,7 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     pass
 
 
-class DeviceConfig(_Table):
+class DeviceConfig(_Table, frozen=True, kw_only=True):
     """Where models run. `threads` is for the CPU; 0 means one a core."""
 
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
@@ -32,7 +32,7 @@ class DeviceConfig(_Table):
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
 
 
-class Limits(_Table):
+class Limits(_Table, frozen=True, kw_only=True):
     """Every limit is per UID where its name says so: a client could open many connections."""
 
     connections: Count = 128
@@ -54,7 +54,7 @@ class Limits(_Table):
     idle_unload_seconds: Seconds = 300.0
 
 
-class BoundsOverride(_Table):
+class BoundsOverride(_Table, frozen=True, kw_only=True):
     """Bounds of one model that differ from its family's, as tables such as width = { min = 64, max = 512 }."""
 
     width: dict[str, int] = {}
@@ -67,7 +67,7 @@ class BoundsOverride(_Table):
     prompt_characters: dict[str, int] = {}
 
 
-class DefaultsOverride(_Table):
+class DefaultsOverride(_Table, frozen=True, kw_only=True):
     """Parameters of one model that a client may leave out, where they differ from its family's."""
 
     width: int | None = None
@@ -77,7 +77,7 @@ class DefaultsOverride(_Table):
     scheduler: str | None = None
 
 
-class ModelConfig(_Table):
+class ModelConfig(_Table, frozen=True, kw_only=True):
     """One model: a folder in diffusers layout, or one .safetensors file with a `layout` folder beside it.
 
     `sha256` pins files, by their path inside the folder, to a digest in hex.
@@ -92,7 +92,7 @@ class ModelConfig(_Table):
     sha256: dict[str, Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]] = {}
 
 
-class Config(_Table):
+class Config(_Table, frozen=True, kw_only=True):
     """The whole file."""
 
     models: dict[str, ModelConfig]

@@ -29,7 +29,7 @@ def choose_dtype(device: torch.device, setting: str) -> torch.dtype:
 
 
 def warm_up(device: torch.device) -> None:
-    """Touch what starts threads, opens device files or loads libraries: BLAS, convolutions, attention, random numbers."""
+    """Touch what starts threads, opens device files or loads libraries."""
     picture = torch.randn(1, 8, 64, 64, device=device)
     functional.conv2d(picture, torch.randn(8, 8, 3, 3, device=device))
     matrix = torch.randn(256, 256, device=device)

@@ -1,7 +1,7 @@
 """The environment of the zygote and of every worker forked from it.
 
-It must be set before torch, diffusers or transformers are imported: most of these are read once, at import. They are the
-outer layer only; that a worker has no network is enforced by its sandbox (docs/security.md).
+It must be set before torch, diffusers or transformers are imported: most of these are read once, at import. They are
+the outer layer only; that a worker has no network is enforced by its sandbox (docs/security.md).
 """
 
 OFFLINE_ENVIRONMENT: dict[str, str] = {
@@ -16,20 +16,20 @@ OFFLINE_ENVIRONMENT: dict[str, str] = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-    # transformers/core_model_loading.py starts a thread pool for each load; a sandboxed worker loads in the thread it has.
+    # transformers/core_model_loading.py starts a thread pool for each load; a worker loads in its own thread.
     "HF_DEACTIVATE_ASYNC_LOAD": "1",
     # No bars on stderr, which is the log; a tqdm bar also makes a multiprocessing lock (a file in /dev/shm).
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # Their warnings are for authors of notebooks; errors still reach us as exceptions.
     "DIFFUSERS_VERBOSITY": "error",
     "TRANSFORMERS_VERBOSITY": "error",
-    # numpy's OpenBLAS starts its threads at import, and a process that forks must have one thread only (pthread_atfork(3)).
+    # numpy's OpenBLAS starts its threads at import, and a process that forks must have one only (pthread_atfork(3)).
     "OPENBLAS_NUM_THREADS": "1",
-    # OpenMP's threads wait asleep instead of spinning: 100 times faster on a desktop whose cores are busy with other things.
+    # OpenMP's threads wait asleep instead of spinning: 100 times faster where the cores are busy with other things.
     "OMP_WAIT_POLICY": "PASSIVE",
     # The Rust tokenizers would start a pool for a batch of prompts, after lockdown.
     "TOKENIZERS_PARALLELISM": "false",
-    # torch/cuda/__init__.py: is_available() asks NVML instead of calling cuInit, after which a forked child cannot use CUDA.
+    # torch/cuda/__init__.py: is_available() asks NVML instead of cuInit, after which a forked child cannot use CUDA.
     # Libraries ask it when they are imported.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     # CUDA loads a kernel when it is first used, and that reads a file and maps memory: have it all before lockdown.

@@ -6,8 +6,9 @@ runs (diffusers has had ways around its own checks: CVE-2026-44513).
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import diffusers
@@ -15,7 +16,7 @@ import torch
 import transformers
 from PIL import Image, PngImagePlugin
 
-from weave.gpu_worker.model_files import ModelFilesRefused
+from weave.model_files import ModelFilesRefused
 
 _PREVIEW_SIDE = 256
 
@@ -44,7 +45,7 @@ class Family(NamedTuple):
     schedulers: tuple[str, ...]
     encoders: int
     optional: frozenset[str] = frozenset()
-    fixed: dict[str, Any] = {}
+    fixed: Mapping[str, Any] = MappingProxyType({})
 
 
 _STABLE_DIFFUSION = Family(

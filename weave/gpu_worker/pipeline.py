@@ -54,9 +54,7 @@ def _draw(job: Job, image: int) -> Image.Image:
     generator = torch.Generator("cpu").manual_seed(_seed(parameters, image))
     with torch.inference_mode():
         result = job.pipeline(
-            **call_arguments(
-                job.model.family, (parameters.prompt,), parameters.negative_prompt, parameters.cfg_scale
-            ),
+            **call_arguments(job.model.family, (parameters.prompt,), parameters.negative_prompt, parameters.cfg_scale),
             width=parameters.width,
             height=parameters.height,
             num_inference_steps=parameters.steps,

@@ -9,8 +9,8 @@ from weave import log
 from weave.config.parts import WorkerModel
 from weave.gpu_worker import device as devices
 from weave.gpu_worker.families import load_pipeline
-from weave.gpu_worker.model_files import ModelFilesRefused, check_model_files, check_sha256
 from weave.gpu_worker.pipeline import Cancelled, Job, run
+from weave.model_files import ModelFilesRefused, check_model_files, check_sha256
 from weave.protocol.bounds import check_parameters
 from weave.protocol.channel import Channel, ChannelViolation, close_all
 from weave.protocol.errors import RequestError

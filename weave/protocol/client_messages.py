@@ -20,13 +20,13 @@ class _Op(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_fie
     pass
 
 
-class LoadModel(_Op, tag="load_model"):
+class LoadModel(_Op, frozen=True, kw_only=True, tag="load_model"):
     """Have the worker hold `model`, so that the next picture starts at once. Answered by done."""
 
     model: str
 
 
-class Generate(_Op, tag="generate"):
+class Generate(_Op, frozen=True, kw_only=True, tag="generate"):
     """Draw pictures. What is left out takes the model's default; no model means the one that is loaded.
 
     Answered by queued, loading, progress, preview and image events, then one done or error.
@@ -47,19 +47,19 @@ class Generate(_Op, tag="generate"):
     deliver: Delivery = "inline"
 
 
-class Unload(_Op, tag="unload"):
+class Unload(_Op, frozen=True, kw_only=True, tag="unload"):
     """End the worker once its running job is done, so that all of its memory comes back. Answered by done."""
 
 
-class Status(_Op, tag="status"):
+class Status(_Op, frozen=True, kw_only=True, tag="status"):
     """Answered by status."""
 
 
-class ListModels(_Op, tag="list_models"):
+class ListModels(_Op, frozen=True, kw_only=True, tag="list_models"):
     """Answered by models."""
 
 
-class Cancel(_Op, tag="cancel"):
+class Cancel(_Op, frozen=True, kw_only=True, tag="cancel"):
     """Cancel a job: by its `request` number on this connection, or by `job` from any connection of the same user.
 
     Answered by done; the job itself ends with the error `cancelled`.
@@ -76,20 +76,20 @@ class _Event(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit
     pass
 
 
-class Queued(_Event, tag="queued"):
+class Queued(_Event, frozen=True, kw_only=True, tag="queued"):
     """The job was accepted; `position` jobs will start before it. Sent again whenever that number changes."""
 
     job: int
     position: int
 
 
-class Loading(_Event, tag="loading"):
+class Loading(_Event, frozen=True, kw_only=True, tag="loading"):
     """The job waits for its model to be loaded."""
 
     model: str
 
 
-class Progress(_Event, tag="progress"):
+class Progress(_Event, frozen=True, kw_only=True, tag="progress"):
     """`step` of `steps` is done for image number `image` (from 0)."""
 
     image: int
@@ -97,7 +97,7 @@ class Progress(_Event, tag="progress"):
     steps: int
 
 
-class Preview(_Event, tag="preview"):
+class Preview(_Event, frozen=True, kw_only=True, tag="preview"):
     """An unfinished image, a PNG of `size` bytes, follows in an image frame."""
 
     image: int
@@ -107,7 +107,7 @@ class Preview(_Event, tag="preview"):
     size: int
 
 
-class Image(_Event, tag="image"):
+class Image(_Event, frozen=True, kw_only=True, tag="image"):
     """A finished image of `size` bytes follows in an image frame (inline) or came with this one (fd).
 
     Raw images are rows from top to bottom of RGB pixels, 8 bits a channel, no padding.
@@ -131,7 +131,7 @@ class Timings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     generating: float = 0.0
 
 
-class Done(_Event, tag="done"):
+class Done(_Event, frozen=True, kw_only=True, tag="done"):
     """The request is finished. A generation tells its model, its first seed and where the time went."""
 
     model: str | None = None
@@ -139,7 +139,7 @@ class Done(_Event, tag="done"):
     timings: Timings | None = None
 
 
-class Error(_Event, tag="error"):
+class Error(_Event, frozen=True, kw_only=True, tag="error"):
     """The request failed; `field`, `value`, `min` and `max` say which bound, `retry_after` is in seconds."""
 
     code: ErrorCode
@@ -175,7 +175,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
     position: int
 
 
-class StatusReport(_Event, tag="status", omit_defaults=False):
+class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_defaults=False):
     """What the daemon is doing. Memory is in bytes, uptime in seconds; `jobs` holds only the asker's own."""
 
     version: str
@@ -217,7 +217,7 @@ class ModelOffer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     schedulers: tuple[str, ...]
 
 
-class Models(_Event, tag="models", omit_defaults=False):
+class Models(_Event, frozen=True, kw_only=True, tag="models", omit_defaults=False):
     """The models that can be asked for; `default` is what a person who names none most likely wants."""
 
     models: tuple[ModelOffer, ...]
@@ -227,8 +227,8 @@ class Models(_Event, tag="models", omit_defaults=False):
 
 Event: TypeAlias = Queued | Loading | Progress | Preview | Image | Done | Error | StatusReport | Models
 
-_op_decoder = msgspec.json.Decoder(ClientMessage)
-_event_decoder = msgspec.json.Decoder(Event)
+_op_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
+_event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _encoder = msgspec.json.Encoder()
 _FIELD_IN_ERROR = re.compile(r"at `\$\.([a-z_0-9]+)|(?:field|unknown field|unknown) `([a-z_0-9]+)`")
 

@@ -9,7 +9,7 @@ class _Message(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, ta
     pass
 
 
-class LockedDown(_Message, tag="locked_down"):
+class LockedDown(_Message, frozen=True, kw_only=True, tag="locked_down"):
     """A broker or worker is past lock_down(). Comes with its seccomp listener, through which the supervisor
     hears of every refused system call. `layers` is what the child says is in force; what counts is what the
     supervisor then reads in /proc itself."""
@@ -20,14 +20,14 @@ class LockedDown(_Message, tag="locked_down"):
 # Broker and supervisor
 
 
-class StartWorker(_Message, tag="start_worker"):
+class StartWorker(_Message, frozen=True, kw_only=True, tag="start_worker"):
     """The broker needs a worker for `model`. Answered by WorkerStarted or WorkerEnded with the same `worker`."""
 
     worker: int
     model: str
 
 
-class StopWorker(_Message, tag="stop_worker"):
+class StopWorker(_Message, frozen=True, kw_only=True, tag="stop_worker"):
     """End that worker: SIGKILL, so that a worker that hangs in native code goes too. Answered by WorkerEnded."""
 
     worker: int
@@ -37,25 +37,25 @@ class StopWorker(_Message, tag="stop_worker"):
 FromBroker: TypeAlias = LockedDown | StartWorker | StopWorker
 
 
-class WorkerStarted(_Message, tag="worker_started"):
+class WorkerStarted(_Message, frozen=True, kw_only=True, tag="worker_started"):
     """The worker is attested. Its channel comes along."""
 
     worker: int
     layers: tuple[str, ...]
 
 
-class WorkerEnded(_Message, tag="worker_ended"):
+class WorkerEnded(_Message, frozen=True, kw_only=True, tag="worker_ended"):
     """The worker is gone, and all of its memory with it. `cause` is for the log and for status."""
 
     worker: int
     cause: str
 
 
-class NewConfig(_Message, tag="new_config"):
+class NewConfig(_Message, frozen=True, kw_only=True, tag="new_config"):
     """A sealed memfd with the receiver's own part of the new config comes along (SIGHUP)."""
 
 
-class Stop(_Message, tag="stop"):
+class Stop(_Message, frozen=True, kw_only=True, tag="stop"):
     """Tell the clients that the daemon is stopping, then exit."""
 
 
@@ -65,7 +65,7 @@ ToBroker: TypeAlias = WorkerStarted | WorkerEnded | NewConfig | Stop
 # Zygote and supervisor
 
 
-class ForkWorker(_Message, tag="fork_worker"):
+class ForkWorker(_Message, frozen=True, kw_only=True, tag="fork_worker"):
     """Fork a worker for `model`. Two descriptors come along: its channel to the broker, its channel to the
     supervisor. Answered by Forked, and by Exited when it is gone."""
 
@@ -76,18 +76,18 @@ class ForkWorker(_Message, tag="fork_worker"):
 ToZygote: TypeAlias = ForkWorker | NewConfig
 
 
-class Imported(_Message, tag="imported"):
+class Imported(_Message, frozen=True, kw_only=True, tag="imported"):
     """torch and diffusers are imported: workers can be forked."""
 
 
-class Forked(_Message, tag="forked"):
+class Forked(_Message, frozen=True, kw_only=True, tag="forked"):
     """The worker runs; its pidfd comes along."""
 
     worker: int
     pid: int
 
 
-class Exited(_Message, tag="exited"):
+class Exited(_Message, frozen=True, kw_only=True, tag="exited"):
     """The worker is reaped. `status` is an exit status, or minus the number of the signal that ended it."""
 
     worker: int

@@ -1,6 +1,6 @@
 """Frames of the client protocol: one header of 16 bytes before every payload, both ways.
 
-    magic `WEVE` · version u16 · kind u16 · length u32 · request u32, big-endian (docs/protocol.md)
+magic `WEVE` · version u16 · kind u16 · length u32 · request u32, big-endian (docs/protocol.md)
 """
 
 import enum

@@ -16,11 +16,11 @@ class _Message(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, ta
     pass
 
 
-class Load(_Message, tag="load"):
+class Load(_Message, frozen=True, kw_only=True, tag="load"):
     """Read the model's files and put it on the device. Answered by Loaded or Failed."""
 
 
-class Run(_Message, tag="run"):
+class Run(_Message, frozen=True, kw_only=True, tag="run"):
     """Draw the images of one job. Answered by Progress, Preview and Image, then Finished or Failed.
 
     A preview is sent after every `preview_every` steps; 0 sends none.
@@ -32,7 +32,7 @@ class Run(_Message, tag="run"):
     preview_every: int
 
 
-class CancelRun(_Message, tag="cancel"):
+class CancelRun(_Message, frozen=True, kw_only=True, tag="cancel"):
     """Stop the running job at its next step. Answered by Failed; ignored if that job is over already."""
 
     job: int
@@ -48,7 +48,7 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True):
     total: int
 
 
-class Loaded(_Message, tag="loaded"):
+class Loaded(_Message, frozen=True, kw_only=True, tag="loaded"):
     """The model is on `device`, its weights as `dtype`."""
 
     device: str
@@ -56,7 +56,7 @@ class Loaded(_Message, tag="loaded"):
     memory: Memory
 
 
-class Progressed(_Message, tag="progress"):
+class Progressed(_Message, frozen=True, kw_only=True, tag="progress"):
     """`step` (from 1) of image number `image` (from 0) is done."""
 
     job: int
@@ -64,7 +64,7 @@ class Progressed(_Message, tag="progress"):
     step: int
 
 
-class Previewed(_Message, tag="preview"):
+class Previewed(_Message, frozen=True, kw_only=True, tag="preview"):
     """A sealed memfd with a PNG of `size` bytes comes along."""
 
     job: int
@@ -75,7 +75,7 @@ class Previewed(_Message, tag="preview"):
     size: int
 
 
-class Made(_Message, tag="image"):
+class Made(_Message, frozen=True, kw_only=True, tag="image"):
     """A sealed memfd with `size` bytes of image number `image` comes along: PNG, or width * height * 3 raw."""
 
     job: int
@@ -83,14 +83,14 @@ class Made(_Message, tag="image"):
     size: int
 
 
-class Finished(_Message, tag="finished"):
+class Finished(_Message, frozen=True, kw_only=True, tag="finished"):
     """All images of the job have been sent."""
 
     job: int
     memory: Memory
 
 
-class Failed(_Message, tag="failed"):
+class Failed(_Message, frozen=True, kw_only=True, tag="failed"):
     """The job, or the loading of the model (job 0), ended without a result; the worker lives on.
 
     `detail` is for the log, never for a client: it may hold a path.

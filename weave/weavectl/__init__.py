@@ -1,0 +1,1 @@
+"""weavectl: the command line on the client."""
