@@ -1,0 +1,21 @@
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.daemon import Daemon
+
+
+@pytest.fixture(scope="session")
+def shared_daemon() -> Iterator[Daemon]:
+    """For tests that leave the daemon as they found it."""
+    daemon = Daemon().wait_until_serving()
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    """For tests that hurt it."""
+    daemon = Daemon().wait_until_serving()
+    yield daemon
+    daemon.stop()

@@ -1,0 +1,192 @@
+"""What a client must not send, over the real socket: each gets its error, and the connection lives on where it can."""
+
+import json
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.daemon import Daemon
+from weave.protocol.frames import Kind, pack_frame, parse_header
+
+GENERATE = {"op": "generate", "model": "shapes", "prompt": "a red circle", "steps": 2}
+
+
+@pytest.fixture
+def raw(shared_daemon: Daemon) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(shared_daemon.socket))
+        connection.settimeout(60)
+        yield connection
+
+
+def send(connection: socket.socket, payload: bytes, request: int = 7) -> None:
+    connection.sendall(pack_frame(Kind.CONTROL, request, payload))
+
+
+def receive(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    header = parse_header(exactly(connection, 16), from_client=False)
+    return header.request, json.loads(exactly(connection, header.length))
+
+
+def exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = connection.recv(size - len(data))
+        assert more, "closed"
+        data += more
+    return data
+
+
+def lives_on(connection: socket.socket) -> bool:
+    send(connection, b'{"op":"status"}', 8)
+    return receive(connection)[1]["event"] == "status"
+
+
+HEADERS = {
+    "magic": struct.pack(">4sHHII", b"HTTP", 2, 0x10, 2, 1),
+    "version": struct.pack(">4sHHII", b"WEVE", 3, 0x10, 2, 1),
+    "version zero": struct.pack(">4sHHII", b"WEVE", 0, 0x10, 2, 1),
+    "kind": struct.pack(">4sHHII", b"WEVE", 2, 0x12, 2, 1),
+    "kind of an image": struct.pack(">4sHHII", b"WEVE", 2, 0x11, 2, 1),
+    "length zero": struct.pack(">4sHHII", b"WEVE", 2, 0x10, 0, 1),
+    "length over 64 KiB": struct.pack(">4sHHII", b"WEVE", 2, 0x10, 65537, 1),
+    "length huge": struct.pack(">4sHHII", b"WEVE", 2, 0x10, 0xFFFFFFFF, 1),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_bad_header_is_told_and_the_connection_closed(raw: socket.socket, name: str) -> None:
+    raw.sendall(HEADERS[name] + b"{}")
+    request, error = receive(raw)
+    assert (request, error["code"]) == (0, "invalid_frame")
+    assert error["field"] == name.split()[0]
+    assert raw.recv(1) == b""
+
+
+PAYLOADS: dict[str, tuple[bytes, str | None]] = {
+    "not JSON": (b"hello", None),
+    "invalid UTF-8": (b'{"op":"generate","prompt":"\xff\xfe"}', None),
+    "half a surrogate": (b'{"op":"generate","prompt":"\\ud800","model":"shapes"}', None),
+    "an array": (b"[1,2]", None),
+    "deep nesting": (b"[" * 60000, None),
+    "no op": (b"{}", "op"),
+    "unknown op": (b'{"op":"exec"}', "op"),
+    "unknown field": (b'{"op":"status","path":"/etc/passwd"}', "path"),
+    "no prompt": (b'{"op":"generate"}', "prompt"),
+    "string for a number": (b'{"op":"generate","prompt":"x","width":"64"}', "width"),
+    "fraction for an integer": (b'{"op":"generate","prompt":"x","steps":1.5}', "steps"),
+    "true for a number": (b'{"op":"generate","prompt":"x","steps":true}', "steps"),
+    "NaN": (b'{"op":"generate","prompt":"x","cfg_scale":NaN}', None),
+    "infinity": (b'{"op":"generate","prompt":"x","cfg_scale":1e999}', "cfg_scale"),
+    "minus infinity": (b'{"op":"generate","prompt":"x","cfg_scale":-1e999}', "cfg_scale"),
+    "a number of 5000 digits": (b'{"op":"generate","prompt":"x","seed":' + b"9" * 5000 + b"}", "seed"),
+    "unknown format": (b'{"op":"generate","prompt":"x","format":"gif"}', "format"),
+    "cancel of nothing": (b'{"op":"cancel"}', "job"),
+    "cancel of both": (b'{"op":"cancel","job":1,"request":1}', "job"),
+    "cancel of an unknown job": (b'{"op":"cancel","job":99999}', "job"),
+    "cancel of an unknown request": (b'{"op":"cancel","request":99999}', "request"),
+}
+
+
+@pytest.mark.parametrize("name", PAYLOADS)
+def test_a_bad_payload_is_told_and_the_connection_lives_on(raw: socket.socket, name: str) -> None:
+    payload, field = PAYLOADS[name]
+    send(raw, payload)
+    request, error = receive(raw)
+    assert (request, error["event"], error["code"], error.get("field")) == (7, "error", "invalid_request", field)
+    assert lives_on(raw)
+
+
+BOUNDS: dict[str, tuple[dict[str, Any], str]] = {
+    "width below": ({"width": 63}, "width"),
+    "width above": ({"width": 65}, "width"),
+    "width negative": ({"width": -64}, "width"),
+    "height above": ({"height": 128}, "height"),
+    "steps below": ({"steps": 0}, "steps"),
+    "steps above": ({"steps": 101}, "steps"),
+    "cfg_scale below": ({"cfg_scale": -0.1}, "cfg_scale"),
+    "cfg_scale above": ({"cfg_scale": 20.1}, "cfg_scale"),
+    "seed below": ({"seed": -1}, "seed"),
+    "seed above": ({"seed": 2**64}, "seed"),
+    "seed of 4000 digits": ({"seed": 10**4000}, "seed"),
+    "images below": ({"images": 0}, "images"),
+    "images above": ({"images": 9}, "images"),
+    "preview_every below": ({"preview_every": -1}, "preview_every"),
+    "prompt empty": ({"prompt": ""}, "prompt_bytes"),
+    "prompt of too many characters": ({"prompt": "x" * 2001}, "prompt_characters"),
+    "prompt of too many bytes": ({"prompt": "x" * 60000}, "prompt_bytes"),
+    "negative prompt of too many characters": ({"negative_prompt": "x" * 2001}, "negative_prompt_characters"),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_what_is_out_of_bounds_is_told_with_field_value_and_bound(raw: socket.socket, name: str) -> None:
+    changed, field = BOUNDS[name]
+    send(raw, json.dumps(GENERATE | changed).encode())
+    request, error = receive(raw)
+    assert (request, error["code"], error["field"]) == (7, "out_of_bounds", field)
+    assert "value" in error and error["min"] <= error["max"]
+    assert lives_on(raw)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"steps": 1}, {"cfg_scale": 0.0}, {"cfg_scale": 20.0}, {"seed": 0}, {"seed": 2**64 - 1}, {"images": 2}]
+    + [{"prompt": "x"}, {"prompt": "x" * 2000}, {"prompt": "\u20ac" * 2000}, {"negative_prompt": "y" * 2000}],
+    ids=str,
+)
+def test_what_is_just_within_bounds_is_drawn(raw: socket.socket, changed: dict[str, Any]) -> None:
+    send(raw, json.dumps({**GENERATE, "deliver": "fd", **changed}).encode())
+    while (event := receive(raw)[1])["event"] != "done":
+        assert event["event"] != "error", event
+
+
+@pytest.mark.parametrize(
+    "model", ["nothing", "../../etc", "/etc/passwd", "shapes/../shapes", "", "x" * 1000, "shapes\0"]
+)
+def test_a_model_that_is_not_an_id_of_the_list_is_unknown(raw: socket.socket, model: str) -> None:
+    for op in ("generate", "load_model"):
+        message = {"op": op, "model": model} | ({"prompt": "x"} if op == "generate" else {})
+        send(raw, json.dumps(message).encode())
+        error = receive(raw)[1]
+        assert (error["code"], error["field"]) == ("unknown_model", "model")
+    assert lives_on(raw)
+
+
+def test_an_unknown_scheduler_is_told_with_those_there_are(raw: socket.socket) -> None:
+    send(raw, json.dumps(GENERATE | {"scheduler": "os.system"}).encode())
+    error = receive(raw)[1]
+    assert (error["code"], error["field"]) == ("out_of_bounds", "scheduler") and "ddim" in error["message"]
+
+
+def test_a_request_number_in_flight_cannot_be_used_again(raw: socket.socket) -> None:
+    send(raw, json.dumps(GENERATE | {"steps": 50}).encode())
+    send(raw, json.dumps(GENERATE).encode())
+    events = []
+    while not events or events[-1]["event"] not in ("done", "error"):
+        events.append(receive(raw)[1])
+    assert (events[-1]["code"], events[-1]["field"]) == ("invalid_request", "request")
+
+
+def test_a_frame_in_single_bytes_is_a_frame(raw: socket.socket) -> None:
+    for byte in pack_frame(Kind.CONTROL, 7, b'{"op":"status"}'):
+        raw.sendall(bytes([byte]))
+    assert receive(raw)[1]["event"] == "status"
+
+
+def test_half_a_frame_and_then_nothing_is_dropped_without_harm(shared_daemon: Daemon, raw: socket.socket) -> None:
+    raw.sendall(pack_frame(Kind.CONTROL, 7, b'{"op":"status"}')[:20])
+    raw.shutdown(socket.SHUT_WR)
+    assert raw.recv(1) == b""
+    with shared_daemon.client() as client:
+        assert client.status().version
+
+
+def test_a_client_that_sends_a_descriptor_is_dropped(shared_daemon: Daemon, raw: socket.socket) -> None:
+    with open("/dev/null") as file:
+        socket.send_fds(raw, [pack_frame(Kind.CONTROL, 7, b'{"op":"status"}')], [file.fileno()])
+    assert raw.recv(1) == b""
+    assert shared_daemon.events("client_dropped")[-1]["reason"] == "sent a descriptor"

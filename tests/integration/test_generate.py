@@ -1,0 +1,175 @@
+import asyncio
+import os
+
+import numpy as np
+import pytest
+
+from tests.support.daemon import Daemon, wait_for
+from tests.support.pictures import PROMPT, draw, images, pixels
+from tests.support.shapes_checker import look
+from training.shapes.data import scenes
+from weave.client import AsyncClient, WeaveError
+from weave.protocol.client_messages import Done, Image, Preview, Progress, Queued
+from weave.protocol.errors import ErrorCode
+
+
+def test_held_out_prompts_are_drawn_as_asked(shared_daemon: Daemon) -> None:
+    sample = scenes()[1][:20]
+    with shared_daemon.client() as client:
+        seen = [look(pixels(images(draw(client, scene.prompt(), steps=20, seed=1))[0])) for scene in sample]
+    wrong = [(scene, found) for scene, found in zip(sample, seen, strict=True) if tuple(scene) != tuple(found)]
+    assert len(wrong) <= 2, wrong
+
+
+def test_the_same_request_gives_the_same_pixels_and_another_seed_others(shared_daemon: Daemon) -> None:
+    with shared_daemon.client() as client:
+        first, again, other = (images(draw(client, seed=seed))[0] for seed in (5, 5, 6))
+    assert first.data == again.data
+    assert not np.array_equal(pixels(first), pixels(other))
+
+
+def test_events_come_in_order_and_every_step_is_told(shared_daemon: Daemon) -> None:
+    with shared_daemon.client() as client:
+        events = [answer.event for answer in draw(client, steps=6, images=2)]
+    assert isinstance(events[0], Queued)
+    assert [(e.image, e.step) for e in events if isinstance(e, Progress)] == [
+        (i, s) for i in (0, 1) for s in range(1, 7)
+    ]
+    assert isinstance(events[-1], Done) and events[-1].seed == 1 and events[-1].timings is not None
+
+
+def test_image_number_two_is_what_its_own_seed_gives_alone(shared_daemon: Daemon) -> None:
+    with shared_daemon.client() as client:
+        both = images(draw(client, seed=2**64 - 1, images=2))
+        alone = images(draw(client, seed=0))[0]
+    assert [answer.event.seed for answer in both if isinstance(answer.event, Image)] == [2**64 - 1, 0]
+    assert np.array_equal(pixels(both[1]), pixels(alone))
+
+
+def test_a_png_carries_what_it_takes_to_make_it_again(shared_daemon: Daemon) -> None:
+    import io
+
+    from PIL import Image as PillowImage
+
+    with shared_daemon.client() as client:
+        answer = images(draw(client, negative_prompt="ünïcode", seed=9))[0]
+    text = PillowImage.open(io.BytesIO(answer.data)).text  # type: ignore[attr-defined]
+    assert {
+        "prompt": PROMPT,
+        "negative_prompt": "ünïcode",
+        "seed": "9",
+        "steps": "4",
+        "model": "shapes",
+    }.items() <= text.items()
+
+
+def test_raw_pixels_are_the_pixels_of_the_png(shared_daemon: Daemon) -> None:
+    with shared_daemon.client() as client:
+        png, raw = images(draw(client))[0], images(draw(client, format="raw"))[0]
+    assert raw.data == pixels(png).tobytes()
+
+
+def test_an_image_in_a_memfd_is_sealed_and_the_same(shared_daemon: Daemon) -> None:
+    with shared_daemon.client() as client:
+        inline, by_fd = images(draw(client))[0], images(draw(client, deliver="fd"))[0]
+        memfd = by_fd.memfd
+        assert memfd is not None
+        assert os.pread(memfd, len(inline.data) + 1, 0) == inline.data
+        with pytest.raises(PermissionError):
+            os.pwrite(memfd, b"x", 0)
+        os.close(memfd)
+
+
+def test_previews_come_when_asked_for_and_are_pngs(shared_daemon: Daemon) -> None:
+    with shared_daemon.client() as client:
+        answers = draw(client, steps=6, preview_every=2)
+    previews = [answer for answer in answers if isinstance(answer.event, Preview)]
+    assert [answer.event.step for answer in previews if isinstance(answer.event, Preview)] == [2, 4, 6]
+    assert pixels(previews[0]).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "pndm"])
+def test_every_scheduler_runs_in_the_locked_down_worker(shared_daemon: Daemon, scheduler: str) -> None:
+    with shared_daemon.client() as client:
+        assert pixels(images(draw(client, scheduler=scheduler, steps=8))[0]).std() > 0
+
+
+def test_no_model_is_an_error_until_one_is_loaded_and_unload_ends_the_worker(daemon: Daemon) -> None:
+    with daemon.client() as client:
+        with pytest.raises(WeaveError) as refused:
+            draw(client, model=None)
+        assert refused.value.code is ErrorCode.NO_MODEL
+        assert client.load_model("shapes").model == "shapes"
+        assert client.status().worker == "idle" and client.status().memory_used
+        assert images(draw(client, model=None))
+        worker = daemon.pid_of("worker")
+        client.unload()
+        assert client.status().model is None
+        assert not os.path.exists(f"/proc/{worker}")
+
+
+def test_an_idle_worker_is_unloaded() -> None:
+    from tests.support.daemon import DEMO_MODEL
+
+    small = "{ min = 64, max = 64 }"
+    daemon = Daemon(f"""
+        [limits]
+        idle_unload_seconds = 0.5
+        [models.shapes]
+        path = "{DEMO_MODEL}"
+        family = "sd1"
+        bounds = {{ width = {small}, height = {small} }}
+        defaults = {{ width = 64, height = 64 }}
+    """).wait_until_serving()
+    try:
+        with daemon.client() as client:
+            draw(client)
+            wait_for(lambda: client.status().worker == "none")
+            assert "worker" not in daemon.processes().values()
+            assert images(draw(client))
+    finally:
+        daemon.stop()
+
+
+def test_a_cancelled_running_job_ends_and_the_next_picture_is_right(shared_daemon: Daemon) -> None:
+    with shared_daemon.client() as client, shared_daemon.client() as other:
+        expected = images(draw(client))[0].data
+        answers = client.generate(PROMPT, model="shapes", steps=100, images=8)
+        job = next(answer.event.job for answer in answers if isinstance(answer.event, Queued))
+        next(answer for answer in answers if isinstance(answer.event, Progress))
+        other.cancel(job=job)
+        with pytest.raises(WeaveError) as ended:
+            list(answers)
+        assert ended.value.code is ErrorCode.CANCELLED
+        assert images(draw(other))[0].data == expected
+
+
+def test_a_client_that_disconnects_has_its_jobs_cancelled(shared_daemon: Daemon) -> None:
+    with shared_daemon.client() as client:
+        answers = client.generate(PROMPT, model="shapes", steps=100, images=8)
+        next(answer for answer in answers if isinstance(answer.event, Progress))
+        client.close()
+    with shared_daemon.client() as client:
+        wait_for(lambda: client.status().worker == "idle", seconds=20)
+
+
+def test_many_requests_on_one_connection_interleave() -> None:
+    daemon = Daemon().wait_until_serving()
+
+    async def main() -> list[bytes]:
+        async with AsyncClient(daemon.socket) as client:
+
+            async def one(seed: int) -> bytes:
+                answers = [a async for a in client.generate(PROMPT, model="shapes", steps=4, seed=seed)]
+                return images(answers)[0].data
+
+            drawing = asyncio.gather(*(one(seed % 3) for seed in range(9)))
+            await asyncio.sleep(0)
+            assert (await client.status()).version
+            return await drawing
+
+    try:
+        drawn = asyncio.run(main())
+        assert len(set(drawn)) == 3 and drawn[:3] * 3 == drawn
+    finally:
+        daemon.stop()

@@ -1,0 +1,84 @@
+"""The real daemon, as a user starts it, in a runtime folder of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from weave.client import Client, NotRunning
+
+COMMAND = Path(sys.executable).with_name("weave-compute")
+DEMO_MODEL = Path(__file__).resolve().parents[2] / "models" / "shapes"
+
+
+class Daemon:
+    """`config` is TOML; none means the built-in default. `prefix` goes before the command (unshare, ...)."""
+
+    def __init__(self, config: str | None = None, prefix: tuple[str, ...] = (), folder: Path | None = None) -> None:
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="weave-test-"))
+        self.socket = self.folder / "weave" / "weave.sock"
+        self.config = self.folder / "config" / "weave" / "weave-compute.toml"
+        if config is not None:
+            self.config.parent.mkdir(parents=True, exist_ok=True)
+            self.config.write_text(config)
+        self._log = open(self.folder / "log", "ab")  # noqa: SIM115 - lives as long as the daemon
+        environment = os.environ | {"XDG_RUNTIME_DIR": str(self.folder), "XDG_CONFIG_HOME": str(self.folder / "config")}
+        self.process = subprocess.Popen([*prefix, COMMAND], env=environment, stderr=self._log)
+
+    def wait_until_serving(self) -> "Daemon":
+        wait_for(lambda: self.events("serving") or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log()
+        return self
+
+    def client(self) -> Client:
+        return Client(self.socket, timeout=100)
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        lines = (json.loads(line) for line in self.log().splitlines() if line.startswith("{"))
+        return [line for line in lines if line["event"] == name]
+
+    def processes(self) -> dict[int, str]:
+        """Every process of this daemon, by what it is."""
+        found = {}
+        for pid in _descendants(self.process.pid):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            module = command[command.index(b"-m") + 1].decode() if b"-m" in command else "?"
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            found[pid] = "worker" if parent != self.process.pid else module.removeprefix("weave.")
+        return found
+
+    def pid_of(self, name: str) -> int:
+        return next(pid for pid, role in self.processes().items() if role == name)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(30)
+        self._log.close()
+        return status
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """The condition's value once it holds; fails where it never does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if value := condition():
+                return value
+        except (NotRunning, ProcessLookupError, FileNotFoundError, StopIteration):
+            pass
+        time.sleep(0.02)
+    raise AssertionError("it never came to that")
+
+
+def _descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid for child in children for pid in (int(child), *_descendants(int(child)))]
