@@ -13,7 +13,7 @@ from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, clo
 from weave.protocol.client_messages import Done, Image, Loading, Preview, Progress, Timings
 from weave.protocol.control_messages import StartWorker, StopWorker, ToBroker, WorkerEnded, WorkerStarted
 from weave.protocol.errors import ErrorCode
-from weave.protocol.worker_messages import Made, Previewed, Progressed
+from weave.protocol.worker_messages import Failed, Made, Previewed, Progressed
 
 # A cancelled job ends at its next step; a worker that takes longer than this is killed.
 _CANCEL_SECONDS = 10.0
@@ -117,6 +117,8 @@ class Gpu:
         started = loop.time()
         try:
             await self._have_model(job)
+            if job.cancelled.is_set():
+                raise WorkerError(Failed(job=job.number, reason="cancelled", detail=""))
             loaded = loop.time()
             timings = Timings(queued=started - job.queued_at, loading=loaded - started, generating=0.0)
             if job.parameters is None:
@@ -146,7 +148,8 @@ class Gpu:
         except ChannelClosed:
             await self._end_worker("the worker is gone")
             self._lost(job)
-        self.state = "idle" if self.worker else "none"
+        finally:
+            self.state = "idle" if self.worker else "none"
 
     def _lost(self, job: Job) -> None:
         self.restarts += 1
@@ -169,8 +172,6 @@ class Gpu:
         self.state = "loading"
         async with asyncio.timeout(self.limits.load_seconds):
             await self.worker.load()
-        if job.cancelled.is_set():
-            job.fail(ErrorCode.CANCELLED, "cancelled")
 
     async def _start_worker(self, model: str) -> int | None:
         self._number += 1

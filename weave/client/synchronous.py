@@ -100,7 +100,7 @@ class Client:
             finished = True
             raise
         finally:
-            if not finished:
+            if not finished and self._socket.fileno() >= 0:
                 self.send(Cancel(request=request))
 
     def send(self, message: ClientMessage) -> int:
