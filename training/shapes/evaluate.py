@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from tests.support.shapes_checker import look
 
+from tests.support.shapes_checker import look
 from training.shapes.data import scenes
 
 SEEDS = (1, 2, 3)

@@ -1,0 +1,224 @@
+"""Attacks from inside: a child goes through a real process's own steps up to and including its lock_down(), then
+attacks. Run as `python -m tests.security.attacker ROLE [--without LAYER]`; prints one JSON line an attack.
+
+An attack returns what it gained; it raises OSError where it was refused; the parent, in the supervisor's place,
+reports a violation and kills. LAYER is taken away to show that the attack would work without it.
+"""
+
+import argparse
+import ctypes
+import errno
+import json
+import mmap
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import prctl
+
+from weave.protocol.channel import Channel, socket_pair
+from weave.protocol.control_messages import FromWorkerStart, LockedDown
+from weave.sandbox import attestation, landlock, process, seccomp
+
+DEMO_MODEL = Path(__file__).resolve().parents[2] / "models" / "shapes"
+_libc = ctypes.CDLL(None, use_errno=True)
+# Asked for before lock_down, which refuses the question too.
+PARENT = os.getpid()
+
+
+def syscall(name: str, *arguments: int) -> int:
+    """By number, as injected code would, past every wrapper of libc and Python."""
+    import pyseccomp
+
+    number = pyseccomp.resolve_syscall(pyseccomp.system_arch(), name)
+    result = _libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(result)
+
+
+def mprotect_executable() -> str:
+    page = mmap.mmap(-1, 4096)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    syscall("mprotect", address, 4096, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    return "wrote code"
+
+
+def read(path: str) -> str:
+    return Path(path).read_bytes()[:20].decode(errors="replace")
+
+
+def i386_call() -> str:
+    """mov $20,%eax (getpid on i386); int $0x80; ret: on x86-64 another table of calls."""
+    code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")
+    function = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+    return f"getpid is {function()}"
+
+
+ATTACKS: dict[str, Callable[[], object]] = {
+    **{f"socket {family.name}": lambda family=family: socket.socket(family) for family in socket.AddressFamily},  # type: ignore[misc]
+    "socketpair": socket.socketpair,
+    "connect": lambda: syscall("connect", 0, 0, 0),
+    "bind": lambda: syscall("bind", 0, 0, 0),
+    "execve": lambda: os.execv("/bin/true", ["true"]),
+    "execveat": lambda: syscall("execveat", 0, 0, 0, 0, 0),
+    "fork": os.fork,
+    "vfork": lambda: syscall("vfork"),
+    "clone3": lambda: syscall("clone3", 0, 0),
+    "kill parent": lambda: os.kill(PARENT, 0),
+    "tgkill parent": lambda: syscall("tgkill", PARENT, PARENT, 0),
+    "pidfd_open": lambda: os.pidfd_open(PARENT),
+    "ptrace": lambda: syscall("ptrace", 16, PARENT, 0, 0),
+    "process_vm_readv": lambda: syscall("process_vm_readv", PARENT, 0, 0, 0, 0, 0),
+    "mount": lambda: syscall("mount", 0, 0, 0, 0, 0),
+    "unshare": lambda: syscall("unshare", 0x10000000),
+    "setns": lambda: syscall("setns", 0, 0),
+    "chroot": lambda: os.chroot("/"),
+    "bpf": lambda: syscall("bpf", 0, 0, 0),
+    "perf_event_open": lambda: syscall("perf_event_open", 0, 0, 0, 0, 0),
+    "io_uring_setup": lambda: syscall("io_uring_setup", 1, 0),
+    "keyctl": lambda: syscall("keyctl", 0, 0),
+    "add_key": lambda: syscall("add_key", 0, 0, 0, 0, 0),
+    "userfaultfd": lambda: syscall("userfaultfd", 0),
+    "setuid": lambda: os.setuid(0),
+    "personality": lambda: syscall("personality", 0),
+    "undo no_new_privs": lambda: syscall("prctl", 38, 0, 0, 0, 0),
+    "dumpable again": lambda: prctl.set_dumpable(1),
+    "another seccomp filter": lambda: syscall("seccomp", 1, 0, 0),
+    "ioctl TIOCSTI": lambda: syscall("ioctl", 2, 0x5412, 0),
+    "chmod": lambda: os.chmod("/tmp", 0o1777),
+    "rename": lambda: os.rename("/tmp/a", "/tmp/b"),
+    "symlink": lambda: os.symlink("/etc/passwd", "/tmp/weave-attack"),
+    "read /etc/passwd": lambda: read("/etc/passwd"),
+    "read home": lambda: os.listdir(Path.home()),
+    "read /proc of the parent": lambda: read(f"/proc/{PARENT}/status"),
+    "read own environment": lambda: read("/proc/self/environ"),
+    "list /tmp": lambda: os.listdir("/tmp"),
+    "write a file": lambda: open("/tmp/weave-attack", "w"),  # noqa: SIM115
+    "write to the model": lambda: open(DEMO_MODEL / "unet" / "config.json", "a"),  # noqa: SIM115
+    "i386 call": i386_call,
+}
+
+
+BROKER_ONLY: dict[str, Callable[[], object]] = {
+    "mprotect executable": mprotect_executable,
+    "mmap executable": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC),
+    "memfd_create": lambda: os.memfd_create("x"),
+    "stat": lambda: os.stat("/etc/passwd"),
+}
+
+
+def take_away(layer: str | None) -> None:
+    """Put nothing in the place of one layer's one function."""
+    if layer == "landlock":
+        landlock.restrict = lambda **_: "landlock-taken-away"
+    elif layer == "capabilities":
+        process.drop_capabilities = lambda: "capabilities-taken-away"
+    elif layer == "seccomp":
+        # A listener must come along all the same: one that watches a call nobody makes.
+        original = seccomp.install
+
+        def install(_: object) -> int:
+            import pyseccomp
+
+            seccomp.pyseccomp.NOTIFY, kept = pyseccomp.ALLOW, pyseccomp.NOTIFY
+            seccomp.pyseccomp.ALLOW, allow = kept, pyseccomp.ALLOW
+            try:
+                return original([seccomp.Call("uselib", "nobody calls it")])
+            finally:
+                seccomp.pyseccomp.NOTIFY, seccomp.pyseccomp.ALLOW = kept, allow
+
+        seccomp.install = install  # type: ignore[assignment]
+
+
+def lock_down_as_broker(control: int) -> None:
+    """weave/broker/__main__.py, from its first line to lock_down()."""
+    from weave.broker import __main__ as broker
+
+    broker.drop_capabilities = process.drop_capabilities
+    process.harden(parent=os.getppid())
+    broker.lock_down(Channel.from_fd(control, None))
+
+
+def lock_down_as_worker(control: int) -> None:
+    """weave/gpu_worker/worker.py, from its first line to lock_down()."""
+    from weave.config.load import default_config
+    from weave.config.parts import worker_config
+    from weave.config.schema import DeviceConfig
+    from weave.gpu_worker import worker
+
+    worker.drop_capabilities = process.drop_capabilities
+    worker.keep_only(control)
+    process.harden(parent=os.getppid())
+    layers = worker.confine(worker_config(default_config()).models[0])
+    device = worker.warm_up(DeviceConfig())
+    worker.lock_down(control, layers, device)
+
+
+def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[str, object]:
+    """One attack in a process of its own."""
+    ours, theirs = socket_pair()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(writing, 1)
+        lock_down(theirs.fileno())
+        try:
+            result = f"gained: {attack()!r}"
+        except OSError as error:
+            result = f"refused: {errno.errorcode.get(error.errno or 0)}"
+        os.write(1, result.encode()[:500])
+        os._exit(0)
+    theirs.close()
+    os.close(writing)
+    supervisor: Channel[LockedDown] = Channel(ours, FromWorkerStart)
+    message, (listener,) = supervisor.receive()
+    supervisor.close()
+    outcome: dict[str, object] = {"layers": message.layers}
+    try:
+        attestation.attest(pid, parent=os.getpid(), bounding_set_empty=os.geteuid() == 0)
+    except attestation.AttestationFailed as error:
+        outcome["attestation"] = str(error)
+    ready, _, _ = select.select([listener, reading], [], [], 60)
+    violation = seccomp.receive_violation(listener) if listener in ready else None
+    if violation is not None:
+        outcome["violation"] = violation.call
+        os.kill(pid, signal.SIGKILL)
+    outcome["result"] = os.read(reading, 1000).decode()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status < 0 and violation is None:
+        outcome["violation"] = signal.Signals(-status).name
+    os.close(reading)
+    os.close(listener)
+    return outcome
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("role", choices=("broker", "worker"))
+    options.add_argument("--without", choices=("landlock", "capabilities", "seccomp"))
+    options.add_argument("--only", nargs="*")
+    chosen = options.parse_args()
+    take_away(chosen.without)
+    attacks, lock_down = {**ATTACKS, **BROKER_ONLY}, lock_down_as_broker
+    if chosen.role == "worker":
+        # As in the zygote: everything is imported before the fork.
+        from weave.gpu_worker.environment import OFFLINE_ENVIRONMENT
+
+        os.environ.update(OFFLINE_ENVIRONMENT)
+        import weave.gpu_worker.worker
+
+        assert weave.gpu_worker.worker
+        attacks, lock_down = ATTACKS, lock_down_as_worker
+    for name, attack in attacks.items():
+        if chosen.only is None or name in chosen.only:
+            print(json.dumps({"attack": name, **run(attack, lock_down)}), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""The boundaries of the running daemon: who may connect, what reaches the network, what a child may say."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from tests.support.daemon import Daemon, wait_for
+from tests.support.pictures import draw, images
+from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd, sealed_memfd, socket_pair
+from weave.protocol.worker_messages import FromWorker, Load
+from weave.sandbox.attestation import AttestationFailed, attest
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user or to make a namespace")
+NOBODY = 65534
+
+CONNECT_AND_READ = """
+import os, socket, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+s = socket.socket(socket.AF_UNIX); s.settimeout(20); s.connect(sys.argv[1])
+try: s.sendall(b"WEVE")
+except BrokenPipeError: pass
+try: print(len(s.recv(100)))
+except ConnectionResetError: print(0)
+"""
+
+
+@root_only
+def test_peer_of_another_uid_is_closed_without_a_byte_and_audited(daemon: Daemon) -> None:
+    # Let it through the folder's and the socket's modes, so that the peer check stands alone.
+    os.chmod(daemon.folder, 0o755)
+    os.chmod(daemon.socket.parent, 0o755)
+    os.chmod(daemon.socket, 0o666)
+    other = subprocess.run(
+        [sys.executable, "-c", CONNECT_AND_READ, daemon.socket], capture_output=True, text=True, check=True
+    )
+    assert other.stdout == "0\n"
+    refused = wait_for(lambda: daemon.events("connection_refused"))[0]
+    assert refused["peer"]["uid"] == NOBODY and refused["peer"]["pid"] > 0
+    with daemon.client() as client:
+        assert client.status().version
+
+
+@root_only
+def test_a_picture_is_made_where_there_is_no_network() -> None:
+    daemon = Daemon(prefix=("unshare", "--net")).wait_until_serving()
+    try:
+        with daemon.client() as client:
+            assert images(draw(client))
+    finally:
+        daemon.stop()
+
+
+def test_no_process_of_the_daemon_has_a_network_socket(shared_daemon: Daemon) -> None:
+    with shared_daemon.client() as client:
+        draw(client)
+    for pid, role in {**shared_daemon.processes(), shared_daemon.process.pid: "supervisor"}.items():
+        try:
+            descriptors = os.listdir(f"/proc/{pid}/fd")
+        except PermissionError:
+            pytest.skip("not dumpable, so only root may look")
+        inodes = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in descriptors}
+        with open(f"/proc/{pid}/net/unix") as table:
+            local = {f"socket:[{line.split()[6]}]" for line in list(table)[1:]}
+        assert {inode for inode in inodes if inode.startswith("socket:")} <= local, role
+
+
+def test_the_daemon_says_which_layers_are_in_force(shared_daemon: Daemon) -> None:
+    with shared_daemon.client() as client:
+        draw(client)
+        sandbox = client.status().sandbox
+    for role in ("broker", "worker"):
+        assert {"no-capabilities", "seccomp", "no-new-privs"} <= set(sandbox[role])
+        assert any(layer.startswith("landlock-") for layer in sandbox[role])
+
+
+def test_every_thread_of_broker_and_worker_is_locked_in(shared_daemon: Daemon) -> None:
+    with shared_daemon.client() as client:
+        draw(client)
+    broker, worker, zygote = (shared_daemon.pid_of(role) for role in ("broker", "worker", "gpu_worker"))
+    attest(broker, parent=shared_daemon.process.pid, bounding_set_empty=os.geteuid() == 0)
+    attest(worker, parent=zygote, bounding_set_empty=os.geteuid() == 0)
+    with pytest.raises(AttestationFailed, match="Seccomp is 0"):
+        attest(zygote, parent=shared_daemon.process.pid, bounding_set_empty=False)
+
+
+def test_a_stopped_worker_is_killed_when_its_job_takes_too_long() -> None:
+    from tests.support.daemon import DEMO_MODEL
+
+    small = "width = { min = 64, max = 64 }, height = { min = 64, max = 64 }"
+    daemon = Daemon(
+        f'[limits]\njob_seconds = 2\n[models.shapes]\npath = "{DEMO_MODEL}"\nfamily = "sd1"\n'
+        f"bounds = {{ {small} }}\ndefaults = {{ width = 64, height = 64 }}\n"
+    ).wait_until_serving()
+    try:
+        with daemon.client() as client:
+            expected = images(draw(client))[0].data
+            os.kill(daemon.pid_of("worker"), signal.SIGSTOP)
+            with pytest.raises(Exception, match="longer than is allowed"):
+                draw(client)
+            assert images(draw(client))[0].data == expected
+    finally:
+        daemon.stop()
+
+
+def unsealed() -> int:
+    memfd = os.memfd_create("x", os.MFD_ALLOW_SEALING)
+    os.write(memfd, b"12345678")
+    return memfd
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        unsealed,
+        lambda: sealed_memfd("x", b"1234567"),
+        lambda: sealed_memfd("x", b"123456789"),
+        lambda: os.open("/dev/zero", 0),
+    ],
+    ids=["unsealed", "short", "long", "not a memfd"],
+)
+def test_a_forged_image_memfd_is_a_violation(forged: Callable[[], int]) -> None:
+    check_sealed_memfd(good := sealed_memfd("x", b"12345678"), 8)
+    os.close(good)
+    descriptor = forged()
+    with pytest.raises(ChannelViolation):
+        check_sealed_memfd(descriptor, 8)
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xc1", b"\x00", msgspec.msgpack.encode({"type": "exec"}), msgspec.msgpack.encode(Load()), b"\x91" * 100_000],
+    ids=["not msgpack", "a number", "unknown type", "for the other side", "deep nesting"],
+)
+def test_a_malformed_message_on_a_channel_is_a_violation(data: bytes) -> None:
+    ours, theirs = socket_pair()
+    with theirs:
+        theirs.send(data)
+        channel: Channel[FromWorker] = Channel(ours, FromWorker)
+        with pytest.raises(ChannelViolation):
+            channel.receive()
+        channel.close()
+
+
+def test_descriptors_beyond_the_limit_are_closed_and_a_violation() -> None:
+    ours, theirs = socket_pair()
+    before = len(os.listdir("/proc/self/fd"))
+    with theirs, open("/dev/null") as null:
+        socket.send_fds(theirs, [msgspec.msgpack.encode({"type": "finished"})], [null.fileno()] * 9)
+        channel: Channel[FromWorker] = Channel(ours, FromWorker)
+        with pytest.raises(ChannelViolation):
+            channel.receive()
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+    channel.close()
