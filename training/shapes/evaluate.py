@@ -16,7 +16,7 @@ SEEDS = (1, 2, 3)
 def main() -> None:
     """One table: a row a seed, a column for shape, colour, background and all three."""
     pipeline = StableDiffusionPipeline.from_pretrained(
-        sys.argv[1], local_files_only=True, use_safetensors=True, safety_checker=None
+        sys.argv[1], torch_dtype=torch.float32, local_files_only=True, use_safetensors=True, safety_checker=None
     )
     pipeline.set_progress_bar_config(disable=True)
     held_out = scenes()[1]

@@ -44,5 +44,5 @@ FAMILIES: dict[str, FamilyDefaults] = {
     "sd2": FamilyDefaults(_bounds(1536, 8, 2000), _defaults(768, 25, 7.5, "dpmpp_2m"), DIFFUSION_SCHEDULERS),
     "sdxl": FamilyDefaults(_bounds(2048, 8, 2000), _defaults(1024, 30, 5.0, "euler"), DIFFUSION_SCHEDULERS),
     "sd3": FamilyDefaults(_bounds(2048, 16, 4000), _defaults(1024, 28, 4.5, "flow_euler"), FLOW_SCHEDULERS),
-    "flux": FamilyDefaults(_bounds(2048, 16, 4000), _defaults(1024, 28, 3.5, "flow_euler"), FLOW_SCHEDULERS),
+    "flux": FamilyDefaults(_bounds(2048, 16, 4000), _defaults(1024, 28, 3.5, "flow_euler"), ("flow_euler",)),
 }

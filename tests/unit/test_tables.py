@@ -1,0 +1,114 @@
+"""Tables that must agree although no process sees both, and decisions that need no daemon."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.daemon import DEMO_MODEL
+from weave.config.families import FAMILIES
+from weave.gpu_worker import device
+from weave.gpu_worker import families as worker_families
+from weave.model_files import ModelFilesRefused, check_model_files, check_sha256
+
+
+def test_broker_and_worker_agree_on_families_and_schedulers() -> None:
+    theirs = {name: family.schedulers for name, family in worker_families.FAMILIES.items()}
+    assert {name: family.schedulers for name, family in FAMILIES.items()} == theirs
+    assert all(family.defaults.scheduler in family.schedulers for family in FAMILIES.values())
+
+
+def test_importing_every_family_leaves_one_thread_and_no_cuda() -> None:
+    code = (
+        "import os; from weave.gpu_worker.environment import OFFLINE_ENVIRONMENT as e; os.environ.update(e);"
+        "from weave.gpu_worker.families import FAMILIES, import_families; import_families(FAMILIES);"
+        "import torch; print(len(os.listdir('/proc/self/task')), torch.cuda.is_initialized())"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["1", "False"]
+
+
+def test_the_broker_never_has_torch() -> None:
+    code = "import weave.broker.__main__, weave.supervisor.main, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    "there, setting, expected", [(True, "auto", "cuda:0"), (False, "auto", "cpu"), (True, "cpu", "cpu")]
+)
+def test_the_device_is_chosen(monkeypatch: pytest.MonkeyPatch, there: bool, setting: str, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert str(device.choose_device(setting)) == expected
+
+
+def test_a_gpu_that_is_not_there_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert device.choose_device("cuda") == torch.device("cuda:0")
+    with pytest.raises(RuntimeError, match="cuda:1.*1 GPUs"):
+        device.choose_device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    "where, bf16, setting, expected",
+    [
+        ("cpu", True, "auto", torch.float32),
+        ("cuda", True, "auto", torch.bfloat16),
+        ("cuda", False, "auto", torch.float16),
+        ("cuda", True, "float32", torch.float32),
+    ],
+)
+def test_the_dtype_fits_the_device(
+    monkeypatch: pytest.MonkeyPatch, where: str, bf16: bool, setting: str, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    assert device.choose_dtype(torch.device(where), setting) == expected
+
+
+def test_running_out_of_memory_is_known_for_what_it_is() -> None:
+    assert device.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert device.is_out_of_memory(MemoryError())
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(2**60)
+    assert device.is_out_of_memory(real.value)
+    assert not device.is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_a_file_that_is_not_what_was_pinned_is_refused() -> None:
+    check_model_files(DEMO_MODEL)
+    with pytest.raises(ModelFilesRefused, match=r"unet/config.json: sha256 is"):
+        check_sha256(DEMO_MODEL, {"unet/config.json": "0" * 64})
+
+
+HEADERS = {
+    "shorter than its length": b"\xff\x00\x00\x00\x00\x00\x00\x00{}",
+    "huge": b"\xff" * 8 + b"{}",
+    "empty": b"",
+    "not JSON": (5).to_bytes(8, "little") + b"hello",
+    "an array": (2).to_bytes(8, "little") + b"[]",
+    "a hole": b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}',
+    "an overlap": b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}',
+    "a shape that lies": b'{"a":{"dtype":"F32","shape":[1000],"data_offsets":[0,2]}}',
+    "a negative size": b'{"a":{"dtype":"U8","shape":[-2],"data_offsets":[0,2]}}',
+    "an unknown dtype": b'{"a":{"dtype":"object","shape":[2],"data_offsets":[0,2]}}',
+    "a name twice": b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}',
+    "no data": b'{"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}',
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_safetensors_file_with_a_bad_header_is_refused(tmp_path: Path, name: str) -> None:
+    data = HEADERS[name]
+    if data.startswith(b"{"):
+        data = len(data).to_bytes(8, "little") + data + b"12"
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(ModelFilesRefused, match=r"model\.safetensors"):
+        check_model_files(tmp_path)
+
+
+def test_a_pipe_in_a_models_folder_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(ModelFilesRefused, match="not a regular file"):
+        check_model_files(tmp_path)
