@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import tiny_models
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import draw, images, pixels
 from weave.client import WeaveError
 from weave.config.families import FAMILIES
@@ -87,7 +87,7 @@ def test_a_harmed_model_is_refused_the_reason_logged_and_no_path_told(tmp_path: 
             assert refused.value.code is ErrorCode.WORKER_FAILED
             assert str(tmp_path) not in str(refused.value)
             assert told in daemon.events("job_failed")[-1]["detail"]
-            assert client.status().worker == "none"
+            wait_for(lambda: client.status().worker == "none")
     finally:
         daemon.stop()
 
