@@ -1,0 +1,1 @@
+"""Figures, not assertions: the machines are noisy."""

@@ -1,0 +1,26 @@
+"""The same diffusers call in a plain process: a line on standard input makes a picture, a line back says how long it took."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from weave.gpu_worker.environment import OFFLINE_ENVIRONMENT
+
+os.environ.update(OFFLINE_ENVIRONMENT)
+
+import diffusers
+import torch
+
+pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+    str(Path(sys.argv[1])), torch_dtype=torch.float32, safety_checker=None, local_files_only=True
+)
+pipeline.set_progress_bar_config(disable=True)
+for _ in sys.stdin:
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(1)
+    picture = pipeline(
+        "a red circle on a blue background", num_inference_steps=20, guidance_scale=3.0, generator=generator
+    )
+    picture.images[0].tobytes()
+    print(time.perf_counter() - started, flush=True)

@@ -1,0 +1,180 @@
+"""make bench: a table on the terminal, bench-results/figures.json and bench-results/figures.png."""
+
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
+from tests.support.pictures import PROMPT, draw
+from weave.client import Client, WeaveError
+from weave.protocol.client_messages import Progress
+
+ROUNDS = 15
+RESULTS = Path("bench-results")
+STEPS = {"steps": 20, "format": "raw"}
+
+
+def main() -> None:
+    figures: dict[str, Any] = {}
+    daemon = Daemon().wait_until_serving()
+    try:
+        with daemon.client() as client:
+            figures |= {"MiB before the first picture": memory(daemon)}
+            draw(client, **STEPS)
+            figures |= against_plain(client)
+            figures |= status_during_a_job(daemon, client)
+            figures |= {"MiB with the model loaded": memory(daemon)}
+            figures |= recovery(daemon, client)
+            client.unload()
+            figures |= {"MiB after unload": memory(daemon)}
+        figures |= refused_connections(daemon)
+    finally:
+        daemon.stop()
+    figures |= cold_start()
+    report(figures)
+
+
+def against_plain(client: Client) -> dict[str, float]:
+    """Interleaved, so that whatever else the machine does hits both."""
+    command = [sys.executable, "-m", "benchmarks.plain", str(DEMO_MODEL)]
+    ours, theirs = [], []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as plain:
+        assert plain.stdin and plain.stdout
+
+        def plain_seconds() -> float:
+            assert plain.stdin and plain.stdout
+            plain.stdin.write("\n")
+            plain.stdin.flush()
+            return float(plain.stdout.readline())
+
+        plain_seconds()
+        for _ in range(ROUNDS):
+            theirs.append(plain_seconds())
+            started = time.perf_counter()
+            draw(client, **STEPS)
+            ours.append(time.perf_counter() - started)
+        plain.stdin.close()
+    through, direct = statistics.median(ours), statistics.median(theirs)
+    return {
+        "seconds through the daemon (median)": through,
+        "seconds in a plain process (median)": direct,
+        "ratio": through / direct,
+        "overhead of a picture, ms": (through - direct) * 1000,
+    }
+
+
+def status_during_a_job(daemon: Daemon, client: Client) -> dict[str, float]:
+    done = threading.Event()
+
+    def work() -> None:
+        with daemon.client() as other:
+            while not done.is_set():
+                draw(other, **STEPS)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    times = []
+    for _ in range(500):
+        started = time.perf_counter()
+        client.status()
+        times.append((time.perf_counter() - started) * 1000)
+        time.sleep(0.002)
+    done.set()
+    worker.join()
+    return {"status during a job, p50 ms": statistics.median(times), "p99 ms": statistics.quantiles(times, n=100)[98]}
+
+
+def recovery(daemon: Daemon, client: Client) -> dict[str, float]:
+    """From SIGKILL of the worker in the middle of a job to the next finished picture."""
+    times = []
+    for _ in range(5):
+        answers = client.generate(PROMPT, model="shapes", steps=100)
+        next(answer for answer in answers if isinstance(answer.event, Progress))
+        worker = daemon.pid_of("worker")
+        started = time.perf_counter()
+        os.kill(worker, signal.SIGKILL)
+        try:
+            list(answers)
+        except WeaveError:
+            draw(client, **STEPS)
+        times.append(time.perf_counter() - started)
+    return {"seconds from SIGKILL of the worker to a picture": statistics.median(times)}
+
+
+def cold_start() -> dict[str, float]:
+    started = time.perf_counter()
+    daemon = Daemon()
+    try:
+        wait_for(lambda: daemon.client().status())
+        serving = time.perf_counter() - started
+        with daemon.client() as client:
+            draw(client, **STEPS)
+        return {"seconds from cold start to status": serving, "to a picture": time.perf_counter() - started}
+    finally:
+        daemon.stop()
+
+
+def refused_connections(daemon: Daemon) -> dict[str, float]:
+    """As another user, past the socket's modes; needs root."""
+    if os.geteuid() != 0:
+        return {}
+    for path, mode in ((daemon.folder, 0o755), (daemon.socket.parent, 0o755), (daemon.socket, 0o666)):
+        path.chmod(mode)
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+        count, end = 0, time.perf_counter() + 3
+        while time.perf_counter() < end:
+            with socket.socket(socket.AF_UNIX) as refused:
+                refused.connect(str(daemon.socket))
+                count += refused.recv(1) == b""
+        os.write(writing, str(count / 3).encode())
+        os._exit(0)
+    os.wait()
+    return {"refused connections a second": float(os.read(reading, 100))}
+
+
+def memory(daemon: Daemon) -> dict[str, float]:
+    """Resident and, of that, not shared with the zygote: USS is what ending the process gives back."""
+    found = {**daemon.processes(), daemon.process.pid: "supervisor"}
+    infos = {role: psutil.Process(pid).memory_full_info() for pid, role in found.items()}
+    return {
+        f"{role} {kind}": round(getattr(i, kind) / 2**20, 1) for role, i in infos.items() for kind in ("rss", "uss")
+    }
+
+
+def report(figures: dict[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "figures.json").write_text(json.dumps(figures, indent=2))
+    table = Table("figure", "value")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    Console(width=140).print(table)
+    plot(figures)
+
+
+def plot(figures: dict[str, Any]) -> None:
+    from matplotlib import pyplot
+
+    names = [name for name in figures if name.startswith("seconds") or name == "to a picture"]
+    _, axes = pyplot.subplots(figsize=(8, 3), layout="constrained")
+    axes.barh(names[::-1], [figures[name] for name in names[::-1]])
+    axes.set_xlabel("seconds")
+    pyplot.savefig(RESULTS / "figures.png")
+
+
+if __name__ == "__main__":
+    main()
