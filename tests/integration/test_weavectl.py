@@ -1,0 +1,110 @@
+"""The command as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon, wait_for
+from tests.support.pictures import PROMPT
+
+COMMAND = Path(sys.executable).with_name("weavectl")
+
+
+def weavectl(daemon: Daemon, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(daemon.folder), "XDG_CONFIG_HOME": str(daemon.folder / "config")}
+    return subprocess.run(
+        [COMMAND, *arguments], capture_output=True, text=True, check=False, env=environment, cwd=folder, timeout=100
+    )
+
+
+def test_generate_writes_the_picture_and_says_where(shared_daemon: Daemon, tmp_path: Path) -> None:
+    ended = weavectl(
+        shared_daemon, "generate", PROMPT, "--model", "shapes", "-o", "a.png", "--seed", "7", folder=tmp_path
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "a.png (seed 7)" in ended.stdout
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_generate_without_a_model_takes_the_default_one(daemon: Daemon, tmp_path: Path) -> None:
+    ended = weavectl(daemon, "generate", PROMPT, "--steps", "2", folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert os.listdir(tmp_path) == ["weave.png"]
+
+
+def test_several_images_are_numbered_and_nothing_is_overwritten_unasked(shared_daemon: Daemon, tmp_path: Path) -> None:
+    options = ("generate", PROMPT, "--model=shapes", "--steps=2", "--images=2", "--preview=1", "-o", "a.png")
+    assert weavectl(shared_daemon, *options, folder=tmp_path).returncode == 0
+    assert sorted(os.listdir(tmp_path)) == ["a-1.png", "a-2.png"]
+    again = weavectl(shared_daemon, *options, folder=tmp_path)
+    assert again.returncode == 1 and "a-1.png exists" in again.stderr
+    assert weavectl(shared_daemon, *options, "--force", folder=tmp_path).returncode == 0
+
+
+def test_json_is_an_object_a_line_with_every_event(shared_daemon: Daemon, tmp_path: Path) -> None:
+    ended = weavectl(shared_daemon, "--json", "generate", PROMPT, "--model=shapes", "--steps=3", folder=tmp_path)
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [event["event"] for event in events if event["event"] != "loading"] == [
+        "queued", *["progress"] * 3, "image", "done"
+    ]  # fmt: skip
+    assert events[-2]["file"] == "weave.png"
+
+
+def test_a_refusal_names_field_value_and_bound(shared_daemon: Daemon, tmp_path: Path) -> None:
+    ended = weavectl(shared_daemon, "generate", PROMPT, "--model=shapes", "--width=100", folder=tmp_path)
+    assert ended.returncode == 1
+    assert "width is 100" in ended.stderr and "64" in ended.stderr
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_cancels_the_job_and_leaves_no_file(
+    shared_daemon: Daemon, tmp_path: Path, number: signal.Signals
+) -> None:
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(shared_daemon.folder)}
+    command = [COMMAND, "generate", PROMPT, "--model=shapes", "--steps=100", "--images=8"]
+    with shared_daemon.client() as client:
+        process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        wait_for(lambda: client.status().worker == "running")
+        process.send_signal(number)
+        assert process.wait(20) == 130
+        wait_for(lambda: client.status().worker == "idle", seconds=20)
+    assert not any(name.startswith(".") for name in os.listdir(tmp_path))
+
+
+def test_load_status_cancel_and_unload(shared_daemon: Daemon) -> None:
+    assert "shapes is loaded" in weavectl(shared_daemon, "load", "shapes").stdout
+    status = weavectl(shared_daemon, "status").stdout
+    assert "idle" in status and "landlock" in status
+    assert json.loads(weavectl(shared_daemon, "--json", "status").stdout)["model"] == "shapes"
+    assert "loaded" in weavectl(shared_daemon, "models").stdout
+    assert weavectl(shared_daemon, "cancel", "--all").returncode == 0
+    assert weavectl(shared_daemon, "cancel", "99999").returncode == 1
+    assert weavectl(shared_daemon, "unload").returncode == 0
+    assert json.loads(weavectl(shared_daemon, "--json", "status").stdout)["model"] is None
+
+
+def test_doctor_is_content_with_a_good_daemon_and_not_without_one(daemon: Daemon) -> None:
+    good = weavectl(daemon, "doctor")
+    assert good.returncode == 0, good.stdout
+    assert {"socket", "daemon", "config", "model", "gpu", "landlock"} <= {
+        line.split()[1].strip(":") for line in good.stdout.splitlines()
+    }
+    daemon.config.parent.mkdir(parents=True)
+    daemon.config.write_text('[models.x]\npath = "/nonexistent"\nfamily = "sd1"\n')
+    bad = weavectl(daemon, "doctor")
+    assert bad.returncode == 4 and "no such model folder" in bad.stdout
+    daemon.config.write_text("[models.x]\nfamily = 5\n")
+    checked = weavectl(daemon, "check-config")
+    assert checked.returncode == 4 and "models" in checked.stdout
+
+
+def test_no_daemon_is_exit_status_3(tmp_path: Path) -> None:
+    ended = subprocess.run([COMMAND, "--socket", tmp_path / "s", "status"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 3 and str(tmp_path / "s") in ended.stderr

@@ -1,0 +1,121 @@
+"""A worker that was taken over, against the broker's real link: every message out of turn is a violation."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from weave.broker.job import Job
+from weave.broker.worker_link import WorkerLink
+from weave.config.families import FAMILIES
+from weave.protocol.bounds import Parameters
+from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd, socket_pair
+from weave.protocol.client_messages import Generate, ModelOffer
+from weave.protocol.worker_messages import (
+    Failed,
+    Finished,
+    Loaded,
+    Made,
+    Memory,
+    Previewed,
+    Progressed,
+    ToWorker,
+)
+
+MEMORY = Memory(1, 2)
+PIXELS = 64 * 64 * 3
+STEP = (Progressed(job=5, image=0, step=1), None)
+IMAGE = (Made(job=5, image=0, size=PIXELS), PIXELS)
+FINISHED = (Finished(job=5, memory=MEMORY), None)
+
+FORGERIES: dict[str, list[tuple[Any, Any]]] = {
+    "another job's step": [(Progressed(job=6, image=0, step=1), None)],
+    "another job's end": [(Finished(job=6, memory=MEMORY), None)],
+    "a step twice": [STEP, STEP],
+    "a step left out": [(Progressed(job=5, image=0, step=2), None)],
+    "a step too many": [STEP, (Progressed(job=5, image=0, step=2), None), (Progressed(job=5, image=0, step=3), None)],
+    "another image's step": [(Progressed(job=5, image=1, step=1), None)],
+    "another image": [(Made(job=5, image=1, size=PIXELS), PIXELS)],
+    "an image twice": [IMAGE, IMAGE],
+    "an image without a memfd": [(IMAGE[0], None)],
+    "a memfd with a step": [(STEP[0], PIXELS)],
+    "a memfd with the end": [IMAGE, (FINISHED[0], PIXELS)],
+    "an image of another size": [(Made(job=5, image=0, size=PIXELS + 3), PIXELS + 3)],
+    "an image of a giant size": [(Made(job=5, image=0, size=2**40), PIXELS)],
+    "an image of a negative size": [(Made(job=5, image=0, size=-1), PIXELS)],
+    "a memfd shorter than said": [(IMAGE[0], PIXELS - 1)],
+    "an unsealed memfd": [(IMAGE[0], "unsealed")],
+    "a preview that nobody asked for": [STEP, (Previewed(job=5, image=0, step=1, width=8, height=8, size=9), 9)],
+    "the end before the image": [FINISHED],
+    "loaded again": [(Loaded(device="cpu", dtype="float32", memory=MEMORY), None)],
+    "a failure of loading": [(Failed(job=0, reason="internal", detail=""), None)],
+}
+
+
+def run(messages: list[tuple[Any, Any]]) -> list[Any]:
+    """What the broker made of it."""
+
+    async def main() -> list[Any]:
+        family = FAMILIES["sd1"]
+        offer = ModelOffer(
+            id="m", family="sd1", title="", bounds=family.bounds, defaults=family.defaults, schedulers=family.schedulers
+        )
+        parameters = Parameters(
+            prompt="x",
+            negative_prompt="",
+            width=64,
+            height=64,
+            steps=2,
+            cfg_scale=1.0,
+            seed=1,
+            scheduler="ddim",
+            images=1,
+        )
+        job = Job(5, cast(Any, None), 1, offer, Generate(prompt="x", format="raw"), parameters)
+        ours, theirs = socket_pair()
+        link = WorkerLink(1, "m", ours.detach())
+        hostile: Channel[ToWorker] = Channel(theirs, ToWorker)
+        for message, memfd in messages:
+            descriptors = [] if memfd is None else [make_memfd(memfd)]
+            hostile.send(message, tuple(descriptors))
+            close_all(descriptors)
+        updates = []
+        try:
+            async for update, received in link.run(job):
+                updates.append(update)
+                close_all([] if received is None else [received])
+        finally:
+            link.close()
+            hostile.close()
+        return updates
+
+    return asyncio.run(main())
+
+
+def make_memfd(kind: int | str) -> int:
+    if isinstance(kind, int):
+        return sealed_memfd("x", bytes(kind))
+    memfd = os.memfd_create("x", os.MFD_ALLOW_SEALING)
+    os.truncate(memfd, PIXELS)
+    return memfd
+
+
+def descriptors_left(action: Callable[[], object]) -> int:
+    before = len(os.listdir("/proc/self/fd"))
+    action()
+    return len(os.listdir("/proc/self/fd")) - before
+
+
+def test_an_honest_worker_is_believed() -> None:
+    assert len(run([STEP, IMAGE, FINISHED])) == 2
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forged_reply_is_a_violation_and_leaves_no_descriptor(name: str) -> None:
+    def forged() -> None:
+        with pytest.raises(ChannelViolation):
+            run(FORGERIES[name])
+
+    assert descriptors_left(forged) == 0
