@@ -1,18 +1,25 @@
 """The boundaries of the running daemon: who may connect, what reaches the network, what a child may say."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from tests.support.daemon import Daemon, wait_for
+from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
 from tests.support.pictures import draw, images
-from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd, sealed_memfd, socket_pair
+from weave.client import Client, WeaveError
+from weave.config import default_config
+from weave.config.parts import broker_config, to_memfd
+from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd, close_all, sealed_memfd, socket_pair
+from weave.protocol.control_messages import Attested, FromBroker
+from weave.protocol.errors import ErrorCode
 from weave.protocol.worker_messages import FromWorker, Load
 from weave.sandbox.attestation import AttestationFailed, attest
 
@@ -90,8 +97,6 @@ def test_every_thread_of_broker_and_worker_is_locked_in(shared_daemon: Daemon) -
 
 
 def test_a_stopped_worker_is_killed_when_its_job_takes_too_long() -> None:
-    from tests.support.daemon import DEMO_MODEL
-
     small = "width = { min = 64, max = 64 }, height = { min = 64, max = 64 }"
     daemon = Daemon(
         f'[limits]\njob_seconds = 2\n[models.shapes]\npath = "{DEMO_MODEL}"\nfamily = "sd1"\n'
@@ -104,6 +109,51 @@ def test_a_stopped_worker_is_killed_when_its_job_takes_too_long() -> None:
             with pytest.raises(Exception, match="longer than is allowed"):
                 draw(client)
             assert images(draw(client))[0].data == expected
+    finally:
+        daemon.stop()
+
+
+def test_the_broker_serves_nobody_before_it_is_attested(tmp_path: Path) -> None:
+    ours, theirs = socket_pair()
+    memfd = to_memfd(broker_config(default_config(), allowed_uids=(os.geteuid(),)))
+    with socket.socket(socket.AF_UNIX) as listening, theirs:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        passed = {"control": theirs.fileno(), "config": memfd, "listen": listening.fileno()}
+        options = [f"--{name}={fd}" for name, fd in passed.items()]
+        command = [sys.executable, "-I", "-m", "weave.broker", f"--parent={os.getpid()}", *options]
+        broker = subprocess.Popen(command, pass_fds=tuple(passed.values()))
+        os.close(memfd)
+        supervisor: Channel[FromBroker] = Channel(ours, FromBroker)
+        _, listener = supervisor.receive()
+        try:
+            with Client(tmp_path / "s", timeout=0.5) as early, pytest.raises(TimeoutError):
+                early.status()
+            supervisor.send(Attested())
+            with Client(tmp_path / "s", timeout=20) as client:
+                assert client.status().version
+        finally:
+            supervisor.close()
+            broker.wait(20)
+            close_all(listener)
+
+
+@root_only
+def test_out_of_memory_is_told_and_the_same_worker_goes_on() -> None:
+    daemon = Daemon(f'[models.shapes]\npath = "{DEMO_MODEL}"\nfamily = "sd1"\n').wait_until_serving()
+    try:
+        with daemon.client() as client:
+            draw(client, width=64, height=64)
+            worker = daemon.pid_of("worker")
+            size = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            # Only root may: the worker is not dumpable, and has no right to change a limit itself.
+            resource.prlimit(worker, resource.RLIMIT_AS, (size + 2**20, resource.RLIM_INFINITY))
+            with pytest.raises(WeaveError) as failed:
+                draw(client, width=512, height=512, steps=1)
+            assert failed.value.code is ErrorCode.OUT_OF_MEMORY
+            resource.prlimit(worker, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            assert images(draw(client, width=64, height=64))
+            assert daemon.pid_of("worker") == worker
     finally:
         daemon.stop()
 

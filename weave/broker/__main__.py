@@ -6,8 +6,9 @@ import socket
 
 from weave.broker.broker import Broker
 from weave.config.parts import BrokerConfig, from_memfd
-from weave.protocol.channel import Channel, ChannelClosed, close_all
-from weave.protocol.control_messages import LockedDown, ToBroker
+from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
+from weave.protocol.control_messages import Attested, LockedDown, ToBroker
+from weave.protocol.waiting import receive
 from weave.sandbox import broker_calls, landlock, seccomp
 from weave.sandbox.process import drop_capabilities, harden
 
@@ -28,9 +29,13 @@ def main() -> None:
 
 
 async def serve(config: BrokerConfig, supervisor: Channel[ToBroker], listening: socket.socket) -> None:
-    """The event loop has its descriptors by now; the first client is accepted only below lock_down()."""
+    """The event loop has its descriptors by now. The first client is accepted only below lock_down(), and when
+    the supervisor has attested us."""
     layers = lock_down(supervisor)
     try:
+        message, descriptors = await receive(supervisor)
+        if descriptors or not isinstance(message, Attested):
+            raise ChannelViolation("the supervisor spoke before it attested")
         await Broker(config, layers, supervisor, listening).run()
     except ChannelClosed:
         return

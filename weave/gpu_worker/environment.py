@@ -4,6 +4,8 @@ It must be set before torch, diffusers or transformers are imported: most of the
 the outer layer only; that a worker has no network is enforced by its sandbox (docs/security.md).
 """
 
+import os
+
 OFFLINE_ENVIRONMENT: dict[str, str] = {
     # huggingface_hub/constants.py: every request of the Hub client raises OfflineModeIsEnabled instead.
     "HF_HUB_OFFLINE": "1",
@@ -42,3 +44,8 @@ OFFLINE_ENVIRONMENT: dict[str, str] = {
     # No .pyc is ever written: the Python tree is read-only to the worker.
     "PYTHONDONTWRITEBYTECODE": "1",
 }
+
+
+def apply() -> None:
+    """Set all of it for this process and what it forks. To be called before torch is imported."""
+    os.environ.update(OFFLINE_ENVIRONMENT)

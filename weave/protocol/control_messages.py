@@ -37,6 +37,10 @@ class StopWorker(_Message, frozen=True, kw_only=True, tag="stop_worker"):
 FromBroker: TypeAlias = LockedDown | StartWorker | StopWorker
 
 
+class Attested(_Message, frozen=True, kw_only=True, tag="attested"):
+    """The supervisor has seen for itself that the broker is locked in: it may serve."""
+
+
 class WorkerStarted(_Message, frozen=True, kw_only=True, tag="worker_started"):
     """The worker is attested. Its channel comes along."""
 
@@ -59,7 +63,7 @@ class Stop(_Message, frozen=True, kw_only=True, tag="stop"):
     """Tell the clients that the daemon is stopping, then exit."""
 
 
-ToBroker: TypeAlias = WorkerStarted | WorkerEnded | NewConfig | Stop
+ToBroker: TypeAlias = Attested | WorkerStarted | WorkerEnded | NewConfig | Stop
 
 
 # Zygote and supervisor

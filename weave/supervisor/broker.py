@@ -5,6 +5,7 @@ import asyncio
 from weave.config.parts import BrokerConfig, to_memfd
 from weave.protocol.channel import ChannelViolation, close_all
 from weave.protocol.control_messages import (
+    Attested,
     FromBroker,
     LockedDown,
     NewConfig,
@@ -46,6 +47,7 @@ class Broker:
             raise ChannelViolation("the broker spoke before it was locked in")
         self._listener = take_listener(descriptors)
         attestation.attest(self.pid, parent=parent, bounding_set_empty=bounding_set_empty)
+        self._child.send(Attested())
         self._watching = asyncio.create_task(watch_violations("broker", self._listener, self._child.pidfd))
         return message.layers
 
