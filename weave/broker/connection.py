@@ -102,7 +102,8 @@ class Connection:
             log.write("broker", "client_dropped", peer=self.peer, reason=reason)
             self._open = False
             # The reader wakes up at the end of the stream, and cleans up.
-            self._sock.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
 
     def _handle(
         self, header: Header, payload: bytes, handle: Callable[["Connection", int, ClientMessage], None]

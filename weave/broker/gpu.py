@@ -50,7 +50,7 @@ class Gpu:
     def submit(self, job: Job) -> None:
         """Queue an admitted job."""
         self.queue.add(job)
-        asyncio.get_running_loop().call_later(self.limits.queued_seconds, self._expire, job)
+        job.expiry = asyncio.get_running_loop().call_later(self.limits.queued_seconds, self._expire, job)
         self._wake.set()
 
     def cancel(self, job: Job) -> None:

@@ -34,6 +34,7 @@ class Job:
         self.overtaken = 0
         self.queued_at = asyncio.get_running_loop().time()
         self.cancelled = asyncio.Event()
+        self.expiry: asyncio.TimerHandle | None = None
 
     @property
     def uid(self) -> int:
@@ -48,6 +49,8 @@ class Job:
         """Send the last event; the request number is free again."""
         if self.state != "over":
             self.state = "over"
+            if self.expiry is not None:
+                self.expiry.cancel()
             self.connection.jobs.pop(self.request, None)
             self.tell(event)
 
