@@ -1,194 +1,197 @@
-"""Our own list of what a model may consist of, family by family.
+"""The families of models that can be loaded: a whitelist of our own.
 
-No class ever comes from a model's files: what they name only has to agree with this list. A component's folder is
-loaded with the class written here, and a name that is not here is refused.
+No class ever comes from a model's files: each component is loaded with the class named here, and the pipeline is
+put together from them. So neither model_index.json, nor auto_map, nor a file of code in the folder can choose what
+runs (diffusers has had ways around its own checks: CVE-2026-44513).
 """
 
-import importlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from weave.gpu_worker.model_files import ModelFilesRefused, read_json
+import diffusers
+import torch
+import transformers
+from PIL import Image, PngImagePlugin
 
-# The text encoders in the order in which a version 1 client gives its prompts.
-Encoder = Literal["clip_l", "clip_g", "t5"]
+from weave.model_files import ModelFilesRefused
 
+_PREVIEW_SIDE = 256
 
-@dataclass(frozen=True)
-class Component:
-    """One folder of a model: the class we load it with, and the names under which model_index.json may know it.
-
-    `optional`: may be absent, as SD3's T5 is for small GPUs. `weights`: has a safetensors file.
-    """
-
-    load: str
-    library: str
-    aliases: tuple[str, ...] = ()
-    optional: bool = False
-    weights: bool = True
-
-    def names(self) -> tuple[str, ...]:
-        """The class names that are accepted for it."""
-        return (self.load.rpartition(".")[2], *self.aliases)
-
-
-@dataclass(frozen=True)
-class Scheduler:
-    """A scheduler class, and what of its config we set whatever the model's says, or only where that is silent."""
-
-    load: str
-    always: Mapping[str, Any] = field(default_factory=dict)
-    unless_set: Mapping[str, Any] = field(default_factory=dict)
+_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}),
+}
+DIFFUSION_SCHEDULERS = ("ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "pndm")
+FLOW_SCHEDULERS = ("flow_euler", "flow_heun")
 
 
-@dataclass(frozen=True)
-class Family:
-    """A pipeline class and all that may go into it.
+class Family(NamedTuple):
+    """`components` maps a sub-folder to (library, class); those in `optional` may be missing from a model.
 
-    `ignored` are components that model_index.json may name and that are never loaded. `options` are switches in
-    model_index.json that belong to the pipeline, with what we pass where the file is silent; `fixed` are arguments of its
-    constructor that are always ours. `encoders` says which of a version 1 client's prompts the pipeline's prompt,
-    prompt_2 and prompt_3 are. `default_scheduler` stands in for one that we do not have.
+    `encoders` is how many text encoders take a prompt of their own; `fixed` is passed to the pipeline's class.
     """
 
     pipeline: str
-    components: Mapping[str, Component]
-    schedulers: Mapping[str, Scheduler]
-    default_scheduler: str
-    encoders: tuple[Encoder, ...]
-    ignored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    options: Mapping[str, bool] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    components: dict[str, tuple[Any, str]]
+    schedulers: tuple[str, ...]
+    encoders: int
+    optional: frozenset[str] = frozenset()
+    fixed: Mapping[str, Any] = MappingProxyType({})
 
-
-_CLIP_TOKENIZER = Component(
-    "transformers.models.clip.tokenization_clip.CLIPTokenizer", "transformers", ("CLIPTokenizerFast",), weights=False
-)
-# In transformers 5 the fast tokenizers are the only ones: T5TokenizerFast is another name of T5Tokenizer.
-_T5_TOKENIZER = Component(
-    "transformers.models.t5.tokenization_t5.T5Tokenizer", "transformers", ("T5TokenizerFast",), weights=False
-)
-_CLIP = Component("transformers.models.clip.modeling_clip.CLIPTextModel", "transformers")
-_CLIP_PROJECTED = Component("transformers.models.clip.modeling_clip.CLIPTextModelWithProjection", "transformers")
-_T5 = Component("transformers.models.t5.modeling_t5.T5EncoderModel", "transformers")
-_VAE = Component("diffusers.models.autoencoders.autoencoder_kl.AutoencoderKL", "diffusers")
-_UNET = Component("diffusers.models.unets.unet_2d_condition.UNet2DConditionModel", "diffusers")
-_SD3 = Component("diffusers.models.transformers.transformer_sd3.SD3Transformer2DModel", "diffusers")
-_FLUX = Component("diffusers.models.transformers.transformer_flux.FluxTransformer2DModel", "diffusers")
-
-# For models that predict noise or velocity. Latents are not bounded by 1, so DDIM must not clip them; PNDM without
-# skip_prk_steps would run the model four times a step at the start (both as in Stable Diffusion's own config).
-_DIFFUSION: Mapping[str, Scheduler] = {
-    "ddim": Scheduler(
-        "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
-        unless_set={"clip_sample": False, "set_alpha_to_one": False},
-    ),
-    "euler": Scheduler("diffusers.schedulers.scheduling_euler_discrete.EulerDiscreteScheduler"),
-    "euler_a": Scheduler(
-        "diffusers.schedulers.scheduling_euler_ancestral_discrete.EulerAncestralDiscreteScheduler"
-    ),
-    "dpmpp_2m": Scheduler(
-        "diffusers.schedulers.scheduling_dpmsolver_multistep.DPMSolverMultistepScheduler",
-        always={"algorithm_type": "dpmsolver++", "solver_order": 2},
-    ),
-    "unipc": Scheduler("diffusers.schedulers.scheduling_unipc_multistep.UniPCMultistepScheduler"),
-    "pndm": Scheduler(
-        "diffusers.schedulers.scheduling_pndm.PNDMScheduler",
-        always={"skip_prk_steps": True},
-        unless_set={"set_alpha_to_one": False},
-    ),
-}
-
-# For models trained by flow matching.
-_FLOW_EULER = Scheduler(
-    "diffusers.schedulers.scheduling_flow_match_euler_discrete.FlowMatchEulerDiscreteScheduler"
-)
-_FLOW_HEUN = Scheduler("diffusers.schedulers.scheduling_flow_match_heun_discrete.FlowMatchHeunDiscreteScheduler")
-
-_SAFETY = {
-    "safety_checker": ("StableDiffusionSafetyChecker",),
-    "feature_extractor": ("CLIPImageProcessor", "CLIPFeatureExtractor"),
-    "image_encoder": ("CLIPVisionModelWithProjection",),
-}
 
 _STABLE_DIFFUSION = Family(
-    pipeline="diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion.StableDiffusionPipeline",
-    components={"vae": _VAE, "text_encoder": _CLIP, "tokenizer": _CLIP_TOKENIZER, "unet": _UNET},
-    schedulers=_DIFFUSION,
-    default_scheduler="ddim",
-    encoders=("clip_l",),
-    ignored=_SAFETY,
-    # Whether a picture may be shown is for the client's side to judge; here is no checker to switch on.
-    fixed={
-        "safety_checker": None,
-        "feature_extractor": None,
-        "image_encoder": None,
-        "requires_safety_checker": False,
+    "StableDiffusionPipeline",
+    {
+        "tokenizer": (transformers, "CLIPTokenizer"),
+        "text_encoder": (transformers, "CLIPTextModel"),
+        "unet": (diffusers, "UNet2DConditionModel"),
+        "vae": (diffusers, "AutoencoderKL"),
     },
-    options={"requires_safety_checker": False},
+    DIFFUSION_SCHEDULERS,
+    encoders=1,
+    fixed={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
 )
 
-FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {
-        "sd1": _STABLE_DIFFUSION,
-        "sd2": _STABLE_DIFFUSION,
-        "sdxl": Family(
-            pipeline="diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl.StableDiffusionXLPipeline",
-            components={
-                "vae": _VAE,
-                "text_encoder": _CLIP,
-                "text_encoder_2": _CLIP_PROJECTED,
-                "tokenizer": _CLIP_TOKENIZER,
-                "tokenizer_2": _CLIP_TOKENIZER,
-                "unet": _UNET,
-            },
-            schedulers=_DIFFUSION,
-            default_scheduler="euler",
-            encoders=("clip_l", "clip_g"),
-            ignored={name: _SAFETY[name] for name in ("feature_extractor", "image_encoder")},
-            # Watermarks need a further package; the switch in the file is accepted and not followed.
-            fixed={"feature_extractor": None, "image_encoder": None, "add_watermarker": False},
-            options={"force_zeros_for_empty_prompt": True, "add_watermarker": False},
-        ),
-        "sd3": Family(
-            pipeline="diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3.StableDiffusion3Pipeline",
-            components={
-                "transformer": _SD3,
-                "vae": _VAE,
-                "text_encoder": _CLIP_PROJECTED,
-                "tokenizer": _CLIP_TOKENIZER,
-                "text_encoder_2": _CLIP_PROJECTED,
-                "tokenizer_2": _CLIP_TOKENIZER,
-                "text_encoder_3": Component(_T5.load, _T5.library, optional=True),
-                "tokenizer_3": Component(
-                    _T5_TOKENIZER.load, _T5_TOKENIZER.library, _T5_TOKENIZER.aliases, optional=True, weights=False
-                ),
-            },
-            schedulers={"flow_euler": _FLOW_EULER, "flow_heun": _FLOW_HEUN},
-            default_scheduler="flow_euler",
-            encoders=("clip_l", "clip_g", "t5"),
-            ignored={"image_encoder": ("SiglipVisionModel",), "feature_extractor": ("SiglipImageProcessor",)},
-            fixed={"image_encoder": None, "feature_extractor": None},
-        ),
-        "flux": Family(
-            pipeline="diffusers.pipelines.flux.pipeline_flux.FluxPipeline",
-            components={
-                "transformer": _FLUX,
-                "vae": _VAE,
-                "text_encoder": _CLIP,
-                "tokenizer": _CLIP_TOKENIZER,
-                "text_encoder_2": _T5,
-                "tokenizer_2": _T5_TOKENIZER,
-            },
-            # Not Heun: FluxPipeline hands its own sigmas and mu to set_timesteps, which takes neither there.
-            schedulers={"flow_euler": _FLOW_EULER},
-            default_scheduler="flow_euler",
-            encoders=("clip_l", "t5"),
-            ignored=_SAFETY,
-            fixed={"image_encoder": None, "feature_extractor": None},
-        ),
-    }
-)
+FAMILIES: dict[str, Family] = {
+    "sd1": _STABLE_DIFFUSION,
+    "sd2": _STABLE_DIFFUSION,
+    "sdxl": Family(
+        "StableDiffusionXLPipeline",
+        {
+            "tokenizer": (transformers, "CLIPTokenizer"),
+            "tokenizer_2": (transformers, "CLIPTokenizer"),
+            "text_encoder": (transformers, "CLIPTextModel"),
+            "text_encoder_2": (transformers, "CLIPTextModelWithProjection"),
+            "unet": (diffusers, "UNet2DConditionModel"),
+            "vae": (diffusers, "AutoencoderKL"),
+        },
+        DIFFUSION_SCHEDULERS,
+        encoders=2,
+        fixed={"add_watermarker": False},
+    ),
+    "sd3": Family(
+        "StableDiffusion3Pipeline",
+        {
+            "tokenizer": (transformers, "CLIPTokenizer"),
+            "tokenizer_2": (transformers, "CLIPTokenizer"),
+            "tokenizer_3": (transformers, "T5TokenizerFast"),
+            "text_encoder": (transformers, "CLIPTextModelWithProjection"),
+            "text_encoder_2": (transformers, "CLIPTextModelWithProjection"),
+            "text_encoder_3": (transformers, "T5EncoderModel"),
+            "transformer": (diffusers, "SD3Transformer2DModel"),
+            "vae": (diffusers, "AutoencoderKL"),
+        },
+        FLOW_SCHEDULERS,
+        encoders=3,
+        optional=frozenset({"tokenizer_3", "text_encoder_3"}),
+    ),
+    "flux": Family(
+        "FluxPipeline",
+        {
+            "tokenizer": (transformers, "CLIPTokenizer"),
+            "tokenizer_2": (transformers, "T5TokenizerFast"),
+            "text_encoder": (transformers, "CLIPTextModel"),
+            "text_encoder_2": (transformers, "T5EncoderModel"),
+            "transformer": (diffusers, "FluxTransformer2DModel"),
+            "vae": (diffusers, "AutoencoderKL"),
+        },
+        ("flow_euler",),
+        encoders=2,
+    ),
+}
+
+
+def import_families(names: Iterable[str]) -> None:
+    """Import every class of these families, without starting a thread: diffusers and transformers import lazily."""
+    for name in names:
+        family = FAMILIES[name]
+        getattr(diffusers, family.pipeline)
+        for library, class_name in family.components.values():
+            getattr(library, class_name)
+        for scheduler in family.schedulers:
+            getattr(diffusers, _SCHEDULERS[scheduler][0])
+    Image.preinit()
+    assert PngImagePlugin  # Image.save imports it by name
+
+
+def load_pipeline(name: str, path: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """The pipeline of a model in diffusers layout, on `device`. Raises ModelFilesRefused; OSError where files lack."""
+    family = FAMILIES[name]
+    components = {part: _load_component(family, path, part, dtype) for part in family.components}
+    scheduler = _class_of(family.schedulers[0]).from_config(_scheduler_config(family, path))
+    pipeline = getattr(diffusers, family.pipeline)(scheduler=scheduler, **components, **family.fixed)
+    # tqdm makes a multiprocessing lock on first use, which lock-down refuses.
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def set_scheduler(pipeline: Any, name: str) -> None:
+    """A fresh scheduler from the model's own config, so that no job sees what the one before it left."""
+    pipeline.scheduler = _class_of(name).from_config(pipeline.scheduler.config, **_SCHEDULERS[name][1])
+
+
+def call_arguments(name: str, prompts: tuple[str, ...], negative_prompt: str, cfg_scale: float) -> dict[str, Any]:
+    """The pipeline's arguments that differ from family to family. One prompt serves all encoders; else one for each,
+    of which a pipeline with fewer takes the first ones."""
+    encoders = FAMILIES[name].encoders
+    arguments: dict[str, Any] = {"guidance_scale": cfg_scale}
+    given = (prompts * encoders)[:encoders] if len(prompts) == 1 else prompts[:encoders]
+    for number, prompt in enumerate(given, start=1):
+        suffix = "" if number == 1 else f"_{number}"
+        arguments[f"prompt{suffix}"] = prompt
+        # Flux is guided by an embedded scale; only with a negative prompt does it compute the second half too.
+        if negative_prompt or name != "flux":
+            arguments[f"negative_prompt{suffix}"] = negative_prompt
+    if name == "flux" and negative_prompt:
+        arguments["true_cfg_scale"] = cfg_scale
+    return arguments
+
+
+def decode_preview(pipeline: Any, name: str, latents: torch.Tensor, width: int, height: int) -> Image.Image:
+    """An unfinished image from `latents`, at most 256 pixels a side; width and height are the job's, in pixels."""
+    if name == "flux":
+        latents = pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
+    config = pipeline.vae.config
+    latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)
+    decoded = pipeline.vae.decode(latents.to(pipeline.vae.dtype), return_dict=False)[0]
+    image: Image.Image = pipeline.image_processor.postprocess(decoded.detach(), output_type="pil")[0]
+    image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
+    return image
+
+
+def _load_component(family: Family, path: Path, part: str, dtype: torch.dtype) -> Any:
+    folder = path / part
+    if not folder.is_dir():
+        if part in family.optional:
+            return None
+        raise ModelFilesRefused(f"{part}: this family needs the folder, and the model has none")
+    library, class_name = family.components[part]
+    load: Callable[..., Any] = getattr(library, class_name).from_pretrained
+    if "tokenizer" in part:
+        return load(str(folder), local_files_only=True)
+    component = load(str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype)
+    return component.eval()
+
+
+def _scheduler_config(family: Family, path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((path / "scheduler" / "scheduler_config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelFilesRefused(f"scheduler/scheduler_config.json: {error}") from None
+    known = {_SCHEDULERS[name][0] for name in (*DIFFUSION_SCHEDULERS, *FLOW_SCHEDULERS)}
+    if not isinstance(config, dict) or config.get("_class_name") not in known:
+        raise ModelFilesRefused("scheduler/scheduler_config.json: names no scheduler that we know")
+    return config
+
+
+def _class_of(scheduler: str) -> Any:
+    return getattr(diffusers, _SCHEDULERS[scheduler][0])
