@@ -1,13 +1,12 @@
 """The same diffusers call in a plain process: for each line on standard input a picture, and how long it took."""
 
-import os
 import sys
 import time
 from pathlib import Path
 
-from weave.gpu_worker.environment import OFFLINE_ENVIRONMENT
+from weave.gpu_worker import environment
 
-os.environ.update(OFFLINE_ENVIRONMENT)
+environment.apply()
 
 import diffusers
 import torch

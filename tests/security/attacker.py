@@ -208,9 +208,9 @@ def main() -> None:
     attacks, lock_down = {**ATTACKS, **BROKER_ONLY}, lock_down_as_broker
     if chosen.role == "worker":
         # As in the zygote: everything is imported before the fork.
-        from weave.gpu_worker.environment import OFFLINE_ENVIRONMENT
+        from weave.gpu_worker import environment
 
-        os.environ.update(OFFLINE_ENVIRONMENT)
+        environment.apply()
         import weave.gpu_worker.worker
 
         assert weave.gpu_worker.worker

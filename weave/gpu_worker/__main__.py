@@ -11,7 +11,7 @@ import time
 
 from weave import log
 from weave.config.parts import WorkerConfig, from_memfd
-from weave.gpu_worker.environment import OFFLINE_ENVIRONMENT
+from weave.gpu_worker import environment
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, Imported, ToZygote
 from weave.sandbox.process import harden
@@ -27,7 +27,7 @@ def main() -> None:
     config = from_memfd(inherited.config, WorkerConfig)
     control: Channel[ToZygote] = Channel.from_fd(inherited.control, ToZygote)
 
-    os.environ.update(OFFLINE_ENVIRONMENT)
+    environment.apply()
     started = time.monotonic()
     from weave.gpu_worker.families import import_families
 
