@@ -8,8 +8,8 @@ from weave.gpu_worker import environment
 
 environment.apply()
 
-import diffusers
-import torch
+import diffusers  # noqa: E402
+import torch  # noqa: E402
 
 pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
     str(Path(sys.argv[1])), torch_dtype=torch.float32, safety_checker=None, local_files_only=True
