@@ -57,7 +57,7 @@ def test_sigterm_tells_the_clients_and_leaves_nothing(daemon: Daemon) -> None:
             list(answers)
         assert ended.value.code is ErrorCode.SHUTTING_DOWN
     assert daemon.process.wait(20) == 0
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in processes)
+    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in processes), seconds=5)
     assert not daemon.socket.exists()
 
 

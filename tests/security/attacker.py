@@ -164,10 +164,14 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
     """One attack in a process of its own."""
     ours, theirs = socket_pair()
     reading, writing = os.pipe()
+    starter, start = socket_pair()
     pid = os.fork()
     if pid == 0:
         os.dup2(writing, 1)
+        os.dup2(start.fileno(), 0)  # the standard streams are what keep_only leaves
+        started = socket.socket(fileno=0)
         lock_down(theirs.fileno())
+        started.recvmsg(1)
         try:
             result = f"gained: {attack()!r}"
         except OSError as error:
@@ -175,6 +179,7 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
         os.write(1, result.encode()[:500])
         os._exit(0)
     theirs.close()
+    start.close()
     os.close(writing)
     supervisor: Channel[LockedDown] = Channel(ours, FromWorkerStart)
     message, (listener,) = supervisor.receive()
@@ -184,6 +189,8 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
         attestation.attest(pid, parent=os.getpid(), bounding_set_empty=os.geteuid() == 0)
     except attestation.AttestationFailed as error:
         outcome["attestation"] = str(error)
+    with starter:
+        starter.send(b"!")  # a process that died of its attack already could not be attested
     ready, _, _ = select.select([listener, reading], [], [], 60)
     violation = seccomp.receive_violation(listener) if listener in ready else None
     if violation is not None:
