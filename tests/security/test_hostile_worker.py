@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -73,7 +74,7 @@ def run(messages: list[tuple[Any, Any]]) -> list[Any]:
             scheduler="ddim",
             images=1,
         )
-        job = Job(5, cast(Any, None), 1, offer, Generate(prompt="x", format="raw"), parameters)
+        job = Job(5, cast(Any, Mock()), offer, Generate(prompt="x", format="raw"), parameters)
         ours, theirs = socket_pair()
         link = WorkerLink(1, "m", ours.detach())
         hostile: Channel[ToWorker] = Channel(theirs, ToWorker)

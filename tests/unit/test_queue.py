@@ -14,13 +14,14 @@ from weave.protocol.errors import RequestError
 
 
 class Told:
-    """Stands for a connection: remembers what the client was told."""
+    """Stands for a reply and its connection: remembers what the client was told."""
 
     def __init__(self, uid: int) -> None:
         self.peer = Peer(1, uid, uid)
+        self.connection = self
         self.events: list[Any] = []
 
-    def send(self, request: int, event: Any) -> None:
+    def send(self, event: Any, memfd: None) -> None:
         self.events.append(event)
 
 
@@ -31,7 +32,7 @@ class Model:
 
 def job(number: int, uid: int, model: str = "a") -> Job:
     async def make() -> Job:
-        return Job(number, cast(Any, Told(uid)), number, cast(Any, Model(model)))
+        return Job(number, cast(Any, Told(uid)), cast(Any, Model(model)))
 
     return asyncio.run(make())
 
@@ -60,7 +61,7 @@ def test_a_client_is_told_its_position_only_when_it_changes() -> None:
     assert [event.position for event in cast(Any, jobs[2].connection).events] == [2, 1]
 
 
-@pytest.mark.parametrize("uids, refused", [([1] * 16, 1), (list(range(64)), 99)])
+@pytest.mark.parametrize("uids, refused", [([1] * 32, 1), (list(range(64)), 99)])
 def test_a_full_queue_is_refused_with_its_limit(uids: list[int], refused: int) -> None:
     queue = JobQueue(Limits())
     for number, uid in enumerate(uids):

@@ -10,8 +10,11 @@ from weave.broker.gpu import Gpu
 from weave.broker.job import Job
 from weave.broker.limits import Admission
 from weave.broker.peer import Peer
-from weave.broker.requests import fill_in, pick_model
+from weave.broker.reply import Reply
+from weave.broker.requests import fill_in, pick_model, pick_v1_model
 from weave.config.parts import BrokerConfig, from_memfd
+from weave.protocol import version1
+from weave.protocol.bounds import Parameters
 from weave.protocol.channel import Channel, ChannelViolation, close_all
 from weave.protocol.client_messages import (
     Cancel,
@@ -22,6 +25,7 @@ from weave.protocol.client_messages import (
     JobStatus,
     ListModels,
     LoadModel,
+    ModelOffer,
     Models,
     Status,
     StatusReport,
@@ -102,48 +106,63 @@ class Broker:
         finally:
             del self._clients[connection]
             self._admission.disconnect(connection.peer.uid)
-            for job in list(connection.jobs.values()):
+            for job in list(connection.jobs):
                 self._gpu.cancel(job)
 
-    def _handle(self, connection: Connection, request: int, message: ClientMessage) -> None:
+    def _handle(self, reply: Reply, message: ClientMessage | version1.Request) -> None:
         """The whitelist of what a client can ask. Raises RequestError."""
+        uid = reply.connection.peer.uid
         match message:
             case Status():
-                connection.send(request, self._status(connection.peer.uid))
+                reply.send(self._status(uid))
             case ListModels():
                 default = self._config.default_model
-                connection.send(request, Models(models=self._config.models, default=default, loaded=self._loaded()))
+                reply.send(Models(models=self._config.models, default=default, loaded=self._loaded()))
             case Generate():
-                self._admit(connection)
+                self._admit(uid)
                 model = pick_model(self._config, message.model, self._loaded())
-                parameters = fill_in(message, model)
-                self._submit(Job(next(self._job_numbers), connection, request, model, message, parameters))
+                self._submit(reply, model, message, fill_in(message, model))
+            case version1.Request():
+                self._admit(uid)
+                model = pick_v1_model(self._config, message.model_id)
+                generate = message.as_generate(model.id)
+                parameters = fill_in(generate, model, message.prompts)
+                self._submit(reply, model, generate, parameters, seconds=self._config.limits.v1_seconds)
             case LoadModel():
-                self._admit(connection)
-                model = pick_model(self._config, message.model, None)
-                self._submit(Job(next(self._job_numbers), connection, request, model))
+                self._admit(uid)
+                self._submit(reply, pick_model(self._config, message.model, None))
             case Unload():
                 unloaded = self._gpu.unload()
-                unloaded.add_done_callback(lambda _: connection.send(request, Done()))
+                unloaded.add_done_callback(lambda _: reply.send(Done()))
             case Cancel():
-                self._gpu.cancel(self._find_job(connection, message))
-                connection.send(request, Done())
+                self._gpu.cancel(self._find_job(reply.connection, message))
+                reply.send(Done())
 
-    def _admit(self, connection: Connection) -> None:
-        self._admission.request(connection.peer.uid, asyncio.get_running_loop().time())
+    def _admit(self, uid: int) -> None:
+        self._admission.request(uid, asyncio.get_running_loop().time())
 
-    def _submit(self, job: Job) -> None:
-        self._gpu.queue.check_room(job.uid)
-        job.connection.jobs[job.request] = job
-        self._gpu.submit(job)
+    def _submit(
+        self,
+        reply: Reply,
+        model: ModelOffer,
+        generate: Generate | None = None,
+        parameters: Parameters | None = None,
+        *,
+        seconds: float | None = None,
+    ) -> None:
+        self._gpu.queue.check_room(reply.connection.peer.uid)
+        job = Job(next(self._job_numbers), reply, model, generate, parameters)
+        reply.connection.jobs.add(job)
+        self._gpu.submit(job, seconds=seconds)
 
     def _find_job(self, connection: Connection, message: Cancel) -> Job:
         """Any connection of a user may cancel any job of that user, and of nobody else."""
         if (message.request is None) == (message.job is None):
             raise RequestError(ErrorCode.INVALID_REQUEST, "cancel takes either request or job", field="job")
         if message.request is not None:
-            if message.request in connection.jobs:
-                return connection.jobs[message.request]
+            for job in connection.jobs:
+                if job.reply.request == message.request:
+                    return job
             raise RequestError(
                 ErrorCode.INVALID_REQUEST, "no such request in flight", field="request", value=message.request
             )

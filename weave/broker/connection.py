@@ -1,4 +1,4 @@
-"""One client's connection: bytes in, checked frames out to the requests; events and images back."""
+"""One client's connection: bytes in, checked frames out to the requests; replies and images back."""
 
 import asyncio
 import contextlib
@@ -6,21 +6,27 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from typing import TypeAlias
 
 from msgspec import Struct
 
 from weave import log
 from weave.broker.job import Job
 from weave.broker.peer import Peer
+from weave.broker.reply import Reply, Version1Reply, Version2Reply
 from weave.config.schema import Limits
+from weave.protocol import version1
 from weave.protocol.channel import close_all
-from weave.protocol.client_messages import ClientMessage, Error, Event, Image, Preview, decode_op, encode
+from weave.protocol.client_messages import ClientMessage, Error, decode_op, encode
 from weave.protocol.errors import ErrorCode, FrameError, RequestError
-from weave.protocol.frames import HEADER_BYTES, Header, Kind, pack_frame, pack_header, parse_header
+from weave.protocol.frames import FrameReader, Header, Kind, pack_frame
 from weave.protocol.waiting import readable, writable
 
 _READ_BYTES = 64 * 1024
 _SENDFILE_BYTES = 8 * 1024 * 1024
+
+# Raises RequestError.
+Handle: TypeAlias = Callable[[Reply, ClientMessage | version1.Request], None]
 
 
 class ClientGone(Exception):
@@ -28,40 +34,51 @@ class ClientGone(Exception):
 
 
 class _Outgoing(Struct):
-    """`data`, with the descriptor that goes along; or `size` bytes of `memfd` itself, where data is empty."""
+    """`data`, then the `size` bytes of `memfd`: themselves where inline, else as the descriptor, which goes along."""
 
     data: bytes
+    memfd: int | None
     size: int
-    memfd: int | None = None
+    inline: bool
     sent: int = 0
+
+    @property
+    def end(self) -> int:
+        return len(self.data) + (self.size if self.inline else 0)
 
 
 class Connection:
-    """`jobs` are those in flight, by the client's own request number."""
+    """`jobs` are those in flight."""
 
     def __init__(self, sock: socket.socket, peer: Peer, limits: Limits) -> None:
         self.peer = peer
-        self.jobs: dict[int, Job] = {}
+        self.jobs: set[Job] = set()
         self._sock = sock
         self._limits = limits
-        self._incoming = bytearray()
+        self._frames = FrameReader(from_client=True)
+        # A client that has not been understood yet is told so in version 1, which is the simplest to read.
+        self._version = 1
         self._outgoing: deque[_Outgoing] = deque()
         self._outgoing_bytes = 0
         self._more_outgoing = asyncio.Event()
         self._open = True
 
-    async def serve(self, handle: Callable[["Connection", int, ClientMessage], None]) -> None:
+    async def serve(self, handle: Handle) -> None:
         """Read requests until the client is gone or must go; write what there is to say meanwhile."""
         writing = asyncio.create_task(self._write())
         try:
             while True:
                 header, payload = await self._next_frame()
+                self._version = header.version
                 self._handle(header, payload, handle)
+                await asyncio.sleep(0)  # the other connections get their turn
         except ClientGone:
             pass
         except FrameError as error:
             log.write("broker", "frame_refused", peer=self.peer, reason=error.message)
-            self.send(0, Error.from_exception(error))
+            version = error.version or self._version
+            reply = Version2Reply(self, 0) if version == 2 else Version1Reply(self, version1.NO_REQUEST)
+            reply.send(Error.from_exception(error))
             await self.flush(seconds=1.0)
         finally:
             self._open = False
@@ -69,20 +86,16 @@ class Connection:
             await asyncio.gather(writing, return_exceptions=True)
             self._close()
 
-    def send(self, request: int, event: Event, memfd: int | None = None) -> None:
-        """Queue an event. An image's bytes come in `memfd`, which is ours from here on."""
+    def write(self, data: bytes, memfd: int | None = None, *, size: int = 0, inline: bool = False) -> None:
+        """Queue `data` and the `memfd` of `size` bytes, which is ours from here on."""
         if not self._open:
             close_all([memfd] if memfd is not None else [])
             return
-        frame = pack_frame(Kind.CONTROL, request, encode(event))
-        if memfd is None:
-            self._queue(_Outgoing(frame, len(frame)))
-        elif isinstance(event, Image) and event.deliver == "fd":
-            self._queue(_Outgoing(frame, len(frame), memfd))
-        elif isinstance(event, Image | Preview):
-            frame += pack_header(Kind.IMAGE, request, event.size)
-            self._queue(_Outgoing(frame, len(frame)))
-            self._queue(_Outgoing(b"", event.size, memfd))
+        self._outgoing.append(_Outgoing(data, memfd, size, inline))
+        self._outgoing_bytes += len(data) + size
+        self._more_outgoing.set()
+        if self._outgoing_bytes > self._limits.outgoing_bytes:
+            self.drop(f"left more than {self._limits.outgoing_bytes} bytes unread")
 
     def refuse(self, error: Error) -> None:
         """Say why, as far as it fits, and close: this connection is one too many to wait for."""
@@ -105,47 +118,41 @@ class Connection:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
 
-    def _handle(
-        self, header: Header, payload: bytes, handle: Callable[["Connection", int, ClientMessage], None]
-    ) -> None:
+    def _handle(self, header: Header, payload: bytes, handle: Handle) -> None:
+        reply: Reply
+        if header.version == 1:
+            reply = Version1Reply(self, version1.request_id(payload))
+        else:
+            reply = Version2Reply(self, header.request)
         try:
-            if header.request in self.jobs:
-                raise RequestError(
-                    ErrorCode.INVALID_REQUEST,
-                    f"request {header.request} is in flight already",
-                    field="request",
-                    value=header.request,
-                )
-            handle(self, header.request, decode_op(payload))
+            if header.version == 1:
+                handle(reply, version1.decode_request(payload, header.length))
+            else:
+                self._check_unused(header.request)
+                handle(reply, decode_op(payload))
         except RequestError as error:
-            log.write(
-                "broker",
-                "request_refused",
-                peer=self.peer,
-                code=error.code.value,
-                field=error.field,
-                request=header.request,
+            code, field = error.code.value, error.field
+            log.write("broker", "request_refused", peer=self.peer, code=code, field=field, request=reply.request)
+            reply.send(Error.from_exception(error))
+
+    def _check_unused(self, request: int) -> None:
+        if any(job.reply.request == request for job in self.jobs):
+            raise RequestError(
+                ErrorCode.INVALID_REQUEST, f"request {request} is in flight already", field="request", value=request
             )
-            self.send(header.request, Error.from_exception(error))
 
     async def _next_frame(self) -> tuple[Header, bytes]:
         """A frame may be long in coming, but once begun it must be finished within frame_seconds."""
-        if not self._incoming:
+        if not self._frames.begun:
             await self._read()
         try:
             async with asyncio.timeout(self._limits.frame_seconds):
-                header = parse_header(await self._take(HEADER_BYTES), from_client=True)
-                return header, await self._take(header.length)
+                while (frame := self._frames.next_frame()) is None:
+                    await self._read()
+                return frame
         except TimeoutError:
             self.drop("a frame was begun and not finished in time")
             raise ClientGone from None
-
-    async def _take(self, size: int) -> bytes:
-        while len(self._incoming) < size:
-            await self._read()
-        taken = bytes(self._incoming[:size])
-        del self._incoming[:size]
-        return taken
 
     async def _read(self) -> None:
         """With no room for ancillary data a client's descriptors never get in; MSG_CTRUNC tells of them."""
@@ -161,27 +168,20 @@ class Connection:
             self.drop("sent a descriptor")
         if not data or not self._open:
             raise ClientGone
-        self._incoming += data
-
-    def _queue(self, item: _Outgoing) -> None:
-        self._outgoing.append(item)
-        self._outgoing_bytes += item.size
-        self._more_outgoing.set()
-        if self._outgoing_bytes > self._limits.outgoing_bytes:
-            self.drop(f"left more than {self._limits.outgoing_bytes} bytes unread")
+        self._frames.feed(data)
 
     async def _write(self) -> None:
         while True:
             while self._outgoing:
                 await self._write_item(self._outgoing[0])
                 item = self._outgoing.popleft()
-                self._outgoing_bytes -= item.size
+                self._outgoing_bytes -= len(item.data) + item.size
                 close_all([item.memfd] if item.memfd is not None else [])
             self._more_outgoing.clear()
             await self._more_outgoing.wait()
 
     async def _write_item(self, item: _Outgoing) -> None:
-        while item.sent < item.size:
+        while item.sent < item.end:
             try:
                 item.sent += self._write_some(item)
             except BlockingIOError:
@@ -191,9 +191,10 @@ class Connection:
 
     def _write_some(self, item: _Outgoing) -> int:
         """Image bytes go from the memfd to the socket inside the kernel, never through this process."""
-        if not item.data and item.memfd is not None:
-            return os.sendfile(self._sock.fileno(), item.memfd, item.sent, min(item.size - item.sent, _SENDFILE_BYTES))
-        descriptors = [item.memfd] if item.memfd is not None and item.sent == 0 else []
+        offset = item.sent - len(item.data)
+        if offset >= 0 and item.memfd is not None:
+            return os.sendfile(self._sock.fileno(), item.memfd, offset, min(item.size - offset, _SENDFILE_BYTES))
+        descriptors = [item.memfd] if item.memfd is not None and not item.inline and item.sent == 0 else []
         return socket.send_fds(self._sock, [item.data[item.sent :]], descriptors, socket.MSG_NOSIGNAL)
 
     def _close(self) -> None:

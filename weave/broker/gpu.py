@@ -24,7 +24,7 @@ _MESSAGES = {
     "cancelled": (ErrorCode.CANCELLED, "cancelled"),
     "out_of_memory": (ErrorCode.OUT_OF_MEMORY, "the device has not enough free memory for this job"),
     "refused": (ErrorCode.WORKER_FAILED, "the model's files were refused; the daemon's log says which"),
-    "internal": (ErrorCode.WORKER_FAILED, "the GPU worker could not do it; the daemon's log says why"),
+    "internal": (ErrorCode.INTERNAL, "the GPU worker could not do it; the daemon's log says why"),
 }
 
 
@@ -47,10 +47,13 @@ class Gpu:
         self._number = 0
         self._gone = asyncio.Event()
 
-    def submit(self, job: Job) -> None:
-        """Queue an admitted job."""
+    def submit(self, job: Job, *, seconds: float | None) -> None:
+        """Queue an admitted job, which must be over `seconds` from now, where given."""
+        loop = asyncio.get_running_loop()
+        job.timers.append(loop.call_later(self.limits.queued_seconds, self._expire, job))
+        if seconds is not None:
+            job.timers.append(loop.call_later(seconds, self._time_out, job, seconds))
         self.queue.add(job)
-        job.expiry = asyncio.get_running_loop().call_later(self.limits.queued_seconds, self._expire, job)
         self._wake.set()
 
     def cancel(self, job: Job) -> None:
@@ -216,7 +219,7 @@ class Gpu:
             preview = Preview(
                 image=update.image, step=update.step, width=update.width, height=update.height, size=update.size
             )
-            job.connection.send(job.request, preview, memfd)
+            job.tell(preview, memfd)
         elif isinstance(update, Made):
             self.images_made += 1
             image = Image(
@@ -229,8 +232,13 @@ class Gpu:
                 channels=3,
                 size=update.size,
             )
-            job.connection.send(job.request, image, memfd)
+            job.tell(image, memfd)
 
     def _expire(self, job: Job) -> None:
         if self.queue.remove(job):
             job.fail(ErrorCode.TIMED_OUT, f"waited {self.limits.queued_seconds:g} s in the queue")
+
+    def _time_out(self, job: Job, seconds: float) -> None:
+        """The client is told now, even if the worker needs a while to stop."""
+        job.fail(ErrorCode.TIMED_OUT, f"not done within {seconds:g} s")
+        self.cancel(job)

@@ -1,14 +1,13 @@
 """A job: a generate or load_model request from when it is accepted until its last event is sent."""
 
 import asyncio
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from weave.broker.reply import Reply
 from weave.protocol.bounds import Parameters
+from weave.protocol.channel import close_all
 from weave.protocol.client_messages import Error, Event, Generate, ModelOffer
 from weave.protocol.errors import ErrorCode, RequestError
-
-if TYPE_CHECKING:
-    from weave.broker.connection import Connection
 
 
 class Job:
@@ -17,15 +16,14 @@ class Job:
     def __init__(
         self,
         number: int,
-        connection: "Connection",
-        request: int,
+        reply: Reply,
         model: ModelOffer,
         generate: Generate | None = None,
         parameters: Parameters | None = None,
     ) -> None:
         self.number = number
-        self.connection = connection
-        self.request = request
+        self.reply = reply
+        self.connection = reply.connection
         self.model = model
         self.generate = generate
         self.parameters = parameters
@@ -34,25 +32,27 @@ class Job:
         self.overtaken = 0
         self.queued_at = asyncio.get_running_loop().time()
         self.cancelled = asyncio.Event()
-        self.expiry: asyncio.TimerHandle | None = None
+        self.timers: list[asyncio.TimerHandle] = []
 
     @property
     def uid(self) -> int:
         """Whose job it is."""
         return self.connection.peer.uid
 
-    def tell(self, event: Event) -> None:
-        """Send an event; a client that is gone is told nothing."""
-        self.connection.send(self.request, event)
+    def tell(self, event: Event, memfd: int | None = None) -> None:
+        """Send an event, unless the job is over; `memfd`, with an image, is not the caller's any more."""
+        if self.state != "over":
+            self.reply.send(event, memfd)
+        elif memfd is not None:
+            close_all([memfd])
 
     def finish(self, event: Event) -> None:
         """Send the last event; the request number is free again."""
-        if self.state != "over":
-            self.state = "over"
-            if self.expiry is not None:
-                self.expiry.cancel()
-            self.connection.jobs.pop(self.request, None)
-            self.tell(event)
+        self.tell(event)
+        self.state = "over"
+        self.connection.jobs.discard(self)
+        for timer in self.timers:
+            timer.cancel()
 
     def fail(self, code: ErrorCode, message: str) -> None:
         """Finish with an error."""

@@ -21,8 +21,19 @@ def pick_model(config: BrokerConfig, name: str | None, loaded: str | None) -> Mo
     )
 
 
-def fill_in(request: Generate, model: ModelOffer) -> Parameters:
-    """The request with nothing left open, inside the model's bounds. Raises RequestError (out_of_bounds)."""
+def pick_v1_model(config: BrokerConfig, v1_id: int) -> ModelOffer:
+    """The model of that number; 0 is the default model. Raises RequestError (unknown_model)."""
+    for model in config.models:
+        if model.v1_id == v1_id or (v1_id == 0 and model.id == config.default_model):
+            return model
+    raise RequestError(ErrorCode.UNKNOWN_MODEL, f"no model has the number {v1_id}", field="model", value=v1_id)
+
+
+def fill_in(request: Generate, model: ModelOffer, prompts: tuple[str, ...] = ()) -> Parameters:
+    """The request with nothing left open, inside the model's bounds; `prompts` is one for each text encoder.
+
+    Raises RequestError (out_of_bounds).
+    """
 
     def given(name: str) -> object:
         value = getattr(request, name)
@@ -34,6 +45,7 @@ def fill_in(request: Generate, model: ModelOffer) -> Parameters:
         negative_prompt=request.negative_prompt,
         seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         images=request.images,
+        encoder_prompts=prompts if len(set(prompts)) > 1 else (),
         **open_parameters,  # type: ignore[arg-type]
     )
     check_parameters(parameters, model.bounds, model.schedulers)

@@ -11,7 +11,7 @@ import msgspec
 from weave.protocol.channel import ChannelViolation, check_sealed_memfd, close_all
 from weave.protocol.client_messages import ClientMessage, Error, Event, Image, Preview, decode_event, encode
 from weave.protocol.errors import FrameError
-from weave.protocol.frames import HEADER_BYTES, Header, Kind, pack_frame, parse_header
+from weave.protocol.frames import FrameReader, Header, Kind, pack_frame
 
 
 class NotRunning(Exception):
@@ -59,16 +59,16 @@ class Decoder:
     """Takes what came over the socket in any pieces."""
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
+        self._frames = FrameReader(from_client=False)
         self._descriptors: deque[int] = deque()
         self._announced: Answer | None = None
 
     def feed(self, data: bytes, descriptors: list[int]) -> Iterator[Answer]:
         """The answers that are complete by now. Raises ProtocolError."""
-        self._bytes += data
+        self._frames.feed(data)
         self._descriptors += descriptors
         try:
-            while (frame := self._next_frame()) is not None:
+            while (frame := self._frames.next_frame()) is not None:
                 answer = self._answer(*frame)
                 if answer is not None:
                     yield answer
@@ -81,18 +81,9 @@ class Decoder:
         close_all(list(self._descriptors))
         self._descriptors.clear()
 
-    def _next_frame(self) -> tuple[Header, bytes] | None:
-        if len(self._bytes) < HEADER_BYTES:
-            return None
-        header = parse_header(bytes(self._bytes[:HEADER_BYTES]), from_client=False)
-        end = HEADER_BYTES + header.length
-        if len(self._bytes) < end:
-            return None
-        payload = bytes(self._bytes[HEADER_BYTES:end])
-        del self._bytes[:end]
-        return header, payload
-
     def _answer(self, header: Header, payload: bytes) -> Answer | None:
+        if header.version != 2:
+            raise ChannelViolation("the answer is in version 1")
         if self._announced is not None:
             announced, self._announced = self._announced, None
             if header.kind != Kind.IMAGE or header.request != announced.request:

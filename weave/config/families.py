@@ -40,9 +40,9 @@ def _defaults(side: int, steps: int, cfg_scale: float, scheduler: str) -> Defaul
 
 
 FAMILIES: dict[str, FamilyDefaults] = {
-    "sd1": FamilyDefaults(_bounds(1024, 8, 2000), _defaults(512, 25, 7.5, "dpmpp_2m"), DIFFUSION_SCHEDULERS),
-    "sd2": FamilyDefaults(_bounds(1536, 8, 2000), _defaults(768, 25, 7.5, "dpmpp_2m"), DIFFUSION_SCHEDULERS),
-    "sdxl": FamilyDefaults(_bounds(2048, 8, 2000), _defaults(1024, 30, 5.0, "euler"), DIFFUSION_SCHEDULERS),
+    "sd1": FamilyDefaults(_bounds(1024, 8, 2048), _defaults(512, 25, 7.5, "dpmpp_2m"), DIFFUSION_SCHEDULERS),
+    "sd2": FamilyDefaults(_bounds(1536, 8, 2048), _defaults(768, 25, 7.5, "dpmpp_2m"), DIFFUSION_SCHEDULERS),
+    "sdxl": FamilyDefaults(_bounds(2048, 8, 2048), _defaults(1024, 30, 5.0, "euler"), DIFFUSION_SCHEDULERS),
     "sd3": FamilyDefaults(_bounds(2048, 16, 4000), _defaults(1024, 28, 4.5, "flow_euler"), FLOW_SCHEDULERS),
     "flux": FamilyDefaults(_bounds(2048, 16, 4000), _defaults(1024, 28, 3.5, "flow_euler"), ("flow_euler",)),
 }

@@ -38,7 +38,7 @@ class Limits(_Table, frozen=True, kw_only=True):
     connections: Count = 128
     connections_per_uid: Count = 64
     queue: Count = 64
-    queue_per_uid: Count = 16
+    queue_per_uid: Count = 32
     # A token bucket a UID: `burst_per_uid` generate and load_model requests at once, then this many a second.
     requests_per_second: Annotated[float, Meta(gt=0, le=10_000)] = 10.0
     burst_per_uid: Count = 40
@@ -52,6 +52,8 @@ class Limits(_Table, frozen=True, kw_only=True):
     job_seconds: Seconds = 600.0
     # The worker ends when it had nothing to do for this long, and all of its memory comes back.
     idle_unload_seconds: Seconds = 300.0
+    # From a version 1 request's arrival to its reply: those clients give up after 65 s.
+    v1_seconds: Seconds = 60.0
 
 
 class BoundsOverride(_Table, frozen=True, kw_only=True):
@@ -80,13 +82,15 @@ class DefaultsOverride(_Table, frozen=True, kw_only=True):
 class ModelConfig(_Table, frozen=True, kw_only=True):
     """One model: a folder in diffusers layout, or one .safetensors file with a `layout` folder beside it.
 
-    `sha256` pins files, by their path inside the folder, to a digest in hex.
+    `sha256` pins files, by their path inside the folder, to a digest in hex. `v1_id` is the model's number in
+    version 1 of the protocol.
     """
 
     path: str
     family: str
     title: str = ""
     layout: str | None = None
+    v1_id: Annotated[int, Meta(ge=1, le=2**32 - 1)] | None = None
     bounds: BoundsOverride = BoundsOverride()
     defaults: DefaultsOverride = DefaultsOverride()
     sha256: dict[str, Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]] = {}
@@ -110,6 +114,10 @@ def check(config: Config) -> None:
     """Raise ConfigError for what single fields cannot show."""
     if config.default_model is not None and config.default_model not in config.models:
         raise ConfigError(f"default_model is {config.default_model!r}, which is not in [models]")
+    numbers: dict[int, str] = {}
+    for model_id, model in config.models.items():
+        if model.v1_id is not None and numbers.setdefault(model.v1_id, model_id) != model_id:
+            raise ConfigError(f"models.{model_id}.v1_id is {model.v1_id}, as is {numbers[model.v1_id]}'s")
     offers(config)
 
 
@@ -130,6 +138,7 @@ def _offer(model_id: str, model: ModelConfig) -> ModelOffer:
         bounds=bounds,
         defaults=defaults,
         schedulers=family.schedulers,
+        v1_id=model.v1_id,
     )
     _check_defaults(where, offer)
     return offer

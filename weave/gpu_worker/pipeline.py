@@ -50,11 +50,12 @@ def _draw(job: Job, image: int) -> Image.Image:
                 _send_preview(job, image, step + 1, tensors["latents"])
         return tensors
 
+    prompts = parameters.encoder_prompts or (parameters.prompt,)
     # On the CPU whatever the device, so that a seed gives the same noise everywhere.
     generator = torch.Generator("cpu").manual_seed(_seed(parameters, image))
     with torch.inference_mode():
         result = job.pipeline(
-            **call_arguments(job.model.family, (parameters.prompt,), parameters.negative_prompt, parameters.cfg_scale),
+            **call_arguments(job.model.family, prompts, parameters.negative_prompt, parameters.cfg_scale),
             width=parameters.width,
             height=parameters.height,
             num_inference_steps=parameters.steps,

@@ -56,17 +56,20 @@ class Parameters(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     seed: int
     scheduler: str
     images: int
+    # Where they differ: one prompt for each text encoder, in their order. Version 1 only.
+    encoder_prompts: tuple[str, ...] = ()
 
 
 def check_parameters(parameters: Parameters, bounds: Bounds, schedulers: tuple[str, ...]) -> None:
     """Raise RequestError (out_of_bounds) that names the first field outside its bounds, its value and the bound."""
-    _check_text("prompt", parameters.prompt, bounds)
+    for prompt in (parameters.prompt, *parameters.encoder_prompts):
+        _check_text("prompt", prompt, bounds)
     if parameters.negative_prompt:
         _check_text("negative_prompt", parameters.negative_prompt, bounds)
     check_range("width", parameters.width, bounds.width)
     check_range("height", parameters.height, bounds.height)
     check_range("steps", parameters.steps, bounds.steps)
-    _check_cfg_scale(parameters.cfg_scale, bounds.cfg_scale)
+    check_cfg_scale(parameters.cfg_scale, bounds.cfg_scale)
     check_range("seed", parameters.seed, Range(0, MAX_SEED))
     check_range("images", parameters.images, bounds.images)
     check_range("pixels", parameters.width * parameters.height * parameters.images, bounds.pixels)
@@ -97,7 +100,8 @@ def check_range(field: str, value: int, bound: Range) -> None:
         raise _out_of_bounds(field, value, bound.min, bound.max, f"it must be a multiple of {bound.multiple}")
 
 
-def _check_cfg_scale(value: float, bound: FloatRange) -> None:
+def check_cfg_scale(value: float, bound: FloatRange) -> None:
+    """Raise RequestError (invalid_request, out_of_bounds) unless `value` is a number within `bound`."""
     if not math.isfinite(value):
         raise RequestError(ErrorCode.INVALID_REQUEST, "cfg_scale is not finite", field="cfg_scale")
     if not bound.min <= value <= bound.max:

@@ -207,7 +207,8 @@ class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class ModelOffer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All that the broker and its clients know of a model: no path, no file."""
+    """All that the broker and its clients know of a model: no path, no file. `v1_id` is its number in version 1,
+    where 0 stands for the default model."""
 
     id: str
     family: str
@@ -215,6 +216,7 @@ class ModelOffer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     bounds: Bounds
     defaults: Defaults
     schedulers: tuple[str, ...]
+    v1_id: int | None = None
 
 
 class Models(_Event, frozen=True, kw_only=True, tag="models", omit_defaults=False):

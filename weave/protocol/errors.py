@@ -52,10 +52,16 @@ class RequestError(Exception):
 
 
 class FrameError(Exception):
-    """The stream cannot be trusted any further: the client is told why, then the connection is closed."""
+    """The stream cannot be trusted any further: the client is told why, then the connection is closed.
 
-    def __init__(self, message: str, *, field: str | None = None, value: int | None = None) -> None:
+    `version` is the one that the frame claims, where we speak it.
+    """
+
+    def __init__(
+        self, message: str, *, field: str | None = None, value: int | None = None, version: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.value = value
+        self.version = version

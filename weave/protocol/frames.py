@@ -1,6 +1,6 @@
-"""Frames of the client protocol: one header of 16 bytes before every payload, both ways.
+"""Frames of the client protocol: one header of 16 bytes before every payload, both ways and in both versions.
 
-magic `WEVE` · version u16 · kind u16 · length u32 · request u32, big-endian (docs/protocol.md)
+magic `WEVE` · version u16 · kind u16 · length u32 · request u32 (reserved in version 1), big-endian (docs/protocol.md)
 """
 
 import enum
@@ -10,24 +10,30 @@ from typing import NamedTuple
 from weave.protocol.errors import FrameError
 
 MAGIC = b"WEVE"
-VERSION = 2
-SUPPORTED_VERSIONS = (VERSION,)
+SUPPORTED_VERSIONS = (1, 2)
 MAX_CONTROL_BYTES = 64 * 1024
 MAX_IMAGE_BYTES = 0xFFFF_FFFF
+MAX_VERSION_1_BYTES = 10 * 1024 * 1024
+# No version 1 request that is longer than this is valid (60 bytes of fields, three prompts of 2048); of a longer
+# one only the length matters, so no more than this is ever held of it.
+MAX_VERSION_1_REQUEST_BYTES = 60 + 3 * 2048
 
 _HEADER = struct.Struct(">4sHHII")
 HEADER_BYTES = _HEADER.size
 
 
 class Kind(enum.IntEnum):
-    """What a version 2 payload is."""
+    """What a payload is."""
 
-    CONTROL = 0x0010  # a JSON message
-    IMAGE = 0x0011  # bytes of an image, announced by the control message before it
+    GENERATE = 0x0001  # version 1
+    RESPONSE = 0x0002  # version 1
+    ERROR = 0x00FF  # version 1
+    CONTROL = 0x0010  # version 2: a JSON message
+    IMAGE = 0x0011  # version 2: bytes of an image, announced by the control message before it
 
 
 class Header(NamedTuple):
-    """A checked header. `length` counts the payload's bytes; `request` is the client's own number."""
+    """A checked header. `length` counts the payload's bytes; `request` is the client's own number, 0 in version 1."""
 
     version: int
     kind: Kind
@@ -35,30 +41,93 @@ class Header(NamedTuple):
     request: int
 
 
-def pack_header(kind: Kind, request: int, length: int) -> bytes:
+# By version and sender: the kinds there are, and the most bytes that each may have.
+_KINDS = {
+    (1, "client"): {Kind.GENERATE: MAX_VERSION_1_BYTES},
+    (1, "daemon"): {Kind.RESPONSE: MAX_VERSION_1_BYTES, Kind.ERROR: MAX_VERSION_1_BYTES},
+    (2, "client"): {Kind.CONTROL: MAX_CONTROL_BYTES},
+    (2, "daemon"): {Kind.CONTROL: MAX_CONTROL_BYTES, Kind.IMAGE: MAX_IMAGE_BYTES},
+}
+
+
+def pack_header(kind: Kind, request: int, length: int, *, version: int = 2) -> bytes:
     """The 16 bytes that go before a payload of `length` bytes."""
-    return _HEADER.pack(MAGIC, VERSION, kind, length, request)
+    return _HEADER.pack(MAGIC, version, kind, length, request)
 
 
-def pack_frame(kind: Kind, request: int, payload: bytes) -> bytes:
+def pack_frame(kind: Kind, request: int, payload: bytes, *, version: int = 2) -> bytes:
     """A whole frame."""
-    return pack_header(kind, request, len(payload)) + payload
+    return pack_header(kind, request, len(payload), version=version) + payload
 
 
 def parse_header(data: bytes, *, from_client: bool) -> Header:
-    """Check the 16 bytes `data`; only the daemon sends images, so a client's frame is a control message.
+    """Check the 16 bytes `data`.
 
     Raises FrameError: after a bad header nobody can say where the next one starts.
     """
     magic, version, kind, length, request = _HEADER.unpack(data)
+    spoken = version if version in SUPPORTED_VERSIONS else None
     if magic != MAGIC:
-        raise FrameError(f"bad magic 0x{magic.hex()}; every frame starts with WEVE", field="magic")
-    if version not in SUPPORTED_VERSIONS:
+        raise FrameError(f"bad magic 0x{magic.hex()}; every frame starts with WEVE", field="magic", version=spoken)
+    if spoken is None:
         supported = ", ".join(str(known) for known in SUPPORTED_VERSIONS)
         raise FrameError(f"unsupported version {version}; supported: {supported}", field="version", value=version)
-    if kind != Kind.CONTROL and (from_client or kind != Kind.IMAGE):
-        raise FrameError(f"unknown kind 0x{kind:04x}; expected 0x{Kind.CONTROL:04x}", field="kind", value=kind)
-    limit = MAX_CONTROL_BYTES if kind == Kind.CONTROL else MAX_IMAGE_BYTES
+    kinds = _KINDS[version, "client" if from_client else "daemon"]
+    if kind not in kinds:
+        expected = ", ".join(f"0x{known:04x}" for known in kinds)
+        raise FrameError(f"unknown kind 0x{kind:04x}; expected {expected}", field="kind", value=kind, version=spoken)
+    limit = kinds[Kind(kind)]
     if not 1 <= length <= limit:
-        raise FrameError(f"length is {length}; it must be from 1 to {limit}", field="length", value=length)
+        raise FrameError(
+            f"length is {length}; it must be from 1 to {limit}", field="length", value=length, version=spoken
+        )
+    if version == 1 and request:
+        raise FrameError(f"reserved is {request}; it must be 0", field="reserved", value=request, version=spoken)
     return Header(version, Kind(kind), length, request)
+
+
+class FrameReader:
+    """Bytes in, in any pieces; frames out. Holds at most one frame and what was fed beyond it."""
+
+    def __init__(self, *, from_client: bool) -> None:
+        self._from_client = from_client
+        self._bytes = bytearray()
+        self._header: Header | None = None
+        self._payload = bytearray()
+        self._missing = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether a frame was begun that is not finished."""
+        return self._header is not None or bool(self._bytes)
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory."""
+        return len(self._bytes) + len(self._payload)
+
+    def feed(self, data: bytes) -> None:
+        """What the socket gave. Take every frame that is there with next_frame() before feeding more."""
+        self._bytes += data
+
+    def next_frame(self) -> tuple[Header, bytes] | None:
+        """The next frame once it is complete. A version 1 request longer than any that is valid is cut off at
+        MAX_VERSION_1_REQUEST_BYTES. Raises FrameError."""
+        if self._header is None:
+            if len(self._bytes) < HEADER_BYTES:
+                return None
+            self._header = parse_header(bytes(self._bytes[:HEADER_BYTES]), from_client=self._from_client)
+            del self._bytes[:HEADER_BYTES]
+            self._missing = self._header.length
+        header = self._header
+        kept = header.length if header.kind != Kind.GENERATE else min(header.length, MAX_VERSION_1_REQUEST_BYTES)
+        arrived = min(self._missing, len(self._bytes))
+        self._payload += self._bytes[: min(arrived, kept - len(self._payload))]
+        del self._bytes[:arrived]
+        self._missing -= arrived
+        if self._missing:
+            return None
+        payload = bytes(self._payload)
+        self._payload.clear()
+        self._header = None
+        return header, payload
