@@ -115,7 +115,7 @@ def test_a_stopped_worker_is_killed_when_its_job_takes_too_long() -> None:
 
 def test_the_broker_serves_nobody_before_it_is_attested(tmp_path: Path) -> None:
     ours, theirs = socket_pair()
-    memfd = to_memfd(broker_config(default_config(), allowed_uids=(os.geteuid(),)))
+    memfd = to_memfd(broker_config(default_config(), mode="user", allowed_uids=(os.geteuid(),)))
     with socket.socket(socket.AF_UNIX) as listening, theirs:
         listening.bind(str(tmp_path / "s"))
         listening.listen()

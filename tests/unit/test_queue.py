@@ -7,10 +7,10 @@ import pytest
 
 from weave.broker.job import Job
 from weave.broker.limits import TokenBucket
-from weave.broker.peer import Peer
 from weave.broker.queue import MAX_OVERTAKEN, JobQueue
 from weave.config.schema import Limits
 from weave.protocol.errors import RequestError
+from weave.protocol.peer import Peer
 
 
 class Told:

@@ -1,4 +1,4 @@
-"""python -m weave.broker: started by the supervisor with its channel, its config and the listening socket."""
+"""python -m weave.broker: started by the supervisor with its channel, its config and a socket."""
 
 import argparse
 import asyncio
@@ -16,19 +16,23 @@ from weave.sandbox.process import drop_capabilities, harden
 def main() -> None:
     """Serve until the supervisor says stop or is gone."""
     options = argparse.ArgumentParser()
-    for name in ("parent", "control", "config", "listen"):
+    for name in ("parent", "control", "config"):
         options.add_argument(f"--{name}", type=int, required=True)
+    entrance = options.add_mutually_exclusive_group(required=True)
+    entrance.add_argument("--listen", type=int)
+    entrance.add_argument("--client", type=int)
     inherited = options.parse_args()
     harden(parent=inherited.parent)
     config = from_memfd(inherited.config, BrokerConfig)
     supervisor: Channel[ToBroker] = Channel.from_fd(inherited.control, ToBroker)
     supervisor.set_blocking(False)
-    listening = socket.socket(fileno=inherited.listen)
-    listening.setblocking(False)
-    asyncio.run(serve(config, supervisor, listening))
+    attached = inherited.client is not None
+    sock = socket.socket(fileno=inherited.client if attached else inherited.listen)
+    sock.setblocking(False)
+    asyncio.run(serve(config, supervisor, sock, attached=attached))
 
 
-async def serve(config: BrokerConfig, supervisor: Channel[ToBroker], listening: socket.socket) -> None:
+async def serve(config: BrokerConfig, supervisor: Channel[ToBroker], sock: socket.socket, *, attached: bool) -> None:
     """The event loop has its descriptors by now. The first client is accepted only below lock_down(), and when
     the supervisor has attested us."""
     layers = lock_down(supervisor)
@@ -36,7 +40,7 @@ async def serve(config: BrokerConfig, supervisor: Channel[ToBroker], listening: 
         message, descriptors = await receive(supervisor)
         if descriptors or not isinstance(message, Attested):
             raise ChannelViolation("the supervisor spoke before it attested")
-        await Broker(config, layers, supervisor, listening).run()
+        await Broker(config, layers, supervisor, sock, attached=attached).run()
     except ChannelClosed:
         return
 

@@ -9,7 +9,6 @@ from weave.broker.connection import Connection
 from weave.broker.gpu import Gpu
 from weave.broker.job import Job
 from weave.broker.limits import Admission
-from weave.broker.peer import Peer
 from weave.broker.reply import Reply
 from weave.broker.requests import fill_in, pick_model, pick_v1_model
 from weave.config.parts import BrokerConfig, from_memfd
@@ -33,6 +32,7 @@ from weave.protocol.client_messages import (
 )
 from weave.protocol.control_messages import NewConfig, Stop, ToBroker, WorkerEnded, WorkerStarted
 from weave.protocol.errors import ErrorCode, RequestError
+from weave.protocol.peer import Peer
 from weave.protocol.waiting import readable, receive
 
 _FLUSH_SECONDS = 1.0
@@ -47,12 +47,16 @@ class Broker:
         config: BrokerConfig,
         layers: tuple[str, ...],
         supervisor: Channel[ToBroker],
-        listening: socket.socket,
+        sock: socket.socket,
+        *,
+        attached: bool,
     ) -> None:
+        """`sock` is one to accept clients on; attached, it is the one client."""
         self._config = config
         self._layers = layers
         self._supervisor = supervisor
-        self._listening = listening
+        self._socket = sock
+        self._attached = attached
         self._admission = Admission(config.limits)
         self._gpu = Gpu(supervisor, config.limits)
         self._clients: dict[Connection, asyncio.Task[None]] = {}
@@ -60,8 +64,12 @@ class Broker:
         self._started_at = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
-        """Serve until the supervisor says stop. Raises ChannelClosed, ChannelViolation."""
-        serving = [asyncio.create_task(self._accept()), asyncio.create_task(self._gpu.run())]
+        """Serve until the supervisor says stop or the client that we are attached to is gone.
+
+        Raises ChannelClosed, ChannelViolation.
+        """
+        entering = self._serve_attached() if self._attached else self._accept()
+        serving = [asyncio.create_task(entering), asyncio.create_task(self._gpu.run())]
         heeding = asyncio.create_task(self._heed_supervisor())
         done, _ = await asyncio.wait([heeding, *serving], return_when=asyncio.FIRST_COMPLETED)
         for task in serving:
@@ -70,12 +78,16 @@ class Broker:
         for task in done:
             task.result()
 
+    async def _serve_attached(self) -> None:
+        self._welcome(self._socket)
+        await asyncio.gather(*self._clients.values())
+
     async def _accept(self) -> None:
         while True:
             try:
-                sock, _ = self._listening.accept()
+                sock, _ = self._socket.accept()
             except BlockingIOError:
-                await readable(self._listening.fileno())
+                await readable(self._socket.fileno())
             except OSError as error:  # out of descriptors: those waiting keep their place in the backlog
                 log.write("broker", "accept_failed", detail=error.strerror)
                 await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)

@@ -12,7 +12,6 @@ from msgspec import Struct
 
 from weave import log
 from weave.broker.job import Job
-from weave.broker.peer import Peer
 from weave.broker.reply import Reply, Version1Reply, Version2Reply
 from weave.config.schema import Limits
 from weave.protocol import version1
@@ -20,6 +19,7 @@ from weave.protocol.channel import close_all
 from weave.protocol.client_messages import ClientMessage, Error, decode_op, encode
 from weave.protocol.errors import ErrorCode, FrameError, RequestError
 from weave.protocol.frames import FrameReader, Header, Kind, pack_frame
+from weave.protocol.peer import Peer
 from weave.protocol.waiting import readable, writable
 
 _READ_BYTES = 64 * 1024

@@ -39,11 +39,11 @@ class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     models: tuple[WorkerModel, ...]
 
 
-def broker_config(config: Config, *, allowed_uids: tuple[int, ...]) -> BrokerConfig:
+def broker_config(config: Config, *, mode: str, allowed_uids: tuple[int, ...]) -> BrokerConfig:
     """The broker's part."""
     models = offers(config)
     return BrokerConfig(
-        mode="user",
+        mode=mode,
         models=models,
         default_model=config.default_model or (models[0].id if models else None),
         limits=config.limits,

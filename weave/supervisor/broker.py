@@ -24,11 +24,12 @@ from weave.supervisor.worker import take_listener, watch_violations
 class Broker:
     """A running broker."""
 
-    def __init__(self, config: BrokerConfig, listening_socket: int) -> None:
+    def __init__(self, config: BrokerConfig, socket: int, *, attached: bool) -> None:
+        """`socket` is one to accept clients on; attached, it is the one client."""
         memfd = to_memfd(config)
         try:
             self._child: Child[FromBroker] = Child(
-                "weave.broker", FromBroker, {"config": memfd, "listen": listening_socket}, {}
+                "weave.broker", FromBroker, {"config": memfd, "client" if attached else "listen": socket}, {}
             )
         finally:
             close_all([memfd])

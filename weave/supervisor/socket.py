@@ -1,15 +1,23 @@
-"""The daemon's socket: one daemon, its own folder, and nobody else's file in the way."""
+"""Where clients come from: a socket of our own, or the one connection to whoever started us."""
 
+import asyncio
+import contextlib
 import fcntl
 import os
+import select
 import socket
 import stat
 from pathlib import Path
+from typing import TypeAlias
 
 from weave.config import ConfigError
+from weave.protocol.peer import Peer
+from weave.protocol.waiting import readable
 
 BACKLOG = 128
 _LOCK_NAME = "weave.lock"
+_CONNECT_SECONDS = 5.0
+_STANDARD_INPUT = 0
 
 
 def default_socket_path() -> Path:
@@ -21,7 +29,9 @@ def default_socket_path() -> Path:
 
 
 class ListeningSocket:
-    """The bound socket and the lock that makes this daemon the only one on it."""
+    """The bound socket, in a folder of ours, and the lock that makes this daemon the only one on it."""
+
+    attached = False
 
     def __init__(self, path: Path) -> None:
         """Raises ConfigError where the folder is not ours alone or another daemon has the socket."""
@@ -40,12 +50,54 @@ class ListeningSocket:
         self.socket.listen(BACKLOG)
         self._identity = _identity(path)
 
+    async def ended(self) -> None:
+        """Never: clients may always come."""
+        await asyncio.Event().wait()
+
     def close(self) -> None:
         """Stop listening; the file goes if it is still ours."""
         self.socket.close()
         if _identity(self.path) == self._identity:
             self.path.unlink()
         os.close(self._lock)
+
+
+class AttachedSocket:
+    """A connection to the socket of the program that started us: our one client, and our reason to be there."""
+
+    attached = True
+
+    def __init__(self, path: Path) -> None:
+        """Raises ConfigError where nobody listens, or another user does: that one is not sent a byte."""
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(_CONNECT_SECONDS)
+        try:
+            self.socket.connect(str(path))
+        except OSError as error:
+            self.socket.close()
+            raise ConfigError(f"{path}: {error.strerror or error}") from None
+        # On the side that connects this tells who called listen(2): unix(7).
+        listener = Peer.of(self.socket)
+        if listener.uid != os.geteuid():
+            self.socket.close()
+            raise ConfigError(f"{path}: the listener's UID is {listener.uid}; it must be ours, {os.geteuid()}")
+
+    async def ended(self) -> None:
+        """Returns when the connection or our standard input has ended. Nothing is read: that is the broker's."""
+        with select.epoll() as hang_ups:
+            hang_ups.register(self.socket, select.EPOLLRDHUP)
+            # Of /dev/null or a file there is no end to wait for.
+            with contextlib.suppress(PermissionError):
+                hang_ups.register(_STANDARD_INPUT, select.EPOLLRDHUP)
+            await readable(hang_ups.fileno())
+
+    def close(self) -> None:
+        """The path is not ours, and stays."""
+        self.socket.close()
+
+
+Entrance: TypeAlias = ListeningSocket | AttachedSocket
 
 
 def _lock_folder(folder: Path) -> int:

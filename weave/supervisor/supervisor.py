@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import prctl
 
@@ -14,7 +15,7 @@ from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import StartWorker
 from weave.sandbox.attestation import AttestationFailed
 from weave.supervisor.broker import Broker
-from weave.supervisor.socket import ListeningSocket
+from weave.supervisor.socket import Entrance
 from weave.supervisor.worker import Worker, WorkerFailed
 from weave.supervisor.zygote import Zygote
 
@@ -29,9 +30,9 @@ _STEADY_SECONDS = 30.0
 class Supervisor:
     """One daemon. At any time there is at most one worker: it owns the GPU."""
 
-    def __init__(self, config: Config, listening: ListeningSocket, read_config: Callable[[], Config]) -> None:
+    def __init__(self, config: Config, entrance: Entrance, read_config: Callable[[], Config]) -> None:
         self._config = config
-        self._listening = listening
+        self._entrance = entrance
         self._read_config = read_config
         # Only a process with CAP_SETPCAP can empty the bounding set, so only then can we demand it.
         self._bounding_set_empty = bool(prctl.cap_effective.setpcap)
@@ -41,25 +42,29 @@ class Supervisor:
         self._new_zygote = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
+        """Serve until SIGTERM or SIGINT; attached, until whoever started us is gone."""
         loop = asyncio.get_running_loop()
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         zygotes = asyncio.create_task(_keep("zygote", self._run_zygote, stopping))
-        brokers = asyncio.create_task(_keep("broker", self._run_broker, stopping))
+        # Attached, a new broker could not know where in the connection's bytes the old one was.
+        brokers: asyncio.Task[Any] = asyncio.create_task(
+            self._run_broker() if self._entrance.attached else _keep("broker", self._run_broker, stopping)
+        )
         stopped = asyncio.create_task(stopping.wait())
+        ended = asyncio.create_task(self._entrance.ended())
         try:
             # A keeper only ever ends by an error of ours: then stop, and let main tell.
-            await asyncio.wait([stopped, zygotes, brokers], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopped, ended, zygotes, brokers], return_when=asyncio.FIRST_COMPLETED)
             stopping.set()
             log.write("supervisor", "stopping")
-            if self._broker is not None:
+            if self._broker is not None and not ended.done():
                 self._broker.stop()
                 await asyncio.wait([brokers], timeout=_STOP_SECONDS)
         finally:
-            for task in (stopped, zygotes, brokers):
+            for task in (stopped, ended, zygotes, brokers):
                 task.cancel()
             results = await asyncio.gather(zygotes, brokers, return_exceptions=True)
         for result in results:
@@ -76,13 +81,15 @@ class Supervisor:
             self._new_zygote.clear()
 
     async def _run_broker(self) -> str:
-        self._broker = broker = Broker(self._broker_config(), self._listening.socket.fileno())
+        self._broker = broker = Broker(
+            self._broker_config(), self._entrance.socket.fileno(), attached=self._entrance.attached
+        )
         worker: asyncio.Task[None] | None = None
         try:
             layers = await broker.lock_down(
                 parent=os.getpid(), seconds=_BROKER_START_SECONDS, bounding_set_empty=self._bounding_set_empty
             )
-            log.write("supervisor", "serving", socket=str(self._listening.path), broker=broker.pid, layers=layers)
+            log.write("supervisor", "serving", socket=str(self._entrance.path), broker=broker.pid, layers=layers)
             while True:
                 request = await broker.next_request()
                 if isinstance(request, StartWorker):
@@ -149,7 +156,8 @@ class Supervisor:
         log.write("supervisor", "reloaded")
 
     def _broker_config(self) -> BrokerConfig:
-        return broker_config(self._config, allowed_uids=(os.geteuid(),))
+        mode = "attached" if self._entrance.attached else "user"
+        return broker_config(self._config, mode=mode, allowed_uids=(os.geteuid(),))
 
 
 async def _keep(name: str, run: Callable[[], Awaitable[str]], stopping: asyncio.Event) -> None:

@@ -1,0 +1,140 @@
+"""Attached mode: the test is the program that owns the socket and starts the daemon."""
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import COMMAND, Daemon, wait_for
+from tests.support.wire import generate_1, receive_1, receive_2, receive_frame, send_2
+from weave.protocol.version1 import Response
+
+
+class Owner:
+    """Listens, starts `weave-compute --socket-path`, and accepts it."""
+
+    def __init__(self, stdin: int = subprocess.PIPE) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
+        self.path = self.folder / "ui.sock"
+        self.listening = socket.socket(socket.AF_UNIX)
+        self.listening.bind(str(self.path))
+        self.listening.listen()
+        self.listening.settimeout(60)
+        self.daemon = Daemon.__new__(Daemon)
+        self.daemon.folder = self.folder
+        environment = {**os.environ, "XDG_RUNTIME_DIR": "/nonexistent", "XDG_CONFIG_HOME": str(self.folder)}
+        self.daemon.process = subprocess.Popen(
+            [COMMAND, "--socket-path", self.path], stdin=stdin, stderr=(self.folder / "log").open("ab"), env=environment
+        )
+
+    def accept(self) -> socket.socket:
+        connection, _ = self.listening.accept()
+        connection.settimeout(60)
+        return connection
+
+    def all_gone(self, processes: list[int]) -> bool:
+        self.daemon.process.wait(30)
+        wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in processes), seconds=10)
+        return self.path.exists()
+
+
+@pytest.fixture
+def owner() -> Iterator[Owner]:
+    owner = Owner()
+    yield owner
+    owner.daemon.process.kill()
+    owner.daemon.process.wait()
+    owner.listening.close()
+
+
+def test_a_request_that_comes_before_torch_is_imported_waits_and_is_served(owner: Owner) -> None:
+    with owner.accept() as connection:
+        connection.sendall(generate_1())
+        assert not owner.daemon.events("imported")
+        assert isinstance(receive_1(connection), Response)
+        send_2(connection, {"op": "status"})
+        status = receive_2(connection)
+        assert status["mode"] == "attached"
+        for process in ("broker", "worker"):
+            assert {"seccomp", "no-new-privs", "no-capabilities"} < set(status["sandbox"][process])
+
+
+@pytest.mark.parametrize("ends", ["connection", "half of the connection", "standard input", "broker"])
+def test_nothing_is_left_when_the_one_we_serve_is_gone_in_the_middle_of_a_job(owner: Owner, ends: str) -> None:
+    with owner.accept() as connection:
+        send_2(connection, {"op": "generate", "model": "shapes", "prompt": "x", "steps": 100, "images": 8})
+        while receive_2(connection)["event"] != "progress":
+            pass
+        processes = list(owner.daemon.processes())
+        assert len(processes) == 3
+        if ends == "connection":
+            connection.close()
+        elif ends == "half of the connection":
+            connection.shutdown(socket.SHUT_WR)
+        elif ends == "standard input":
+            assert owner.daemon.process.stdin
+            owner.daemon.process.stdin.close()
+        else:
+            os.kill(owner.daemon.pid_of("broker"), signal.SIGKILL)
+        assert owner.all_gone(processes), "the socket is not ours to remove"
+
+
+def test_a_broker_that_hangs_does_not_keep_the_daemon(owner: Owner) -> None:
+    connection = owner.accept()
+    wait_for(lambda: owner.daemon.events("serving"))
+    processes = list(owner.daemon.processes())
+    os.kill(owner.daemon.pid_of("broker"), signal.SIGSTOP)
+    connection.close()
+    assert owner.all_gone(processes)
+
+
+def test_standard_input_that_is_dev_null_does_not_count_as_ended() -> None:
+    owner = Owner(stdin=subprocess.DEVNULL)
+    with owner.accept() as connection:
+        connection.sendall(generate_1())
+        assert isinstance(receive_1(connection), Response)
+    assert owner.all_gone([])
+
+
+def test_a_bad_header_ends_the_connection_and_so_the_daemon(owner: Owner) -> None:
+    with owner.accept() as connection:
+        connection.sendall(b"HTTP/1.1 200 OK!")
+        assert receive_frame(connection)[0].version == 1
+        assert owner.all_gone([])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_listener_of_another_user_is_not_sent_a_byte() -> None:
+    with tempfile.TemporaryDirectory(prefix="weave-test-") as folder:
+        os.chmod(folder, 0o777)
+        path = f"{folder}/ui.sock"
+        ready, heard = os.pipe(), os.pipe()
+        if os.fork() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+            listening = socket.socket(socket.AF_UNIX)
+            listening.bind(path)
+            listening.listen()
+            os.write(ready[1], b"1")
+            connection, _ = listening.accept()
+            os.write(heard[1], b"heard:" + connection.recv(100))
+            os._exit(0)
+        os.read(ready[0], 1)
+        ended = subprocess.run(
+            [COMMAND, "--socket-path", path], capture_output=True, text=True, timeout=60, check=False
+        )
+        os.wait()
+        assert ended.returncode == 78 and "65534" in ended.stderr
+        assert os.read(heard[0], 100) == b"heard:"
+
+
+def test_nobody_there_is_said_with_the_path(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [COMMAND, "--socket-path", tmp_path / "none"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 78 and f"{tmp_path}/none" in ended.stderr

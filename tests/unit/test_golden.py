@@ -1,0 +1,105 @@
+"""Golden frames against the Python implementation; clients/go checks the same files."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from weave.client.codec import Decoder, ProtocolError
+from weave.protocol import version1
+from weave.protocol.channel import close_all, sealed_memfd
+from weave.protocol.client_messages import decode_event, decode_op, encode
+from weave.protocol.errors import ErrorCode, FrameError, RequestError
+from weave.protocol.frames import FrameReader, Kind, pack_header
+
+FOLDER = Path(__file__).parents[1] / "golden"
+ONE, TWO = (json.loads((FOLDER / f"version{number}.json").read_text()) for number in (1, 2))
+
+
+def cases(entries: list[dict[str, Any]], sender: str) -> Any:
+    return pytest.mark.parametrize("golden", [e for e in entries if e["from"] == sender], ids=lambda e: e["name"])
+
+
+def unframe(data: bytes, *, from_client: bool) -> Any:
+    reader = FrameReader(from_client=from_client)
+    reader.feed(data)
+    frame = reader.next_frame()
+    assert frame is not None and reader.held == 0
+    return frame
+
+
+@cases(ONE["frames"], "client")
+def test_a_version_1_request(golden: dict[str, Any]) -> None:
+    data, message = bytes.fromhex(golden["hex"]), golden["message"]
+    header, payload = unframe(data, from_client=True)
+    request = version1.decode_request(payload, header.length)
+    wanted = msgspec.convert({**message, "request_id": b"", "prompts": tuple(message["prompts"])}, version1.Request)
+    wanted = msgspec.structs.replace(wanted, request_id=bytes.fromhex(message["request_id"]))
+    assert request == wanted
+    if golden["name"] != "overlapping slices":
+        assert version1.encode_request(wanted) == data
+
+
+@cases(ONE["frames"], "daemon")
+def test_a_version_1_reply(golden: dict[str, Any]) -> None:
+    data, message = bytes.fromhex(golden["hex"]), golden["message"]
+    header, payload = unframe(data, from_client=False)
+    reply = version1.decode_reply(header.kind, payload)
+    identity = bytes.fromhex(message["request_id"])
+    if isinstance(reply, version1.Response):
+        wanted = (identity, message["milliseconds"], message["width"], message["height"])
+        assert (reply.request_id, reply.milliseconds, reply.width, reply.height) == wanted
+        assert version1.encode_response_head(*wanted) + reply.pixels == data
+    else:
+        assert (reply.request_id, reply.code, reply.message) == (identity, message["code"], message["text"])
+        assert reply.code.status == message["status"]
+        assert version1.encode_failure(reply) == data
+
+
+@cases(TWO["frames"], "client")
+def test_a_version_2_request(golden: dict[str, Any]) -> None:
+    header, payload = unframe(bytes.fromhex(golden["hex"]), from_client=True)
+    assert (header.version, header.kind, header.request) == (2, Kind.CONTROL, golden["request"])
+    message = decode_op(payload)
+    assert golden["message"].items() <= json.loads(encode(message)).items()
+    assert decode_op(encode(message)) == message
+
+
+@cases(TWO["frames"], "daemon")
+def test_a_version_2_event(golden: dict[str, Any]) -> None:
+    data, message = bytes.fromhex(golden["hex"]), golden["message"]
+    event = decode_event(json.dumps(message).encode())
+    assert json.loads(encode(event)) == message
+    descriptors = [sealed_memfd("x", bytes(message["size"]))] if message.get("deliver") == "fd" else []
+    if message["event"] in ("image", "preview") and golden["kind"] == "control" and not descriptors:
+        data += pack_header(Kind.IMAGE, golden["request"], message["size"]) + bytes(message["size"])
+    (answer,) = Decoder().feed(data, descriptors)
+    assert (answer.request, answer.event) == (golden["request"], event)
+    if golden["kind"] == "image":
+        assert answer.data == bytes.fromhex(golden["payload_hex"])
+    close_all(descriptors)
+
+
+@cases(TWO["bad"], "client")
+def test_a_bad_version_2_request(golden: dict[str, Any]) -> None:
+    data = bytes.fromhex(golden["hex"])
+    with pytest.raises(FrameError if golden["closes"] else RequestError) as refused:
+        decode_op(unframe(data, from_client=True)[1])
+    assert getattr(refused.value, "field", None) == golden.get("field", getattr(refused.value, "field", None))
+
+
+@cases(TWO["bad"], "daemon")
+def test_a_bad_version_2_event(golden: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        list(Decoder().feed(bytes.fromhex(golden["hex"]), []))
+
+
+def test_every_error_has_a_version_1_code() -> None:
+    codes = {error: version1.code_of(error, None) for error in ErrorCode}
+    assert codes[ErrorCode.OUT_OF_MEMORY] == 8 and codes[ErrorCode.INTERNAL] == 9 and codes[ErrorCode.TIMED_OUT] == 10
+    for error in (ErrorCode.WORKER_FAILED, ErrorCode.QUEUE_FULL, ErrorCode.SHUTTING_DOWN, ErrorCode.CANCELLED):
+        assert codes[error] == 99
+    assert struct.calcsize(">8sIIIIfQ6I") == 60

@@ -1,0 +1,166 @@
+"""Both decoders against anything: any bytes in any pieces are frames or one of the defined errors."""
+
+import math
+import struct
+from itertools import pairwise
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weave.client.codec import Decoder, ProtocolError
+from weave.protocol import client_messages, version1
+from weave.protocol.client_messages import decode_event, decode_op, encode
+from weave.protocol.errors import FrameError, RequestError
+from weave.protocol.frames import (
+    MAX_CONTROL_BYTES,
+    FrameReader,
+    Kind,
+    pack_frame,
+    pack_header,
+)
+
+settings.register_profile("weave", max_examples=150, deadline=None, derandomize=True)
+settings.load_profile("weave")
+
+PIECE = 64 * 1024
+U32 = st.integers(0, 2**32 - 1)
+SMALL = st.integers(0, 70_000)
+
+headers = st.builds(
+    lambda *fields: struct.pack(">4sHHII", *fields),
+    st.sampled_from([b"WEVE", b"WEVE", b"WEVE", b"HTTP"]),
+    st.sampled_from([1, 1, 2, 2, 0, 3]),
+    st.sampled_from([1, 2, 0xFF, 0x10, 0x11, 7]),
+    st.one_of(SMALL, U32),
+    st.sampled_from([0, 0, 1, 2**32 - 1]),
+)
+valid = st.one_of(
+    st.builds(lambda p: pack_frame(Kind.CONTROL, 7, p), st.binary(min_size=1, max_size=200)),
+    st.builds(lambda p: pack_frame(Kind.GENERATE, 0, p, version=1), st.binary(min_size=1, max_size=20_000)),
+)
+streams = st.lists(st.one_of(valid, headers, st.binary(max_size=100)), max_size=6).map(b"".join)
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
+    return [data[a:b] for a, b in pairwise(edges)]
+
+
+def read(data: bytes, cuts: list[int], *, from_client: bool) -> tuple[list[Any], str | None]:
+    """Every frame, then why the stream ended where it did."""
+    reader, frames = FrameReader(from_client=from_client), []
+    try:
+        for piece in pieces(data, cuts):
+            for part in (piece[at : at + PIECE] for at in range(0, len(piece), PIECE)):
+                reader.feed(part)
+                while (frame := reader.next_frame()) is not None:
+                    frames.append(frame)
+                if from_client:
+                    assert reader.held <= MAX_CONTROL_BYTES + PIECE
+    except FrameError as error:
+        return frames, error.message
+    return frames, None
+
+
+@given(streams, st.lists(st.integers(0, 2**20), max_size=12), st.booleans())
+def test_the_pieces_make_no_difference(data: bytes, cuts: list[int], from_client: bool) -> None:
+    assert read(data, cuts, from_client=from_client) == read(data, [], from_client=from_client)
+
+
+@given(st.lists(valid, min_size=1, max_size=5), st.lists(st.integers(0, 2**20), max_size=12))
+def test_valid_frames_all_come_out(frames: list[bytes], cuts: list[int]) -> None:
+    found, error = read(b"".join(frames), cuts, from_client=True)
+    assert error is None and [header.length for header, _ in found] == [len(frame) - 16 for frame in frames]
+
+
+def test_ten_mebibytes_of_a_request_are_never_held() -> None:
+    size = 10 * 1024 * 1024
+    frames, error = read(pack_header(Kind.GENERATE, 0, size, version=1) + bytes(size), [], from_client=True)
+    assert error is None and frames[0][0].length == size and len(frames[0][1]) < 7000
+
+
+@given(st.one_of(st.binary(max_size=300), st.text(max_size=100).map(str.encode)))
+def test_any_control_payload_is_a_message_or_a_request_error(payload: bytes) -> None:
+    try:
+        assert isinstance(decode_op(payload), get_args(client_messages.ClientMessage))
+    except RequestError as error:
+        assert error.message
+
+
+@given(st.data(), st.binary(max_size=200), st.integers(0, 10))
+def test_any_version_1_payload_is_a_request_or_a_request_error(data: st.DataObject, rest: bytes, extra: int) -> None:
+    near = st.sampled_from([0, 1, 63, 64, 100, 101, 2048, 2049, 2**32 - 1])
+    fields = [data.draw(near) for _ in range(4)]
+    scale = data.draw(st.floats(width=32))
+    slices = [data.draw(st.one_of(near, st.integers(0, 40))) for _ in range(6)]
+    payload = struct.pack(">8sIIIIfQ6I", b"12345678", *fields, scale, 1, *slices) + rest
+    try:
+        request = version1.decode_request(payload, len(payload) + extra)
+    except RequestError as error:
+        assert error.field and error.message
+    else:
+        assert math.isfinite(request.cfg_scale) and all(request.prompts)
+
+
+@given(st.binary(max_size=70))
+def test_a_short_version_1_payload_is_a_request_error(payload: bytes) -> None:
+    with pytest.raises(RequestError):
+        version1.decode_request(payload[:59], len(payload))
+
+
+@given(streams, st.lists(st.integers(0, 2**20), max_size=12))
+def test_a_client_survives_anything_that_a_daemon_says(data: bytes, cuts: list[int]) -> None:
+    decoder = Decoder()
+    try:
+        for piece in pieces(data, cuts):
+            list(decoder.feed(piece, []))
+    except ProtocolError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize("kind", get_args(client_messages.ClientMessage), ids=lambda kind: kind.__name__)
+def test_every_operation_survives_the_round_trip(kind: type) -> None:
+    @given(st.from_type(kind))
+    def round_trip(message: Any) -> None:
+        assert decode_op(encode(message)) == message
+
+    round_trip()
+
+
+@pytest.mark.parametrize("kind", get_args(client_messages.Event), ids=lambda kind: kind.__name__)
+def test_every_event_survives_the_round_trip(kind: type) -> None:
+    @settings(max_examples=40)
+    @given(st.from_type(kind))
+    def round_trip(message: Any) -> None:
+        assert decode_event(encode(message)) == message
+
+    round_trip()
+
+
+prompts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=500)
+requests = st.builds(
+    version1.Request,
+    request_id=st.binary(min_size=8, max_size=8),
+    model_id=U32,
+    width=st.sampled_from(range(64, 1665, 64)),
+    height=st.sampled_from(range(64, 1665, 64)),
+    steps=st.integers(1, 100),
+    cfg_scale=st.floats(0, 20, width=32),
+    seed=st.integers(0, 2**64 - 1),
+    prompts=st.tuples(prompts, prompts, prompts),
+)
+
+
+@given(requests)
+def test_a_version_1_request_survives_the_round_trip(request: version1.Request) -> None:
+    ((header, payload),), _ = read(version1.encode_request(request), [], from_client=True)
+    assert version1.decode_request(payload, header.length) == request
+
+
+@given(st.binary(min_size=8, max_size=8), st.sampled_from(version1.Code), st.text(max_size=100))
+def test_a_version_1_failure_survives_the_round_trip(identity: bytes, code: version1.Code, text: str) -> None:
+    failure = version1.Failure(request_id=identity, code=code, message=text.encode(errors="replace").decode())
+    ((header, payload),), _ = read(version1.encode_failure(failure), [], from_client=False)
+    assert version1.decode_reply(header.kind, payload) == failure
