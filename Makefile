@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The lock file's Go, and nothing from the network.
+GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(BIN)/go
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
 
 .PHONY: demo test lint bench train-demo-model lock clean
@@ -12,8 +14,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+	cd clients/go && $(GO) vet ./... && $(GO) test -race ./...
 
 lint: $(READY)
+	test -z "$$($$($(GO) env GOROOT)/bin/gofmt -l clients/go | tee /dev/stderr)"
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

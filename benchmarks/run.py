@@ -7,6 +7,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,8 +17,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
+from benchmarks import transport
+from tests.support.daemon import COMMAND, DEMO_MODEL, Daemon, wait_for
 from tests.support.pictures import PROMPT, draw
+from tests.support.wire import generate_1, receive_1
 from weave.client import Client, WeaveError
 from weave.protocol.client_messages import Progress
 
@@ -43,6 +46,8 @@ def main() -> None:
     finally:
         daemon.stop()
     figures |= cold_start()
+    figures |= attached()
+    figures |= transport.measure()
     report(figures)
 
 
@@ -124,6 +129,29 @@ def cold_start() -> dict[str, float]:
         return {"seconds from cold start to status": serving, "to a picture": time.perf_counter() - started}
     finally:
         daemon.stop()
+
+
+def attached() -> dict[str, float]:
+    """As a UI that owns the socket sees it, each from the start of the command or the end of the connection."""
+    connects, ends = [], []
+    for _ in range(5):
+        with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(f"{folder}/ui.sock")
+            listening.listen()
+            started = time.perf_counter()
+            command = [COMMAND, "--socket-path", f"{folder}/ui.sock"]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as daemon:
+                connection, _ = listening.accept()
+                connects.append(time.perf_counter() - started)
+                connection.sendall(generate_1(steps=1))
+                receive_1(connection)
+                connection.sendall(generate_1(steps=100))
+                time.sleep(0.2)
+                started = time.perf_counter()
+                connection.close()
+                daemon.wait()
+                ends.append(time.perf_counter() - started)
+    return {"seconds until attached": max(connects), "seconds from the connection's end to ours, in a job": max(ends)}
 
 
 def refused_connections(daemon: Daemon) -> dict[str, float]:

@@ -23,6 +23,8 @@ from weave.protocol.frames import (
 
 settings.register_profile("weave", max_examples=150, deadline=None, derandomize=True)
 settings.load_profile("weave")
+# JSON has no others.
+st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
 
 PIECE = 64 * 1024
 U32 = st.integers(0, 2**32 - 1)

@@ -88,6 +88,9 @@ class Decoder:
             announced, self._announced = self._announced, None
             if header.kind != Kind.IMAGE or header.request != announced.request:
                 raise ChannelViolation("an image was announced, and something else came")
+            assert isinstance(announced.event, Image | Preview)
+            if header.length != announced.event.size:
+                raise ChannelViolation(f"{header.length} bytes of image; {announced.event.size} were announced")
             return announced._replace(data=payload)
         if header.kind == Kind.IMAGE:
             raise ChannelViolation("an image came that was not announced")

@@ -1,5 +1,6 @@
 """The config file as frozen structs: one a table, each field with a default that suits one desktop."""
 
+import math
 import re
 from typing import Annotated, Literal, TypeAlias
 
@@ -154,6 +155,8 @@ def _bounds(where: str, bounds: Bounds, override: BoundsOverride) -> Bounds:
         except TypeError:
             known = ", ".join(bound.__struct_fields__)
             raise ConfigError(f"{where}.bounds.{name} takes {known}") from None
+        if not all(map(math.isfinite, changed.values())):  # TOML has inf and nan
+            raise ConfigError(f"{where}.bounds.{name} is not finite: {changed}")
         if bound.min > bound.max or getattr(bound, "multiple", 1) < 1:
             raise ConfigError(f"{where}.bounds.{name} is empty: {changed}")
         bounds = structs.replace(bounds, **{name: bound})

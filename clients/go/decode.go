@@ -1,0 +1,138 @@
+package weave
+
+import "encoding/json"
+
+// decodeEvent reads a control message from a daemon: a Queued, Loading, Progress, Preview, *Image, Done, *Error,
+// StatusReport or Models. Of an image or preview, whose bytes are elsewhere, it also gives how many they are.
+// Fields that are not known are ignored; an event that is not known is an error.
+func decodeEvent(payload []byte) (event any, size int64, err error) {
+	f := parseFields(payload)
+	var name string
+	f.need("event", &name)
+	switch name {
+	case "queued":
+		var e Queued
+		f.need("job", &e.Job)
+		f.count("position", &e.Position)
+		event = e
+	case "loading":
+		var e Loading
+		f.need("model", &e.Model)
+		event = e
+	case "progress":
+		var e Progress
+		f.count("image", &e.Image)
+		f.count("step", &e.Step)
+		f.count("steps", &e.Steps)
+		event = e
+	case "preview":
+		event, size = decodePreview(f)
+	case "image":
+		image := decodeImage(f)
+		event, size = image, image.Size
+	case "done":
+		var e Done
+		f.allow("model", &e.Model)
+		f.allow("seed", &e.Seed)
+		e.Timings = decodeTimings(f)
+		event = e
+	case "error":
+		event = decodeError(f)
+	case "status":
+		event = decodeStatus(f)
+	case "models":
+		var e Models
+		f.need("models", &e.Models)
+		f.allow("default", &e.Default)
+		f.allow("loaded", &e.Loaded)
+		event = e
+	default:
+		if f.err == nil {
+			f.err = protocolError("unknown event %.40q", name)
+		}
+	}
+	return event, size, f.err
+}
+
+func decodePreview(f *fields) (Preview, int64) {
+	var e Preview
+	f.count("image", &e.Image)
+	f.count("step", &e.Step)
+	f.count("width", &e.Width)
+	f.count("height", &e.Height)
+	return e, decodeSize(f)
+}
+
+func decodeImage(f *fields) *Image {
+	e := &Image{}
+	f.count("image", &e.Index)
+	f.need("seed", &e.Seed)
+	f.text("format", (*string)(&e.Format), string(PNG), string(Raw))
+	f.text("deliver", (*string)(&e.Deliver), string(Inline), string(FD))
+	f.count("width", &e.Width)
+	f.count("height", &e.Height)
+	f.count("channels", &e.Channels)
+	e.Size = decodeSize(f)
+	return e
+}
+
+func decodeSize(f *fields) (size int64) {
+	f.need("size", &size)
+	if f.err == nil && (size < 1 || size > MaxImageBytes) {
+		f.err = protocolError("an image of %d bytes; it must be from 1 to %d", size, MaxImageBytes)
+	}
+	return size
+}
+
+func decodeTimings(f *fields) Timings {
+	var timings Timings
+	inner := &fields{err: f.err}
+	f.allow("timings", &inner.raw)
+	inner.seconds("queued", &timings.Queued)
+	inner.seconds("loading", &timings.Loading)
+	inner.seconds("generating", &timings.Generating)
+	if f.err == nil {
+		f.err = inner.err
+	}
+	return timings
+}
+
+func decodeError(f *fields) *Error {
+	e := &Error{}
+	f.need("code", &e.Code)
+	f.need("message", &e.Message)
+	f.allow("field", &e.Field)
+	f.allow("value", &e.Value)
+	switch e.Value.(type) {
+	case nil, string, json.Number:
+	default:
+		f.err = protocolError("the field value is neither a number nor text")
+	}
+	f.number("min", &e.Min)
+	f.number("max", &e.Max)
+	f.seconds("retry_after", &e.RetryAfter)
+	return e
+}
+
+func decodeStatus(f *fields) StatusReport {
+	var e StatusReport
+	var uptime float64
+	f.need("version", &e.Version)
+	f.need("uptime", &uptime)
+	f.need("mode", &e.Mode)
+	f.need("worker", &e.Worker)
+	f.allow("model", &e.Model)
+	f.allow("device", &e.Device)
+	f.allow("dtype", &e.Dtype)
+	f.allow("memory_used", &e.MemoryUsed)
+	f.allow("memory_total", &e.MemoryTotal)
+	f.count("queue_length", &e.QueueLength)
+	f.count("queue_limit", &e.QueueLimit)
+	f.count("connections", &e.Connections)
+	f.need("jobs", &e.Jobs)
+	f.need("sandbox", &e.Sandbox)
+	f.count("worker_restarts", &e.WorkerRestarts)
+	f.count("images_made", &e.ImagesMade)
+	e.Uptime = duration(uptime)
+	return e
+}

@@ -1,0 +1,124 @@
+// Command generate draws pictures from a prompt and writes them as PNG files. Ctrl-C cancels the job.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+
+	weave "weave-compute/clients/go"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "generate:", err)
+		os.Exit(1)
+	}
+}
+
+// run draws what the arguments ask for.
+func run(ctx context.Context, arguments []string) error {
+	flags := flag.NewFlagSet("generate", flag.ContinueOnError)
+	flags.Usage = func() {
+		fmt.Fprintln(flags.Output(), "usage: generate [flags] PROMPT")
+		flags.PrintDefaults()
+	}
+	var request weave.GenerateRequest
+	socket := flags.String("socket", "", "the daemon's `path`, instead of the usual one")
+	output := flags.String("o", "picture.png", "the `file` to write; of several images each gets a number")
+	seed := flags.Uint64("seed", 0, "draws the same picture again (default random)")
+	cfgScale := flags.Float64("cfg", 0, "how closely to follow the prompt (default the model's)")
+	flags.StringVar(&request.Model, "model", "", "a model's `ID` (default the loaded one, else the daemon's default)")
+	flags.StringVar(&request.NegativePrompt, "negative", "", "what not to draw")
+	flags.StringVar(&request.Scheduler, "scheduler", "", "the scheduler's `name`")
+	flags.IntVar(&request.Width, "width", 0, "`pixels`")
+	flags.IntVar(&request.Height, "height", 0, "`pixels`")
+	flags.IntVar(&request.Steps, "steps", 0, "how many steps")
+	flags.IntVar(&request.Images, "images", 1, "how many images")
+	if err := flags.Parse(arguments); err != nil {
+		return err
+	}
+	request.Prompt = strings.Join(flags.Args(), " ")
+	if request.Prompt == "" {
+		flags.Usage()
+		return errors.New("there is no prompt")
+	}
+	flags.Visit(func(given *flag.Flag) {
+		switch given.Name { // these may be 0, so that only the flag itself says whether they were given
+		case "seed":
+			request.Seed = seed
+		case "cfg":
+			request.CFGScale = cfgScale
+		}
+	})
+	client, err := weave.Dial(ctx, *socket)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if request.Model == "" {
+		models, err := client.ListModels(ctx)
+		if err != nil {
+			return err
+		}
+		if models.Loaded == "" {
+			request.Model = models.Default
+		}
+	}
+	return generate(ctx, client, request, *output)
+}
+
+// generate writes each image as soon as it is there.
+func generate(ctx context.Context, client *weave.Client, request weave.GenerateRequest, output string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // a file that cannot be written ends the job, too
+	job, err := client.Generate(ctx, request)
+	if err != nil {
+		return err
+	}
+	for event := range job.Events() {
+		switch event := event.(type) {
+		case weave.Queued:
+			fmt.Fprintf(os.Stderr, "queued, %d before it\n", event.Position)
+		case weave.Loading:
+			fmt.Fprintf(os.Stderr, "loading %s\n", event.Model)
+		case weave.Progress:
+			fmt.Fprintf(os.Stderr, "\rimage %d, step %d of %d", event.Image+1, event.Step, event.Steps)
+		case *weave.Image:
+			fmt.Fprintln(os.Stderr)
+			if err := write(event, fileName(output, event.Index, request.Images)); err != nil {
+				return err
+			}
+		}
+	}
+	_, done, err := job.Wait()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "seed %d, %.1f s\n", done.Seed, done.Timings.Generating.Seconds())
+	return nil
+}
+
+func write(image *weave.Image, path string) error {
+	data, err := image.Bytes()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, 0o644)
+}
+
+// fileName is picture.png for one image, picture-0.png, picture-1.png, ... for more.
+func fileName(output string, index, images int) string {
+	if images <= 1 {
+		return output
+	}
+	extension := filepath.Ext(output)
+	return fmt.Sprintf("%s-%d%s", strings.TrimSuffix(output, extension), index, extension)
+}

@@ -1,0 +1,77 @@
+package weave
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// Limits on what is sent and on what is accepted, in bytes.
+const (
+	// MaxControlBytes is the longest payload of a control frame, either way.
+	MaxControlBytes = 64 * 1024
+	// MaxImageBytes is the largest image or preview that is accepted from a daemon.
+	MaxImageBytes = 256 * 1024 * 1024
+)
+
+const (
+	magic           = "WEVE"
+	protocolVersion = 2
+	headerBytes     = 16
+)
+
+// kind is what a frame's payload is.
+type kind uint16
+
+const (
+	kindControl kind = 0x0010 // a JSON message
+	kindImage   kind = 0x0011 // the bytes of an image, announced by the control frame before it; from the daemon only
+)
+
+// header is the 16 bytes before every payload, big-endian: magic, version, kind, length, request.
+type header struct {
+	kind    kind
+	length  uint32 // bytes of payload
+	request uint32 // the client's own number, echoed on every answer
+}
+
+// controlFrame is a whole frame, ready to send.
+func controlFrame(request uint32, payload []byte) []byte {
+	frame := make([]byte, 0, headerBytes+len(payload))
+	frame = append(frame, magic...)
+	frame = binary.BigEndian.AppendUint16(frame, protocolVersion)
+	frame = binary.BigEndian.AppendUint16(frame, uint16(kindControl))
+	frame = binary.BigEndian.AppendUint32(frame, uint32(len(payload)))
+	frame = binary.BigEndian.AppendUint32(frame, request)
+	return append(frame, payload...)
+}
+
+// parseHeader checks the 16 bytes of a header that came from a daemon.
+func parseHeader(data []byte) (header, error) {
+	parsed := header{
+		kind:    kind(binary.BigEndian.Uint16(data[6:])),
+		length:  binary.BigEndian.Uint32(data[8:]),
+		request: binary.BigEndian.Uint32(data[12:]),
+	}
+	if string(data[:4]) != magic {
+		return header{}, protocolError("bad magic 0x%x", data[:4])
+	}
+	if version := binary.BigEndian.Uint16(data[4:]); version != protocolVersion {
+		return header{}, protocolError("version %d; only %d is spoken here", version, protocolVersion)
+	}
+	limit := uint32(MaxControlBytes)
+	switch parsed.kind {
+	case kindControl:
+	case kindImage:
+		limit = MaxImageBytes
+	default:
+		return header{}, protocolError("unknown kind 0x%04x", uint16(parsed.kind))
+	}
+	if parsed.length < 1 || parsed.length > limit {
+		return header{}, protocolError("length is %d; it must be from 1 to %d", parsed.length, limit)
+	}
+	return parsed, nil
+}
+
+func protocolError(format string, values ...any) error {
+	return fmt.Errorf("%w: %s", ErrProtocol, fmt.Sprintf(format, values...))
+}

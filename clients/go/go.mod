@@ -1,0 +1,3 @@
+module weave-compute/clients/go
+
+go 1.22

@@ -1,0 +1,283 @@
+package weave
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"testing"
+	"time"
+)
+
+// Frames and messages that every client of this tree must agree on.
+var goldenPath = "../../tests/golden/version2.json"
+
+type goldenFile struct {
+	Frames []struct {
+		Name       string          `json:"name"`
+		From       string          `json:"from"`
+		Hex        string          `json:"hex"`
+		Request    uint32          `json:"request"`
+		Kind       string          `json:"kind"`
+		Message    json.RawMessage `json:"message"`
+		PayloadHex string          `json:"payload_hex"`
+	} `json:"frames"`
+	Bad []struct {
+		Name string `json:"name"`
+		From string `json:"from"`
+		Hex  string `json:"hex"`
+		Why  string `json:"why"`
+	} `json:"bad"`
+}
+
+func readGolden(t *testing.T) goldenFile {
+	t.Helper()
+	data, err := os.ReadFile(goldenPath)
+	must(t, err)
+	var golden goldenFile
+	must(t, json.Unmarshal(data, &golden))
+	if len(golden.Frames) == 0 || len(golden.Bad) == 0 {
+		t.Fatal("there is nothing in it")
+	}
+	return golden
+}
+
+func TestGoldenFramesFromClients(t *testing.T) {
+	for _, golden := range readGolden(t).Frames {
+		if golden.From != "client" {
+			continue
+		}
+		t.Run(golden.Name, func(t *testing.T) {
+			want := unhex(t, golden.Hex)
+			payload, err := encode(goldenMessage(t, golden.Message))
+			must(t, err)
+			got := controlFrame(golden.Request, payload)
+			if !bytes.Equal(got[:8], want[:8]) || !bytes.Equal(got[12:headerBytes], want[12:headerBytes]) {
+				t.Errorf("the header is %x, not %x", got[:headerBytes], want[:headerBytes])
+			}
+			if int(got[10])<<8|int(got[11]) != len(payload) {
+				t.Errorf("the header %x is not of %d bytes", got[:headerBytes], len(payload))
+			}
+			sent, expected := withoutDefaults(fieldsOf(t, payload)), withoutDefaults(fieldsOf(t, want[headerBytes:]))
+			if !same(sent, expected) || !same(expected, withoutDefaults(fieldsOf(t, golden.Message))) {
+				t.Errorf("sent %v, not %v", sent, expected)
+			}
+		})
+	}
+}
+
+func TestGoldenFramesFromTheDaemon(t *testing.T) {
+	for _, golden := range readGolden(t).Frames {
+		if golden.From != "daemon" {
+			continue
+		}
+		t.Run(golden.Name, func(t *testing.T) {
+			heard := hear(t, unhex(t, golden.Hex), golden.Message)
+			if heard.request != golden.Request {
+				t.Errorf("request %d", heard.request)
+			}
+			if golden.Kind == "image" {
+				data, err := heard.event.(*Image).Bytes()
+				must(t, err)
+				if !bytes.Equal(data, unhex(t, golden.PayloadHex)) {
+					t.Errorf("got %x", data)
+				}
+				return
+			}
+			got, want := eventFields(t, heard.event), fieldsOf(t, golden.Message)
+			if size, found := want["size"]; found {
+				got["size"] = size // a preview's is the length of its bytes; the decoder has checked it
+			}
+			if !same(got, want) {
+				t.Errorf("got %v, not %v", got, want)
+			}
+		})
+	}
+}
+
+func TestGoldenBadFramesFromTheDaemon(t *testing.T) {
+	for _, golden := range readGolden(t).Bad {
+		if golden.From != "daemon" {
+			continue
+		}
+		t.Run(golden.Name, func(t *testing.T) {
+			var incoming decoder
+			defer incoming.close()
+			err := incoming.feed(unhex(t, golden.Hex), nil, func(answer) error { return nil })
+			if !errors.Is(err, ErrProtocol) {
+				t.Errorf("accepted, with the error %v, though: %s", err, golden.Why)
+			}
+		})
+	}
+}
+
+// hear decodes frames. An image frame alone is announced first; an announcement alone gets its bytes or its memfd.
+func hear(t *testing.T, frames []byte, message json.RawMessage) answer {
+	t.Helper()
+	var incoming decoder
+	var heard answer
+	deliver := func(whole answer) error { heard = whole; return nil }
+	first, err := parseHeader(frames[:headerBytes])
+	must(t, err)
+	if first.kind == kindImage {
+		size := len(frames) - headerBytes
+		announcement := `{"event":"image","image":0,"seed":0,"format":"raw","deliver":"inline",` +
+			`"width":1,"height":1,"channels":3,"size":` + fmt.Sprint(size) + `}`
+		must(t, incoming.feed(controlFrame(first.request, []byte(announcement)), nil, deliver))
+	}
+	var descriptors []*os.File
+	var described struct {
+		Deliver string
+		Size    int
+	}
+	_ = json.Unmarshal(message, &described)
+	if described.Deliver == "fd" {
+		descriptors = append(descriptors, newMemfd(t, make([]byte, described.Size), allSeals))
+	}
+	must(t, incoming.feed(frames, descriptors, deliver))
+	if incoming.announced != nil {
+		must(t, incoming.feed(imageFrame(first.request, make([]byte, incoming.size)), nil, deliver))
+	}
+	return heard
+}
+
+// goldenMessage is what this client would send to say the same.
+func goldenMessage(t *testing.T, text json.RawMessage) any {
+	t.Helper()
+	var plain message
+	must(t, json.Unmarshal(text, &plain))
+	if plain.Op != opGenerate {
+		return plain
+	}
+	var generate generateMessage
+	must(t, json.Unmarshal(text, &generate))
+	return generate
+}
+
+// eventFields is an event as the wire has it, by the names that docs/protocol.md gives.
+func eventFields(t *testing.T, event any) map[string]any {
+	t.Helper()
+	var found any
+	switch e := event.(type) {
+	case Queued:
+		found = map[string]any{"event": "queued", "job": e.Job, "position": e.Position}
+	case Loading:
+		found = map[string]any{"event": "loading", "model": e.Model}
+	case Progress:
+		found = map[string]any{"event": "progress", "image": e.Image, "step": e.Step, "steps": e.Steps}
+	case Preview:
+		found = map[string]any{"event": "preview", "image": e.Image, "step": e.Step, "width": e.Width, "height": e.Height}
+	case *Image:
+		found = map[string]any{
+			"event": "image", "image": e.Index, "seed": e.Seed, "format": e.Format, "deliver": e.Deliver,
+			"width": e.Width, "height": e.Height, "channels": e.Channels, "size": e.Size,
+		}
+	case Done:
+		found = map[string]any{"event": "done", "model": e.Model, "seed": e.Seed, "timings": map[string]any{
+			"queued": e.Timings.Queued.Seconds(), "loading": e.Timings.Loading.Seconds(),
+			"generating": e.Timings.Generating.Seconds(),
+		}}
+	case *Error:
+		found = map[string]any{
+			"event": "error", "code": e.Code, "message": e.Message, "field": e.Field, "value": e.Value,
+			"min": e.Min, "max": e.Max, "retry_after": e.RetryAfter.Seconds(),
+		}
+		if e.Min == "" { // encoding/json makes an empty json.Number 0
+			found.(map[string]any)["min"], found.(map[string]any)["max"] = nil, nil
+		}
+	case StatusReport:
+		found = map[string]any{
+			"event": "status", "version": e.Version, "uptime": e.Uptime.Seconds(), "mode": e.Mode, "worker": e.Worker,
+			"model": e.Model, "device": e.Device, "dtype": e.Dtype, "memory_used": e.MemoryUsed,
+			"memory_total": e.MemoryTotal, "queue_length": e.QueueLength, "queue_limit": e.QueueLimit,
+			"connections": e.Connections, "jobs": e.Jobs, "sandbox": e.Sandbox, "worker_restarts": e.WorkerRestarts,
+			"images_made": e.ImagesMade,
+		}
+	case Models:
+		found = map[string]any{"event": "models", "models": e.Models, "default": e.Default, "loaded": e.Loaded}
+	}
+	text, err := json.Marshal(found)
+	must(t, err)
+	return fieldsOf(t, text)
+}
+
+func fieldsOf(t *testing.T, text []byte) map[string]any {
+	t.Helper()
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.UseNumber()
+	var fields map[string]any
+	must(t, decoder.Decode(&fields))
+	return fields
+}
+
+// withoutDefaults leaves out what a request need not say (docs/protocol.md, "Operations").
+func withoutDefaults(fields map[string]any) map[string]any {
+	for name, usual := range map[string]any{
+		"negative_prompt": "", "images": json.Number("1"), "format": "png", "deliver": "inline",
+		"preview_every": json.Number("0"),
+	} {
+		if fields[name] == usual {
+			delete(fields, name)
+		}
+	}
+	return fields
+}
+
+// same compares JSON values. To leave a field of an object out is to say null, and so, since this client's structs
+// say nothing else, is an optional field's zero.
+func same(got, want any) bool {
+	switch want := want.(type) {
+	case map[string]any:
+		got, ok := got.(map[string]any)
+		for name := range want {
+			ok = ok && same(got[name], want[name])
+		}
+		for name := range got {
+			_, said := want[name]
+			ok = ok && (said || isZero(got[name]))
+		}
+		return ok
+	case []any:
+		got, ok := got.([]any)
+		ok = ok && len(got) == len(want)
+		for i := range want {
+			ok = ok && same(got[i], want[i])
+		}
+		return ok
+	case json.Number:
+		got, ok := got.(json.Number)
+		return ok && (got == want || sameFloat(got, want))
+	case nil:
+		return isZero(got)
+	}
+	return reflect.DeepEqual(got, want)
+}
+
+// sameFloat is for 1 and 1.0, and for seconds, which this client rounds to nanoseconds.
+func sameFloat(a, b json.Number) bool {
+	x, _ := a.Float64()
+	y, _ := b.Float64()
+	_, notWhole := a.Int64()
+	near := notWhole != nil || x < 1<<53
+	return near && x-y < 1/float64(time.Second) && y-x < 1/float64(time.Second)
+}
+
+func isZero(value any) bool {
+	switch value := value.(type) {
+	case map[string]any:
+		return same(value, map[string]any{})
+	case json.Number:
+		return value == "0"
+	}
+	return value == nil || value == ""
+}
+
+func unhex(t *testing.T, text string) []byte {
+	t.Helper()
+	data, err := hex.DecodeString(text)
+	must(t, err)
+	return data
+}
