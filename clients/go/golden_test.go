@@ -5,14 +5,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"reflect"
 	"testing"
 	"time"
 )
 
-// Frames and messages that every client of this tree must agree on.
+// Frames that every client of the daemon must agree on; tests/golden/README.md describes them.
 var goldenPath = "../../tests/golden/version2.json"
 
 type goldenFile struct {
@@ -85,7 +84,6 @@ func TestGoldenFramesFromTheDaemon(t *testing.T) {
 				if !bytes.Equal(data, unhex(t, golden.PayloadHex)) {
 					t.Errorf("got %x", data)
 				}
-				return
 			}
 			got, want := eventFields(t, heard.event), fieldsOf(t, golden.Message)
 			if size, found := want["size"]; found {
@@ -114,20 +112,12 @@ func TestGoldenBadFramesFromTheDaemon(t *testing.T) {
 	}
 }
 
-// hear decodes frames. An image frame alone is announced first; an announcement alone gets its bytes or its memfd.
+// hear decodes frames. An announcement alone gets its bytes, or its memfd.
 func hear(t *testing.T, frames []byte, message json.RawMessage) answer {
 	t.Helper()
 	var incoming decoder
 	var heard answer
 	deliver := func(whole answer) error { heard = whole; return nil }
-	first, err := parseHeader(frames[:headerBytes])
-	must(t, err)
-	if first.kind == kindImage {
-		size := len(frames) - headerBytes
-		announcement := `{"event":"image","image":0,"seed":0,"format":"raw","deliver":"inline",` +
-			`"width":1,"height":1,"channels":3,"size":` + fmt.Sprint(size) + `}`
-		must(t, incoming.feed(controlFrame(first.request, []byte(announcement)), nil, deliver))
-	}
 	var descriptors []*os.File
 	var described struct {
 		Deliver string
@@ -139,7 +129,7 @@ func hear(t *testing.T, frames []byte, message json.RawMessage) answer {
 	}
 	must(t, incoming.feed(frames, descriptors, deliver))
 	if incoming.announced != nil {
-		must(t, incoming.feed(imageFrame(first.request, make([]byte, incoming.size)), nil, deliver))
+		must(t, incoming.feed(imageFrame(incoming.announced.request, make([]byte, incoming.size)), nil, deliver))
 	}
 	return heard
 }

@@ -1,11 +1,14 @@
 package version1
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,39 +52,83 @@ func attach(t *testing.T) (*net.UnixConn, io.Closer, *exec.Cmd) {
 	return connection, stdin, command
 }
 
-func gone(t *testing.T, command *exec.Cmd) {
+// expectGone fails the test unless the daemon and all of its processes have ended in time.
+func expectGone(t *testing.T, command *exec.Cmd, processes []int) {
 	t.Helper()
+	deadline := time.Now().Add(untilGone)
 	ended := make(chan error, 1)
 	go func() { ended <- command.Wait() }()
 	select {
 	case <-ended:
 	case <-time.After(untilGone):
 		t.Error("the daemon is still there")
+		_ = command.Process.Kill()
 		<-ended
 	}
-}
-
-func TestAttachedServesAnEarlyRequestAndEndsWithTheConnection(t *testing.T) {
-	connection, _, command := attach(t)
-	draw(t, connection, good())
-	long := good()
-	long.steps = 100
-	for range 4 {
-		_, err := connection.Write(long.frame())
-		must(t, err)
+	for _, process := range processes {
+		for isRunning(process) && time.Now().Before(deadline) {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if isRunning(process) {
+			t.Errorf("process %d of the daemon is still there", process)
+		}
 	}
-	time.Sleep(100 * time.Millisecond)
-	connection.Close()
-	gone(t, command)
 }
 
-func TestAttachedEndsWithStandardInput(t *testing.T) {
-	connection, stdin, command := attach(t)
-	draw(t, connection, good())
-	long := good()
-	long.steps = 100
-	_, err := connection.Write(long.frame())
-	must(t, err)
-	stdin.Close()
-	gone(t, command)
+func TestAttachedEndsWithItsConnectionOrItsStandardInput(t *testing.T) {
+	type closing func(*net.UnixConn, io.Closer) error
+	connection := func(connection *net.UnixConn, _ io.Closer) error { return connection.Close() }
+	standardInput := func(_ *net.UnixConn, stdin io.Closer) error { return stdin.Close() }
+	atOnce := func(*testing.T, *net.UnixConn) {}
+	idle := func(t *testing.T, connection *net.UnixConn) { draw(t, connection, good()) } // that is early: it waits
+	inAJob := func(t *testing.T, connection *net.UnixConn) {
+		idle(t, connection)
+		long := good()
+		long.steps = 100
+		for range 4 {
+			_, err := connection.Write(long.frame())
+			must(t, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	for name, ending := range map[string]struct {
+		reach func(*testing.T, *net.UnixConn)
+		close closing
+	}{
+		"the connection, at once":  {atOnce, connection},
+		"the connection, idle":     {idle, connection},
+		"the connection, in a job": {inAJob, connection},
+		"standard input, at once":  {atOnce, standardInput},
+		"standard input, in a job": {inAJob, standardInput},
+	} {
+		t.Run(name, func(t *testing.T) {
+			connection, stdin, command := attach(t)
+			ending.reach(t, connection)
+			processes := descendants(command.Process.Pid)
+			must(t, ending.close(connection, stdin))
+			expectGone(t, command, processes)
+		})
+	}
+}
+
+// descendants are the processes that pid has started, and those that they have (proc_pid_task(5)).
+func descendants(pid int) []int {
+	var found []int
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, list := range lists {
+		children, _ := os.ReadFile(list)
+		for _, child := range strings.Fields(string(children)) {
+			if number, err := strconv.Atoi(child); err == nil {
+				found = append(append(found, number), descendants(number)...)
+			}
+		}
+	}
+	return found
+}
+
+// isRunning is false for one that has ended and that its new parent has not asked about yet, too.
+func isRunning(pid int) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, state, found := strings.Cut(string(status), ") ")
+	return err == nil && found && !strings.HasPrefix(state, "Z")
 }

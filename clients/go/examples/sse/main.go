@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 
 	weave "weave-compute/clients/go"
 )
@@ -27,7 +28,8 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	log.Fatal(http.Serve(listener, handler{client}))
+	server := http.Server{Handler: handler{client}, ReadHeaderTimeout: 10 * time.Second}
+	log.Fatal(server.Serve(listener))
 }
 
 // listen refuses every address that another machine could reach.

@@ -70,7 +70,10 @@ func Main(m *testing.M, daemon **Daemon) {
 }
 
 // New makes the folder of a daemon.
-func New() (*Daemon, error) {
+func New() (*Daemon, error) { return WithLimits("") }
+
+// WithLimits is New with more lines for the [limits] of the config.
+func WithLimits(limits string) (*Daemon, error) {
 	folder, err := os.MkdirTemp("", "weave-go-")
 	if err != nil {
 		return nil, err
@@ -83,7 +86,7 @@ func New() (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	text := fmt.Sprintf(config, model)
+	text := fmt.Sprintf(config, model) + limits
 	if err := os.WriteFile(filepath.Join(configFolder, "weave-compute.toml"), []byte(text), 0o600); err != nil {
 		return nil, err
 	}
@@ -120,6 +123,9 @@ func (d *Daemon) Start() error {
 	d.Stop()
 	return fmt.Errorf("the daemon does not listen:\n%s", d.Log())
 }
+
+// Signal sends the daemon a signal, and does not wait.
+func (d *Daemon) Signal(signal os.Signal) { _ = d.process.Process.Signal(signal) }
 
 // Stop asks the daemon to end, and returns when it has.
 func (d *Daemon) Stop() { d.end(syscall.SIGTERM) }
