@@ -4,6 +4,8 @@ import asyncio
 from typing import Any, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from weave.broker.job import Job
 from weave.broker.limits import TokenBucket
@@ -75,3 +77,47 @@ def test_a_token_bucket_gives_its_burst_then_its_rate() -> None:
     bucket = TokenBucket(rate=2.0, burst=3, now=0.0)
     assert [bucket.take(0.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
     assert bucket.take(0.5) == 0.0
+
+
+MODELS = ("a", "b", "c")
+# What happens, in order: a job of some UID for some model arrives, or (None) the worker takes the next one.
+happenings = st.lists(
+    st.one_of(st.none(), st.tuples(st.integers(1, 5), st.sampled_from(MODELS))), min_size=1, max_size=120
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(happenings)
+def test_within_a_uid_the_order_is_kept_and_whoever_is_next_in_line_waits_a_bounded_number_of_turns(
+    happened: list[tuple[int, str] | None],
+) -> None:
+    queue = JobQueue(Limits(queue=1000, queue_per_uid=1000))
+    lines: dict[int, list[int]] = {}
+    waited: dict[int, int] = {}
+    loaded = None
+    arrivals = [entry for entry in happened if entry is not None]
+    for number, entry in enumerate([*happened, *[None] * len(arrivals)]):
+        if entry is not None:
+            queue.add(job(number, *entry))
+            lines.setdefault(entry[0], []).append(number)
+        elif len(queue):
+            taken = queue.take(loaded)
+            loaded = taken.model.id
+            assert lines[taken.uid].pop(0) == taken.number
+            uids = sum(map(bool, lines.values())) + 1
+            for line in filter(None, lines.values()):
+                waited[line[0]] = waited.get(line[0], 0) + 1
+                assert waited[line[0]] <= (MAX_OVERTAKEN + 1) * max(uids, len(lines))
+    assert len(queue) == 0
+
+
+def test_uids_with_different_models_cause_fewer_changes_than_strict_turns_would() -> None:
+    queue = JobQueue(Limits(queue=1000, queue_per_uid=1000))
+    for number in range(60):
+        queue.add(job(number, 1 + number % 3, MODELS[number % 2]))
+    loaded, changes = None, 0
+    for _ in range(60):
+        taken = queue.take(loaded)
+        changes += taken.model.id != loaded
+        loaded = taken.model.id
+    assert changes < 60 / 2
