@@ -1,6 +1,7 @@
 """What a client must not send, over the real socket: each gets its error, and the connection lives on where it can."""
 
 import json
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import Daemon
+from weave.broker.audit import LINES
 from weave.protocol.frames import Kind, pack_frame, parse_header
 
 GENERATE = {"op": "generate", "model": "shapes", "prompt": "a red circle", "steps": 2}
@@ -193,3 +195,17 @@ def test_a_client_that_sends_a_descriptor_is_dropped(shared_daemon: Daemon, raw:
         socket.send_fds(raw, [pack_frame(Kind.CONTROL, 7, b'{"op":"status"}')], [file.fileno()])
     assert raw.recv(1) == b""
     assert shared_daemon.events("client_dropped")[-1]["reason"] == "sent a descriptor"
+
+
+def test_a_flood_of_refusals_is_counted_and_does_not_fill_the_log(daemon: Daemon) -> None:
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(str(daemon.socket))
+        raw.settimeout(60)
+        for _ in range(500):
+            send(raw, b'{"op":"exec"}')
+            assert receive(raw)[1]["code"] == "invalid_request"
+    daemon.stop()
+    lines, counts = daemon.events("request_refused"), daemon.events("suppressed")
+    assert len(lines) == LINES and lines[0]["peer"]["pid"] == os.getpid()
+    assert [(count["of"], count["uid"]) for count in counts] == [("request_refused", os.getuid())]
+    assert counts[0]["lines"] == 500 - LINES

@@ -5,6 +5,7 @@ import socket
 from itertools import count
 
 from weave import __version__, log
+from weave.broker.audit import Audit
 from weave.broker.connection import Connection
 from weave.broker.gpu import Gpu
 from weave.broker.job import Job
@@ -57,6 +58,7 @@ class Broker:
         self._supervisor = supervisor
         self._socket = sock
         self._attached = attached
+        self._audit = Audit()
         self._admission = Admission(config.limits)
         self._gpu = Gpu(supervisor, config.limits)
         self._clients: dict[Connection, asyncio.Task[None]] = {}
@@ -101,13 +103,13 @@ class Broker:
         peer = Peer.of(sock)
         if peer.uid not in self._config.allowed_uids:
             sock.close()
-            log.write("broker", "connection_refused", peer=peer, reason="this UID is not allowed")
+            self._audit.write("connection_refused", peer, reason="this UID is not allowed")
             return
-        connection = Connection(sock, peer, self._config.limits)
+        connection = Connection(sock, peer, self._config.limits, self._audit)
         try:
             self._admission.connect(peer.uid)
         except RequestError as error:
-            log.write("broker", "connection_refused", peer=peer, reason=error.message)
+            self._audit.write("connection_refused", peer, reason=error.message)
             connection.refuse(Error.from_exception(error))
             return
         self._clients[connection] = asyncio.create_task(self._serve(connection))
@@ -241,3 +243,4 @@ class Broker:
         for job in self._jobs():
             job.fail(ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
         await asyncio.gather(*(connection.flush(seconds=_FLUSH_SECONDS) for connection in self._clients))
+        self._audit.close()

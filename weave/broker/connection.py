@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from weave import log
+from weave.broker.audit import Audit
 from weave.broker.job import Job
 from weave.broker.reply import Reply, Version1Reply, Version2Reply
 from weave.config.schema import Limits
@@ -50,11 +50,12 @@ class _Outgoing(Struct):
 class Connection:
     """`jobs` are those in flight."""
 
-    def __init__(self, sock: socket.socket, peer: Peer, limits: Limits) -> None:
+    def __init__(self, sock: socket.socket, peer: Peer, limits: Limits, audit: Audit) -> None:
         self.peer = peer
         self.jobs: set[Job] = set()
         self._sock = sock
         self._limits = limits
+        self._audit = audit
         self._frames = FrameReader(from_client=True)
         # A client that has not been understood yet is told so in version 1, which is the simplest to read.
         self._version = 1
@@ -75,7 +76,7 @@ class Connection:
         except ClientGone:
             pass
         except FrameError as error:
-            log.write("broker", "frame_refused", peer=self.peer, reason=error.message)
+            self._audit.write("frame_refused", self.peer, reason=error.message)
             version = error.version or self._version
             reply = Version2Reply(self, 0) if version == 2 else Version1Reply(self, version1.NO_REQUEST)
             reply.send(Error.from_exception(error))
@@ -112,7 +113,7 @@ class Connection:
     def drop(self, reason: str) -> None:
         """End the connection; whatever the client has not read is lost."""
         if self._open:
-            log.write("broker", "client_dropped", peer=self.peer, reason=reason)
+            self._audit.write("client_dropped", self.peer, reason=reason)
             self._open = False
             # The reader wakes up at the end of the stream, and cleans up.
             with contextlib.suppress(OSError):
@@ -132,7 +133,7 @@ class Connection:
                 handle(reply, decode_op(payload))
         except RequestError as error:
             code, field = error.code.value, error.field
-            log.write("broker", "request_refused", peer=self.peer, code=code, field=field, request=reply.request)
+            self._audit.write("request_refused", self.peer, code=code, field=field, request=reply.request)
             reply.send(Error.from_exception(error))
 
     def _check_unused(self, request: int) -> None:
