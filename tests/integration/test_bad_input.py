@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import Daemon
+from tests.support.wire import receive_frame
 from weave.broker.audit import LINES
-from weave.protocol.frames import Kind, pack_frame, parse_header
+from weave.protocol.frames import Kind, pack_frame
 
 GENERATE = {"op": "generate", "model": "shapes", "prompt": "a red circle", "steps": 2}
 
@@ -29,17 +30,8 @@ def send(connection: socket.socket, payload: bytes, request: int = 7) -> None:
 
 
 def receive(connection: socket.socket) -> tuple[int, dict[str, Any]]:
-    header = parse_header(exactly(connection, 16), from_client=False)
-    return header.request, json.loads(exactly(connection, header.length))
-
-
-def exactly(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = connection.recv(size - len(data))
-        assert more, "closed"
-        data += more
-    return data
+    header, payload = receive_frame(connection)
+    return header.request, json.loads(payload)
 
 
 def lives_on(connection: socket.socket) -> bool:

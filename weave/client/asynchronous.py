@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from weave.client.codec import (
+    MAX_DESCRIPTORS,
+    READ_BYTES,
     Answer,
     Decoder,
+    Last,
     NotRunning,
     ProtocolError,
     WeaveError,
@@ -32,11 +35,6 @@ from weave.protocol.client_messages import (
     Unload,
 )
 from weave.protocol.waiting import readable
-
-Last = TypeVar("Last", Done, StatusReport, Models)
-
-_READ_BYTES = 1024 * 1024
-_MAX_DESCRIPTORS = 16
 
 
 class AsyncClient:
@@ -137,7 +135,7 @@ class AsyncClient:
             while True:
                 await readable(self._socket.fileno())
                 data, ancillary, _, _ = self._socket.recvmsg(
-                    _READ_BYTES, socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
+                    READ_BYTES, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
                 )
                 for answer in self._decoder.feed(data, received_descriptors(ancillary)):
                     self._deliver(answer)

@@ -4,14 +4,32 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from weave.protocol.channel import ChannelViolation, check_sealed_memfd, close_all
-from weave.protocol.client_messages import ClientMessage, Error, Event, Image, Preview, decode_event, encode
+from weave.protocol.client_messages import (
+    ClientMessage,
+    Done,
+    Error,
+    Event,
+    Image,
+    Models,
+    Preview,
+    StatusReport,
+    decode_event,
+    encode,
+)
 from weave.protocol.errors import FrameError
 from weave.protocol.frames import FrameReader, Header, Kind, pack_frame
+
+# What ends a request that went well.
+Last = TypeVar("Last", Done, StatusReport, Models)
+
+# Of one read from the daemon.
+READ_BYTES = 1024 * 1024
+MAX_DESCRIPTORS = 16
 
 
 class NotRunning(Exception):

@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from weave.client.codec import (
+    MAX_DESCRIPTORS,
+    READ_BYTES,
     Answer,
     Decoder,
+    Last,
     NotRunning,
     ProtocolError,
     WeaveError,
@@ -30,11 +33,6 @@ from weave.protocol.client_messages import (
     StatusReport,
     Unload,
 )
-
-Last = TypeVar("Last", Done, StatusReport, Models)
-
-_READ_BYTES = 1024 * 1024
-_MAX_DESCRIPTORS = 16
 
 
 class Client:
@@ -132,7 +130,7 @@ class Client:
 
     def _receive(self) -> None:
         data, ancillary, _, _ = self._socket.recvmsg(
-            _READ_BYTES, socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
+            READ_BYTES, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
         )
         self._arrived += self._decoder.feed(data, received_descriptors(ancillary))
         if not data:
