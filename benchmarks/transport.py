@@ -20,7 +20,7 @@ from tests.support.daemon import wait_for
 from tests.support.wire import generate_1, receive_1
 from weave.client.codec import Decoder
 from weave.config.families import FAMILIES
-from weave.config.parts import BrokerConfig
+from weave.config.parts import Access, BrokerConfig
 from weave.config.schema import Limits
 from weave.protocol.channel import Channel, close_all, received_descriptors, sealed_memfd, socket_pair
 from weave.protocol.client_messages import Done, Error, Generate, ModelOffer, encode
@@ -149,7 +149,14 @@ async def serve(path: Path) -> None:
         id="m", family="sdxl", title="", bounds=family.bounds, defaults=family.defaults, schedulers=family.schedulers
     )
     limits = Limits(queue=100, queue_per_uid=100, requests_per_second=10_000, burst_per_uid=100_000)
-    config = BrokerConfig(mode="user", models=(model,), default_model="m", limits=limits, allowed_uids=(os.getuid(),))
+    config = BrokerConfig(
+        mode="user",
+        models=(model,),
+        default_model="m",
+        limits=limits,
+        access=Access(uids=(os.getuid(),)),
+        audit_prompts=False,
+    )
     listening = ListeningSocket(path)
     broker = Broker(config, listening.socket.fileno(), attached=False)
     await broker.lock_down(parent=os.getpid(), seconds=20, bounding_set_empty=bool(prctl.cap_effective.setpcap))

@@ -3,6 +3,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.daemon import Daemon
+from tests.support.users import users
+
+__all__ = ["users"]
 
 
 @pytest.fixture(scope="session")

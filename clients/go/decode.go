@@ -133,6 +133,7 @@ func decodeStatus(f *fields) StatusReport {
 	f.need("sandbox", &e.Sandbox)
 	f.count("worker_restarts", &e.WorkerRestarts)
 	f.count("images_made", &e.ImagesMade)
+	f.need("metrics", &e.Metrics)
 	e.Uptime = duration(uptime)
 	return e
 }

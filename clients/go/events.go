@@ -75,6 +75,28 @@ type StatusReport struct {
 	Sandbox        map[string][]string // the layers that each process has confirmed
 	WorkerRestarts int
 	ImagesMade     int
+	Metrics        Metrics
+}
+
+// Metrics is what the daemon has counted since its broker started.
+type Metrics struct {
+	Connections        uint64            `json:"connections"`
+	ConnectionsRefused uint64            `json:"connections_refused"`
+	ClientsDropped     uint64            `json:"clients_dropped"`
+	Requests           uint64            `json:"requests"`
+	Errors             map[string]uint64 `json:"errors"` // by code
+	Images             uint64            `json:"images"`
+	ModelsLoaded       uint64            `json:"models_loaded"`
+	WorkersLost        uint64            `json:"workers_lost"`
+	QueuedSeconds      Histogram         `json:"queued_seconds"`
+	LoadingSeconds     Histogram         `json:"loading_seconds"`
+	GeneratingSeconds  Histogram         `json:"generating_seconds"`
+}
+
+// Histogram counts seconds up to 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300 and beyond, each by itself.
+type Histogram struct {
+	Counts []uint64 `json:"counts"`
+	Sum    float64  `json:"sum"`
 }
 
 // JobStatus is one of your own jobs.

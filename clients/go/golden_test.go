@@ -184,7 +184,7 @@ func eventFields(t *testing.T, event any) map[string]any {
 			"model": e.Model, "device": e.Device, "dtype": e.Dtype, "memory_used": e.MemoryUsed,
 			"memory_total": e.MemoryTotal, "queue_length": e.QueueLength, "queue_limit": e.QueueLimit,
 			"connections": e.Connections, "jobs": e.Jobs, "sandbox": e.Sandbox, "worker_restarts": e.WorkerRestarts,
-			"images_made": e.ImagesMade,
+			"images_made": e.ImagesMade, "metrics": e.Metrics,
 		}
 	case Models:
 		found = map[string]any{"event": "models", "models": e.Models, "default": e.Default, "loaded": e.Loaded}

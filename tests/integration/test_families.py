@@ -87,7 +87,7 @@ def test_a_harmed_model_is_refused_the_reason_logged_and_no_path_told(tmp_path: 
             # Our own checks name what they refuse; what they let through and the library cannot load is its failure.
             assert refused.value.code is (ErrorCode.WORKER_FAILED if told else ErrorCode.INTERNAL)
             assert str(tmp_path) not in str(refused.value)
-            assert told in daemon.events("job_failed")[-1]["detail"]
+            assert wait_for(lambda: [e for e in daemon.events("job_failed") if told in e["detail"]])
             wait_for(lambda: client.status().worker == "none")
     finally:
         daemon.stop()

@@ -127,6 +127,6 @@ def test_a_slow_client_is_dropped_and_others_do_not_wait() -> None:
                 assert client.status().version
             started = time.monotonic()
             assert slow.recv(1) == b"" and time.monotonic() - started < 20
-        assert daemon.events("client_dropped")
+        assert wait_for(lambda: daemon.events("client_dropped"))
     finally:
         daemon.stop()

@@ -1,16 +1,19 @@
 """The command as a user runs it."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import PROMPT
+from weave.client import AsyncClient, WeaveError
 
 COMMAND = Path(sys.executable).with_name("weavectl")
 
@@ -108,3 +111,23 @@ def test_doctor_is_content_with_a_good_daemon_and_not_without_one(daemon: Daemon
 def test_no_daemon_is_exit_status_3(tmp_path: Path) -> None:
     ended = subprocess.run([COMMAND, "--socket", tmp_path / "s", "status"], capture_output=True, text=True, check=False)
     assert ended.returncode == 3 and str(tmp_path / "s") in ended.stderr
+
+
+def test_one_connection_too_many_is_told_why_by_either_client() -> None:
+    daemon = Daemon("[limits]\nconnections_per_uid = 1\n[models]\n").wait_until_serving()
+
+    async def ask() -> None:
+        async with AsyncClient(daemon.socket) as second:
+            await asyncio.sleep(0.2)
+            await second.status()
+
+    try:
+        with daemon.client() as first:
+            assert first.status().connections == 1
+            with daemon.client() as second, pytest.raises(WeaveError, match="connections_per_uid is 1"):
+                time.sleep(0.2)
+                second.status()
+            with pytest.raises(WeaveError, match="connections_per_uid is 1"):
+                asyncio.run(ask())
+    finally:
+        daemon.stop()

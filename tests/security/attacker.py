@@ -186,7 +186,7 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
     supervisor.close()
     outcome: dict[str, object] = {"layers": message.layers}
     try:
-        attestation.attest(pid, parent=os.getpid(), bounding_set_empty=os.geteuid() == 0)
+        attestation.attest(pid, parent=os.getpid(), uid=os.geteuid(), bounding_set_empty=os.geteuid() == 0)
     except attestation.AttestationFailed as error:
         outcome["attestation"] = str(error)
     with starter:

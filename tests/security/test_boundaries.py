@@ -16,7 +16,7 @@ from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
 from tests.support.pictures import draw, images
 from weave.client import Client, WeaveError
 from weave.config import default_config
-from weave.config.parts import broker_config, to_memfd
+from weave.config.parts import Access, broker_config, to_memfd
 from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd, close_all, sealed_memfd, socket_pair
 from weave.protocol.control_messages import Attested, FromBroker
 from weave.protocol.errors import ErrorCode
@@ -90,10 +90,10 @@ def test_every_thread_of_broker_and_worker_is_locked_in(shared_daemon: Daemon) -
     with shared_daemon.client() as client:
         draw(client)
     broker, worker, zygote = (shared_daemon.pid_of(role) for role in ("broker", "worker", "gpu_worker"))
-    attest(broker, parent=shared_daemon.process.pid, bounding_set_empty=os.geteuid() == 0)
-    attest(worker, parent=zygote, bounding_set_empty=os.geteuid() == 0)
+    attest(broker, parent=shared_daemon.process.pid, uid=os.geteuid(), bounding_set_empty=os.geteuid() == 0)
+    attest(worker, parent=zygote, uid=os.geteuid(), bounding_set_empty=os.geteuid() == 0)
     with pytest.raises(AttestationFailed, match="Seccomp is 0"):
-        attest(zygote, parent=shared_daemon.process.pid, bounding_set_empty=False)
+        attest(zygote, parent=shared_daemon.process.pid, uid=os.geteuid(), bounding_set_empty=False)
 
 
 def test_a_stopped_worker_is_killed_when_its_job_takes_too_long() -> None:
@@ -115,7 +115,7 @@ def test_a_stopped_worker_is_killed_when_its_job_takes_too_long() -> None:
 
 def test_the_broker_serves_nobody_before_it_is_attested(tmp_path: Path) -> None:
     ours, theirs = socket_pair()
-    memfd = to_memfd(broker_config(default_config(), mode="user", allowed_uids=(os.geteuid(),)))
+    memfd = to_memfd(broker_config(default_config(), mode="user", access=Access(uids=(os.geteuid(),))))
     with socket.socket(socket.AF_UNIX) as listening, theirs:
         listening.bind(str(tmp_path / "s"))
         listening.listen()
@@ -129,7 +129,7 @@ def test_the_broker_serves_nobody_before_it_is_attested(tmp_path: Path) -> None:
         try:
             with Client(tmp_path / "s", timeout=0.5) as early, pytest.raises(TimeoutError):
                 early.status()
-            supervisor.send(Attested())
+            supervisor.send(Attested(supervisor=()))
             with Client(tmp_path / "s", timeout=20) as client:
                 assert client.status().version
         finally:

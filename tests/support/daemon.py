@@ -18,9 +18,18 @@ DEMO_MODEL = Path(__file__).resolve().parents[2] / "models" / "shapes"
 
 
 class Daemon:
-    """`config` is TOML; none means the built-in default. `prefix` goes before the command (unshare, ...)."""
+    """`config` is TOML; none means the built-in default. `prefix` goes before the command (unshare, ...), `options`
+    after it, `variables` into its environment."""
 
-    def __init__(self, config: str | None = None, prefix: tuple[str, ...] = (), folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: str | None = None,
+        prefix: tuple[str, ...] = (),
+        folder: Path | None = None,
+        options: tuple[str, ...] = (),
+        variables: dict[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="weave-test-"))
         self.socket = self.folder / "weave" / "weave.sock"
         self.config = self.folder / "config" / "weave" / "weave-compute.toml"
@@ -29,7 +38,9 @@ class Daemon:
             self.config.write_text(config)
         self._log = open(self.folder / "log", "ab")  # noqa: SIM115 - lives as long as the daemon
         environment = os.environ | {"XDG_RUNTIME_DIR": str(self.folder), "XDG_CONFIG_HOME": str(self.folder / "config")}
-        self.process = subprocess.Popen([*prefix, COMMAND], env=environment, stderr=self._log)
+        self.process = subprocess.Popen(
+            [*prefix, COMMAND, *options], env=environment | (variables or {}), stderr=self._log, pass_fds=pass_fds
+        )
 
     def wait_until_serving(self) -> "Daemon":
         wait_for(lambda: self.events("serving") or self.process.poll() is not None)

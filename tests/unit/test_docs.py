@@ -19,8 +19,9 @@ def test_every_test_that_the_documents_name_exists() -> None:
 
 
 def test_every_row_of_the_threat_table_names_a_test() -> None:
-    rows = [line for line in (ROOT / "docs/security.md").read_text().splitlines() if line.startswith("| ")][1:]
-    assert all("`test_" in row for row in rows)
+    lines = (ROOT / "docs/security.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ") and line != "| attack | layer | test |"]
+    assert len(rows) > 20 and [row for row in rows if "`test_" not in row] == []
 
 
 def test_the_shipped_config_says_what_the_defaults_are() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from weave.client.codec import Decoder, ProtocolError
 from weave.protocol import client_messages, version1
 from weave.protocol.client_messages import decode_event, decode_op, encode
-from weave.protocol.errors import FrameError, RequestError
+from weave.protocol.errors import ErrorCode, FrameError, RequestError
 from weave.protocol.frames import (
     MAX_CONTROL_BYTES,
     FrameReader,
@@ -20,11 +20,29 @@ from weave.protocol.frames import (
     pack_frame,
     pack_header,
 )
+from weave.protocol.metrics import Histogram, Metrics
 
 settings.register_profile("weave", max_examples=150, deadline=None, derandomize=True)
 settings.load_profile("weave")
 # JSON has no others.
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
+# Hypothesis knows nothing of msgspec's default factories.
+COUNTS = st.integers(0, 2**50)
+st.register_type_strategy(
+    Histogram, st.builds(Histogram, counts=st.lists(COUNTS, max_size=11), sum=st.floats(0, 1e9, allow_nan=False))
+)
+st.register_type_strategy(
+    Metrics,
+    st.builds(
+        Metrics,
+        connections=COUNTS,
+        errors=st.dictionaries(st.sampled_from(ErrorCode), COUNTS),
+        images=COUNTS,
+        queued_seconds=st.from_type(Histogram),
+        loading_seconds=st.from_type(Histogram),
+        generating_seconds=st.from_type(Histogram),
+    ),
+)
 
 PIECE = 64 * 1024
 U32 = st.integers(0, 2**32 - 1)

@@ -40,7 +40,8 @@ async def serve(config: BrokerConfig, supervisor: Channel[ToBroker], sock: socke
         message, descriptors = await receive(supervisor)
         if descriptors or not isinstance(message, Attested):
             raise ChannelViolation("the supervisor spoke before it attested")
-        await Broker(config, layers, supervisor, sock, attached=attached).run()
+        sandbox = {"supervisor": message.supervisor, "broker": layers}
+        await Broker(config, sandbox, supervisor, sock, attached=attached).run()
     except ChannelClosed:
         return
 

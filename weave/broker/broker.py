@@ -5,6 +5,7 @@ import socket
 from itertools import count
 
 from weave import __version__, log
+from weave.broker.access import is_allowed
 from weave.broker.audit import Audit
 from weave.broker.connection import Connection
 from weave.broker.gpu import Gpu
@@ -31,8 +32,18 @@ from weave.protocol.client_messages import (
     StatusReport,
     Unload,
 )
-from weave.protocol.control_messages import NewConfig, Stop, ToBroker, WorkerEnded, WorkerStarted
+from weave.protocol.control_messages import (
+    Alive,
+    NewConfig,
+    NewSocket,
+    Ping,
+    Stop,
+    ToBroker,
+    WorkerEnded,
+    WorkerStarted,
+)
 from weave.protocol.errors import ErrorCode, RequestError
+from weave.protocol.metrics import Metrics
 from weave.protocol.peer import Peer
 from weave.protocol.waiting import readable, receive
 
@@ -46,21 +57,24 @@ class Broker:
     def __init__(
         self,
         config: BrokerConfig,
-        layers: tuple[str, ...],
+        sandbox: dict[str, tuple[str, ...]],
         supervisor: Channel[ToBroker],
         sock: socket.socket,
         *,
         attached: bool,
     ) -> None:
-        """`sock` is one to accept clients on; attached, it is the one client."""
+        """`sandbox` is what supervisor and broker are held by; `sock` is one to accept clients on; attached, it is
+        the one client."""
         self._config = config
-        self._layers = layers
+        self._sandbox = sandbox
         self._supervisor = supervisor
         self._socket = sock
         self._attached = attached
+        self._new_sockets: asyncio.Queue[socket.socket] = asyncio.Queue()
         self._audit = Audit()
+        self._metrics = Metrics()
         self._admission = Admission(config.limits)
-        self._gpu = Gpu(supervisor, config.limits)
+        self._gpu = Gpu(supervisor, config.limits, self._audit, self._metrics)
         self._clients: dict[Connection, asyncio.Task[None]] = {}
         self._job_numbers = count(1)
         self._started_at = asyncio.get_running_loop().time()
@@ -70,7 +84,7 @@ class Broker:
 
         Raises ChannelClosed, ChannelViolation.
         """
-        entering = self._serve_attached() if self._attached else self._accept()
+        entering = self._serve_attached() if self._attached else self._accept_for_ever()
         serving = [asyncio.create_task(entering), asyncio.create_task(self._gpu.run())]
         heeding = asyncio.create_task(self._heed_supervisor())
         done, _ = await asyncio.wait([heeding, *serving], return_when=asyncio.FIRST_COMPLETED)
@@ -84,12 +98,23 @@ class Broker:
         self._welcome(self._socket)
         await asyncio.gather(*self._clients.values())
 
-    async def _accept(self) -> None:
+    async def _accept_for_ever(self) -> None:
+        """On the socket that we were given, and on each that takes its place."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                accepting = group.create_task(self._accept(self._socket))
+                replacement = await self._new_sockets.get()
+                accepting.cancel()
+                await asyncio.wait([accepting])
+                self._socket.close()
+                self._socket = replacement
+
+    async def _accept(self, listening: socket.socket) -> None:
         while True:
             try:
-                sock, _ = self._socket.accept()
+                sock, _ = listening.accept()
             except BlockingIOError:
-                await readable(self._socket.fileno())
+                await readable(listening.fileno())
             except OSError as error:  # out of descriptors: those waiting keep their place in the backlog
                 log.write("broker", "accept_failed", detail=error.strerror)
                 await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
@@ -101,17 +126,20 @@ class Broker:
         """Whoever is not allowed gets nothing at all, and no byte of theirs is read."""
         sock.setblocking(False)
         peer = Peer.of(sock)
-        if peer.uid not in self._config.allowed_uids:
+        if not is_allowed(self._config.access, peer, sock):
             sock.close()
-            self._audit.write("connection_refused", peer, reason="this UID is not allowed")
+            self._metrics.connections_refused += 1
+            self._audit.write("connection_refused", peer, reason="neither this UID nor a group of it is allowed")
             return
-        connection = Connection(sock, peer, self._config.limits, self._audit)
+        connection = Connection(sock, peer, self._config.limits, self._audit, self._metrics)
         try:
             self._admission.connect(peer.uid)
         except RequestError as error:
+            self._metrics.connections_refused += 1
             self._audit.write("connection_refused", peer, reason=error.message)
             connection.refuse(Error.from_exception(error))
             return
+        self._metrics.connections += 1
         self._clients[connection] = asyncio.create_task(self._serve(connection))
 
     async def _serve(self, connection: Connection) -> None:
@@ -126,6 +154,7 @@ class Broker:
     def _handle(self, reply: Reply, message: ClientMessage | version1.Request) -> None:
         """The whitelist of what a client can ask. Raises RequestError."""
         uid = reply.connection.peer.uid
+        self._metrics.requests += 1
         match message:
             case Status():
                 reply.send(self._status(uid))
@@ -164,9 +193,12 @@ class Broker:
         *,
         seconds: float | None = None,
     ) -> None:
-        self._gpu.queue.check_room(reply.connection.peer.uid)
+        peer = reply.connection.peer
+        self._gpu.queue.check_room(peer.uid)
         job = Job(next(self._job_numbers), reply, model, generate, parameters)
         reply.connection.jobs.add(job)
+        if parameters is not None and self._config.audit_prompts:
+            self._audit.write("generate", peer, job=job.number, model=model.id, prompt=parameters.prompt)
         self._gpu.submit(job, seconds=seconds)
 
     def _find_job(self, connection: Connection, message: Cancel) -> Job:
@@ -213,9 +245,10 @@ class Broker:
                 for job in self._jobs()
                 if job.uid == uid and job.state != "over"
             ),
-            sandbox={"broker": self._layers, "worker": self._gpu.layers},
-            worker_restarts=self._gpu.restarts,
-            images_made=self._gpu.images_made,
+            sandbox=self._sandbox | {"worker": self._gpu.layers},
+            worker_restarts=self._metrics.workers_lost,
+            images_made=self._metrics.images,
+            metrics=self._metrics,
         )
 
     async def _heed_supervisor(self) -> None:
@@ -225,6 +258,14 @@ class Broker:
             match message:
                 case Stop():
                     return
+                case Ping() if not descriptors:
+                    connections, queue = self._admission.connections(), len(self._gpu.queue)
+                    alive = Alive(metrics=self._metrics, connections=connections, queue_length=queue)
+                    self._supervisor.send(alive)
+                case NewSocket() if len(descriptors) == 1:
+                    replacement = socket.socket(fileno=descriptors[0])
+                    replacement.setblocking(False)
+                    self._new_sockets.put_nowait(replacement)
                 case NewConfig() if len(descriptors) == 1:
                     self._reconfigure(from_memfd(descriptors[0], BrokerConfig))
                 case WorkerStarted() | WorkerEnded():

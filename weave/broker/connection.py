@@ -19,6 +19,7 @@ from weave.protocol.channel import close_all
 from weave.protocol.client_messages import ClientMessage, Error, decode_op, encode
 from weave.protocol.errors import ErrorCode, FrameError, RequestError
 from weave.protocol.frames import FrameReader, Header, Kind, pack_frame
+from weave.protocol.metrics import Metrics
 from weave.protocol.peer import Peer
 from weave.protocol.waiting import readable, writable
 
@@ -48,14 +49,15 @@ class _Outgoing(Struct):
 
 
 class Connection:
-    """`jobs` are those in flight."""
+    """`jobs` are those in flight; `metrics` are the broker's."""
 
-    def __init__(self, sock: socket.socket, peer: Peer, limits: Limits, audit: Audit) -> None:
+    def __init__(self, sock: socket.socket, peer: Peer, limits: Limits, audit: Audit, metrics: Metrics) -> None:
         self.peer = peer
         self.jobs: set[Job] = set()
         self._sock = sock
         self._limits = limits
         self._audit = audit
+        self.metrics = metrics
         self._frames = FrameReader(from_client=True)
         # A client that has not been understood yet is told so in version 1, which is the simplest to read.
         self._version = 1
@@ -113,6 +115,7 @@ class Connection:
     def drop(self, reason: str) -> None:
         """End the connection; whatever the client has not read is lost."""
         if self._open:
+            self.metrics.clients_dropped += 1
             self._audit.write("client_dropped", self.peer, reason=reason)
             self._open = False
             # The reader wakes up at the end of the stream, and cleans up.

@@ -4,6 +4,7 @@ import asyncio
 from typing import Literal
 
 from weave import log
+from weave.broker.audit import Audit
 from weave.broker.job import Job
 from weave.broker.queue import JobQueue
 from weave.broker.worker_link import Update, WorkerError, WorkerLink
@@ -13,6 +14,7 @@ from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, clo
 from weave.protocol.client_messages import Done, Image, Loading, Preview, Progress, Timings
 from weave.protocol.control_messages import StartWorker, StopWorker, ToBroker, WorkerEnded, WorkerStarted
 from weave.protocol.errors import ErrorCode
+from weave.protocol.metrics import Metrics
 from weave.protocol.worker_messages import Failed, Made, Previewed, Progressed
 
 # A cancelled job ends at its next step; a worker that takes longer than this is killed.
@@ -31,16 +33,16 @@ _MESSAGES = {
 class Gpu:
     """`worker` is the one that holds a model, if any; `running` the job that it works on."""
 
-    def __init__(self, supervisor: Channel[ToBroker], limits: Limits) -> None:
+    def __init__(self, supervisor: Channel[ToBroker], limits: Limits, audit: Audit, metrics: Metrics) -> None:
         self.queue = JobQueue(limits)
         self.limits = limits
         self.state: WorkerState = "none"
         self.worker: WorkerLink | None = None
         self.layers: tuple[str, ...] = ()
         self.running: Job | None = None
-        self.restarts = 0
-        self.images_made = 0
         self._supervisor = supervisor
+        self._audit = audit
+        self._metrics = metrics
         self._wake = asyncio.Event()
         self._unloads: list[asyncio.Future[None]] = []
         self._started: asyncio.Future[int | None] | None = None
@@ -97,7 +99,7 @@ class Gpu:
                     done.set_result(None)
                 self._unloads.clear()
             elif self.worker is not None and self._gone.is_set():
-                self.restarts += 1
+                self._metrics.workers_lost += 1
                 await self._end_worker("gone")
             elif len(self.queue):
                 self.running = self.queue.take(self.worker.model if self.worker else None)
@@ -123,6 +125,8 @@ class Gpu:
             if job.cancelled.is_set():
                 raise WorkerError(Failed(job=job.number, reason="cancelled", detail=""))
             loaded = loop.time()
+            self._metrics.queued_seconds.observe(started - job.queued_at)
+            self._metrics.loading_seconds.observe(loaded - started)
             timings = Timings(queued=started - job.queued_at, loading=loaded - started, generating=0.0)
             if job.parameters is None:
                 job.finish(Done(model=job.model.id, timings=timings))
@@ -131,6 +135,7 @@ class Gpu:
             async with asyncio.timeout(self.limits.job_seconds) as deadline:
                 await self._generate(job, deadline)
             timings = Timings(queued=timings.queued, loading=timings.loading, generating=loop.time() - loaded)
+            self._metrics.generating_seconds.observe(timings.generating)
             job.finish(Done(model=job.model.id, seed=job.parameters.seed, timings=timings))
         except WorkerError as error:
             code, message = _MESSAGES[error.reason]
@@ -140,7 +145,7 @@ class Gpu:
             if self.worker is not None and self.worker.device is None:
                 await self._end_worker("the model could not be loaded")
         except TimeoutError:
-            log.write("broker", "job_timed_out", job=job.number, peer=job.connection.peer)
+            self._audit.write("job_timed_out", job.connection.peer, job=job.number, limit="job_seconds")
             code = ErrorCode.CANCELLED if job.cancelled.is_set() else ErrorCode.TIMED_OUT
             await self._end_worker("the job took too long")
             job.fail(code, "cancelled" if code is ErrorCode.CANCELLED else "the job took longer than is allowed")
@@ -155,7 +160,7 @@ class Gpu:
             self.state = "idle" if self.worker else "none"
 
     def _lost(self, job: Job) -> None:
-        self.restarts += 1
+        self._metrics.workers_lost += 1
         job.fail(ErrorCode.WORKER_FAILED, "the GPU worker ended unexpectedly; the next request gets a new one")
 
     async def _have_model(self, job: Job) -> None:
@@ -175,6 +180,8 @@ class Gpu:
         self.state = "loading"
         async with asyncio.timeout(self.limits.load_seconds):
             await self.worker.load()
+        self._metrics.models_loaded += 1
+        self._audit.write("model_loaded", job.connection.peer, model=job.model.id, job=job.number)
 
     async def _start_worker(self, model: str) -> int | None:
         self._number += 1
@@ -221,7 +228,7 @@ class Gpu:
             )
             job.tell(preview, memfd)
         elif isinstance(update, Made):
-            self.images_made += 1
+            self._metrics.images += 1
             image = Image(
                 image=update.image,
                 seed=(parameters.seed + update.image) & MAX_SEED,
@@ -236,9 +243,11 @@ class Gpu:
 
     def _expire(self, job: Job) -> None:
         if self.queue.remove(job):
+            self._audit.write("job_timed_out", job.connection.peer, job=job.number, limit="queued_seconds")
             job.fail(ErrorCode.TIMED_OUT, f"waited {self.limits.queued_seconds:g} s in the queue")
 
     def _time_out(self, job: Job, seconds: float) -> None:
         """The client is told now, even if the worker needs a while to stop."""
+        self._audit.write("job_timed_out", job.connection.peer, job=job.number, limit="v1_seconds")
         job.fail(ErrorCode.TIMED_OUT, f"not done within {seconds:g} s")
         self.cancel(job)

@@ -20,6 +20,7 @@ class Version2Reply:
 
     def send(self, event: Event, memfd: int | None = None) -> None:
         """An image's or preview's bytes come in `memfd`, which is not the caller's any more."""
+        _count(self.connection, event)
         frame = pack_frame(Kind.CONTROL, self.request, encode(event))
         if isinstance(event, Image) and event.deliver == "fd":
             self.connection.write(frame, memfd, size=event.size)
@@ -42,6 +43,7 @@ class Version1Reply:
 
     def send(self, event: Event, memfd: int | None = None) -> None:
         """The picture is held until the job is done, since its reply tells how long it took."""
+        _count(self.connection, event)
         if isinstance(event, Image) and memfd is not None:
             self._image = (event, memfd)
         elif isinstance(event, Done) and self._image is not None:
@@ -55,6 +57,12 @@ class Version1Reply:
             code = version1.code_of(event.code, event.field)
             failure = version1.Failure(request_id=self._request_id, code=code, message=event.message)
             self.connection.write(version1.encode_failure(failure))
+
+
+def _count(connection: "Connection", event: Event) -> None:
+    if isinstance(event, Error):
+        errors = connection.metrics.errors
+        errors[event.code] = errors.get(event.code, 0) + 1
 
 
 Reply: TypeAlias = Version1Reply | Version2Reply

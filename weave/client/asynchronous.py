@@ -1,6 +1,7 @@
 """The client for asyncio: many requests at once over one connection."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from itertools import count
@@ -49,6 +50,7 @@ class AsyncClient:
         self._numbers = count(1)
         self._sending = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
+        self._ended: Exception | None = None
 
     async def __aenter__(self) -> "AsyncClient":
         try:
@@ -107,6 +109,8 @@ class AsyncClient:
     async def _answers(self, request: int, message: ClientMessage) -> AsyncIterator[Answer]:
         arrived = self._waiting[request] = asyncio.Queue()
         try:
+            if self._ended is not None:
+                raise self._ended
             await self._send(request, message)
             while True:
                 answer = await arrived.get()
@@ -127,8 +131,10 @@ class AsyncClient:
         raise ProtocolError(f"no {kind.__name__} came")
 
     async def _send(self, request: int, message: ClientMessage) -> None:
-        async with self._sending:
-            await asyncio.get_running_loop().sock_sendall(self._socket, request_frame(request, message))
+        # Of a connection that the daemon has closed the reader finds the end, and why.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            async with self._sending:
+                await asyncio.get_running_loop().sock_sendall(self._socket, request_frame(request, message))
 
     async def _read(self) -> None:
         try:
@@ -142,11 +148,14 @@ class AsyncClient:
                 if not data:
                     raise NotRunning("the daemon closed the connection")
         except (ProtocolError, NotRunning, OSError) as error:
+            self._ended = self._ended or error
             for arrived in self._waiting.values():
-                arrived.put_nowait(error)
+                arrived.put_nowait(self._ended)
 
     def _deliver(self, answer: Answer) -> None:
         """An error with number 0 concerns the connection, and so every request."""
+        if answer.request == 0 and isinstance(answer.event, Error):
+            self._ended = WeaveError(answer.event)
         for request, arrived in self._waiting.items():
             if answer.request in (request, 0):
                 arrived.put_nowait(answer)

@@ -1,5 +1,6 @@
 """The client for plain code: one request at a time, each an iterator of answers."""
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from itertools import count
@@ -104,10 +105,9 @@ class Client:
     def send(self, message: ClientMessage) -> int:
         """Send a request; its number."""
         request = next(self._numbers)
-        try:
+        # Of a connection that the daemon has closed, why it did is still to be read, and then the end.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._socket.sendall(request_frame(request, message))
-        except (BrokenPipeError, ConnectionResetError):
-            raise NotRunning("the daemon closed the connection") from None
         return request
 
     def answers(self, request: int) -> Iterator[Answer]:
@@ -129,9 +129,12 @@ class Client:
         raise ProtocolError(f"no {kind.__name__} came")
 
     def _receive(self) -> None:
-        data, ancillary, _, _ = self._socket.recvmsg(
-            READ_BYTES, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
-        )
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(
+                READ_BYTES, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            raise NotRunning("the daemon closed the connection") from None
         self._arrived += self._decoder.feed(data, received_descriptors(ancillary))
         if not data:
             raise NotRunning("the daemon closed the connection")

@@ -1,5 +1,6 @@
 """Opening a config file that nobody else can have written (as sshd's StrictModes)."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -14,20 +15,45 @@ def read_checked(path: Path) -> bytes:
 
     What is checked is the opened descriptor, so the file cannot be swapped in between. Raises ConfigError.
     """
+    folder = path.parent.resolve()
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        above = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    with open(descriptor, "rb") as file:
-        opened = os.fstat(file.fileno())
+        raise ConfigError(f"{folder}: {error.strerror}") from None
+    try:
+        descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=above)
+    except OSError as error:
+        os.close(above)
+        hint = " (a link is not followed)" if error.errno == errno.ELOOP else ""
+        raise ConfigError(f"{path}: {error.strerror}{hint}") from None
+    try:
+        _check_folders(folder, above)
+        opened = os.fstat(descriptor)
         if not stat.S_ISREG(opened.st_mode):
             raise ConfigError(f"{path}: not a regular file")
         _check_owner_and_mode(path, opened)
-        for folder in path.resolve().parents:
-            _check_owner_and_mode(folder, os.stat(folder))
         if opened.st_size > MAX_CONFIG_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
-        return file.read()
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+def _check_folders(folder: Path, descriptor: int) -> None:
+    """`folder`, open as `descriptor`, which is closed, and all above it: each by way of the one below, so that
+    what is checked are the folders that the file really is in."""
+    while True:
+        try:
+            found = os.fstat(descriptor)
+            _check_owner_and_mode(folder, found)
+            above = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        if os.path.samestat(found, os.fstat(above)):  # the root is its own parent
+            os.close(above)
+            return
+        folder, descriptor = folder.parent, above
 
 
 def _check_owner_and_mode(path: Path, found: os.stat_result) -> None:

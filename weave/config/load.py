@@ -4,6 +4,7 @@ import os
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import structs
@@ -19,19 +20,27 @@ _DEMO_MODEL_FOLDERS = (
 )
 
 
-def default_path() -> Path:
-    """Where a user's config file is looked for."""
+def default_path(*, system: bool = False) -> Path:
+    """Where the system's or a user's config file is looked for."""
+    if system:
+        return Path("/etc/weave/weave-compute.toml")
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(base) / "weave" / "weave-compute.toml"
 
 
-def load(path: Path | None = None) -> Config:
-    """The config in `path`, or the user's, or the built-in one where the user has none. Raises ConfigError."""
-    if path is None:
-        path = default_path()
-        if not path.exists():
-            return default_config()
-    return _parse(path, read_checked(path))
+def load(path: Path | None = None, *, system: bool = False) -> Config:
+    """The config in `path`, or the system's or user's, or the built-in one where there is none; then, in the order
+    of their names, the *.toml in the folder conf.d beside it, of which the later win. Raises ConfigError."""
+    given = path is not None
+    path = path or default_path(system=system)
+    drop_ins = sorted(path.parent.glob("conf.d/*.toml"))
+    files = [path, *drop_ins] if given or path.exists() else drop_ins
+    if not files:
+        return default_config()
+    merged: dict[str, Any] = {}
+    for file in files:
+        _merge(merged, _read(file))
+    return _convert(path, merged)
 
 
 def default_config() -> Config:
@@ -53,11 +62,29 @@ def _demo_model(folder: Path) -> ModelConfig:
     )
 
 
-def _parse(path: Path, data: bytes) -> Config:
+def _read(path: Path) -> dict[str, Any]:
+    """One file's tables, checked by themselves, so that an error names the file that it is in."""
     try:
-        config = msgspec.convert(tomllib.loads(data.decode()), Config)
+        tables = tomllib.loads(read_checked(path).decode())
+        msgspec.convert({"models": {}} | tables, Config)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return tables
+
+
+def _merge(tables: dict[str, Any], later: dict[str, Any]) -> None:
+    for name, value in later.items():
+        if isinstance(value, dict) and isinstance(tables.get(name), dict):
+            _merge(tables[name], value)
+        else:
+            tables[name] = value
+
+
+def _convert(path: Path, tables: dict[str, Any]) -> Config:
+    try:
+        config = msgspec.convert(tables, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from None
     config = structs.replace(config, models={key: _absolute(path.parent, m) for key, m in config.models.items()})

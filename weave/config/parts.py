@@ -13,14 +13,24 @@ from weave.protocol.client_messages import ModelOffer
 Part = TypeVar("Part")
 
 
+class Access(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may connect: these UIDs, and whoever is in one of these groups. `members` are the UIDs that the group
+    database lists for them: what counts for a peer whose supplementary groups the kernel does not tell."""
+
+    uids: tuple[int, ...]
+    gids: tuple[int, ...] = ()
+    members: tuple[int, ...] = ()
+
+
 class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Model IDs with their bounds, the limits, and the UIDs that may connect."""
+    """Model IDs with their bounds, the limits, and who may connect."""
 
     mode: str
     models: tuple[ModelOffer, ...]
     default_model: str | None
     limits: Limits
-    allowed_uids: tuple[int, ...]
+    access: Access
+    audit_prompts: bool
 
 
 class WorkerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -39,7 +49,7 @@ class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     models: tuple[WorkerModel, ...]
 
 
-def broker_config(config: Config, *, mode: str, allowed_uids: tuple[int, ...]) -> BrokerConfig:
+def broker_config(config: Config, *, mode: str, access: Access) -> BrokerConfig:
     """The broker's part."""
     models = offers(config)
     return BrokerConfig(
@@ -47,7 +57,8 @@ def broker_config(config: Config, *, mode: str, allowed_uids: tuple[int, ...]) -
         models=models,
         default_model=config.default_model or (models[0].id if models else None),
         limits=config.limits,
-        allowed_uids=allowed_uids,
+        access=access,
+        audit_prompts=config.audit.prompts,
     )
 
 

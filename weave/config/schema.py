@@ -57,6 +57,34 @@ class Limits(_Table, frozen=True, kw_only=True):
     v1_seconds: Seconds = 60.0
 
 
+class SystemConfig(_Table, frozen=True, kw_only=True):
+    """System mode: who may connect beside root, and who the daemon is when root starts it. All are names of
+    users and groups, or their numbers as text."""
+
+    allowed_users: tuple[str, ...] = ()
+    allowed_groups: tuple[str, ...] = ("weave",)
+    # The mode keeps out whoever is not in the group before any check of ours; 0666 leaves it to the check alone,
+    # for allowed_users that are not in the group.
+    socket_group: str = "weave"
+    socket_mode: Literal["0660", "0666"] = "0660"
+    broker_user: str = "weave"
+    worker_user: str = "weave-gpu"
+
+
+class AuditConfig(_Table, frozen=True, kw_only=True):
+    """`file` gets the audit's lines beside standard error; SIGHUP opens it anew. `prompts` puts what is asked for
+    into the log, which is nobody's business otherwise."""
+
+    file: Annotated[str, Meta(pattern="^/")] | None = None
+    prompts: bool = False
+
+
+class MetricsConfig(_Table, frozen=True, kw_only=True):
+    """`file`, if any, is written anew every few seconds for node_exporter's textfile collector (*.prom)."""
+
+    file: Annotated[str, Meta(pattern=r"^/.*\.prom$")] | None = None
+
+
 class BoundsOverride(_Table, frozen=True, kw_only=True):
     """Bounds of one model that differ from its family's, as tables such as width = { min = 64, max = 512 }."""
 
@@ -104,6 +132,9 @@ class Config(_Table, frozen=True, kw_only=True):
     default_model: str | None = None
     device: DeviceConfig = field(default_factory=DeviceConfig)
     limits: Limits = field(default_factory=Limits)
+    system: SystemConfig = field(default_factory=SystemConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
 
 def offers(config: Config) -> tuple[ModelOffer, ...]:

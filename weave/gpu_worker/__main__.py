@@ -14,7 +14,7 @@ from weave.config.parts import WorkerConfig, from_memfd
 from weave.gpu_worker import environment
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, Imported, ToZygote
-from weave.sandbox.process import harden
+from weave.sandbox.process import drop_capabilities, harden
 
 
 def main() -> None:
@@ -24,6 +24,7 @@ def main() -> None:
         options.add_argument(f"--{name}", type=int, required=True)
     inherited = options.parse_args()
     harden(parent=inherited.parent)
+    drop_capabilities()
     config = from_memfd(inherited.config, WorkerConfig)
     control: Channel[ToZygote] = Channel.from_fd(inherited.control, ToZygote)
 

@@ -18,6 +18,8 @@ OFFLINE_ENVIRONMENT: dict[str, str] = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    # torch/_inductor makes a folder of its own at import, where it may write none: one that is there already.
+    "TORCHINDUCTOR_CACHE_DIR": "/",
     # transformers/core_model_loading.py starts a thread pool for each load; a worker loads in its own thread.
     "HF_DEACTIVATE_ASYNC_LOAD": "1",
     # No bars on stderr, which is the log; a tqdm bar also makes a multiprocessing lock (a file in /dev/shm).

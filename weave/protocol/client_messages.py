@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from weave.protocol.bounds import Bounds
 from weave.protocol.errors import ErrorCode, FrameError, RequestError
+from weave.protocol.metrics import Metrics
 
 ImageFormat: TypeAlias = Literal["png", "raw"]
 Delivery: TypeAlias = Literal["inline", "fd"]
@@ -194,6 +195,7 @@ class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_default
     sandbox: dict[str, tuple[str, ...]]
     worker_restarts: int
     images_made: int
+    metrics: Metrics
 
 
 class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

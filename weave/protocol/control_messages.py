@@ -4,6 +4,8 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
+from weave.protocol.metrics import Metrics
+
 
 class _Message(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
     pass
@@ -34,11 +36,30 @@ class StopWorker(_Message, frozen=True, kw_only=True, tag="stop_worker"):
     reason: str
 
 
-FromBroker: TypeAlias = LockedDown | StartWorker | StopWorker
+class Alive(_Message, frozen=True, kw_only=True, tag="alive"):
+    """The answer to Ping, and what there is to count."""
+
+    metrics: Metrics
+    connections: int
+    queue_length: int
+
+
+FromBroker: TypeAlias = LockedDown | StartWorker | StopWorker | Alive
 
 
 class Attested(_Message, frozen=True, kw_only=True, tag="attested"):
-    """The supervisor has seen for itself that the broker is locked in: it may serve."""
+    """The supervisor has seen for itself that the broker is locked in: it may serve. `supervisor` is what the
+    supervisor itself is held by, for status."""
+
+    supervisor: tuple[str, ...]
+
+
+class Ping(_Message, frozen=True, kw_only=True, tag="ping"):
+    """A broker that does not answer with Alive hangs, and is killed."""
+
+
+class NewSocket(_Message, frozen=True, kw_only=True, tag="new_socket"):
+    """A socket to accept clients on comes along, in the place of the one whose path somebody removed."""
 
 
 class WorkerStarted(_Message, frozen=True, kw_only=True, tag="worker_started"):
@@ -63,7 +84,7 @@ class Stop(_Message, frozen=True, kw_only=True, tag="stop"):
     """Tell the clients that the daemon is stopping, then exit."""
 
 
-ToBroker: TypeAlias = Attested | WorkerStarted | WorkerEnded | NewConfig | Stop
+ToBroker: TypeAlias = Attested | Ping | NewSocket | WorkerStarted | WorkerEnded | NewConfig | Stop
 
 
 # Zygote and supervisor

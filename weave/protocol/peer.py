@@ -1,11 +1,15 @@
 """Who is on the other end of a connection: the kernel's word, asked for before a byte is read (unix(7))."""
 
+import array
 import socket
 import struct
 
 from msgspec import Struct
 
 _UCRED = struct.Struct("=iII")  # linux/socket.h: struct ucred
+_SO_PEERGROUPS = 59  # asm-generic/socket.h
+# Python's getsockopt has no room for more: 256 groups.
+_MOST_BYTES = 1024
 
 
 class Peer(Struct, frozen=True):
@@ -19,3 +23,13 @@ class Peer(Struct, frozen=True):
     def of(cls, connection: socket.socket) -> "Peer":
         """SO_PEERCRED."""
         return cls(*_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+
+
+def supplementary_groups(connection: socket.socket) -> tuple[int, ...] | None:
+    """SO_PEERGROUPS: the peer's groups beside Peer.gid. None where the kernel can't tell (ENOPROTOOPT, before
+    Linux 4.13) or they are more than 256 (ERANGE)."""
+    try:
+        data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_BYTES)
+    except OSError:
+        return None
+    return tuple(array.array("I", data))

@@ -23,12 +23,15 @@ class AttestationFailed(Exception):
     """A child is not locked in as it must be; the message says which thread lacks what."""
 
 
-def attest(pid: int, *, parent: int, bounding_set_empty: bool) -> None:
-    """Raise AttestationFailed unless every thread of `pid`, a child of `parent`, is locked in.
+def attest(pid: int, *, parent: int, uid: int, bounding_set_empty: bool) -> None:
+    """Raise AttestationFailed unless every thread of `pid`, a child of `parent`, runs as `uid` and is locked in.
 
     `bounding_set_empty`: also demand CapBnd 0, which only a daemon started as root can reach.
     """
-    required = _REQUIRED | ({"CapBnd": _NO_CAPABILITIES} if bounding_set_empty else {})
+    # Real, effective, saved and file system UID.
+    required = {"Uid": "\t".join([str(uid)] * 4)} | _REQUIRED
+    if bounding_set_empty:
+        required["CapBnd"] = _NO_CAPABILITIES
     statuses = list(_thread_statuses(pid))
     if not statuses:
         raise AttestationFailed(f"process {pid} has no threads")

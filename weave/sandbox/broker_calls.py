@@ -24,6 +24,7 @@ CALLS: tuple[Call | Refusal, ...] = (
     Call("sendfile", "image bytes from a sealed memfd to a client"),
     Call("shutdown", "the last bytes to a client before its connection closes"),
     Call("close", "connections, memfds, channels"),
+    Call("poll", "is there room for a line of the log"),
     Call("epoll_wait", "the event loop"),
     Call("epoll_pwait", "the event loop, on arm64"),
     Call("epoll_ctl", "the event loop"),

@@ -18,6 +18,10 @@ _ACCESS_FS_WRITE_FILE = 1 << 1
 _ACCESS_FS_READ_FILE = 1 << 2
 _ACCESS_FS_READ_DIR = 1 << 3
 _ACCESS_FS_IOCTL_DEV = 1 << 15
+_ACCESS_FS_OF_FILES = _ACCESS_FS_WRITE_FILE | _ACCESS_FS_READ_FILE | 1 << 14 | _ACCESS_FS_IOCTL_DEV
+# Everything that makes, changes or removes a file: WRITE_FILE, REMOVE_DIR to MAKE_SYM, TRUNCATE.
+_ACCESS_FS_CHANGE = _ACCESS_FS_WRITE_FILE | 0b1_1111_1111 << 4 | 1 << 14
+_ACCESS_FS_KEEP_FILES = _ACCESS_FS_WRITE_FILE | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 14  # REMOVE_FILE, MAKE_REG, MAKE_SOCK
 _ACCESS_NET_BIND_AND_CONNECT_TCP = 0b11
 _SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL = 0b11
 
@@ -48,16 +52,35 @@ def abi() -> int:
         return 0
 
 
+def restrict_changes(*, folders: Iterable[Path] = (), devices: Iterable[Path] = ()) -> str:
+    """Leave this thread the making, changing and removing of files in `folders` alone, and writing to `devices`;
+    for ever, with all it will start. Reading stays as it is. Returns the layer's name. Raises OSError."""
+    version = _abi()
+    handled = _ACCESS_FS_CHANGE & (1 << _FS_BITS_BY_ABI[min(version, 5)]) - 1
+    ruleset = _create_ruleset(handled)
+    try:
+        for path in folders:
+            _allow(ruleset, path, _ACCESS_FS_KEEP_FILES, handled)
+        for path in devices:
+            _allow(ruleset, path, _ACCESS_FS_WRITE_FILE, handled)
+        libc.syscall(libc.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    finally:
+        os.close(ruleset)
+    return f"landlock-{version}-changes"
+
+
 def restrict(*, read: Iterable[Path] = (), read_write: Iterable[Path] = ()) -> str:
     """Leave this thread only these files and folders (those that exist); for ever, with all it will start.
 
     no_new_privs must be set. Returns the layer's name for status. Raises OSError where the kernel has no Landlock.
     """
-    version = abi()
-    if not version:
-        raise OSError("this kernel has no Landlock; it is needed (Linux 5.13 or later, lsm=landlock)")
+    version = _abi()
     handled = (1 << _FS_BITS_BY_ABI[min(version, 5)]) - 1
-    ruleset = _create_ruleset(version, handled)
+    ruleset = _create_ruleset(
+        handled,
+        network=_ACCESS_NET_BIND_AND_CONNECT_TCP if version >= _ABI_WITH_NETWORK else 0,
+        scoped=_SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL if version >= _ABI_WITH_SCOPES else 0,
+    )
     try:
         for path in read:
             _allow(ruleset, path, _ACCESS_FS_READ_FILE | _ACCESS_FS_READ_DIR, handled)
@@ -70,12 +93,15 @@ def restrict(*, read: Iterable[Path] = (), read_write: Iterable[Path] = ()) -> s
     return f"landlock-{version}"
 
 
-def _create_ruleset(version: int, handled: int) -> int:
-    attr = _RulesetAttr(
-        handled_access_fs=handled,
-        handled_access_net=_ACCESS_NET_BIND_AND_CONNECT_TCP if version >= _ABI_WITH_NETWORK else 0,
-        scoped=_SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL if version >= _ABI_WITH_SCOPES else 0,
-    )
+def _abi() -> int:
+    version = abi()
+    if not version:
+        raise OSError("this kernel has no Landlock; it is needed (Linux 5.13 or later, lsm=landlock)")
+    return version
+
+
+def _create_ruleset(handled: int, *, network: int = 0, scoped: int = 0) -> int:
+    attr = _RulesetAttr(handled_access_fs=handled, handled_access_net=network, scoped=scoped)
     # An older kernel takes a longer struct than it knows, as long as the rest is zero.
     pointer = ctypes.cast(ctypes.pointer(attr), ctypes.c_void_p)
     return libc.syscall(libc.SYS_LANDLOCK_CREATE_RULESET, pointer, ctypes.sizeof(attr), 0)
@@ -88,7 +114,7 @@ def _allow(ruleset: int, path: Path, access: int, handled: int) -> None:
         return
     try:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            access &= ~_ACCESS_FS_READ_DIR
+            access &= _ACCESS_FS_OF_FILES
         attr = _PathBeneathAttr(allowed_access=access & handled, parent_fd=descriptor)
         pointer = ctypes.cast(ctypes.pointer(attr), ctypes.c_void_p)
         libc.syscall(libc.SYS_LANDLOCK_ADD_RULE, ruleset, _RULE_PATH_BENEATH, pointer, 0)

@@ -22,8 +22,9 @@ def harden(*, parent: int | None = None) -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def drop_capabilities() -> str:
-    """Empty every capability set of this thread. Returns the layer's name for status.
+def drop_capabilities(*, keep: tuple[int, ...] = ()) -> str:
+    """Empty every capability set of this thread, but for `keep` (which no child inherits). Returns the layer's
+    name for status.
 
     The bounding set can only be emptied by a process with CAP_SETPCAP (root); for all others no_new_privs
     already makes sure that nothing in it can ever be gained.
@@ -32,5 +33,5 @@ def drop_capabilities() -> str:
         prctl.capbset.limit()
     # Effective goes before permitted, which must hold all of it (capabilities(7)).
     for capability_set in (prctl.cap_inheritable, prctl.cap_effective, prctl.cap_permitted):
-        capability_set.limit()
-    return "no-capabilities"
+        capability_set.limit(*(keep if capability_set is not prctl.cap_inheritable else ()))
+    return "few-capabilities" if keep else "no-capabilities"

@@ -1,14 +1,18 @@
 """The broker as the supervisor sees it: started, attested, then believed as far as its few requests go."""
 
 import asyncio
+import os
 
 from weave.config.parts import BrokerConfig, to_memfd
 from weave.protocol.channel import ChannelViolation, close_all
 from weave.protocol.control_messages import (
+    Alive,
     Attested,
     FromBroker,
     LockedDown,
     NewConfig,
+    NewSocket,
+    Ping,
     StartWorker,
     Stop,
     StopWorker,
@@ -17,6 +21,7 @@ from weave.protocol.control_messages import (
 )
 from weave.protocol.waiting import receive
 from weave.sandbox import attestation
+from weave.supervisor.accounts import Account
 from weave.supervisor.child import Child, describe_status
 from weave.supervisor.worker import take_listener, watch_violations
 
@@ -24,20 +29,29 @@ from weave.supervisor.worker import take_listener, watch_violations
 class Broker:
     """A running broker."""
 
-    def __init__(self, config: BrokerConfig, socket: int, *, attached: bool) -> None:
+    def __init__(self, config: BrokerConfig, socket: int, *, attached: bool, account: Account | None) -> None:
         """`socket` is one to accept clients on; attached, it is the one client."""
         memfd = to_memfd(config)
         try:
             self._child: Child[FromBroker] = Child(
-                "weave.broker", FromBroker, {"config": memfd, "client" if attached else "listen": socket}, {}
+                "weave.broker",
+                FromBroker,
+                {"config": memfd, "client" if attached else "listen": socket},
+                account=account,
+                audited=True,
             )
         finally:
             close_all([memfd])
         self.pid = self._child.pid
+        self._uid = account.uid if account is not None else os.geteuid()
         self._watching: asyncio.Task[str | None] | None = None
+        self._pings = 0
 
-    async def lock_down(self, *, parent: int, seconds: float, bounding_set_empty: bool) -> tuple[str, ...]:
-        """Wait until it says that it is locked in, and see for ourselves. Returns its layers.
+    async def lock_down(
+        self, supervisor: tuple[str, ...], *, seconds: float, bounding_set_empty: bool
+    ) -> tuple[str, ...]:
+        """Wait until it says that it is locked in, and see for ourselves; then it may serve. `supervisor` are our
+        own layers. Returns its layers.
 
         Raises ChannelClosed, ChannelViolation, AttestationFailed, TimeoutError.
         """
@@ -47,17 +61,21 @@ class Broker:
             close_all(descriptors)
             raise ChannelViolation("the broker spoke before it was locked in")
         self._listener = take_listener(descriptors)
-        attestation.attest(self.pid, parent=parent, bounding_set_empty=bounding_set_empty)
-        self._child.send(Attested())
+        attestation.attest(self.pid, parent=os.getpid(), uid=self._uid, bounding_set_empty=bounding_set_empty)
+        self._child.send(Attested(supervisor=supervisor))
         self._watching = asyncio.create_task(watch_violations("broker", self._listener, self._child.pidfd))
         return message.layers
 
-    async def next_request(self) -> StartWorker | StopWorker:
+    async def next_request(self) -> StartWorker | StopWorker | Alive:
         """Raises ChannelClosed, ChannelViolation."""
         message, descriptors = await receive(self._child.channel)
         close_all(descriptors)
         if descriptors or isinstance(message, LockedDown):
             raise ChannelViolation("the broker sent what only a child that starts may send")
+        if isinstance(message, Alive):
+            if not self._pings:
+                raise ChannelViolation("alive, which nobody asked for")
+            self._pings = 0
         return message
 
     def worker_started(self, worker: int, layers: tuple[str, ...], channel: int) -> None:
@@ -75,6 +93,22 @@ class Broker:
             self._child.send(NewConfig(), (memfd,))
         finally:
             close_all([memfd])
+
+    def ping(self) -> bool:
+        """Ask whether it lives. Returns whether it has answered the time before."""
+        self._pings += 1
+        if self._pings > 1:
+            return False
+        self._child.send(Ping())
+        return True
+
+    def listen(self, socket: int) -> None:
+        """Hand over a socket in the place of the one that it accepts clients on."""
+        self._child.send(NewSocket(), (socket,))
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._child.kill()
 
     def stop(self) -> None:
         """It tells its clients, then ends."""

@@ -1,5 +1,6 @@
 """A process started by the supervisor: its channel, its pidfd, its end."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -8,8 +9,10 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
-from weave.protocol.channel import Channel, ChannelClosed, socket_pair
+from weave.protocol.channel import Channel, ChannelClosed, close_all, socket_pair
 from weave.protocol.waiting import readable
+from weave.supervisor.accounts import Account
+from weave.supervisor.relay import relay, stderr_pipe
 
 Incoming = TypeVar("Incoming")
 
@@ -23,29 +26,45 @@ _ENVIRONMENT = (
     "ROCR_VISIBLE_DEVICES",
 )
 
+_LAST_WORDS_SECONDS = 1.0
+
 
 class Child(Generic[Incoming]):
     """One running child. Its module is started in an interpreter of its own (`-I`: nothing from the environment
     or the current folder), so it shares no memory with us or its siblings."""
 
-    def __init__(self, module: str, incoming: Any, descriptors: dict[str, int], environment: dict[str, str]) -> None:
-        """`descriptors` are inherited, and named to the child in options; they stay open here."""
+    def __init__(
+        self, module: str, incoming: Any, descriptors: dict[str, int], *, account: Account | None, audited: bool
+    ) -> None:
+        """`descriptors` are inherited, and named to the child in options; they stay open here. `account` is who
+        the child becomes before it runs anything; None: who we are."""
         ours, theirs = socket_pair()
+        self._log, log_end = stderr_pipe()
         passed = {"control": theirs.fileno(), **descriptors}
         options = [f"--{name}={descriptor}" for name, descriptor in passed.items()]
         inherited = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        with theirs:
+        identity: dict[str, Any] = {}
+        if account is not None:
+            identity = {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
+        try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-B", "-m", module, f"--parent={os.getpid()}", *options],
                 pass_fds=tuple(passed.values()),
-                env=inherited | environment,
+                env=inherited,
+                cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=log_end,
+                **identity,
             )
+        finally:
+            theirs.close()
+            os.close(log_end)
         self.pid = self._process.pid
         self.pidfd = os.pidfd_open(self.pid)
         self.channel: Channel[Incoming] = Channel(ours, incoming)
         self.channel.set_blocking(False)
+        self._relaying = asyncio.create_task(relay(module.removeprefix("weave."), self._log, audited=audited))
 
     def send(self, message: Struct, descriptors: tuple[int, ...] = ()) -> None:
         """A child that is gone or does not read its channel is on its way out: `ended` tells."""
@@ -61,12 +80,16 @@ class Child(Generic[Incoming]):
     async def ended(self) -> int:
         """Wait for the end; the exit status, or minus the number of the signal."""
         await readable(self.pidfd)
+        # Its last words, unless something that it started holds the other end.
+        await asyncio.wait([self._relaying], timeout=_LAST_WORDS_SECONDS)
+        self._relaying.cancel()
+        await asyncio.gather(self._relaying, return_exceptions=True)
         return self._process.wait()
 
     def close(self) -> None:
         """Let go of what has ended."""
         self.channel.close()
-        os.close(self.pidfd)
+        close_all([self.pidfd, self._log])
 
 
 def kill(pidfd: int) -> None:

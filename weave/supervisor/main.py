@@ -4,16 +4,29 @@ import argparse
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import prctl
 
 from weave import __version__, log
 from weave import config as weave_config
-from weave.config import ConfigError
-from weave.sandbox.process import harden
-from weave.supervisor.socket import AttachedSocket, Entrance, ListeningSocket, default_socket_path
-from weave.supervisor.supervisor import Supervisor
+from weave.config import Config, ConfigError
+from weave.sandbox import landlock, worker_files
+from weave.sandbox.process import drop_capabilities, harden
+from weave.supervisor import accounts
+from weave.supervisor.socket import (
+    SYSTEM_SOCKET_PATH,
+    ActivatedSocket,
+    AttachedSocket,
+    Entrance,
+    ListeningSocket,
+    default_socket_path,
+)
+from weave.supervisor.supervisor import Settings, Supervisor, audit_path
 
 STANDARD_ERROR = 2
+EXIT_OS_ERROR = 71  # sysexits.h: EX_OSERR
 EXIT_CONFIG = 78  # sysexits.h: EX_CONFIG; systemd does not restart on it
 
 
@@ -22,9 +35,10 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="weave-compute", description="Owns one GPU for diffusion models and serves local clients."
     )
-    options.add_argument("--config", type=Path, metavar="FILE", help="the config file, instead of the user's")
+    options.add_argument("--config", type=Path, metavar="FILE", help="the config file, instead of the usual one")
+    options.add_argument("--system", action="store_true", help="serve other users too, as the config says")
     entrance = options.add_mutually_exclusive_group()
-    entrance.add_argument("--socket", type=Path, metavar="PATH", help="the socket, instead of the user's")
+    entrance.add_argument("--socket", type=Path, metavar="PATH", help="the socket, instead of the usual one")
     entrance.add_argument(
         "--socket-path", type=Path, metavar="PATH", help="serve the one program that listens on PATH, and end with it"
     )
@@ -34,28 +48,74 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Exit status 0 after an orderly stop, 78 where config or socket cannot be used."""
+    """Exit status 0 after an orderly stop, 78 where config or socket cannot be used, 71 where the system fails us."""
     options = parser().parse_args()
+    if options.system and options.socket_path is not None:
+        parser().error("--socket-path serves one program as its own user; --system is something else")
     open_standard_streams()
+    entrance: Entrance | None = None
     try:
-        config = weave_config.load(options.config)
+        read_settings = settings_reader(options)
+        settings = read_settings()
         if options.check_config:
-            print(f"good: {len(config.models)} models")
+            print(f"good: {len(settings.config.models)} models")
             return
         harden()
-        entrance: Entrance
-        if options.socket_path is not None:
-            entrance = AttachedSocket(options.socket_path)
-        else:
-            entrance = ListeningSocket(options.socket or default_socket_path())
-    except ConfigError as error:
+        entrance = open_entrance(options, settings.config)
+        layers = lock_down(settings.config, entrance, other_users=settings.broker_account is not None)
+        log.open_audit(audit_path(settings.config))
+        asyncio.run(Supervisor(settings, entrance, layers, read_settings).run())
+        log.write("supervisor", "stopped")
+    except (ConfigError, OSError) as error:
         print(f"weave-compute: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_CONFIG) from None
-    try:
-        asyncio.run(Supervisor(config, entrance, lambda: weave_config.load(options.config)).run())
+        raise SystemExit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_OS_ERROR) from None
     finally:
-        entrance.close()
-    log.write("supervisor", "stopped")
+        if entrance is not None:
+            entrance.close()
+
+
+def settings_reader(options: argparse.Namespace) -> Callable[[], Settings]:
+    """Reads the config, and looks up whom it names. What it returns raises ConfigError."""
+
+    def read() -> Settings:
+        config = weave_config.load(options.config, system=options.system)
+        if not options.system:
+            return Settings("user" if options.socket_path is None else "attached", config, accounts.own_access())
+        access = accounts.system_access(config.system)
+        if os.geteuid() != 0:
+            return Settings("system", config, access)
+        broker = accounts.broker_account(config.system)
+        worker = accounts.worker_account(config.system, worker_files.DEVICES)
+        return Settings("system", config, access, broker, worker)
+
+    return read
+
+
+def open_entrance(options: argparse.Namespace, config: Config) -> Entrance:
+    """Where clients come from. Raises ConfigError."""
+    if options.socket_path is not None:
+        return AttachedSocket(options.socket_path)
+    if ActivatedSocket.is_there():
+        return ActivatedSocket()
+    if not options.system:
+        return ListeningSocket(options.socket or default_socket_path())
+    group = accounts.socket_group(config.system)
+    if os.geteuid() == 0:
+        # Whoever owns a file may give it to a group that he is in, even below lock_down().
+        os.setgroups([group])
+    mode = int(config.system.socket_mode, 8)
+    return ListeningSocket(options.socket or SYSTEM_SOCKET_PATH, mode=mode, group=group)
+
+
+def lock_down(config: Config, entrance: Entrance, *, other_users: bool) -> tuple[str, ...]:
+    """Change no file but socket, audit and metrics; with `other_users`, be able to start children as them and to
+    end these; nothing else that root can. After this line nothing more is privileged."""
+    files = [Path(file) for file in (config.audit.file, config.metrics.file) if file is not None]
+    if isinstance(entrance, ListeningSocket):
+        files.append(entrance.path)
+    keep = (prctl.CAP_KILL, prctl.CAP_SETGID, prctl.CAP_SETUID) if other_users else ()
+    landlocked = landlock.restrict_changes(folders=[file.parent for file in files], devices=worker_files.DEVICES)
+    return (landlocked, drop_capabilities(keep=keep), "no-new-privs")
 
 
 def open_standard_streams() -> None:

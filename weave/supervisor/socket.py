@@ -1,4 +1,5 @@
-"""Where clients come from: a socket of our own, or the one connection to whoever started us."""
+"""Where clients come from: a socket of our own, one that systemd made for us, or the one connection to whoever
+started us."""
 
 import asyncio
 import contextlib
@@ -10,6 +11,7 @@ import stat
 from pathlib import Path
 from typing import TypeAlias
 
+from weave import log
 from weave.config import ConfigError
 from weave.protocol.peer import Peer
 from weave.protocol.waiting import readable
@@ -18,6 +20,8 @@ BACKLOG = 128
 _LOCK_NAME = "weave.lock"
 _CONNECT_SECONDS = 5.0
 _STANDARD_INPUT = 0
+_FIRST_ACTIVATED = 3  # SD_LISTEN_FDS_START
+SYSTEM_SOCKET_PATH = Path("/run/weave/weave.sock")
 
 
 def default_socket_path() -> Path:
@@ -33,26 +37,48 @@ class ListeningSocket:
 
     attached = False
 
-    def __init__(self, path: Path) -> None:
-        """Raises ConfigError where the folder is not ours alone or another daemon has the socket."""
+    def __init__(self, path: Path, *, mode: int = 0o600, group: int | None = None) -> None:
+        """`group` is for system mode, where others may look into the folder. Raises ConfigError where the folder
+        is not ours or another daemon has the socket."""
         self.path = path
-        self._lock = _lock_folder(path.parent)
-        _remove_stale(path)
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # The mode must be right from the first moment: fchmod after bind would leave a gap.
-        previous = os.umask(0o177)
-        try:
-            self.socket.bind(str(path))
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror or error}") from None
-        finally:
-            os.umask(previous)
-        self.socket.listen(BACKLOG)
-        self._identity = _identity(path)
+        self._mode = mode
+        self._group = group
+        self._lock = _lock_folder(path.parent, private=group is None)
+        self._bind()
 
     async def ended(self) -> None:
         """Never: clients may always come."""
         await asyncio.Event().wait()
+
+    def restore(self) -> bool:
+        """Where somebody has removed the socket's file, bind anew: nobody could connect any more. Returns whether
+        `socket` is another one now. Raises ConfigError."""
+        if _identity(self.path) == self._identity:
+            return False
+        if _identity(self.path.parent / _LOCK_NAME) != _file(os.fstat(self._lock)):
+            lock = _lock_folder(self.path.parent, private=self._group is None)
+            os.close(self._lock)
+            self._lock = lock
+        self.socket.close()
+        self._bind()
+        return True
+
+    def _bind(self) -> None:
+        _remove_stale(self.path)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Nobody may connect before owner and mode are right.
+        previous = os.umask(0o777)
+        try:
+            self.socket.bind(str(self.path))
+            if self._group is not None:
+                os.chown(self.path, -1, self._group)
+            os.chmod(self.path, self._mode)
+        except OSError as error:
+            raise ConfigError(f"{self.path}: {error.strerror or error}") from None
+        finally:
+            os.umask(previous)
+        self.socket.listen(BACKLOG)
+        self._identity = _identity(self.path)
 
     def close(self) -> None:
         """Stop listening; the file goes if it is still ours."""
@@ -60,6 +86,43 @@ class ListeningSocket:
         if _identity(self.path) == self._identity:
             self.path.unlink()
         os.close(self._lock)
+
+
+class ActivatedSocket:
+    """A socket that systemd listens on and hands to us (sd_listen_fds(3)). Its file, mode and group are systemd's."""
+
+    attached = False
+
+    def __init__(self) -> None:
+        """Raises ConfigError unless there is exactly one, and it is a listening stream socket of AF_UNIX."""
+        count = os.environ.pop("LISTEN_FDS")
+        for name in ("LISTEN_PID", "LISTEN_FDNAMES"):
+            os.environ.pop(name, None)
+        if count != "1":
+            raise ConfigError(f"LISTEN_FDS is {count}; the socket unit must have one ListenStream=")
+        os.set_inheritable(_FIRST_ACTIVATED, False)
+        self.socket = socket.socket(fileno=_FIRST_ACTIVATED)
+        listening = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if (self.socket.family, self.socket.type) != (socket.AF_UNIX, socket.SOCK_STREAM) or not listening:
+            raise ConfigError("the socket unit must have a ListenStream= that is a path")
+        self.path = Path(self.socket.getsockname())
+
+    @staticmethod
+    def is_there() -> bool:
+        """Whether systemd has handed us sockets."""
+        return os.environ.get("LISTEN_PID") == str(os.getpid()) and "LISTEN_FDS" in os.environ
+
+    async def ended(self) -> None:
+        """Never: clients may always come."""
+        await asyncio.Event().wait()
+
+    def restore(self) -> bool:
+        """The file is not ours to make."""
+        return False
+
+    def close(self) -> None:
+        """systemd keeps listening."""
+        self.socket.close()
 
 
 class AttachedSocket:
@@ -82,6 +145,7 @@ class AttachedSocket:
         if listener.uid != os.geteuid():
             self.socket.close()
             raise ConfigError(f"{path}: the listener's UID is {listener.uid}; it must be ours, {os.geteuid()}")
+        log.write("supervisor", "attached", peer=listener, exe=_executable(listener.pid))
 
     async def ended(self) -> None:
         """Returns when the connection or our standard input has ended. Nothing is read: that is the broker's."""
@@ -92,23 +156,33 @@ class AttachedSocket:
                 hang_ups.register(_STANDARD_INPUT, select.EPOLLRDHUP)
             await readable(hang_ups.fileno())
 
+    def restore(self) -> bool:
+        """A connection needs no path."""
+        return False
+
     def close(self) -> None:
         """The path is not ours, and stays."""
         self.socket.close()
 
 
-Entrance: TypeAlias = ListeningSocket | AttachedSocket
+Entrance: TypeAlias = ListeningSocket | ActivatedSocket | AttachedSocket
 
 
-def _lock_folder(folder: Path) -> int:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _lock_folder(folder: Path, *, private: bool) -> int:
+    wanted = 0o700 if private else 0o755
+    try:
+        folder.mkdir(mode=wanted, parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        mend = f"install -d -o {os.geteuid()} -m {wanted:04o} {folder}"
+        raise ConfigError(f"{folder}: {error.strerror}; make it with: {mend}") from None
     found = os.fstat(descriptor)
     mode = stat.S_IMODE(found.st_mode)
-    if found.st_uid != os.geteuid() or mode != 0o700:
+    if found.st_uid != os.geteuid() or mode & ~wanted:
         os.close(descriptor)
+        mend = f"chown {os.geteuid()} {folder} && chmod {wanted:04o} {folder}"
         raise ConfigError(
-            f"{folder}: owner {found.st_uid}, mode {mode:04o}; it must be ours with mode 0700: chmod 0700 {folder}"
+            f"{folder}: owner {found.st_uid}, mode {mode:04o}; it must be ours with mode {wanted:04o}: {mend}"
         )
     lock = os.open(_LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=descriptor)
     os.close(descriptor)
@@ -136,4 +210,15 @@ def _identity(path: Path) -> tuple[int, int] | None:
         found = os.lstat(path)
     except FileNotFoundError:
         return None
+    return _file(found)
+
+
+def _file(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
+
+
+def _executable(pid: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return None

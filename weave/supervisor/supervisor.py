@@ -4,18 +4,22 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-import prctl
+from msgspec import Struct, structs
 
 from weave import log
 from weave.config import Config, ConfigError
-from weave.config.parts import BrokerConfig, broker_config, worker_config
+from weave.config.parts import Access, BrokerConfig, broker_config, worker_config
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
-from weave.protocol.control_messages import StartWorker
+from weave.protocol.control_messages import Alive, StartWorker, StopWorker
 from weave.sandbox.attestation import AttestationFailed
+from weave.supervisor.accounts import Account
 from weave.supervisor.broker import Broker
+from weave.supervisor.notify import Notifier
 from weave.supervisor.socket import Entrance
+from weave.supervisor.textfile import write_textfile
 from weave.supervisor.worker import Worker, WorkerFailed
 from weave.supervisor.zygote import Zygote
 
@@ -23,19 +27,40 @@ _BROKER_START_SECONDS = 20.0
 _STOP_SECONDS = 3.0
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 5.0
+# How often the broker is asked whether it lives, the socket's path looked at, and the metrics written.
+_TICK_SECONDS = 5.0
 # A child that ran this long before it ended gets the first backoff again.
 _STEADY_SECONDS = 30.0
+
+
+class Settings(Struct, frozen=True):
+    """What the config and the accounts that it names come to. SIGHUP makes it anew."""
+
+    mode: Literal["user", "system", "attached"]
+    config: Config
+    access: Access
+    broker_account: Account | None = None
+    worker_account: Account | None = None
 
 
 class Supervisor:
     """One daemon. At any time there is at most one worker: it owns the GPU."""
 
-    def __init__(self, config: Config, entrance: Entrance, read_config: Callable[[], Config]) -> None:
-        self._config = config
+    def __init__(
+        self,
+        settings: Settings,
+        entrance: Entrance,
+        layers: tuple[str, ...],
+        read_settings: Callable[[], Settings],
+    ) -> None:
+        """`layers` are those that we are locked in by; `read_settings` raises ConfigError, OSError."""
+        self._settings = settings
         self._entrance = entrance
-        self._read_config = read_config
-        # Only a process with CAP_SETPCAP can empty the bounding set, so only then can we demand it.
-        self._bounding_set_empty = bool(prctl.cap_effective.setpcap)
+        self._layers = layers
+        self._read_settings = read_settings
+        self._notifier = Notifier()
+        # Only a process that had CAP_SETPCAP could empty the bounding set, so only then can we demand it.
+        self._bounding_set_empty = _bounding_set_is_empty()
         self._broker: Broker | None = None
         self._zygote: Zygote | None = None
         self._worker: Worker | None = None
@@ -53,26 +78,28 @@ class Supervisor:
         brokers: asyncio.Task[Any] = asyncio.create_task(
             self._run_broker() if self._entrance.attached else _keep("broker", self._run_broker, stopping)
         )
+        ticking = asyncio.create_task(self._tick())
         stopped = asyncio.create_task(stopping.wait())
         ended = asyncio.create_task(self._entrance.ended())
         try:
             # A keeper only ever ends by an error of ours: then stop, and let main tell.
-            await asyncio.wait([stopped, ended, zygotes, brokers], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopped, ended, zygotes, brokers, ticking], return_when=asyncio.FIRST_COMPLETED)
             stopping.set()
             log.write("supervisor", "stopping")
+            self._notifier.stopping()
             if self._broker is not None and not ended.done():
                 self._broker.stop()
                 await asyncio.wait([brokers], timeout=_STOP_SECONDS)
         finally:
-            for task in (stopped, ended, zygotes, brokers):
+            for task in (stopped, ended, zygotes, brokers, ticking):
                 task.cancel()
-            results = await asyncio.gather(zygotes, brokers, return_exceptions=True)
+            results = await asyncio.gather(zygotes, brokers, ticking, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
                 raise result
 
     async def _run_zygote(self) -> str:
-        self._zygote = Zygote(worker_config(self._config))
+        self._zygote = Zygote(worker_config(self._settings.config), account=self._settings.worker_account)
         self._new_zygote.set()
         try:
             return await self._zygote.run()
@@ -82,22 +109,29 @@ class Supervisor:
 
     async def _run_broker(self) -> str:
         self._broker = broker = Broker(
-            self._broker_config(), self._entrance.socket.fileno(), attached=self._entrance.attached
+            self._broker_config(),
+            self._entrance.socket.fileno(),
+            attached=self._entrance.attached,
+            account=self._settings.broker_account,
         )
         worker: asyncio.Task[None] | None = None
         try:
             layers = await broker.lock_down(
-                parent=os.getpid(), seconds=_BROKER_START_SECONDS, bounding_set_empty=self._bounding_set_empty
+                self._layers, seconds=_BROKER_START_SECONDS, bounding_set_empty=self._bounding_set_empty
             )
             log.write("supervisor", "serving", socket=str(self._entrance.path), broker=broker.pid, layers=layers)
+            self._notifier.ready("serving")
             while True:
-                request = await broker.next_request()
-                if isinstance(request, StartWorker):
-                    if worker is not None and not worker.done():
-                        raise ChannelViolation("a second worker was asked for")
-                    worker = asyncio.create_task(self._run_worker(broker, request))
-                elif self._worker is not None and self._worker.id == request.worker:
-                    self._worker.stop(request.reason)
+                match await broker.next_request():
+                    case StartWorker() as request:
+                        if worker is not None and not worker.done():
+                            raise ChannelViolation("a second worker was asked for")
+                        worker = asyncio.create_task(self._run_worker(broker, request))
+                    case StopWorker(worker=number, reason=reason):
+                        if self._worker is not None and self._worker.id == number:
+                            self._worker.stop(reason)
+                    case Alive() as alive:
+                        self._on_alive(alive)
         except (ChannelViolation, AttestationFailed, TimeoutError) as error:
             log.write("supervisor", "broker_violation", detail=str(error) or type(error).__name__)
         except ChannelClosed:
@@ -113,7 +147,7 @@ class Supervisor:
 
     async def _run_worker(self, broker: Broker, request: StartWorker) -> None:
         """From the broker's request to the worker's end."""
-        if all(model != request.model for model in self._config.models):
+        if request.model not in self._settings.config.models:
             broker.worker_ended(request.worker, "the model is not in the config any more")
             return
         self._worker = worker = Worker(request)
@@ -123,7 +157,8 @@ class Supervisor:
             assert self._zygote is not None
             channel = await worker.start(
                 self._zygote,
-                seconds=self._config.limits.start_seconds,
+                seconds=self._settings.config.limits.start_seconds,
+                uid=self._settings.worker_account.uid if self._settings.worker_account else os.geteuid(),
                 bounding_set_empty=self._bounding_set_empty,
             )
             try:
@@ -143,21 +178,62 @@ class Supervisor:
         broker.worker_ended(request.worker, cause)
 
     def _reload(self) -> None:
-        """SIGHUP. A config with an error changes nothing."""
+        """SIGHUP. A config with an error changes nothing. Who our children run as stays as it was at the start."""
+        self._notifier.reloading()
         try:
-            self._config = self._read_config()
-        except ConfigError as error:
+            settings = self._read_settings()
+            log.open_audit(audit_path(settings.config))
+        except (ConfigError, OSError) as error:
             log.write("supervisor", "reload_refused", detail=str(error))
+            self._notifier.ready("serving; the new config was refused, see the log")
             return
+        self._settings = structs.replace(self._settings, config=settings.config, access=settings.access)
         if self._zygote is not None:
-            self._zygote.reconfigure(worker_config(self._config))
+            self._zygote.reconfigure(worker_config(settings.config))
         if self._broker is not None:
             self._broker.reconfigure(self._broker_config())
         log.write("supervisor", "reloaded")
+        self._notifier.ready("serving")
 
     def _broker_config(self) -> BrokerConfig:
-        mode = "attached" if self._entrance.attached else "user"
-        return broker_config(self._config, mode=mode, allowed_uids=(os.geteuid(),))
+        return broker_config(self._settings.config, mode=self._settings.mode, access=self._settings.access)
+
+    async def _tick(self) -> None:
+        """For ever: see that the broker lives and that clients can find it, and tell the watchdog.
+
+        Raises ConfigError where another daemon has taken our socket's place.
+        """
+        seconds = min(_TICK_SECONDS, self._notifier.alive_seconds or _TICK_SECONDS)
+        while True:
+            await asyncio.sleep(seconds)
+            self._notifier.alive()
+            if self._broker is not None and not self._broker.ping():
+                log.write("supervisor", "broker_hung", broker=self._broker.pid)
+                self._broker.kill()
+            if self._entrance.restore():
+                log.write("supervisor", "socket_restored", socket=str(self._entrance.path))
+                if self._broker is not None:
+                    self._broker.listen(self._entrance.socket.fileno())
+
+    def _on_alive(self, alive: Alive) -> None:
+        self._notifier.status(f"serving, {alive.connections} connections, {alive.queue_length} jobs waiting")
+        path = self._settings.config.metrics.file
+        if path is None:
+            return
+        try:
+            write_textfile(Path(path), alive)
+        except OSError as error:
+            log.write("supervisor", "metrics_not_written", detail=str(error))
+
+
+def audit_path(config: Config) -> Path | None:
+    """Where the audit goes beside standard error."""
+    return Path(config.audit.file) if config.audit.file is not None else None
+
+
+def _bounding_set_is_empty() -> bool:
+    """Whether no child of ours could ever gain a capability: proc_pid_status(5)."""
+    return "CapBnd:\t0000000000000000\n" in Path("/proc/self/status").read_text()
 
 
 async def _keep(name: str, run: Callable[[], Awaitable[str]], stopping: asyncio.Event) -> None:

@@ -7,6 +7,7 @@ from weave.config.parts import WorkerConfig, to_memfd
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, FromZygote, Imported, NewConfig
 from weave.protocol.waiting import receive
+from weave.supervisor.accounts import Account
 from weave.supervisor.child import Child, describe_status
 
 
@@ -17,10 +18,12 @@ class ZygoteEnded(Exception):
 class Zygote:
     """A running zygote. `imported` is set once it can fork."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, *, account: Account | None) -> None:
         memfd = to_memfd(config)
         try:
-            self._child: Child[FromZygote] = Child("weave.gpu_worker", FromZygote, {"config": memfd}, {})
+            self._child: Child[FromZygote] = Child(
+                "weave.gpu_worker", FromZygote, {"config": memfd}, account=account, audited=False
+            )
         finally:
             close_all([memfd])
         self.pid = self._child.pid

@@ -149,6 +149,7 @@ def _describe(report: StatusReport) -> list[tuple[str, str]]:
         ("device", f"{report.device or '-'} {report.dtype or ''}"),
         ("memory", memory),
         ("queue", f"{report.queue_length} of {report.queue_limit}"),
+        ("made", f"{report.images_made} images; {sum(report.metrics.errors.values())} errors told"),
     ]
     lines += [(f"{process}", ", ".join(layers) or "not running") for process, layers in report.sandbox.items()]
     lines += [(f"job {job.job}", f"{job.state}, {job.model}, {job.position} before it") for job in report.jobs]

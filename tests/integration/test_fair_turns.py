@@ -1,0 +1,130 @@
+"""Three real users ask at once: turns are fair, limits are each user's own, and nobody sees another's jobs."""
+
+import asyncio
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.daemon import Daemon, wait_for
+from tests.support.pictures import PROMPT
+from tests.support.system import MODEL, SYSTEM, system_daemon
+from tests.support.users import ALICE, BOB, CAROL, as_user
+from weave.client import AsyncClient, Client, WeaveError
+from weave.protocol.client_messages import Done, Progress
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+SECOND_MODEL = MODEL.replace("[models.shapes]", "[models.other]")
+LIMITS = "[limits]\nqueue_per_uid = 5\nconnections_per_uid = 4\nrequests_per_second = 100.0\n"
+
+
+@pytest.fixture
+def system(users: None) -> Iterator[Daemon]:
+    folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
+    config = LIMITS + SYSTEM.replace("[system]", '[system]\nsocket_mode = "0666"') + MODEL + SECOND_MODEL
+    daemon = system_daemon(folder, config).wait_until_serving()
+    yield daemon
+    daemon.stop()
+
+
+def in_parallel(*actions: Any) -> list[Any]:
+    """Each in a thread, which waits for a process of its own."""
+    results: list[Any] = [None] * len(actions)
+
+    def run(number: int) -> None:
+        results[number] = as_user(*actions[number])
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(actions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_three_users_take_turns_though_one_came_first_with_all_its_jobs(system: Daemon) -> None:
+    def five_pictures(model: str) -> list[float]:
+        """When each of five jobs that wait together is done."""
+
+        async def one(client: AsyncClient) -> float:
+            async for answer in client.generate(PROMPT, model=model, steps=2):
+                if isinstance(answer.event, Done):
+                    return time.monotonic()
+            raise AssertionError("not done")
+
+        async def main() -> list[float]:
+            async with AsyncClient(system.socket) as client:
+                return list(await asyncio.gather(*(one(client) for _ in range(5))))
+
+        return asyncio.run(main())
+
+    with system.client() as holder:
+        # Something long runs while all of them queue up.
+        running = holder.generate(PROMPT, model="shapes", steps=100, images=8)
+        wait_for(lambda: isinstance(next(running).event, Progress))
+        users = threading.Thread(
+            target=lambda: finished.extend(
+                in_parallel(
+                    (ALICE, lambda: five_pictures("shapes")),
+                    (BOB, lambda: five_pictures("shapes")),
+                    (CAROL, lambda: five_pictures("other")),
+                )
+            )
+        )
+        finished: list[list[float]] = []
+        users.start()
+        with system.client() as watcher:
+            wait_for(lambda: watcher.status().queue_length == 15)
+            assert watcher.status().jobs[0].state == "running" and len(watcher.status().jobs) == 1
+            watcher.cancel(job=watcher.status().jobs[0].job)
+        with pytest.raises(WeaveError):
+            list(running)
+        users.join()
+    alice, bob, carol = (sorted(times) for times in finished)
+    # Nobody's first picture comes after anybody else's last; Carol's model is not the loaded one, and she may be
+    # overtaken, but not for ever.
+    assert max(alice[0], bob[0]) < min(alice[4], bob[4]) and carol[0] < max(alice[4], bob[4])
+
+
+def test_limits_are_each_users_own(system: Daemon) -> None:
+    def too_many() -> list[str]:
+        codes = []
+        clients = [Client(system.socket, timeout=60) for _ in range(5)]
+        for client in clients:
+            try:
+                client.status()
+                codes.append("served")
+            except WeaveError as error:
+                codes.append(error.code.value)
+        return codes
+
+    assert in_parallel((ALICE, too_many), (BOB, too_many)) == [["served"] * 4 + ["rate_limited"]] * 2
+
+
+def test_a_user_can_neither_see_nor_cancel_another_users_job(system: Daemon) -> None:
+    with system.client() as root:
+        running = root.generate(PROMPT, model="shapes", steps=100, images=8)
+        wait_for(lambda: isinstance(next(running).event, Progress))
+        job = root_job(system)
+
+        def meddle() -> list[str]:
+            with Client(system.socket, timeout=60) as client:
+                seen = [str(job.job) for job in client.status().jobs]
+                try:
+                    client.cancel(job=job)
+                except WeaveError as error:
+                    return [*seen, error.code.value, error.error.message]
+                return ["cancelled"]
+
+        assert as_user(ALICE, meddle) == ["invalid_request", "no such job of yours"]
+        assert root_job(system) == job
+
+
+def root_job(system: Daemon) -> int:
+    with system.client() as client:
+        return client.status().jobs[0].job

@@ -1,0 +1,42 @@
+"""The daemon in system mode, started by root, with the tests' own users."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.daemon import DEMO_MODEL, Daemon
+from tests.support.users import ALICE, BROKER, GROUP, WORKER
+
+ROOT = Path(__file__).resolve().parents[2]
+SYSTEM = f"""
+[system]
+allowed_users = ["{ALICE}"]
+allowed_groups = ["{GROUP}"]
+socket_group = "{GROUP}"
+broker_user = "{BROKER}"
+worker_user = "{WORKER}"
+"""
+SIDE = "{ min = 64, max = 64 }"
+MODEL = f"""
+[models.shapes]
+path = "{DEMO_MODEL}"
+family = "sd1"
+bounds = {{ width = {SIDE}, height = {SIDE} }}
+defaults = {{ width = 64, height = 64, steps = 20, cfg_scale = 3.0, scheduler = "ddim" }}
+"""
+# Python and this project may lie where only root may look.
+REACHABLE = (
+    *("unshare", "--mount", sys.executable, str(ROOT / "tests/support/readable.py")),
+    *map(str, {ROOT / "weave", ROOT / "models", Path(sys.prefix), Path(sys.base_prefix)}),
+    "--",
+)
+
+
+def system_daemon(folder: Path, config: str = SYSTEM + MODEL, *, as_user: tuple[str, ...] = (), **more: Any) -> Daemon:
+    """With its socket and config in `folder`, which others may enter, as they may /run and /etc."""
+    os.chmod(folder, 0o755)
+    path = folder / "weave-compute.toml"
+    path.write_text(config)
+    options = ("--system", "--config", str(path), "--socket", str(folder / "weave" / "weave.sock"))
+    return Daemon(prefix=(*REACHABLE, *as_user), folder=folder, options=options, **more)

@@ -1,0 +1,18 @@
+"""Who may connect."""
+
+import socket
+
+from weave.config.parts import Access
+from weave.protocol.peer import Peer, supplementary_groups
+
+
+def is_allowed(access: Access, peer: Peer, sock: socket.socket) -> bool:
+    """By UID, by primary group, by supplementary groups as they were at connect(2)."""
+    if peer.uid in access.uids or peer.gid in access.gids:
+        return True
+    if not access.gids:
+        return False
+    groups = supplementary_groups(sock)
+    if groups is None:
+        return peer.uid in access.members
+    return not set(groups).isdisjoint(access.gids)

@@ -1,0 +1,78 @@
+"""Users and groups by name: who may connect, and who our children become when root starts us."""
+
+import grp
+import os
+import pwd
+from pathlib import Path
+
+from msgspec import Struct
+
+from weave.config import ConfigError
+from weave.config.parts import Access
+from weave.config.schema import SystemConfig
+
+
+class Account(Struct, frozen=True):
+    """A user to run as."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def own_access() -> Access:
+    """User mode: ourselves and nobody else, not even root."""
+    return Access(uids=(os.geteuid(),))
+
+
+def system_access(system: SystemConfig) -> Access:
+    """System mode: root, and whom the config names. Raises ConfigError where there is no such user or group."""
+    groups = [_group("allowed_groups", name) for name in system.allowed_groups]
+    users = [_user("allowed_users", name).pw_uid for name in system.allowed_users]
+    return Access(
+        uids=(0, *users),
+        gids=tuple(group.gr_gid for group in groups),
+        members=tuple(sorted({uid for group in groups for uid in _members(group)})),
+    )
+
+
+def socket_group(system: SystemConfig) -> int:
+    """The group that the socket belongs to. Raises ConfigError."""
+    return _group("socket_group", system.socket_group).gr_gid
+
+
+def broker_account(system: SystemConfig) -> Account:
+    """The broker needs no group but its own. Raises ConfigError."""
+    user = _user("broker_user", system.broker_user)
+    return Account(user.pw_uid, user.pw_gid, ())
+
+
+def worker_account(system: SystemConfig, devices: tuple[Path, ...]) -> Account:
+    """The worker is in its user's groups and in those that own the GPU's devices. Raises ConfigError."""
+    user = _user("worker_user", system.worker_user)
+    owning = {device.stat().st_gid for device in devices if device.exists()} - {0}
+    groups = owning | set(os.getgrouplist(user.pw_name, user.pw_gid))
+    return Account(user.pw_uid, user.pw_gid, tuple(sorted(groups)))
+
+
+def _user(field: str, name: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+    except (KeyError, OverflowError):
+        mend = f"useradd --system --no-create-home --shell /usr/sbin/nologin {name}"
+        raise ConfigError(f"system.{field}: there is no user {name!r}; make it with: {mend}") from None
+
+
+def _group(field: str, name: str) -> grp.struct_group:
+    try:
+        return grp.getgrgid(int(name)) if name.isdecimal() else grp.getgrnam(name)
+    except (KeyError, OverflowError):
+        raise ConfigError(
+            f"system.{field}: there is no group {name!r}; make it with: groupadd --system {name}"
+        ) from None
+
+
+def _members(group: grp.struct_group) -> set[int]:
+    """By supplementary membership and by primary group, as far as the database can be listed."""
+    listed = {user.pw_uid for user in pwd.getpwall() if user.pw_gid == group.gr_gid or user.pw_name in group.gr_mem}
+    return listed

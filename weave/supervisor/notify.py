@@ -1,0 +1,47 @@
+"""Telling systemd where we are: sd_notify(3), without its library."""
+
+import os
+import socket
+import time
+
+
+class Notifier:
+    """Says nothing where nobody listens."""
+
+    def __init__(self) -> None:
+        """Takes NOTIFY_SOCKET and WATCHDOG_USEC out of the environment: they are ours alone."""
+        self._address = os.environ.pop("NOTIFY_SOCKET", "").replace("@", "\0", 1)
+        microseconds = os.environ.pop("WATCHDOG_USEC", "")
+        meant = os.environ.pop("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        # How often to call alive(): twice in the time that systemd waits.
+        self.alive_seconds = int(microseconds) / 2e6 if microseconds.isdecimal() and meant else None
+
+    def ready(self, status: str) -> None:
+        """Clients are served (again, after reloading)."""
+        self._send("READY=1", f"STATUS={status}")
+
+    def reloading(self) -> None:
+        """A new config is being read."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self) -> None:
+        """No new client is served."""
+        self._send("STOPPING=1")
+
+    def status(self, status: str) -> None:
+        """One line for `systemctl status`."""
+        self._send(f"STATUS={status}")
+
+    def alive(self) -> None:
+        """The watchdog starts anew."""
+        self._send("WATCHDOG=1")
+
+    def _send(self, *lines: str) -> None:
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:
+                datagram.setblocking(False)
+                datagram.sendto("\n".join(lines).encode(), self._address)
+        except OSError:  # a service manager that does not listen must not stop us
+            return

@@ -1,0 +1,48 @@
+"""The broker's metrics as a file for node_exporter's textfile collector
+(https://prometheus.io/docs/instrumenting/exposition_formats/). No port is ever opened."""
+
+import os
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+
+from msgspec import structs
+
+from weave.protocol.control_messages import Alive
+from weave.protocol.metrics import BUCKETS, Histogram
+
+
+def write_textfile(path: Path, alive: Alive) -> None:
+    """In one step, through a file beside it that the collector does not read. Raises OSError."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("".join(f"{line}\n" for line in _lines(alive)))
+    os.chmod(part, 0o644)  # the collector runs as a user of its own
+    part.replace(path)
+
+
+def _lines(alive: Alive) -> Iterator[str]:
+    yield from _gauge("connections", alive.connections)
+    yield from _gauge("queue_length", alive.queue_length)
+    for name, value in structs.asdict(alive.metrics).items():
+        if isinstance(value, Histogram):
+            yield from _histogram(name, value)
+        elif isinstance(value, dict):
+            yield f"# TYPE weave_{name}_total counter"
+            yield from (f'weave_{name}_total{{code="{code.value}"}} {number}' for code, number in value.items())
+        else:
+            yield f"# TYPE weave_{name}_total counter"
+            yield f"weave_{name}_total {value}"
+
+
+def _gauge(name: str, value: int) -> Iterator[str]:
+    yield f"# TYPE weave_{name} gauge"
+    yield f"weave_{name} {value}"
+
+
+def _histogram(name: str, histogram: Histogram) -> Iterator[str]:
+    yield f"# TYPE weave_{name} histogram"
+    bounds = (*map(repr, BUCKETS), "+Inf")
+    for bound, below in zip(bounds, accumulate(histogram.counts), strict=True):
+        yield f'weave_{name}_bucket{{le="{bound}"}} {below}'
+    yield f"weave_{name}_sum {histogram.sum!r}"
+    yield f"weave_{name}_count {sum(histogram.counts)}"
