@@ -28,6 +28,8 @@ from weave.protocol.worker_messages import (
 MEMORY = Memory(1, 2)
 PIXELS = 64 * 64 * 3
 STEP = (Progressed(job=5, image=0, step=1), None)
+STEP_2 = (Progressed(job=5, image=0, step=2), None)
+PREVIEW = (Previewed(job=5, image=0, step=2, width=8, height=8, size=9), 9)
 IMAGE = (Made(job=5, image=0, size=PIXELS), PIXELS)
 FINISHED = (Finished(job=5, memory=MEMORY), None)
 
@@ -36,7 +38,7 @@ FORGERIES: dict[str, list[tuple[Any, Any]]] = {
     "another job's end": [(Finished(job=6, memory=MEMORY), None)],
     "a step twice": [STEP, STEP],
     "a step left out": [(Progressed(job=5, image=0, step=2), None)],
-    "a step too many": [STEP, (Progressed(job=5, image=0, step=2), None), (Progressed(job=5, image=0, step=3), None)],
+    "a step too many": [STEP, STEP_2, (Progressed(job=5, image=0, step=3), None)],
     "another image's step": [(Progressed(job=5, image=1, step=1), None)],
     "another image": [(Made(job=5, image=1, size=PIXELS), PIXELS)],
     "an image twice": [IMAGE, IMAGE],
@@ -49,6 +51,7 @@ FORGERIES: dict[str, list[tuple[Any, Any]]] = {
     "a memfd shorter than said": [(IMAGE[0], PIXELS - 1)],
     "an unsealed memfd": [(IMAGE[0], "unsealed")],
     "a preview that nobody asked for": [STEP, (Previewed(job=5, image=0, step=1, width=8, height=8, size=9), 9)],
+    "a preview twice": [STEP, STEP_2, PREVIEW, PREVIEW],
     "the end before the image": [FINISHED],
     "loaded again": [(Loaded(device="cpu", dtype="float32", memory=MEMORY), None)],
     "a failure of loading": [(Failed(job=0, reason="internal", detail=""), None)],
@@ -74,7 +77,7 @@ def run(messages: list[tuple[Any, Any]]) -> list[Any]:
             scheduler="ddim",
             images=1,
         )
-        job = Job(5, cast(Any, Mock()), offer, Generate(prompt="x", format="raw"), parameters)
+        job = Job(5, cast(Any, Mock()), offer, Generate(prompt="x", format="raw", preview_every=2), parameters)
         ours, theirs = socket_pair()
         link = WorkerLink(1, "m", ours.detach())
         hostile: Channel[ToWorker] = Channel(theirs, ToWorker)
@@ -110,7 +113,7 @@ def descriptors_left(action: Callable[[], object]) -> int:
 
 
 def test_an_honest_worker_is_believed() -> None:
-    assert len(run([STEP, IMAGE, FINISHED])) == 2
+    assert len(run([STEP, STEP_2, PREVIEW, IMAGE, FINISHED])) == 4
 
 
 @pytest.mark.parametrize("name", FORGERIES)

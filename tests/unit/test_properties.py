@@ -29,7 +29,8 @@ st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False
 # Hypothesis knows nothing of msgspec's default factories.
 COUNTS = st.integers(0, 2**50)
 st.register_type_strategy(
-    Histogram, st.builds(Histogram, counts=st.lists(COUNTS, max_size=11), sum=st.floats(0, 1e9, allow_nan=False))
+    Histogram,
+    st.builds(Histogram, counts=st.lists(COUNTS, min_size=11, max_size=11), sum=st.floats(0, 1e9, allow_nan=False)),
 )
 st.register_type_strategy(
     Metrics,

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import resource
 import socket
 
 from weave.broker.broker import Broker
@@ -23,6 +24,9 @@ def main() -> None:
     entrance.add_argument("--client", type=int)
     inherited = options.parse_args()
     harden(parent=inherited.parent)
+    # Connections and unread images are descriptors; how many there may be is for the config's limits to say.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     config = from_memfd(inherited.config, BrokerConfig)
     supervisor: Channel[ToBroker] = Channel.from_fd(inherited.control, ToBroker)
     supervisor.set_blocking(False)

@@ -11,7 +11,7 @@ from weave.broker.connection import Connection
 from weave.broker.gpu import Gpu
 from weave.broker.job import Job
 from weave.broker.limits import Admission
-from weave.broker.reply import Reply
+from weave.broker.reply import Reply, Version2Reply
 from weave.broker.requests import fill_in, pick_model, pick_v1_model
 from weave.config.parts import BrokerConfig, from_memfd
 from weave.protocol import version1
@@ -131,9 +131,9 @@ class Broker:
             self._metrics.connections_refused += 1
             self._audit.write("connection_refused", peer, reason="neither this UID nor a group of it is allowed")
             return
-        connection = Connection(sock, peer, self._config.limits, self._audit, self._metrics)
+        connection = Connection(sock, peer, self._admission, self._audit, self._metrics)
         try:
-            self._admission.connect(peer.uid)
+            self._admission.connect(connection)
         except RequestError as error:
             self._metrics.connections_refused += 1
             self._audit.write("connection_refused", peer, reason=error.message)
@@ -147,7 +147,7 @@ class Broker:
             await connection.serve(self._handle)
         finally:
             del self._clients[connection]
-            self._admission.disconnect(connection.peer.uid)
+            self._admission.disconnect(connection)
             for job in list(connection.jobs):
                 self._gpu.cancel(job)
 
@@ -175,8 +175,8 @@ class Broker:
                 self._admit(uid)
                 self._submit(reply, pick_model(self._config, message.model, None))
             case Unload():
-                unloaded = self._gpu.unload()
-                unloaded.add_done_callback(lambda _: reply.send(Done()))
+                self._admit(uid)
+                self._unload(reply)
             case Cancel():
                 self._gpu.cancel(self._find_job(reply.connection, message))
                 reply.send(Done())
@@ -200,6 +200,17 @@ class Broker:
         if parameters is not None and self._config.audit_prompts:
             self._audit.write("generate", peer, job=job.number, model=model.id, prompt=parameters.prompt)
         self._gpu.submit(job, seconds=seconds)
+
+    def _unload(self, reply: Reply) -> None:
+        assert isinstance(reply, Version2Reply)  # version 1 has no word for it
+        unloads = reply.connection.unloads
+        unloads.add(reply.request)
+
+        def tell(_: object) -> None:
+            unloads.remove(reply.request)
+            reply.send(Done())
+
+        self._gpu.unload().add_done_callback(tell)
 
     def _find_job(self, connection: Connection, message: Cancel) -> Job:
         """Any connection of a user may cancel any job of that user, and of nobody else."""

@@ -1,9 +1,14 @@
 """What one UID may use. Per UID and not per connection: a client could open many."""
 
-from collections import Counter
+from collections import defaultdict
+from typing import TYPE_CHECKING
 
+from weave.broker.outgoing import Unread
 from weave.config.schema import Limits
 from weave.protocol.errors import ErrorCode, RequestError
+
+if TYPE_CHECKING:
+    from weave.broker.connection import Connection
 
 
 class TokenBucket:
@@ -26,32 +31,45 @@ class TokenBucket:
 
 
 class Admission:
-    """Counts connections and requests of each UID. Times are the event loop's, in seconds."""
+    """Counts connections, requests and unread output of each UID. Times are the event loop's, in seconds."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._connections: Counter[int] = Counter()
+        self._connections: defaultdict[int, set[Connection]] = defaultdict(set)
+        self._unread: defaultdict[int, Unread] = defaultdict(Unread)
         self._buckets: dict[int, TokenBucket] = {}
 
-    def connect(self, uid: int) -> None:
+    def connect(self, connection: "Connection") -> None:
         """Raises RequestError (rate_limited) where there are too many connections already."""
+        theirs = self._connections[connection.peer.uid]
         for name, count, limit in (
-            ("connections", self._connections.total(), self.limits.connections),
-            ("connections_per_uid", self._connections[uid], self.limits.connections_per_uid),
+            ("connections", self.connections(), self.limits.connections),
+            ("connections_per_uid", len(theirs), self.limits.connections_per_uid),
         ):
             if count >= limit:
                 raise RequestError(
                     ErrorCode.RATE_LIMITED, f"too many connections ({name} is {limit})", field=name, maximum=limit
                 )
-        self._connections[uid] += 1
+        theirs.add(connection)
 
-    def disconnect(self, uid: int) -> None:
+    def disconnect(self, connection: "Connection") -> None:
         """The connection that connect() admitted is gone."""
-        self._connections[uid] -= 1
+        self._connections[connection.peer.uid].remove(connection)
 
     def connections(self) -> int:
         """All that are open."""
-        return self._connections.total()
+        return sum(map(len, self._connections.values()))
+
+    def unread(self, uid: int) -> Unread:
+        """What all connections of this UID have left unread."""
+        return self._unread[uid]
+
+    def check_unread(self, uid: int) -> None:
+        """Where it is too much, drop the connection that has left the most: the UID's others live on."""
+        for unit, limit in (("bytes", self.limits.outgoing_bytes), ("images", self.limits.outgoing_images)):
+            while getattr(self._unread[uid], unit) > limit:
+                worst = max(self._connections[uid], key=lambda one: int(getattr(one.outgoing.unread, unit)))
+                worst.drop(f"left too much unread: its user's connections have more than {limit} {unit} together")
 
     def request(self, uid: int, now: float) -> None:
         """Raises RequestError (rate_limited) with the seconds to wait."""

@@ -73,7 +73,7 @@ class WorkerLink:
                 preview_every=job.generate.preview_every,
             )
         )
-        image = step = 0
+        image = step = previewed = 0
         while True:
             message, descriptors = await self._receive()
             try:
@@ -90,9 +90,13 @@ class WorkerLink:
                     return
                 if message.image != image or image >= parameters.images:
                     raise ChannelViolation(f"image {message.image} when it was {image}'s turn")
-                step = _check_update(message, descriptors, job, step)
-                if isinstance(message, Made):
-                    image, step = image + 1, 0
+                _check_update(message, descriptors, job, step, previewed)
+                if isinstance(message, Progressed):
+                    step = message.step
+                elif isinstance(message, Previewed):
+                    previewed = message.step
+                else:
+                    image, step, previewed = image + 1, 0, 0
             except BaseException:
                 close_all(descriptors)
                 raise
@@ -116,19 +120,19 @@ class WorkerLink:
         return await receive(self._channel)
 
 
-def _check_update(message: Update, descriptors: list[int], job: Job, step: int) -> int:
-    """Raises ChannelViolation; returns the step that the image is at now."""
+def _check_update(message: Update, descriptors: list[int], job: Job, step: int, previewed: int) -> None:
+    """`step` and `previewed` are the last steps of this image that were told and shown. Raises ChannelViolation."""
     assert job.generate is not None and job.parameters is not None
     if isinstance(message, Progressed):
         if descriptors or message.step != step + 1 or message.step > job.parameters.steps:
             raise ChannelViolation(f"step {message.step} after {step}")
-        return message.step
+        return
     if len(descriptors) != 1:
         raise ChannelViolation("an image without exactly one memfd")
     pixels = job.parameters.width * job.parameters.height * 3
     if isinstance(message, Previewed):
         every = job.generate.preview_every
-        if not every or message.step != step or step % every:
+        if not every or message.step != step or step % every or step == previewed:
             raise ChannelViolation("a preview that nobody asked for")
         if not (1 <= message.width <= _MAX_PREVIEW_SIDE and 1 <= message.height <= _MAX_PREVIEW_SIDE):
             raise ChannelViolation("a preview larger than previews are")
@@ -140,4 +144,3 @@ def _check_update(message: Update, descriptors: list[int], job: Job, step: int) 
     if isinstance(message, Made) and job.generate.format == "raw" and message.size != pixels:
         raise ChannelViolation(f"{message.size} bytes of raw image instead of {pixels}")
     check_sealed_memfd(descriptors[0], message.size)
-    return step

@@ -34,7 +34,7 @@ class DeviceConfig(_Table, frozen=True, kw_only=True):
 
 
 class Limits(_Table, frozen=True, kw_only=True):
-    """Every limit is per UID where its name says so: a client could open many connections."""
+    """Per UID where its name or its comment says so: a client could open many connections."""
 
     connections: Count = 128
     connections_per_uid: Count = 64
@@ -45,8 +45,9 @@ class Limits(_Table, frozen=True, kw_only=True):
     burst_per_uid: Count = 40
     # From a frame's first byte to its last, so that a client cannot hold a half frame open for ever.
     frame_seconds: Seconds = 10.0
-    # What a client has not read yet; images in memfds count with their size.
+    # What all clients of a UID have not read yet; each image is also a descriptor that the broker holds open.
     outgoing_bytes: Annotated[int, Meta(ge=1024 * 1024, le=2**34)] = 256 * 1024 * 1024
+    outgoing_images: Count = 256
     queued_seconds: Seconds = 600.0
     start_seconds: Seconds = 60.0
     load_seconds: Seconds = 600.0

@@ -4,9 +4,9 @@ A worker holds one model for its whole life, so nothing here names a model. Each
 a message that its state machine does not expect ends the worker.
 """
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from weave.protocol.bounds import Parameters
 from weave.protocol.client_messages import ImageFormat
@@ -51,8 +51,8 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True):
 class Loaded(_Message, frozen=True, kw_only=True, tag="loaded"):
     """The model is on `device`, its weights as `dtype`."""
 
-    device: str
-    dtype: str
+    device: Annotated[str, Meta(max_length=64)]
+    dtype: Annotated[str, Meta(max_length=64)]
     memory: Memory
 
 

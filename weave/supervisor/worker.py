@@ -38,7 +38,7 @@ class Worker:
             raise WorkerFailed(f"not ready within {seconds:g} s") from None
         except (ChannelClosed, ZygoteEnded):
             raise WorkerFailed("ended before it was ready") from None
-        except (ChannelViolation, attestation.AttestationFailed) as error:
+        except (ChannelViolation, attestation.AttestationFailed, OSError) as error:  # OSError: out of descriptors
             raise WorkerFailed(str(error)) from None
 
     async def _start(self, zygote: Zygote, uid: int, bounding_set_empty: bool) -> int:

@@ -1,0 +1,222 @@
+"""Every limit of the config, hit over the real socket: who hits it is told or dropped, and everybody else is served."""
+
+import array
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.support.daemon import Daemon, wait_for
+from tests.support.pictures import PROMPT, draw, images
+from tests.support.system import MODEL
+from tests.support.wire import generate_1, receive_2, receive_frame, send_2
+from weave.client import WeaveError
+from weave.protocol.client_messages import Progress
+from weave.protocol.errors import ErrorCode
+from weave.protocol.frames import Kind, pack_frame
+
+GENERATE = {"op": "generate", "model": "shapes", "prompt": PROMPT, "steps": 1}
+
+
+@contextmanager
+def limited(limits: str) -> Iterator[Daemon]:
+    daemon = Daemon(f"[limits]\n{limits}\n" + MODEL).wait_until_serving()
+    try:
+        yield daemon
+    finally:
+        assert daemon.stop() == 0
+
+
+@contextmanager
+def raw(daemon: Daemon) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        connection.connect(str(daemon.socket))
+        yield connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    try:
+        while connection.recv(1 << 20):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def descriptors_of(pid: int) -> list[str]:
+    return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+
+
+def test_a_job_that_waits_too_long_is_told_so_and_the_running_one_goes_on() -> None:
+    with limited("queued_seconds = 1.0") as daemon, daemon.client() as client, daemon.client() as other:
+        running = client.generate(PROMPT, model="shapes", steps=100, images=8)
+        wait_for(lambda: isinstance(next(running).event, Progress))
+        with pytest.raises(WeaveError) as late:
+            draw(other)
+        assert late.value.code is ErrorCode.TIMED_OUT and "1 s in the queue" in str(late.value)
+        assert next(running).event
+        assert wait_for(lambda: daemon.events("job_timed_out"))[0]["limit"] == "queued_seconds"
+
+
+@pytest.mark.parametrize("op", [GENERATE, {"op": "load_model", "model": "shapes"}, {"op": "unload"}])
+def test_a_rate_that_is_exceeded_tells_when_to_come_back_and_then_serves(op: dict[str, Any]) -> None:
+    with limited("burst_per_uid = 1\nrequests_per_second = 1.0") as daemon, raw(daemon) as connection:
+
+        def end(request: int) -> dict[str, Any]:
+            send_2(connection, op, request)
+            while True:
+                header, payload = receive_frame(connection)
+                if header.kind is Kind.CONTROL and header.request == request:
+                    event: dict[str, Any] = json.loads(payload)
+                    if event["event"] in ("done", "error"):
+                        return event
+
+        send_2(connection, op, 1)
+        refused = end(2)
+        assert refused["code"] == "rate_limited" and 0 < refused["retry_after"] <= 1
+        time.sleep(refused["retry_after"])
+        assert end(3)["event"] == "done"
+
+
+def test_a_full_queue_tells_its_limit_in_the_total_and_for_each_uid() -> None:
+    for limit in ("queue", "queue_per_uid"):
+        with limited(f"{limit} = 2") as daemon, raw(daemon) as connection:
+            send_2(connection, GENERATE | {"steps": 100, "images": 8}, 1)
+            while receive_2(connection)["event"] != "progress":
+                pass
+            for request in (2, 3, 4):
+                send_2(connection, GENERATE, request)
+            while (event := receive_2(connection))["event"] != "error":
+                pass
+            assert (event["code"], event["field"], event["max"]) == ("queue_full", limit, 2)
+
+
+SLOW: dict[str, Callable[[bytes], list[bytes]]] = {
+    "half a header": lambda frame: [frame[:8]],
+    "half a payload": lambda frame: [frame[:30]],
+    "a byte at a time": lambda frame: [bytes([byte]) for byte in frame],
+    "a version 1 payload of 10 MiB": lambda _: [generate_1()[:8] + (10 << 20).to_bytes(4, "big") + bytes(100)],
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_frame_that_does_not_get_finished_is_dropped(slow_daemon: Daemon, name: str) -> None:
+    frame = pack_frame(Kind.CONTROL, 7, json.dumps(GENERATE).encode())
+    with raw(slow_daemon) as slow, slow_daemon.client() as client:
+        dropped = len(slow_daemon.events("client_dropped"))
+        try:
+            for piece in SLOW[name](frame):
+                slow.sendall(piece)
+                time.sleep(0.02)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        assert client.status().version and is_closed(slow)
+        wait_for(lambda: len(slow_daemon.events("client_dropped")) > dropped)
+        assert "not finished in time" in slow_daemon.events("client_dropped")[-1]["reason"]
+
+
+@pytest.fixture(scope="module")
+def slow_daemon() -> Iterator[Daemon]:
+    with limited("frame_seconds = 0.3") as daemon:
+        yield daemon
+
+
+def test_a_frame_may_be_long_in_coming_once_it_is_whole(slow_daemon: Daemon) -> None:
+    with raw(slow_daemon) as connection:
+        time.sleep(0.6)
+        send_2(connection, {"op": "status"})
+        assert receive_2(connection)["event"] == "status"
+
+
+# What a client that asks for much and reads nothing leaves behind: itself, or images that hold descriptors.
+UNREAD = {
+    "bytes": ("outgoing_bytes = 1048576", GENERATE | {"images": 8, "format": "raw", "preview_every": 1}),
+    "images": ("outgoing_images = 20", GENERATE | {"images": 8, "deliver": "fd", "steps": 4, "preview_every": 1}),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_client_that_does_not_read_is_dropped_and_its_user_s_others_are_served(name: str) -> None:
+    limit, request = UNREAD[name]
+    with limited(f"{limit}\nburst_per_uid = 1000\nqueue_per_uid = 100") as daemon:
+        with daemon.client() as client, raw(daemon) as deaf:
+            expected = images(draw(client))[0].data
+            for number in range(30):
+                send_2(deaf, request, number)
+            # A connection of the same user, that reads, draws meanwhile and is not the one to go.
+            assert images(draw(client))[0].data == expected
+            dropped = wait_for(lambda: daemon.events("client_dropped"))
+            assert [f"{name} together" in line["reason"] for line in dropped] == [True]
+            assert images(draw(client))[0].data == expected
+            assert is_closed(deaf)
+        broker = daemon.pid_of("broker")
+        wait_for(lambda: not [link for link in descriptors_of(broker) if "memfd:weave-image" in link])
+
+
+def test_all_connections_of_a_user_count_together() -> None:
+    limit = "outgoing_images = 20\nburst_per_uid = 1000\nqueue_per_uid = 100"
+    with limited(limit) as daemon, raw(daemon) as one, raw(daemon) as other:
+        fill_socket_buffers(one)
+        fill_socket_buffers(other)
+        for number in range(2):
+            for deaf in (one, other):
+                send_2(deaf, GENERATE | {"images": 8}, number)
+        assert wait_for(lambda: daemon.events("client_dropped"))
+        # Neither alone had more than 16.
+        assert "more than 20 images together" in daemon.events("client_dropped")[0]["reason"]
+
+
+def fill_socket_buffers(connection: socket.socket) -> None:
+    """Answers that nobody reads, as many as the kernel takes: what comes after them waits in the broker."""
+    for number in range(300):
+        send_2(connection, {"op": "list_models"}, number + 1000)
+
+
+@pytest.mark.parametrize("count", [1, 10, 200])
+def test_descriptors_of_a_client_are_closed_and_the_client_dropped(count: int) -> None:
+    with limited("") as daemon, raw(daemon) as connection, daemon.client() as client, open("/dev/null") as null:
+        before = descriptors_of(daemon.pid_of("broker")).count("/dev/null")
+        frame = pack_frame(Kind.CONTROL, 7, b'{"op":"status"}')
+        rights = array.array("i", [null.fileno()] * count)
+        connection.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        assert is_closed(connection)
+        wait_for(lambda: client.status().connections == 1)
+        assert descriptors_of(daemon.pid_of("broker")).count("/dev/null") == before
+        assert wait_for(lambda: daemon.events("client_dropped"))[0]["reason"] == "sent a descriptor"
+
+
+def test_requests_for_what_is_over_or_under_way_are_told_so(shared_daemon: Daemon) -> None:
+    def answer(connection: socket.socket, message: dict[str, Any], request: int) -> dict[str, Any]:
+        send_2(connection, message, request)
+        while (found := receive_frame(connection))[0].request != request or found[0].kind is Kind.IMAGE:
+            pass
+        event: dict[str, Any] = json.loads(found[1])
+        return event
+
+    with raw(shared_daemon) as connection:
+        job = answer(connection, GENERATE, 5)["job"]
+        while receive_2(connection)["event"] != "image":
+            pass
+        receive_frame(connection)
+        assert receive_2(connection)["event"] == "done"
+        for stale in ({"request": 5}, {"job": job}):
+            refused = answer(connection, {"op": "cancel", **stale}, 6)
+            assert (refused["code"], refused["value"]) == ("invalid_request", *stale.values())
+        # The number is free again, and taken while an unload waits for the running job.
+        send_2(connection, GENERATE | {"steps": 50}, 5)
+        while receive_2(connection)["event"] != "progress":
+            pass
+        send_2(connection, {"op": "unload"}, 8)
+        send_2(connection, {"op": "unload"}, 8)
+        events = []
+        while not events or events[-1]["event"] != "error":
+            header, payload = receive_frame(connection)
+            if header.request == 8:
+                events.append(json.loads(payload))
+        assert (events[-1]["code"], events[-1]["value"]) == ("invalid_request", 8)

@@ -1,0 +1,113 @@
+"""What a client has yet to read: frames, and images that go from their memfd to the socket inside the kernel."""
+
+import asyncio
+import os
+import socket
+from collections import deque
+
+from msgspec import Struct
+
+from weave.protocol.channel import close_all
+from weave.protocol.waiting import writable
+
+_SENDFILE_BYTES = 8 * 1024 * 1024
+
+
+class Unread(Struct):
+    """How much of it there is; images count with the memfd that holds them, however it is delivered."""
+
+    bytes: int = 0
+    images: int = 0
+
+    def add(self, other: "Unread", sign: int) -> None:
+        """Count `other` in (1) or out (-1)."""
+        self.bytes += sign * other.bytes
+        self.images += sign * other.images
+
+
+class _Item(Struct):
+    """`data`, then the `size` bytes of `memfd`: themselves where inline, else as the descriptor, which goes along."""
+
+    data: bytes
+    memfd: int | None
+    size: int
+    inline: bool
+    sent: int = 0
+
+    @property
+    def end(self) -> int:
+        return len(self.data) + (self.size if self.inline else 0)
+
+    @property
+    def unread(self) -> Unread:
+        return Unread(len(self.data) + self.size, int(self.memfd is not None))
+
+    def close(self) -> None:
+        close_all([self.memfd] if self.memfd is not None else [])
+
+
+class Outgoing:
+    """One connection's. `unread` is what it holds; `of_uid` what all connections of its user do."""
+
+    def __init__(self, sock: socket.socket, of_uid: Unread) -> None:
+        self.unread = Unread()
+        self._of_uid = of_uid
+        self._sock = sock
+        self._items: deque[_Item] = deque()
+        self._more = asyncio.Event()
+
+    def add(self, data: bytes, memfd: int | None, size: int, *, inline: bool) -> None:
+        """Last in line. The memfd is ours from here on."""
+        item = _Item(data, memfd, size, inline)
+        self._items.append(item)
+        self._count(item.unread, 1)
+        self._more.set()
+
+    async def write(self) -> None:
+        """For ever: whatever there is, as fast as the client reads."""
+        while True:
+            while self._items:
+                await self._write_item(self._items[0])
+                item = self._items.popleft()
+                self._count(item.unread, -1)
+                item.close()
+            self._more.clear()
+            await self._more.wait()
+
+    async def flush(self, *, seconds: float) -> None:
+        """Wait until the client has read everything, or does not read."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._items and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
+
+    def write_off(self) -> None:
+        """Nobody will read this: it counts no more, though it is in memory until close()."""
+        self._of_uid.add(self.unread, -1)
+        self.unread, self._of_uid = Unread(), Unread()
+
+    def close(self) -> None:
+        """Nothing more is written."""
+        self.write_off()
+        for item in self._items:
+            item.close()
+        self._items.clear()
+
+    def _count(self, unread: Unread, sign: int) -> None:
+        self.unread.add(unread, sign)
+        self._of_uid.add(unread, sign)
+
+    async def _write_item(self, item: _Item) -> None:
+        while item.sent < item.end:
+            try:
+                item.sent += self._write_some(item)
+            except BlockingIOError:
+                await writable(self._sock.fileno())
+            except OSError:  # the client is gone: the reader sees it too
+                await asyncio.Event().wait()
+
+    def _write_some(self, item: _Item) -> int:
+        offset = item.sent - len(item.data)
+        if offset >= 0 and item.memfd is not None:
+            return os.sendfile(self._sock.fileno(), item.memfd, offset, min(item.size - offset, _SENDFILE_BYTES))
+        descriptors = [item.memfd] if item.memfd is not None and not item.inline and item.sent == 0 else []
+        return socket.send_fds(self._sock, [item.data[item.sent :]], descriptors, socket.MSG_NOSIGNAL)
