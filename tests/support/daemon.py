@@ -19,7 +19,7 @@ DEMO_MODEL = Path(__file__).resolve().parents[2] / "models" / "shapes"
 
 class Daemon:
     """`config` is TOML; none means the built-in default. `prefix` goes before the command (unshare, ...), `options`
-    after it, `variables` into its environment."""
+    after it, `variables` into its environment. `command` is another build's (tests/support/builds.py)."""
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class Daemon:
         options: tuple[str, ...] = (),
         variables: dict[str, str] | None = None,
         pass_fds: tuple[int, ...] = (),
+        command: tuple[str, ...] = (str(COMMAND),),
     ) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="weave-test-"))
         self.socket = self.folder / "weave" / "weave.sock"
@@ -39,7 +40,7 @@ class Daemon:
         self._log = open(self.folder / "log", "ab")  # noqa: SIM115 - lives as long as the daemon
         environment = os.environ | {"XDG_RUNTIME_DIR": str(self.folder), "XDG_CONFIG_HOME": str(self.folder / "config")}
         self.process = subprocess.Popen(
-            [*prefix, COMMAND, *options], env=environment | (variables or {}), stderr=self._log, pass_fds=pass_fds
+            [*prefix, *command, *options], env=environment | (variables or {}), stderr=self._log, pass_fds=pass_fds
         )
 
     def wait_until_serving(self) -> "Daemon":
@@ -53,9 +54,11 @@ class Daemon:
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
+    def all_events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+
     def events(self, name: str) -> list[dict[str, Any]]:
-        lines = (json.loads(line) for line in self.log().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["event"] == name]
+        return [line for line in self.all_events() if line["event"] == name]
 
     def processes(self) -> dict[int, str]:
         """Every process of this daemon, by what it is."""

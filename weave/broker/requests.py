@@ -3,7 +3,7 @@
 import secrets
 
 from weave.config.parts import BrokerConfig
-from weave.protocol.bounds import MAX_SEED, Parameters, Range, check_parameters, check_range
+from weave.protocol.bounds import MAX_SEED, Parameters, check_parameters, check_preview_every
 from weave.protocol.client_messages import Generate, ModelOffer
 from weave.protocol.errors import ErrorCode, RequestError
 
@@ -49,5 +49,5 @@ def fill_in(request: Generate, model: ModelOffer, prompts: tuple[str, ...] = ())
         **open_parameters,  # type: ignore[arg-type]
     )
     check_parameters(parameters, model.bounds, model.schedulers)
-    check_range("preview_every", request.preview_every, Range(0, model.bounds.steps.max))
+    check_preview_every(request.preview_every, model.bounds)
     return parameters

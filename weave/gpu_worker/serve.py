@@ -11,7 +11,7 @@ from weave.gpu_worker import device as devices
 from weave.gpu_worker.families import load_pipeline
 from weave.gpu_worker.pipeline import Cancelled, Job, run
 from weave.model_files import ModelFilesRefused, check_model_files, check_sha256
-from weave.protocol.bounds import check_parameters
+from weave.protocol.bounds import check_parameters, check_preview_every
 from weave.protocol.channel import Channel, ChannelViolation, close_all
 from weave.protocol.errors import RequestError
 from weave.protocol.worker_messages import CancelRun, Failed, Finished, Load, Loaded, Run, ToWorker
@@ -32,6 +32,7 @@ def serve(channel: Channel[ToWorker], model: WorkerModel, device: torch.device, 
         elif isinstance(message, Run) and pipeline is not None:
             try:
                 check_parameters(message.parameters, model.offer.bounds, model.offer.schedulers)
+                check_preview_every(message.preview_every, model.offer.bounds)
                 run(Job(channel, pipeline, model.offer, message))
             except Exception as error:
                 channel.send(_failed(message.job, error, device))

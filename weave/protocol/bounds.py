@@ -82,6 +82,11 @@ def check_parameters(parameters: Parameters, bounds: Bounds, schedulers: tuple[s
         )
 
 
+def check_preview_every(steps: int, bounds: Bounds) -> None:
+    """Raise RequestError (out_of_bounds) unless a preview after every `steps` steps can be asked for; 0 is none."""
+    check_range("preview_every", steps, Range(0, bounds.steps.max))
+
+
 def _check_text(field: str, text: str, bounds: Bounds) -> None:
     # A lone surrogate can be written in JSON as \ud800, but it is no character and no tokenizer takes it.
     try:

@@ -108,17 +108,24 @@ class Supervisor:
             self._new_zygote.clear()
 
     async def _run_broker(self) -> str:
-        self._broker = broker = Broker(
+        settings, socket = self._settings, self._entrance.socket
+        broker = Broker(
             self._broker_config(),
-            self._entrance.socket.fileno(),
+            socket.fileno(),
             attached=self._entrance.attached,
-            account=self._settings.broker_account,
+            account=settings.broker_account,
         )
         worker: asyncio.Task[None] | None = None
         try:
             layers = await broker.lock_down(
                 self._layers, seconds=_BROKER_START_SECONDS, bounding_set_empty=self._bounding_set_empty
             )
+            # From here on it may be told more than that it is attested; and what changed meanwhile it is told now.
+            self._broker = broker
+            if self._settings is not settings:
+                broker.reconfigure(self._broker_config())
+            if self._entrance.socket is not socket:
+                broker.listen(self._entrance.socket.fileno())
             log.write("supervisor", "serving", socket=str(self._entrance.path), broker=broker.pid, layers=layers)
             self._notifier.ready("serving")
             while True:

@@ -1,0 +1,196 @@
+"""A broker that was taken over, in the place of the honest one: against the supervisor, and against a worker."""
+
+import array
+import asyncio
+import math
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from msgspec import structs
+
+from weave import log
+from weave.config.parts import BrokerConfig
+from weave.protocol.bounds import Parameters
+from weave.protocol.channel import Channel, ChannelClosed
+from weave.protocol.control_messages import (
+    Alive,
+    Exited,
+    LockedDown,
+    Ping,
+    StartWorker,
+    StopWorker,
+    ToBroker,
+    WorkerEnded,
+    WorkerStarted,
+)
+from weave.protocol.metrics import Metrics
+from weave.protocol.waiting import receive
+from weave.protocol.worker_messages import Finished, FromWorker, Load, Memory, Run
+
+Supervisor = Channel[ToBroker]
+ALIVE = Alive(metrics=Metrics(), connections=0, queue_length=0)
+GOOD = Parameters(
+    prompt="x",
+    negative_prompt="",
+    width=64,
+    height=64,
+    steps=2,
+    cfg_scale=3.0,
+    seed=1,
+    images=1,
+    scheduler="ddim",
+)
+
+
+def raw(channel: Channel[Any], data: bytes, descriptors: int = 0) -> None:
+    """Past every check of our own side."""
+    rights = array.array("i", [1] * descriptors)
+    channel._sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else [])
+
+
+def two_workers(supervisor: Supervisor) -> None:
+    supervisor.send(StartWorker(worker=1, model="shapes"))
+    supervisor.send(StartWorker(worker=2, model="shapes"))
+
+
+async def metrics_of_another_shape(supervisor: Supervisor) -> None:
+    while not isinstance((await receive(supervisor))[0], Ping):
+        pass
+    message = msgspec.msgpack.decode(msgspec.msgpack.encode(ALIVE))
+    message["metrics"]["queued_seconds"]["counts"] = [1]
+    raw(supervisor, msgspec.msgpack.encode(message))
+
+
+# Each breaks the protocol, which the supervisor must see.
+FORGERIES: dict[str, Callable[[Supervisor], Any]] = {
+    "a second worker": two_workers,
+    "locked down again": lambda supervisor: supervisor.send(LockedDown(layers=())),
+    "alive unasked for": lambda supervisor: supervisor.send(ALIVE),
+    "the zygote's message": lambda supervisor: supervisor.send(Exited(worker=1, status=0)),
+    "the supervisor's own message": lambda supervisor: supervisor.send(WorkerEnded(worker=1, cause="")),
+    "not msgpack": lambda supervisor: raw(supervisor, b"\xc1"),
+    "deep nesting": lambda supervisor: raw(supervisor, b"\x91" * 100_000),
+    "a giant message": lambda supervisor: raw(supervisor, bytes(200_000)),
+    "a request with a descriptor": lambda supervisor: raw(
+        supervisor, msgspec.msgpack.encode(StopWorker(worker=1, reason="")), 1
+    ),
+    "a hundred descriptors": lambda supervisor: raw(supervisor, b"\x80", 100),
+    "metrics of another shape": metrics_of_another_shape,
+}
+
+
+async def a_model_that_is_not_in_the_list(supervisor: Supervisor) -> str:
+    supervisor.send(StartWorker(worker=1, model="../../etc"))
+    while True:
+        message, _ = await receive(supervisor)
+        if isinstance(message, WorkerEnded):
+            return message.cause
+
+
+async def the_end_of_another_worker(supervisor: Supervisor) -> str:
+    """Only its own can be ended, by its number: not the supervisor, nor a process."""
+    for number in (0, 2, 4000, 2**40):
+        supervisor.send(StopWorker(worker=number, reason="x" * 10_000))
+    return type((await receive(supervisor))[0]).__name__
+
+
+async def a_flood_of_requests(supervisor: Supervisor) -> str:
+    """As fast as the supervisor reads."""
+    ended = 0
+    for number in range(300):
+        supervisor.send(StartWorker(worker=number, model="none"))
+        while not isinstance((await receive(supervisor))[0], WorkerEnded):
+            pass
+        ended += 1
+    return f"{ended} answered"
+
+
+# What the supervisor answers, and takes no harm from.
+REQUESTS: dict[str, tuple[Callable[[Supervisor], Awaitable[str]], str]] = {
+    "a model that is not in the list": (a_model_that_is_not_in_the_list, "the model is not in the config any more"),
+    "the end of another worker": (the_end_of_another_worker, "Ping"),
+    "a flood of requests": (a_flood_of_requests, "300 answered"),
+}
+
+
+def run_of(job: int = 1, **changed: Any) -> Run:
+    return Run(job=job, parameters=structs.replace(GOOD, **changed), format="png", preview_every=0)
+
+
+# What is sent to a worker, whether after Load, and what comes of it.
+TO_WORKER: dict[str, tuple[bool, Callable[[Channel[FromWorker]], Any], str]] = {
+    "a good request": (True, lambda worker: worker.send(run_of()), "finished"),
+    "a run before the model": (False, lambda worker: worker.send(run_of()), "ended"),
+    "the model twice": (True, lambda worker: worker.send(Load()), "ended"),
+    "a message that is not for it": (True, lambda worker: worker.send(Finished(job=1, memory=Memory(1, 2))), "ended"),
+    "not msgpack": (True, lambda worker: raw(worker, b"\xc1"), "ended"),
+    "deep nesting": (True, lambda worker: raw(worker, b"\x91" * 100_000), "ended"),
+    "a giant message": (True, lambda worker: raw(worker, bytes(200_000)), "ended"),
+    "descriptors": (True, lambda worker: raw(worker, msgspec.msgpack.encode(run_of()), 2), "ended"),
+    "a run in a run": (True, lambda worker: (worker.send(run_of(steps=50)), worker.send(run_of(2))), "ended"),
+    "steps": (True, lambda worker: worker.send(run_of(steps=10**6)), "refused"),
+    "no steps": (True, lambda worker: worker.send(run_of(steps=0)), "refused"),
+    "width": (True, lambda worker: worker.send(run_of(width=2**31)), "refused"),
+    "height": (True, lambda worker: worker.send(run_of(height=-64)), "refused"),
+    "images": (True, lambda worker: worker.send(run_of(images=10**9)), "refused"),
+    "seed": (True, lambda worker: worker.send(run_of(seed=-1)), "refused"),
+    "cfg_scale": (True, lambda worker: worker.send(run_of(cfg_scale=math.nan)), "refused"),
+    "scheduler": (True, lambda worker: worker.send(run_of(scheduler="os.system")), "refused"),
+    "prompt": (True, lambda worker: worker.send(run_of(prompt="x" * 100_000)), "refused"),
+    "prompts of the encoders": (
+        True,
+        lambda worker: worker.send(run_of(encoder_prompts=("x" * 10_000, "y", "z"))),
+        "refused",
+    ),
+    "preview_every": (
+        True,
+        lambda worker: worker.send(Run(job=1, parameters=GOOD, format="png", preview_every=-1)),
+        "refused",
+    ),
+}
+
+
+async def against_worker(supervisor: Supervisor, name: str) -> str:
+    after_load, attack, _ = TO_WORKER[name]
+    supervisor.send(StartWorker(worker=1, model="shapes"))
+    while True:
+        message, descriptors = await receive(supervisor)
+        if isinstance(message, WorkerStarted):
+            break
+        if isinstance(message, Ping):
+            supervisor.send(ALIVE)
+    worker: Channel[FromWorker] = Channel.from_fd(descriptors[0], FromWorker)
+    worker.set_blocking(False)
+    if after_load:
+        worker.send(Load())
+        await receive(worker)
+    attack(worker)
+    try:
+        while True:
+            answer, _ = await receive(worker)
+            if hasattr(answer, "reason"):
+                return str(answer.reason)
+            if isinstance(answer, Finished):
+                return "finished"
+    except ChannelClosed:
+        return "ended"
+
+
+async def run(name: str, supervisor: Supervisor, _: BrokerConfig) -> None:
+    """Attack, tell the log what came of it, and wait for the end that somebody else makes."""
+    kind, _, attack = name.partition(": ")
+    if kind == "worker":
+        outcome = await against_worker(supervisor, attack)
+    elif kind == "request":
+        outcome = await REQUESTS[attack][0](supervisor)
+    elif kind == "silence":
+        outcome = "silent"
+    else:
+        forged = FORGERIES[attack](supervisor)
+        outcome = "sent" if forged is None else str(await forged or "sent")
+    log.write("broker", "attacked", outcome=outcome)
+    if kind in ("worker", "request"):
+        return
+    await asyncio.Event().wait()

@@ -1,0 +1,113 @@
+"""A worker that was taken over, in the middle of a job that the real broker gave it."""
+
+import array
+import fcntl
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from weave.gpu_worker.pipeline import Job
+from weave.protocol.channel import sealed_memfd
+from weave.protocol.worker_messages import (
+    Finished,
+    Loaded,
+    Made,
+    Memory,
+    Previewed,
+    Progressed,
+    Run,
+)
+
+MEMORY = Memory(1, 2)
+
+
+def raw(job: Job, data: bytes, descriptors: tuple[int, ...] = ()) -> None:
+    """Past every check of our own side."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    job.channel._sock.sendmsg([data], rights)
+
+
+def size_of(job: Job) -> int:
+    return job.run.parameters.width * job.run.parameters.height * 3
+
+
+def send_image(job: Job, memfd: int) -> None:
+    job.channel.send(Made(job=job.run.job, image=0, size=size_of(job)), (memfd,))
+
+
+def unsealed(job: Job) -> int:
+    memfd = os.memfd_create("weave-image", os.MFD_ALLOW_SEALING)
+    os.ftruncate(memfd, size_of(job))
+    return memfd
+
+
+def sealed_but_for_writing(job: Job) -> int:
+    memfd = unsealed(job)
+    fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return memfd
+
+
+def flood(job: Job) -> None:
+    while True:
+        job.channel.send(Progressed(job=job.run.job, image=0, step=1))
+
+
+def another_message(job: Job) -> None:
+    job.channel.send(Run(job=job.run.job, parameters=job.run.parameters, format="raw", preview_every=0))
+
+
+# Each breaks the protocol, which the broker must see.
+FORGERIES: dict[str, Callable[[Job], Any]] = {
+    "another job's end": lambda job: job.channel.send(Finished(job=job.run.job + 1, memory=MEMORY)),
+    "the end before an image": lambda job: job.channel.send(Finished(job=job.run.job, memory=MEMORY)),
+    "a step out of turn": lambda job: job.channel.send(Progressed(job=job.run.job, image=0, step=2)),
+    "a negative step": lambda job: job.channel.send(Progressed(job=job.run.job, image=0, step=-1)),
+    "a preview unasked for": lambda job: job.channel.send(
+        Previewed(job=job.run.job, image=0, step=0, width=8, height=8, size=1), (sealed_memfd("x", b"x"),)
+    ),
+    "loaded again": lambda job: job.channel.send(Loaded(device="cpu", dtype="float32", memory=MEMORY)),
+    "a device of a name without end": lambda job: job.channel.send(Loaded(device="x" * 65, dtype="", memory=MEMORY)),
+    # About as much as the kernel lets through in one message.
+    "a giant message": lambda job: job.channel.send(Loaded(device="x" * 200_000, dtype="", memory=MEMORY)),
+    "not msgpack": lambda job: raw(job, b"\xc1"),
+    "deep nesting": lambda job: raw(job, b"\x91" * 100_000),
+    "the other side's message": another_message,
+    "an image without a memfd": lambda job: job.channel.send(Made(job=job.run.job, image=0, size=1)),
+    "an unsealed memfd": lambda job: send_image(job, unsealed(job)),
+    "a memfd that can be written to": lambda job: send_image(job, sealed_but_for_writing(job)),
+    "a short memfd": lambda job: send_image(job, sealed_memfd("weave-image", bytes(size_of(job) - 1))),
+    "a descriptor that is no memfd": lambda job: send_image(job, os.dup(1)),
+    "two descriptors": lambda job: job.channel.send(
+        Made(job=job.run.job, image=0, size=1), (sealed_memfd("x", b"x"), sealed_memfd("x", b"x"))
+    ),
+    "a hundred descriptors": lambda job: raw(job, b"\x80", (sealed_memfd("x", b"x"),) * 100),
+    "a flood": flood,
+}
+
+# Each is a call that the worker may not make; the supervisor must see it.
+CALLS: dict[str, Callable[[Job], Any]] = {
+    "socket": lambda _: socket.socket(socket.AF_UNIX),
+    "execve": lambda _: os.execv("/bin/true", ["true"]),
+    "clone": lambda _: os.fork(),
+    "kill": lambda _: os.kill(1, 0),
+    "unlinkat": lambda _: os.rmdir("/tmp/x", dir_fd=0),
+}
+
+
+def read_passwd(_: Job) -> None:
+    """Where a call is allowed but the file isn't, the worker lives on and is told EACCES."""
+    try:
+        os.open("/etc/passwd", os.O_RDONLY)
+        told = "read it"
+    except OSError as error:
+        told = f"errno {error.errno}"
+    raise RuntimeError(f"/etc/passwd: {told}")
+
+
+ATTACKS: dict[str, Callable[[Job], Any]] = FORGERIES | CALLS | {"open /etc/passwd": read_passwd}
+
+
+def run(name: str, job: Job) -> None:
+    """Attack in the job's place; what is not noticed goes on as if nothing had been."""
+    ATTACKS[name](job)

@@ -1,0 +1,45 @@
+"""Test-only builds: the daemon's own source with a few lines replaced, in a virtual environment of its own. What a
+test takes away or takes over is never a flag of the product."""
+
+import os
+import shutil
+import site
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import weave
+from tests.support.daemon import Daemon
+from tests.support.system import MODEL
+
+# By file within weave/: the lines to replace, each of which must be there once, and what they become.
+Changes = dict[str, list[tuple[str, str]]]
+
+
+def build(changes: Changes, modules: dict[str, Path | str] | None = None) -> tuple[str, ...]:
+    """The command that starts it. `modules` are files to add, by their place in weave/."""
+    folder = Path(tempfile.mkdtemp(prefix="weave-build-"))
+    package = folder / "src" / "weave"
+    shutil.copytree(Path(weave.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    # The libraries stay where they are, and there the build's worker may read them, as the product's may.
+    libraries: Changes = {"sandbox/worker_files.py": [("Path(sys.prefix)", f"Path({sys.prefix!r})")]}
+    for name, replacements in (libraries | changes).items():
+        source = (package / name).read_text()
+        for old, new in replacements:
+            assert source.count(old) == 1, f"{name} has {source.count(old)} times {old!r}"
+            source = source.replace(old, new)
+        (package / name).write_text(source)
+    for name, module in (modules or {}).items():
+        (package / name).write_text(module if isinstance(module, str) else module.read_text())
+    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "build.pth").write_text("\n".join([str(folder / "src"), *site.getsitepackages()]) + "\n")
+    (folder / "pyvenv.cfg").write_text(f"home = {Path(sys.base_prefix) / 'bin'}\n")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
+    return (str(folder / "bin" / "python"), "-I", "-B", "-m", "weave.supervisor")
+
+
+def daemon_of(changes: Changes, config: str = MODEL, **more: Any) -> Daemon:
+    return Daemon(config, command=build(changes), **more).wait_until_serving()
