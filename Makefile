@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(BIN)/go
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
 
-.PHONY: demo test lint bench train-demo-model lock clean
+.PHONY: demo test lint bench fuzz train-demo-model lock clean
 
 demo: $(READY)
 	./scripts/demo.sh $(BIN)
@@ -25,6 +25,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run
+
+# make fuzz SECONDS=3600 for all targets together; else two minutes.
+fuzz: $(READY)
+	$(BIN)/python -m fuzz.run $(if $(SECONDS),--seconds $(SECONDS))
 
 train-demo-model: $(READY)
 	$(BIN)/python -m training.shapes.train --output models/shapes

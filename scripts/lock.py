@@ -8,6 +8,8 @@ from collections import defaultdict
 from itertools import product
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 HEADER = "# Made by `make lock`. torch has a file of its own: its builds differ from machine to machine.\n"
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
@@ -19,7 +21,10 @@ OF_TORCH = ("torch", "nvidia-", "cuda-", "triton")
 def main() -> None:
     """Resolve pyproject.toml's dependencies here, then ask for the files of each platform that is supported."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    found = report("--ignore-installed", *project["dependencies"], *project["optional-dependencies"]["dev"])
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    # Of what has builds for some platforms only: the marker that pyproject.toml gives it.
+    markers = {needed.name: needed.marker for needed in map(Requirement, wanted) if needed.marker}
+    found = report("--ignore-installed", *wanted)
     versions = {name: version for name, version, _ in found}
     hashes: dict[str, set[str]] = defaultdict(set)
     locked = [f"{name}=={version}" for name, version in versions.items() if not name.startswith(OF_TORCH)]
@@ -29,9 +34,15 @@ def main() -> None:
         platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in GLIBC_MINORS]
         platforms += [f"--platform=manylinux{year}_{machine}" for year in (1, 2010, 2014)]
         options = ["--only-binary=:all:", "--no-deps", "--target=/nonexistent", f"--python-version={python}"]
-        hash_files(hashes, *options, *platforms, *wheels)
+        platform = {"python_version": python, "platform_machine": machine}
+        skipped = {name for name, marker in markers.items() if not marker.evaluate(platform)}
+        hash_files(hashes, *options, *platforms, *(pin for pin in wheels if pin.split("==")[0] not in skipped))
     hash_files(hashes, "--ignore-installed", "--no-deps", *locked)
-    lines = [f"{pin} \\\n    " + " \\\n    ".join(sorted(hashes[pin.split("==")[0]])) for pin in sorted(locked)]
+    lines = []
+    for pin in sorted(locked):
+        name = pin.split("==")[0]
+        where = f" ; {markers[name]}" if name in markers else ""
+        lines.append(" \\\n    ".join([pin + where, *sorted(hashes[name])]))
     Path("requirements.lock").write_text(HEADER + "\n".join(lines) + "\n")
     Path("requirements-torch.txt").write_text(f"torch=={versions['torch'].split('+')[0]}\n")
 

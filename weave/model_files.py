@@ -101,6 +101,8 @@ def _check_entry(model: Path, entry: Path) -> bool:
 
 def _span(name: str, tensor: dict[str, Any]) -> tuple[int, int]:
     shape, (begin, end) = tensor["shape"], tensor["data_offsets"]
+    if not isinstance(shape, list):
+        raise ValueError(f"{name}: {shape!r} is not a shape")
     for number in (*shape, begin, end):
         if type(number) is not int or number < 0:
             raise ValueError(f"{name}: {number!r} is not a size")

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import msgspec
-
 from weave.protocol.channel import ChannelViolation, check_sealed_memfd, close_all
 from weave.protocol.client_messages import (
     ClientMessage,
@@ -21,7 +19,7 @@ from weave.protocol.client_messages import (
     decode_event,
     encode,
 )
-from weave.protocol.errors import FrameError
+from weave.protocol.errors import UNDECODABLE, FrameError
 from weave.protocol.frames import FrameReader, Header, Kind, pack_frame
 
 # What ends a request that went well.
@@ -90,7 +88,7 @@ class Decoder:
                 answer = self._answer(*frame)
                 if answer is not None:
                     yield answer
-        except (FrameError, ChannelViolation, msgspec.DecodeError) as error:
+        except (FrameError, ChannelViolation, *UNDECODABLE) as error:
             self.close()
             raise ProtocolError(str(error)) from None
 

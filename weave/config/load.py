@@ -67,10 +67,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tables = tomllib.loads(read_checked(path).decode())
         msgspec.convert({"models": {}} | tables, Config)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, no UTF-8, a number of 5000 digits; deep nesting
+        raise ConfigError(f"{path}: not TOML: {error}") from None
     return tables
 
 
@@ -87,7 +87,10 @@ def _convert(path: Path, tables: dict[str, Any]) -> Config:
         config = msgspec.convert(tables, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from None
-    config = structs.replace(config, models={key: _absolute(path.parent, m) for key, m in config.models.items()})
+    try:
+        config = structs.replace(config, models={key: _absolute(path.parent, m) for key, m in config.models.items()})
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, ~ of nobody, a NUL
+        raise ConfigError(f"{path}: a model's path cannot be resolved: {error}") from None
     try:
         check(config)
     except ConfigError as error:

@@ -12,6 +12,7 @@ from weave.protocol.client_messages import ModelOffer
 from weave.protocol.errors import RequestError
 
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=86400)]
+Bound: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=100_000)]
 
 _MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -36,9 +37,10 @@ class DeviceConfig(_Table, frozen=True, kw_only=True):
 class Limits(_Table, frozen=True, kw_only=True):
     """Per UID where its name or its comment says so: a client could open many connections."""
 
-    connections: Count = 128
+    # A UID's first connection and its only job are admitted beyond the totals: no crowd can lock anybody out.
+    connections: Count = 512
     connections_per_uid: Count = 64
-    queue: Count = 64
+    queue: Count = 256
     queue_per_uid: Count = 32
     # A token bucket a UID: `burst_per_uid` generate and load_model requests at once, then this many a second.
     requests_per_second: Annotated[float, Meta(gt=0, le=10_000)] = 10.0
@@ -89,14 +91,15 @@ class MetricsConfig(_Table, frozen=True, kw_only=True):
 class BoundsOverride(_Table, frozen=True, kw_only=True):
     """Bounds of one model that differ from its family's, as tables such as width = { min = 64, max = 512 }."""
 
-    width: dict[str, int] = {}
-    height: dict[str, int] = {}
-    steps: dict[str, int] = {}
+    width: dict[str, Bound] = {}
+    height: dict[str, Bound] = {}
+    steps: dict[str, Bound] = {}
     cfg_scale: dict[str, float] = {}
-    images: dict[str, int] = {}
-    pixels: dict[str, int] = {}
-    prompt_bytes: dict[str, int] = {}
-    prompt_characters: dict[str, int] = {}
+    images: dict[str, Bound] = {}
+    pixels: dict[str, Bound] = {}
+    # A whole message has 64 KiB.
+    prompt_bytes: dict[str, Annotated[int, Meta(ge=0, le=65536)]] = {}
+    prompt_characters: dict[str, Annotated[int, Meta(ge=0, le=65536)]] = {}
 
 
 class DefaultsOverride(_Table, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from weave.protocol.bounds import Bounds
-from weave.protocol.errors import ErrorCode, FrameError, RequestError
+from weave.protocol.errors import UNDECODABLE, ErrorCode, FrameError, RequestError
 from weave.protocol.metrics import Metrics
 
 ImageFormat: TypeAlias = Literal["png", "raw"]
@@ -245,12 +245,12 @@ def decode_op(payload: bytes) -> ClientMessage:
         found = _FIELD_IN_ERROR.search(str(error))
         field = next(filter(None, found.groups()), None) if found else None
         raise RequestError(ErrorCode.INVALID_REQUEST, str(error)[:200], field=field) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise RequestError(ErrorCode.INVALID_REQUEST, f"not a JSON message: {error}"[:200]) from None
 
 
 def decode_event(payload: bytes) -> Event:
-    """The client's side of it. Raises msgspec.DecodeError (of which ValidationError is one)."""
+    """The client's side of it. Raises one of UNDECODABLE."""
     return _event_decoder.decode(payload)
 
 

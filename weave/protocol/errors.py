@@ -3,6 +3,11 @@
 import enum
 from typing import TypeAlias
 
+import msgspec
+
+# What msgspec raises for bytes that are no message: the last two for text that is not UTF-8, and for deep nesting.
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 Number: TypeAlias = int | float
 
 

@@ -1,0 +1,252 @@
+"""One function a target. It lets through only the errors that the decoder's docstring names and asserts what must
+hold whatever the bytes are: any other exception is a crash.
+
+Nothing here needs atheris, so that the tests can run every input that was kept.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+from typing import Any, get_args
+from unittest.mock import patch
+
+import msgspec
+from safetensors import SafetensorError, safe_open
+
+from fuzz.config_file import config
+from fuzz.control import control
+from fuzz.fds import no_descriptor_left, sealed
+from fuzz.reading import Reader, pieces
+from fuzz.worker_replies import worker_replies
+from weave import log, model_files
+from weave.broker import requests
+from weave.client import codec
+from weave.config.families import FAMILIES
+from weave.config.parts import Access, BrokerConfig
+from weave.config.schema import Limits
+from weave.protocol import client_messages, frames, version1
+from weave.protocol.bounds import MAX_SEED
+from weave.protocol.channel import close_all, sealed_memfd
+from weave.protocol.client_messages import Error, Generate, LoadModel, ModelOffer
+from weave.protocol.errors import FrameError, RequestError
+from weave.supervisor import relay
+
+_FAMILY = FAMILIES["sd1"]
+_OFFER = ModelOffer(
+    id="shapes",
+    family="sd1",
+    title="",
+    bounds=_FAMILY.bounds,
+    defaults=_FAMILY.defaults,
+    schedulers=_FAMILY.schedulers,
+)
+_BROKER = BrokerConfig(
+    mode="user", models=(_OFFER,), default_model=None, limits=Limits(), access=Access((0,)), audit_prompts=False
+)
+
+
+def read_frames(data: bytes) -> None:
+    """FrameReader: the pieces that a stream comes in make no difference, and little is held in memory."""
+    reader = Reader(data)
+    from_client, size, filling = bool(reader.byte() & 1), 1 + reader.short(), 256 * reader.byte()
+    # A payload may be longer than any input; and no more pieces than take a moment.
+    stream = reader.rest() + bytes(filling)
+    size = max(size, len(stream) // 1000)
+    whole = _frames(stream, len(stream) or 1, from_client=from_client)
+    assert _frames(stream, size, from_client=from_client) == whole
+    if from_client:
+        longest = max(frames.MAX_CONTROL_BYTES, frames.MAX_VERSION_1_REQUEST_BYTES)
+        assert all(len(payload) <= longest for _, payload in whole[0])
+
+
+def _frames(stream: bytes, size: int, *, from_client: bool) -> tuple[list[tuple[frames.Header, bytes]], str | None]:
+    """Every frame, then why the stream ended where it did."""
+    reader = frames.FrameReader(from_client=from_client)
+    found, fed, taken = [], 0, 0
+    try:
+        for piece in pieces(stream, size):
+            reader.feed(piece)
+            fed += len(piece)
+            while (frame := reader.next_frame()) is not None:
+                found.append(frame)
+                taken += frames.HEADER_BYTES + len(frame[1])
+            assert reader.held <= fed - taken
+            assert not from_client or reader.held <= frames.MAX_CONTROL_BYTES + size
+    except FrameError as error:
+        _answerable(error)
+        return found, error.message
+    return found, None
+
+
+def operations(data: bytes) -> None:
+    """decode_op, and what the broker does next with what it let through; a refusal can be told to the client."""
+    try:
+        message = client_messages.decode_op(data)
+        assert isinstance(message, get_args(client_messages.ClientMessage))
+        assert client_messages.decode_op(client_messages.encode(message)) == message
+        if isinstance(message, Generate | LoadModel):
+            offer = requests.pick_model(_BROKER, message.model, "shapes")
+        if isinstance(message, Generate):
+            parameters = requests.fill_in(message, offer)
+            assert parameters.width * parameters.height * parameters.images <= offer.bounds.pixels.max
+    except RequestError as error:
+        _answerable(error)
+
+
+def _answerable(error: RequestError | FrameError) -> None:
+    """Both versions must have words for it, and a number must fit a client's 64 bits."""
+    told = Error.from_exception(error)
+    assert client_messages.decode_event(client_messages.encode(told)) == told
+    assert not isinstance(told.value, int) or -(2**63) <= told.value <= MAX_SEED
+    failure = version1.Failure(
+        request_id=version1.NO_REQUEST, code=version1.code_of(told.code, told.field), message=told.message
+    )
+    frame = version1.encode_failure(failure)
+    assert version1.decode_reply(frames.Kind.ERROR, frame[frames.HEADER_BYTES :]) == failure
+
+
+def events(data: bytes) -> None:
+    """A client's Decoder: a daemon's bytes and descriptors are answers or a ProtocolError."""
+    reader = Reader(data)
+    size, memfds = 1 + reader.short(), reader.byte() % 3
+    sizes = [reader.byte() for _ in range(memfds)]
+    stream = reader.rest()
+    with no_descriptor_left():
+        decoder = codec.Decoder()
+        descriptors = [sealed(size) for size in sizes]
+        try:
+            for piece in pieces(stream, size):
+                for answer in decoder.feed(piece, descriptors):
+                    _check_answer(answer)
+                descriptors = []
+        except codec.ProtocolError as error:
+            assert str(error)
+        finally:
+            # With no bytes at all, nobody was given the descriptors.
+            close_all(descriptors if not stream else [])
+            decoder.close()
+
+
+def _check_answer(answer: codec.Answer) -> None:
+    close_all([] if answer.memfd is None else [answer.memfd])
+    assert isinstance(answer.event, get_args(client_messages.Event))
+    if isinstance(answer.event, client_messages.Image | client_messages.Preview):
+        assert (answer.memfd is not None) != (len(answer.data) == answer.event.size and bool(answer.data))
+    client_messages.encode(answer.event)
+
+
+def version_1(data: bytes) -> None:
+    """Version 1 payloads: decode_request as the broker calls it, decode_reply as a client does."""
+    reader = Reader(data)
+    kind, longer = reader.byte(), reader.byte()
+    payload = reader.rest()
+    if kind % 3 == 0:
+        _version_1_request(payload[: frames.MAX_VERSION_1_REQUEST_BYTES], len(payload) + longer)
+    else:
+        _version_1_reply(frames.Kind.RESPONSE if kind % 3 == 1 else frames.Kind.ERROR, payload)
+
+
+def _version_1_request(payload: bytes, length: int) -> None:
+    assert len(version1.request_id(payload)) == 8
+    try:
+        request = version1.decode_request(payload, length)
+    except RequestError as error:
+        assert error.field
+        _answerable(error)
+        return
+    assert all(0 < len(prompt.encode()) <= 2048 for prompt in request.prompts)
+    frame = version1.encode_request(request)[frames.HEADER_BYTES :]
+    assert version1.decode_request(frame, len(frame)) == request
+    with suppress(RequestError):
+        requests.fill_in(request.as_generate("shapes"), _OFFER, request.prompts)
+
+
+def _version_1_reply(kind: frames.Kind, payload: bytes) -> None:
+    try:
+        reply = version1.decode_reply(kind, payload)
+    except ValueError:
+        return
+    if isinstance(reply, version1.Response):
+        head = version1.encode_response_head(reply.request_id, reply.milliseconds, reply.width, reply.height)
+        assert head[frames.HEADER_BYTES :] + reply.pixels == payload
+    else:
+        assert version1.encode_failure(reply)[frames.HEADER_BYTES :] == payload
+
+
+def safetensors(data: bytes) -> None:
+    """check_safetensors_header: what it accepts covers the file, and safe_open takes it or refuses it in order."""
+    file = _safetensors_file(Reader(data))
+    memfd = sealed_memfd("fuzz", file)
+    path = Path(f"/proc/self/fd/{memfd}")
+    try:
+        model_files.check_safetensors_header(path)
+        header = _check_cover(file)
+        with suppress(SafetensorError), safe_open(path, framework="np") as opened:
+            assert set(opened.keys()) == set(header)
+            for name, tensor in header.items():
+                assert opened.get_slice(name).get_shape() == tensor["shape"]
+    except model_files.ModelFilesRefused as error:
+        assert str(error)
+    finally:
+        close_all([memfd])
+
+
+def _safetensors_file(reader: Reader) -> bytes:
+    """A file as it is; or a header and the number of bytes that follow it, so that its length is always right."""
+    if reader.byte() & 1:
+        return reader.rest()
+    following = reader.short()
+    header = reader.rest()
+    return len(header).to_bytes(8, "little") + header + bytes(following)
+
+
+def _check_cover(file: bytes) -> dict[str, Any]:
+    """The header's tensors, when each byte behind it belongs to exactly one."""
+    length = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + length])
+    assert isinstance(header, dict)
+    header.pop("__metadata__", None)
+    begun = 0
+    for tensor in sorted(header.values(), key=lambda tensor: tensor["data_offsets"]):
+        begin, end = tensor["data_offsets"]
+        assert begin == begun and end >= begin and all(side >= 0 for side in tensor["shape"])
+        assert (end - begin) * 8 == prod(tensor["shape"]) * model_files._BITS[tensor["dtype"]]
+        begun = end
+    assert begun == len(file) - 8 - length
+    return header
+
+
+class _Lines(list[bytes]):
+    """In the place of the log's descriptor."""
+
+    def write(self, line: bytes) -> None:
+        self.append(line)
+
+
+def relayed(data: bytes) -> None:
+    """relay._write: whatever a child says becomes one line of JSON that tells whose it is."""
+    reader = Reader(data)
+    audited, line = bool(reader.byte() & 1), reader.rest()
+    lines, audit = _Lines(), _Lines()
+    with patch.object(log, "_standard_error", lines), patch.object(log, "_audit_file", audit):
+        relay._write("broker", line, audited)
+    (written,) = lines
+    assert written.endswith(b"\n") and written.count(b"\n") == 1
+    fields = msgspec.json.decode(written)
+    assert fields["process"] == "broker" and fields["time"].endswith("Z") and isinstance(fields["event"], str)
+    assert audit == (lines if audited and fields["event"] in log.AUDITED else [])
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "frames": read_frames,
+    "operations": operations,
+    "events": events,
+    "version1": version_1,
+    "config": config,
+    "safetensors": safetensors,
+    "worker_replies": worker_replies,
+    "control": control,
+    "relay": relayed,
+}

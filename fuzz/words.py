@@ -1,0 +1,71 @@
+"""The words of the messages, for the fuzzer to try: msgspec's decoders are C, where it sees no comparison."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from msgspec import inspect
+
+from fuzz.control import UNIONS
+from weave.config.schema import Config
+from weave.protocol import client_messages
+from weave.protocol.frames import Kind, pack_header
+
+_TYPES: dict[str, tuple[Any, ...]] = {
+    "operations": (client_messages.ClientMessage,),
+    "events": (client_messages.Event,),
+    "config": (Config,),
+    "control": UNIONS,
+    "worker_replies": UNIONS,
+}
+_OTHER: dict[str, tuple[bytes, ...]] = {
+    # 64, 100, 2048 and 20.0: where version 1's bounds are.
+    "version1": (b"\0\0\0\x40", b"\0\0\0\x64", b"\0\0\x08\0", b"\x41\xa0\0\0"),
+    "safetensors": (b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"', b'"F32"', b'"BOOL"', b"[0,4]"),
+    "relay": (b'"event"', b'"time"', b'"process"', b'"serving"', b'"text"'),
+    "config": (
+        b"[[",
+        b"]]",
+        b'"""',
+        b"'''",
+        b"inf",
+        b"nan",
+        b"0x",
+        b"1979-05-27T07:32:00Z",
+        b"#conf.d",
+        b"= {",
+        b"\\u",
+    ),
+}
+
+
+def dictionary(target: str) -> str:
+    """A file for libFuzzer's -dict (llvm.org/docs/LibFuzzer.html, "Dictionaries")."""
+    words = {word.encode() for kind in _TYPES.get(target, ()) for word in _names(inspect.type_info(kind))}
+    tokens = [b"%b = " % word if target == "config" else b'"%b"' % word for word in sorted(words)]
+    tokens += sorted(words) * (target == "config")
+    tokens += _OTHER.get(target, ())
+    if target in ("frames", "events"):
+        tokens += [pack_header(kind, 0, 1, version=version) for kind in Kind for version in (1, 2)]
+    return "".join('"{}"\n'.format("".join(f"\\x{byte:02x}" for byte in token)) for token in tokens)
+
+
+def _names(kind: Any, seen: frozenset[Any] = frozenset()) -> Iterator[str]:
+    """Fields, tags and the values of enums and literals, all the way down."""
+    if isinstance(kind, inspect.StructType):
+        if kind.cls in seen:
+            return
+        yield from (word for word in (kind.tag_field, kind.tag) if isinstance(word, str))
+        for field in kind.fields:
+            yield field.encode_name
+            yield from _names(field.type, seen | {kind.cls})
+    elif isinstance(kind, inspect.UnionType):
+        for part in kind.types:
+            yield from _names(part, seen)
+    elif isinstance(kind, inspect.LiteralType):
+        yield from (value for value in kind.values if isinstance(value, str))
+    elif isinstance(kind, inspect.EnumType):
+        yield from (member.value for member in kind.cls)
+    elif isinstance(kind, inspect.DictType):
+        yield from _names(kind.value_type, seen)
+    elif isinstance(kind, inspect.ListType | inspect.VarTupleType):
+        yield from _names(kind.item_type, seen)

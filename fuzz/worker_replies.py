@@ -1,0 +1,199 @@
+"""The target `worker_replies`: a worker that was taken over talks to the broker's real link."""
+
+import array
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from functools import cache
+from typing import Any, cast
+from unittest.mock import Mock
+
+import msgspec
+
+from fuzz.control import as_msgpack
+from fuzz.fds import forged, no_descriptor_left, sealed
+from fuzz.reading import Reader
+from weave.broker import worker_link
+from weave.broker.job import Job
+from weave.broker.worker_link import WorkerError, WorkerLink
+from weave.config.families import FAMILIES
+from weave.protocol.bounds import Parameters
+from weave.protocol.channel import ChannelClosed, ChannelViolation, check_sealed_memfd, close_all, socket_pair
+from weave.protocol.client_messages import Generate, ModelOffer
+from weave.protocol.worker_messages import Failed, Finished, Loaded, Made, Memory, Previewed, Progressed
+
+JOB = 5
+SIDE = 8
+PIXELS = SIDE * SIDE * 3
+_MEMORY = Memory(1, 2)
+_REASONS = ("cancelled", "out_of_memory", "refused", "internal")
+# So few fit into any socket's buffer: nothing that is sent here ever waits.
+_MOST_MESSAGES = 40
+_FAMILY = FAMILIES["sd1"]
+_OFFER = ModelOffer(
+    id="m",
+    family="sd1",
+    title="",
+    bounds=_FAMILY.bounds,
+    defaults=_FAMILY.defaults,
+    schedulers=_FAMILY.schedulers,
+)
+
+
+def worker_replies(data: bytes) -> None:
+    """WorkerLink: believed, or one of three errors; no more updates than the job calls for; no descriptor left."""
+    loop = _loop()
+    with no_descriptor_left():
+        loop.run_until_complete(_converse(Reader(data)))
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
+
+
+async def _converse(reader: Reader) -> None:
+    job, loads = _job(reader), bool(reader.byte() & 1)
+    ours, theirs = socket_pair()
+    link = WorkerLink(1, "m", ours.detach())
+    try:
+        _Script(reader, job, theirs, loading=loads).send()
+        # It still reads, but has said all that it will.
+        theirs.shutdown(socket.SHUT_WR)
+        await _listen(link, job, loads=loads)
+    finally:
+        link.close()
+        theirs.close()
+
+
+async def _listen(link: WorkerLink, job: Job, *, loads: bool) -> None:
+    """As the broker does, with all that it relies on checked."""
+    assert job.parameters is not None and job.generate is not None
+    every = job.generate.preview_every
+    previews = job.parameters.steps // every if every else 0
+    updates: list[worker_link.Update] = []
+    with suppress(ChannelViolation, ChannelClosed, WorkerError):
+        if loads:
+            await link.load()
+            assert link.device is not None and link.dtype is not None and link.memory is not None
+            assert max(len(link.device), len(link.dtype)) <= 64
+        async for update, memfd in link.run(job):
+            updates.append(update)
+            _check_update(update, memfd, job)
+        assert sum(isinstance(update, Made) for update in updates) == job.parameters.images
+    assert len(updates) <= job.parameters.images * (job.parameters.steps + previews + 1)
+
+
+def _check_update(update: worker_link.Update, memfd: int | None, job: Job) -> None:
+    try:
+        assert job.parameters is not None
+        assert update.job == JOB and 0 <= update.image < job.parameters.images
+        assert (memfd is None) == isinstance(update, Progressed)
+        if memfd is not None and not isinstance(update, Progressed):
+            check_sealed_memfd(memfd, update.size)
+            assert len(os.pread(memfd, update.size + 1, 0)) == update.size > 0
+    except ChannelViolation as error:
+        raise AssertionError("a memfd was let through") from error
+    finally:
+        close_all([] if memfd is None else [memfd])
+
+
+def _job(reader: Reader) -> Job:
+    """A small one, of any shape that a client could ask for."""
+    images, steps, every = 1 + reader.byte() % 3, 1 + reader.byte() % 4, reader.byte() % 4
+    parameters = Parameters(
+        prompt="x",
+        negative_prompt="",
+        width=SIDE,
+        height=SIDE,
+        steps=steps,
+        cfg_scale=1.0,
+        seed=1,
+        scheduler="ddim",
+        images=images,
+    )
+    asked = Generate(prompt="x", format="raw" if reader.byte() & 1 else "png", preview_every=every)
+    return Job(JOB, cast(Any, Mock()), _OFFER, asked, parameters)
+
+
+class _Script:
+    """What the worker says. It knows where an honest one would be, so that an input can leave the path late."""
+
+    def __init__(self, reader: Reader, job: Job, sock: socket.socket, *, loading: bool) -> None:
+        assert job.parameters is not None and job.generate is not None
+        self._reader = reader
+        self._sock = sock
+        self._loading = loading
+        self._images, self._steps = job.parameters.images, job.parameters.steps
+        self._every = job.generate.preview_every
+        self._image = self._step = self._shown = 0
+
+    def send(self) -> None:
+        """The first bits of a byte say which message, the others which descriptors come along."""
+        for _ in range(_MOST_MESSAGES):
+            if not self._reader.more:
+                return
+            choice = self._reader.byte()
+            payload, size = self._payload(choice & 7)
+            descriptors = self._descriptors(choice >> 3, size)
+            try:
+                self._send(payload, descriptors)
+            finally:
+                close_all(descriptors)
+
+    def _send(self, payload: bytes, descriptors: list[int]) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        self._sock.sendmsg([payload], rights)
+
+    def _payload(self, kind: int) -> tuple[bytes, int]:
+        """A message, and the size of the memfd that should come with it."""
+        if kind == 6:
+            return self._reader.take(self._reader.byte()), 0
+        if kind == 7:
+            return as_msgpack(self._reader.take(self._reader.byte())), PIXELS
+        message = self._honest() if kind == 0 else self._chosen(kind)
+        return msgspec.msgpack.encode(message), getattr(message, "size", 0)
+
+    def _descriptors(self, choice: int, size: int) -> list[int]:
+        """Mostly what belongs there."""
+        kind, more = choice & 3, choice >> 2
+        if kind == 3:
+            return [forged(more, size) for _ in range(1 + more // 4)]
+        honest = [sealed(size)] if size else []
+        return honest + [sealed(size) for _ in range(kind)]
+
+    def _honest(self) -> msgspec.Struct:
+        """What comes next of an honest worker."""
+        if self._loading:
+            self._loading = False
+            return Loaded(device="cpu", dtype="float32", memory=_MEMORY)
+        if self._image == self._images:
+            return Finished(job=JOB, memory=_MEMORY)
+        if self._every and self._step % self._every == 0 and self._shown != self._step:
+            self._shown = self._step
+            return Previewed(job=JOB, image=self._image, step=self._step, width=8, height=8, size=9)
+        if self._step < self._steps:
+            self._step += 1
+            return Progressed(job=JOB, image=self._image, step=self._step)
+        self._image, self._step, self._shown = self._image + 1, 0, 0
+        return Made(job=JOB, image=self._image - 1, size=PIXELS)
+
+    def _chosen(self, kind: int) -> msgspec.Struct:
+        """Well formed, with numbers that are the input's."""
+        job, image, step = self._small(JOB), self._small(self._image), self._small(self._step)
+        if kind == 1:
+            return Progressed(job=job, image=image, step=step)
+        if kind == 2:
+            side, size = self._reader.short(), self._reader.short() - 1
+            return Previewed(job=job, image=image, step=step, width=side, height=8, size=size)
+        if kind == 3:
+            return Made(job=job, image=image, size=self._small(PIXELS))
+        if kind == 4:
+            return Finished(job=job, memory=_MEMORY)
+        reason = _REASONS[self._reader.byte() % len(_REASONS)]
+        return Failed(job=job, reason=cast(Any, reason), detail="")
+
+    def _small(self, near: int) -> int:
+        """A number around `near`, most often itself."""
+        return near + (self._reader.byte() + 128) % 256 - 128
