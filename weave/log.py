@@ -7,7 +7,6 @@ in the audit's file. Its children's standard error is a pipe to it (weave/superv
 import os
 import select
 import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -39,7 +38,10 @@ AUDITED = frozenset(
     )
 )
 
+_LONGEST_EVENT = 64
 _LONGEST_TEXT = 2000
+# What a pipe takes whole or not at all, and never waits for once poll(2) said that it can be written to: pipe(7).
+_LONGEST_LINE = select.PIPE_BUF
 _encoder = msgspec.json.Encoder()
 
 
@@ -87,20 +89,31 @@ def write(process: str, event: str, **fields: Any) -> None:
 
 def write_fields(process: str, event: str, fields: dict[str, Any], *, audited: bool = True) -> None:
     """As write(), for fields of any name; not `audited`: not for the audit, whatever the event says."""
-    cut = {name: value[-_LONGEST_TEXT:] if isinstance(value, str) else value for name, value in fields.items()}
-    line = _encoder.encode({"time": _stamp(), "process": process, "event": event} | cut) + b"\n"
+    line = _line(process, event, fields)
     _standard_error.write(line)
     if audited and _audit_file is not None and event in AUDITED:
         _audit_file.write(line)
 
 
-def open_audit(path: Path | None) -> None:
-    """Write the audit's lines to `path` too, from now on; None for nowhere. Raises OSError, and nothing changes."""
+def _line(process: str, event: str, fields: dict[str, Any]) -> bytes:
+    head = {"time": _stamp(), "process": process, "event": event[:_LONGEST_EVENT]}
+    cut = {name: value[-_LONGEST_TEXT:] if isinstance(value, str) else value for name, value in fields.items()}
+    line = _encoder.encode(head | cut) + b"\n"
+    if len(line) > _LONGEST_LINE:
+        # As text once more, of which each character takes four bytes at most.
+        start = _encoder.encode(cut)[: _LONGEST_LINE // 5].decode(errors="ignore")
+        line = _encoder.encode(head | {"cut": start}) + b"\n"
+    return line
+
+
+def open_audit(folder: int | None, name: str) -> None:
+    """Write the audit's lines to `name` in `folder` too, from now on; None for nowhere. Raises OSError, and nothing
+    changes."""
     global _audit_file
     opened = None
-    if path is not None:
+    if folder is not None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        opened = _Sink(os.open(path, flags, 0o640))
+        opened = _Sink(os.open(name, flags, 0o640, dir_fd=folder))
     if _audit_file is not None:
         os.close(_audit_file.descriptor)
     _audit_file = opened

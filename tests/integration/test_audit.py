@@ -164,14 +164,16 @@ def test_a_childs_line_gets_into_the_audit_only_where_the_child_may(tmp_path: Pa
         os.close(reading)
 
     path = tmp_path / "audit.log"
-    log.open_audit(path)
+    folder = os.open(tmp_path, os.O_DIRECTORY)
+    log.open_audit(folder, path.name)
+    os.close(folder)
     try:
         asyncio.run(main(False))
         assert path.read_text() == ""
         asyncio.run(main(True))
         assert lines_of(path)[0]["event"] == "connection_refused"
     finally:
-        log.open_audit(None)
+        log.open_audit(None, "")
 
 
 @pytest.mark.parametrize("make_full", ["a pipe that nobody reads", "a full disk"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.daemon import Daemon, wait_for
+from tests.support.daemon import Daemon
 from tests.support.wire import receive_frame
 from weave.broker.audit import LINES
 from weave.protocol.frames import Kind, pack_frame
@@ -180,13 +180,6 @@ def test_half_a_frame_and_then_nothing_is_dropped_without_harm(shared_daemon: Da
     assert raw.recv(1) == b""
     with shared_daemon.client() as client:
         assert client.status().version
-
-
-def test_a_client_that_sends_a_descriptor_is_dropped(shared_daemon: Daemon, raw: socket.socket) -> None:
-    with open("/dev/null") as file:
-        socket.send_fds(raw, [pack_frame(Kind.CONTROL, 7, b'{"op":"status"}')], [file.fileno()])
-    assert raw.recv(1) == b""
-    assert wait_for(lambda: shared_daemon.events("client_dropped"))[-1]["reason"] == "sent a descriptor"
 
 
 def test_a_flood_of_refusals_is_counted_and_does_not_fill_the_log(daemon: Daemon) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.builds import daemon_of
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import PROMPT, draw, images
 from tests.support.system import MODEL
@@ -19,7 +20,10 @@ from weave.client import WeaveError
 from weave.protocol.client_messages import Progress
 from weave.protocol.errors import ErrorCode
 from weave.protocol.frames import Kind, pack_frame
+from weave.protocol.peer import refuse_descriptors
 
+with socket.socket(socket.AF_UNIX) as unused:
+    KERNEL_REFUSES = refuse_descriptors(unused)
 GENERATE = {"op": "generate", "model": "shapes", "prompt": PROMPT, "steps": 1}
 
 
@@ -178,17 +182,41 @@ def fill_socket_buffers(connection: socket.socket) -> None:
         send_2(connection, {"op": "list_models"}, number + 1000)
 
 
-@pytest.mark.parametrize("count", [1, 10, 200])
-def test_descriptors_of_a_client_are_closed_and_the_client_dropped(count: int) -> None:
-    with limited("") as daemon, raw(daemon) as connection, daemon.client() as client, open("/dev/null") as null:
-        before = descriptors_of(daemon.pid_of("broker")).count("/dev/null")
-        frame = pack_frame(Kind.CONTROL, 7, b'{"op":"status"}')
+def send_descriptors(connection: socket.socket, count: int) -> None:
+    with open("/dev/null") as null:
         rights = array.array("i", [null.fileno()] * count)
+        frame = pack_frame(Kind.CONTROL, 7, b'{"op":"status"}')
         connection.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+
+@pytest.mark.skipif(not KERNEL_REFUSES, reason="SO_PASSRIGHTS is of Linux 6.16")
+def test_a_descriptor_from_a_client_never_arrives(shared_daemon: Daemon) -> None:
+    with raw(shared_daemon) as connection:
+        with pytest.raises(PermissionError):
+            send_descriptors(connection, 1)
+        send_2(connection, {"op": "status"})
+        assert receive_2(connection)["event"] == "status"
+
+
+@pytest.fixture(scope="module")
+def older_kernel() -> Iterator[Daemon]:
+    """As on a kernel that cannot refuse descriptors for us."""
+    daemon = daemon_of({"protocol/peer.py": [("sock.setsockopt(", "raise OSError\n        sock.setsockopt(")]})
+    yield daemon
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("count", [1, 10, 200])
+def test_a_client_that_sends_a_descriptor_is_dropped(older_kernel: Daemon, count: int) -> None:
+    with raw(older_kernel) as connection, older_kernel.client() as client:
+        before = descriptors_of(older_kernel.pid_of("broker")).count("/dev/null")
+        dropped = len(older_kernel.events("client_dropped"))
+        send_descriptors(connection, count)
         assert is_closed(connection)
         wait_for(lambda: client.status().connections == 1)
-        assert descriptors_of(daemon.pid_of("broker")).count("/dev/null") == before
-        assert wait_for(lambda: daemon.events("client_dropped"))[0]["reason"] == "sent a descriptor"
+        assert descriptors_of(older_kernel.pid_of("broker")).count("/dev/null") == before
+        wait_for(lambda: len(older_kernel.events("client_dropped")) > dropped)
+        assert older_kernel.events("client_dropped")[-1]["reason"] == "sent a descriptor"
 
 
 def test_requests_for_what_is_over_or_under_way_are_told_so(shared_daemon: Daemon) -> None:

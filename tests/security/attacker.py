@@ -8,12 +8,14 @@ reports a violation and kills. LAYER is taken away to show that the attack would
 import argparse
 import ctypes
 import errno
+import fcntl
 import json
 import mmap
 import os
 import select
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +24,19 @@ import prctl
 
 from weave.protocol.channel import Channel, socket_pair
 from weave.protocol.control_messages import FromWorkerStart, LockedDown
-from weave.sandbox import attestation, landlock, process, seccomp
+from weave.sandbox import attestation, broker_calls, landlock, process, seccomp, worker_calls
+from weave.sandbox.process import Account
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "models" / "shapes"
 _libc = ctypes.CDLL(None, use_errno=True)
+# More than Linux 6.18 has, on every architecture; an error that no call answers with; and linux/seccomp.h's
+# SECCOMP_IOCTL_NOTIF_SEND, _IOWR('!', 1, struct seccomp_notif_resp), 24 bytes.
+LAST_CALL = 600
+# uretprobe and uprobe: what the kernel itself puts into a probed program. No filter sees them, and they do nothing
+# but raise SIGILL where no probe is (kernel/seccomp.c).
+PROBES = {335, 336}
+SWEPT = errno.EMULTIHOP
+NOTIF_SEND = 0xC0182101
 # Asked for before lock_down, which refuses the question too.
 PARENT = os.getpid()
 
@@ -91,6 +102,31 @@ ATTACKS: dict[str, Callable[[], object]] = {
     "dumpable again": lambda: prctl.set_dumpable(1),
     "another seccomp filter": lambda: syscall("seccomp", 1, 0, 0),
     "ioctl TIOCSTI": lambda: syscall("ioctl", 2, 0x5412, 0),
+    "ioctl TIOCLINUX": lambda: syscall("ioctl", 2, 0x541C, 0),
+    "ioctl of interfaces": lambda: syscall("ioctl", 0, 0x8912, 0),
+    "ioctl of KVM": lambda: syscall("ioctl", 0, 0xAE01, 0),
+    "ioctl of file flags": lambda: syscall("ioctl", 1, 0x40086602, 0),
+    "seccomp off": lambda: syscall("prctl", 22, 0, 0, 0, 0),
+    "outlive the parent": lambda: syscall("prctl", 1, 0, 0, 0, 0),
+    "a tracer of our choice": lambda: syscall("prctl", 0x59616D61, PARENT, 0, 0, 0),
+    "ptrace me": lambda: syscall("ptrace", 0, 0, 0, 0),
+    "a namespace with a thread": lambda: syscall("clone", 0x10000000, 0, 0, 0, 0),
+    "limits of the parent": lambda: syscall("prlimit64", PARENT, 7, 1, 0),
+    "own limits": lambda: syscall("prlimit64", 0, 7, 1, 0),
+    "own memory as a file": lambda: os.open("/proc/self/mem", os.O_RDWR),
+    "run a memfd": lambda: syscall("execveat", 1, 0, 0, 0, 0x1000),
+    "read /proc of the first process": lambda: read("/proc/1/cmdline"),
+    "list /proc": lambda: os.listdir("/proc"),
+    "read the kernel's log": lambda: os.open("/dev/kmsg", os.O_RDONLY),
+    "read a disk": lambda: [os.open(f"/dev/{name}", os.O_RDONLY) for name in ("vda", "sda", "mem", "kmem")],
+    "list /dev": lambda: os.listdir("/dev"),
+    "list the root": lambda: os.listdir("/"),
+    "truncate": lambda: os.truncate("/tmp", 0),
+    "link": lambda: os.link("/etc/passwd", "/tmp/weave-attack"),
+    "mknod": lambda: os.mknod("/tmp/weave-attack"),
+    "chown": lambda: os.chown("/tmp", 0, 0),
+    "make a folder": lambda: os.mkdir("/tmp/weave-attack"),
+    "x32 call": lambda: _libc.syscall(ctypes.c_long(0x40000000 | 39)),
     "chmod": lambda: os.chmod("/tmp", 0o1777),
     "rename": lambda: os.rename("/tmp/a", "/tmp/b"),
     "symlink": lambda: os.symlink("/etc/passwd", "/tmp/weave-attack"),
@@ -186,7 +222,7 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
     supervisor.close()
     outcome: dict[str, object] = {"layers": message.layers}
     try:
-        attestation.attest(pid, parent=os.getpid(), uid=os.geteuid(), bounding_set_empty=os.geteuid() == 0)
+        attestation.attest(pid, parent=os.getpid(), account=Account.own(), bounding_set_empty=os.geteuid() == 0)
     except attestation.AttestationFailed as error:
         outcome["attestation"] = str(error)
     with starter:
@@ -205,14 +241,53 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
     return outcome
 
 
+def sweep(calls: list[seccomp.Call | seccomp.Refusal], lock_down: Callable[[int], None]) -> dict[str, object]:
+    """Make every call of the kernel's table that is not on the list, in one process: the parent, in the supervisor's
+    place, answers each with an error of its own instead of killing. What got another answer was made."""
+    import pyseccomp
+
+    listed = {pyseccomp.resolve_syscall(pyseccomp.system_arch(), call.name) for call in calls}
+    swept = [number for number in range(LAST_CALL) if number not in listed | PROBES]
+    ours, theirs = socket_pair()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(writing, 1)
+        lock_down(theirs.fileno())
+        made = []
+        for number in swept:
+            ctypes.set_errno(0)
+            _libc.syscall(ctypes.c_long(number), *[ctypes.c_long(0)] * 6)
+            if ctypes.get_errno() != SWEPT:
+                made.append(number)
+        os.write(1, json.dumps(made).encode())
+        os._exit(0)
+    theirs.close()
+    os.close(writing)
+    channel: Channel[LockedDown] = Channel(ours, FromWorkerStart)
+    _, (listener,) = channel.receive()
+    noticed = []
+    while select.select([listener, reading], [], [], 60)[0] == [listener]:
+        notification = bytearray(seccomp._NOTIF.size)
+        fcntl.ioctl(listener, seccomp._NOTIF_RECV, notification)
+        identity, _, _, number, *_ = seccomp._NOTIF.unpack(notification)
+        noticed.append(number)
+        fcntl.ioctl(listener, NOTIF_SEND, struct.pack("=Qqii", identity, 0, -SWEPT, 0))
+    made = json.loads(os.read(reading, 100_000))
+    os.waitpid(pid, 0)
+    return {"made": [seccomp.call_name(number) for number in made], "unnoticed": sorted({*swept} - {*noticed})}
+
+
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("role", choices=("broker", "worker"))
     options.add_argument("--without", choices=("landlock", "capabilities", "seccomp"))
     options.add_argument("--only", nargs="*")
+    options.add_argument("--sweep", action="store_true")
+    options.add_argument("--as-if-not-on-the-list")
     chosen = options.parse_args()
     take_away(chosen.without)
-    attacks, lock_down = {**ATTACKS, **BROKER_ONLY}, lock_down_as_broker
+    attacks, lock_down, calls = {**ATTACKS, **BROKER_ONLY}, lock_down_as_broker, broker_calls.CALLS
     if chosen.role == "worker":
         # As in the zygote: everything is imported before the fork.
         from weave.gpu_worker import environment
@@ -221,7 +296,17 @@ def main() -> None:
         import weave.gpu_worker.worker
 
         assert weave.gpu_worker.worker
-        attacks, lock_down = ATTACKS, lock_down_as_worker
+        attacks, lock_down, calls = ATTACKS, lock_down_as_worker, worker_calls.calls(0, gpu=False)
+    if chosen.sweep:
+        print(
+            json.dumps(
+                {
+                    "attack": "sweep",
+                    **sweep([call for call in calls if call.name != chosen.as_if_not_on_the_list], lock_down),
+                }
+            )
+        )
+        return
     for name, attack in attacks.items():
         if chosen.only is None or name in chosen.only:
             print(json.dumps({"attack": name, **run(attack, lock_down)}), flush=True)

@@ -41,6 +41,16 @@ def check(outcome: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("role", ["broker", "worker"])
+def test_no_call_that_is_not_on_the_list_is_made(role: str) -> None:
+    assert attack(role, "--sweep")["sweep"] == {"attack": "sweep", "made": [], "unnoticed": []}
+
+
+def test_a_call_that_was_let_through_would_be_seen() -> None:
+    swept = attack("broker", "--sweep", "--as-if-not-on-the-list=getpid")["sweep"]
+    assert swept["made"] == ["getpid"] and len(swept["unnoticed"]) == 1
+
+
+@pytest.mark.parametrize("role", ["broker", "worker"])
 def test_without_seccomp_a_socket_is_gained(role: str) -> None:
     assert attack(role, "--without=seccomp", "--only", "socket AF_INET")["socket AF_INET"]["result"].startswith(
         "gained"

@@ -22,6 +22,7 @@ from weave.protocol.control_messages import Attested, FromBroker
 from weave.protocol.errors import ErrorCode
 from weave.protocol.worker_messages import FromWorker, Load
 from weave.sandbox.attestation import AttestationFailed, attest
+from weave.sandbox.process import Account
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user or to make a namespace")
 NOBODY = 65534
@@ -90,10 +91,10 @@ def test_every_thread_of_broker_and_worker_is_locked_in(shared_daemon: Daemon) -
     with shared_daemon.client() as client:
         draw(client)
     broker, worker, zygote = (shared_daemon.pid_of(role) for role in ("broker", "worker", "gpu_worker"))
-    attest(broker, parent=shared_daemon.process.pid, uid=os.geteuid(), bounding_set_empty=os.geteuid() == 0)
-    attest(worker, parent=zygote, uid=os.geteuid(), bounding_set_empty=os.geteuid() == 0)
+    attest(broker, parent=shared_daemon.process.pid, account=Account.own(), bounding_set_empty=os.geteuid() == 0)
+    attest(worker, parent=zygote, account=Account.own(), bounding_set_empty=os.geteuid() == 0)
     with pytest.raises(AttestationFailed, match="Seccomp is 0"):
-        attest(zygote, parent=shared_daemon.process.pid, uid=os.geteuid(), bounding_set_empty=False)
+        attest(zygote, parent=shared_daemon.process.pid, account=Account.own(), bounding_set_empty=False)
 
 
 def test_a_stopped_worker_is_killed_when_its_job_takes_too_long() -> None:

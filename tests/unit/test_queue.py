@@ -63,7 +63,7 @@ def test_a_client_is_told_its_position_only_when_it_changes() -> None:
     assert [event.position for event in cast(Any, jobs[2].connection).events] == [2, 1]
 
 
-@pytest.mark.parametrize("uids, refused", [([1] * 32, 1), (list(range(64)), 99)])
+@pytest.mark.parametrize("uids, refused", [([1] * 32, 1), (list(range(256)), 99)])
 def test_a_full_queue_is_refused_with_its_limit(uids: list[int], refused: int) -> None:
     queue = JobQueue(Limits())
     for number, uid in enumerate(uids):
@@ -71,6 +71,8 @@ def test_a_full_queue_is_refused_with_its_limit(uids: list[int], refused: int) -
     with pytest.raises(RequestError) as full:
         queue.check_room(refused)
     assert full.value.maximum == len(uids)
+    # Who has nothing in it yet is admitted all the same: no crowd can lock anybody out.
+    queue.check_room(1000)
 
 
 def test_a_token_bucket_gives_its_burst_then_its_rate() -> None:

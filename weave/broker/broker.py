@@ -286,10 +286,15 @@ class Broker:
                     raise ChannelViolation("descriptors out of place")
 
     def _reconfigure(self, config: BrokerConfig) -> None:
-        """Connections and jobs live on; the worker ends with its running job, since its model may have changed."""
+        """Connections and jobs live on, but those of whoever is not allowed any more; the worker ends with its
+        running job, since its model may have changed."""
         self._config = config
-        self._admission.limits = self._gpu.limits = self._gpu.queue.limits = config.limits
+        self._admission.reconfigure(config.limits)
+        self._gpu.limits = self._gpu.queue.limits = config.limits
         self._gpu.unload()
+        for connection in self._clients:
+            if not self._attached and not is_allowed(config.access, connection.peer, connection.sock):
+                connection.drop("its user is not allowed any more")
 
     async def _say_goodbye(self) -> None:
         for job in self._jobs():

@@ -40,25 +40,31 @@ class Connection:
         self.unloads: set[int] = set()
         self.metrics = metrics
         self.outgoing = Outgoing(sock, admission.unread(peer.uid))
-        self._sock = sock
+        self.sock = sock
         self._admission = admission
         self._audit = audit
         self._frames = FrameReader(from_client=True)
         # A client that has not been understood yet is told so in version 1, which is the simplest to read.
         self._version = 1
         self._open = True
+        self._serving: asyncio.Task[None] | None = None
 
     async def serve(self, handle: Handle) -> None:
         """Read requests until the client is gone or must go; write what there is to say meanwhile."""
+        self._serving = asyncio.current_task()
         writing = asyncio.create_task(self.outgoing.write())
+        writing.add_done_callback(self._on_write_failed)
         try:
-            while True:
+            while self._open:
                 header, payload = await self._next_frame()
                 self._version = header.version
                 self._handle(header, payload, handle)
                 await asyncio.sleep(0)  # the other connections get their turn
         except ClientGone:
             pass
+        except asyncio.CancelledError:
+            if self._open:
+                raise
         except FrameError as error:
             self._audit.write("frame_refused", self.peer, reason=error.message)
             version = error.version or self._version
@@ -68,8 +74,10 @@ class Connection:
         finally:
             self._open = False
             writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
-            self._close()
+            try:
+                await asyncio.gather(writing, return_exceptions=True)
+            finally:
+                self._close()
 
     def write(self, data: bytes, memfd: int | None = None, *, size: int = 0, inline: bool = False) -> None:
         """Queue `data` and the `memfd` of `size` bytes, which is ours from here on."""
@@ -82,7 +90,7 @@ class Connection:
     def refuse(self, error: Error) -> None:
         """Say why, as far as it fits, and close: this connection is one too many to wait for."""
         with contextlib.suppress(OSError):
-            self._sock.send(pack_frame(Kind.CONTROL, 0, encode(error)), socket.MSG_NOSIGNAL)
+            self.sock.send(pack_frame(Kind.CONTROL, 0, encode(error)), socket.MSG_NOSIGNAL)
         self._close()
 
     async def flush(self, *, seconds: float) -> None:
@@ -97,9 +105,9 @@ class Connection:
             self._audit.write("client_dropped", self.peer, reason=reason)
             self._open = False
             self.outgoing.write_off()
-            # The reader wakes up at the end of the stream, and cleans up.
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
+            # Not shutdown(2), which would work on the listening socket just as well: the broker has no right to it.
+            if self._serving is not None and self._serving is not asyncio.current_task():
+                self._serving.cancel()
 
     def _handle(self, header: Header, payload: bytes, handle: Handle) -> None:
         reply: Reply
@@ -117,6 +125,10 @@ class Connection:
             code, field = error.code.value, error.field
             self._audit.write("request_refused", self.peer, code=code, field=field, request=reply.request)
             reply.send(Error.from_exception(error))
+
+    def _on_write_failed(self, writing: "asyncio.Task[None]") -> None:
+        if not writing.cancelled() and (error := writing.exception()) is not None:
+            self.drop(f"cannot be written to: {error}")
 
     def _check_unused(self, request: int) -> None:
         if request in self.unloads or any(job.reply.request == request for job in self.jobs):
@@ -141,10 +153,10 @@ class Connection:
         """With no room for ancillary data a client's descriptors never get in; MSG_CTRUNC tells of them."""
         while True:
             try:
-                data, _, flags, _ = self._sock.recvmsg(_READ_BYTES)
+                data, _, flags, _ = self.sock.recvmsg(_READ_BYTES)
                 break
             except BlockingIOError:
-                await readable(self._sock.fileno())
+                await readable(self.sock.fileno())
             except OSError:
                 raise ClientGone from None
         if flags & socket.MSG_CTRUNC:
@@ -156,4 +168,4 @@ class Connection:
     def _close(self) -> None:
         self._open = False
         self.outgoing.close()
-        self._sock.close()
+        self.sock.close()

@@ -117,13 +117,13 @@ class Gpu:
             await self._end_worker("idle")
 
     async def _run(self, job: Job) -> None:
-        """One job, to its last event. Whatever the worker does, the next job finds a clean state."""
+        """One job, to its last event. Whatever the worker does, the next job finds a clean state; and the client is
+        told before the worker is ended, which a driver that hangs can delay."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
             await self._have_model(job)
-            if job.cancelled.is_set():
-                raise WorkerError(Failed(job=job.number, reason="cancelled", detail=""))
+            self._check_wanted(job)
             loaded = loop.time()
             self._metrics.queued_seconds.observe(started - job.queued_at)
             self._metrics.loading_seconds.observe(loaded - started)
@@ -146,16 +146,18 @@ class Gpu:
                 await self._end_worker("the model could not be loaded")
         except TimeoutError:
             self._audit.write("job_timed_out", job.connection.peer, job=job.number, limit="job_seconds")
-            code = ErrorCode.CANCELLED if job.cancelled.is_set() else ErrorCode.TIMED_OUT
+            if job.cancelled.is_set():
+                job.fail(ErrorCode.CANCELLED, "cancelled")
+            else:
+                job.fail(ErrorCode.TIMED_OUT, "the job took longer than is allowed")
             await self._end_worker("the job took too long")
-            job.fail(code, "cancelled" if code is ErrorCode.CANCELLED else "the job took longer than is allowed")
         except ChannelViolation as error:
             log.write("broker", "worker_violation", job=job.number, detail=str(error))
+            self._lost(job)
             await self._end_worker("the worker broke the protocol")
-            self._lost(job)
         except ChannelClosed:
-            await self._end_worker("the worker is gone")
             self._lost(job)
+            await self._end_worker("the worker is gone")
         finally:
             self.state = "idle" if self.worker else "none"
 
@@ -167,6 +169,7 @@ class Gpu:
         """Raises WorkerError, TimeoutError, ChannelViolation, ChannelClosed."""
         if self.worker is not None and (self.worker.model != job.model.id or self._gone.is_set()):
             await self._end_worker("another model is wanted")
+            self._check_wanted(job)
         if self.worker is not None:
             return
         job.state = "loading"
@@ -182,6 +185,11 @@ class Gpu:
             await self.worker.load()
         self._metrics.models_loaded += 1
         self._audit.write("model_loaded", job.connection.peer, model=job.model.id, job=job.number)
+
+    def _check_wanted(self, job: Job) -> None:
+        """Raises WorkerError where the job was cancelled, or its time was up, while we waited."""
+        if job.cancelled.is_set():
+            raise WorkerError(Failed(job=job.number, reason="cancelled", detail=""))
 
     async def _start_worker(self, model: str) -> int | None:
         self._number += 1

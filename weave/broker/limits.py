@@ -39,6 +39,11 @@ class Admission:
         self._unread: defaultdict[int, Unread] = defaultdict(Unread)
         self._buckets: dict[int, TokenBucket] = {}
 
+    def reconfigure(self, limits: Limits) -> None:
+        """From now on; whoever had used up its rate begins anew."""
+        self.limits = limits
+        self._buckets.clear()
+
     def connect(self, connection: "Connection") -> None:
         """Raises RequestError (rate_limited) where there are too many connections already."""
         theirs = self._connections[connection.peer.uid]
@@ -46,7 +51,7 @@ class Admission:
             ("connections", self.connections(), self.limits.connections),
             ("connections_per_uid", len(theirs), self.limits.connections_per_uid),
         ):
-            if count >= limit:
+            if theirs and count >= limit:
                 raise RequestError(
                     ErrorCode.RATE_LIMITED, f"too many connections ({name} is {limit})", field=name, maximum=limit
                 )

@@ -64,7 +64,8 @@ class Outgoing:
         self._more.set()
 
     async def write(self) -> None:
-        """For ever: whatever there is, as fast as the client reads."""
+        """For ever: whatever there is, as fast as the client reads. Raises OSError where it is not the client's
+        end: ETOOMANYREFS, ENOMEM."""
         while True:
             while self._items:
                 await self._write_item(self._items[0])
@@ -102,7 +103,7 @@ class Outgoing:
                 item.sent += self._write_some(item)
             except BlockingIOError:
                 await writable(self._sock.fileno())
-            except OSError:  # the client is gone: the reader sees it too
+            except (BrokenPipeError, ConnectionResetError):  # the client is gone: the reader sees it too
                 await asyncio.Event().wait()
 
     def _write_some(self, item: _Item) -> int:

@@ -30,7 +30,7 @@ class JobQueue:
             ("queue", len(self), self.limits.queue),
             ("queue_per_uid", len(line), self.limits.queue_per_uid),
         ):
-            if count >= limit:
+            if line and count >= limit:
                 raise RequestError(
                     ErrorCode.QUEUE_FULL, f"the queue is full ({name} is {limit})", field=name, maximum=limit
                 )

@@ -40,6 +40,23 @@ def read_checked(path: Path) -> bytes:
         os.close(descriptor)
 
 
+def open_own_folder(path: Path) -> int:
+    """A folder to write in, which is root's or ours, as all above it: nobody else can put a link there for us to
+    follow. Returns its descriptor. Raises ConfigError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    try:
+        _check_folders(path.resolve(), os.dup(descriptor))
+        if os.path.samestat(os.fstat(descriptor), os.stat("/")):
+            raise ConfigError(f"{path}: files are not kept in the root itself")
+    except ConfigError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def _check_folders(folder: Path, descriptor: int) -> None:
     """`folder`, open as `descriptor`, which is closed, and all above it: each by way of the one below, so that
     what is checked are the folders that the file really is in."""

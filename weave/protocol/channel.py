@@ -12,6 +12,9 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from weave.protocol.errors import UNDECODABLE
+from weave.protocol.peer import refuse_descriptors
+
 MAX_MESSAGE_BYTES = 256 * 1024
 MAX_DESCRIPTORS = 2
 
@@ -77,9 +80,13 @@ class Channel(Generic[Incoming]):
             raise ChannelClosed
         try:
             return self._decoder.decode(data), descriptors
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             close_all(descriptors)
             raise ChannelViolation(str(error)[:200]) from None
+
+    def refuse_descriptors(self) -> None:
+        """From now on none may come, as far as the kernel can refuse them (peer.refuse_descriptors)."""
+        refuse_descriptors(self._sock)
 
     def close(self) -> None:
         """The other side sees ChannelClosed."""

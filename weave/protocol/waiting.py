@@ -31,7 +31,11 @@ async def writable(descriptor: int) -> None:
 
 
 async def receive(channel: Channel[Incoming]) -> tuple[Incoming, list[int]]:
-    """Channel.receive for a channel that does not block. Raises ChannelClosed, ChannelViolation."""
+    """Channel.receive for a channel that does not block. Raises ChannelClosed, ChannelViolation.
+
+    However much comes, all other tasks get their turn after each message.
+    """
+    await asyncio.sleep(0)
     while True:
         try:
             return channel.receive()

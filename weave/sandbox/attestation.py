@@ -7,6 +7,8 @@ attack it from inside.
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from weave.sandbox.process import Account
+
 _NO_CAPABILITIES = "0000000000000000"
 # Seccomp 2 is SECCOMP_MODE_FILTER.
 _REQUIRED = {
@@ -23,13 +25,13 @@ class AttestationFailed(Exception):
     """A child is not locked in as it must be; the message says which thread lacks what."""
 
 
-def attest(pid: int, *, parent: int, uid: int, bounding_set_empty: bool) -> None:
-    """Raise AttestationFailed unless every thread of `pid`, a child of `parent`, runs as `uid` and is locked in.
+def attest(pid: int, *, parent: int, account: Account, bounding_set_empty: bool) -> None:
+    """Raise AttestationFailed unless every thread of `pid`, a child of `parent`, runs as `account` and is locked in.
 
     `bounding_set_empty`: also demand CapBnd 0, which only a daemon started as root can reach.
     """
-    # Real, effective, saved and file system UID.
-    required = {"Uid": "\t".join([str(uid)] * 4)} | _REQUIRED
+    # Real, effective, saved and of the file system.
+    required = {"Uid": "\t".join([str(account.uid)] * 4), "Gid": "\t".join([str(account.gid)] * 4)} | _REQUIRED
     if bounding_set_empty:
         required["CapBnd"] = _NO_CAPABILITIES
     statuses = list(_thread_statuses(pid))
@@ -39,6 +41,8 @@ def attest(pid: int, *, parent: int, uid: int, bounding_set_empty: bool) -> None
         thread = status.get("Pid", "?")
         if status.get("PPid") != str(parent):
             raise AttestationFailed(f"thread {thread} is not a child of process {parent}")
+        if set(map(int, status.get("Groups", "").split())) != set(account.groups):
+            raise AttestationFailed(f"thread {thread}: Groups is {status.get('Groups')}, not {account.groups}")
         for field, expected in required.items():
             if status.get(field) != expected:
                 raise AttestationFailed(f"thread {thread}: {field} is {status.get(field)}, not {expected}")

@@ -22,7 +22,6 @@ CALLS: tuple[Call | Refusal, ...] = (
     Call("sendmsg", "events to clients, messages on channels"),
     Call("sendto", "the event loop's own wake-up socket"),
     Call("sendfile", "image bytes from a sealed memfd to a client"),
-    Call("shutdown", "the last bytes to a client before its connection closes"),
     Call("close", "connections, memfds, channels"),
     Call("poll", "is there room for a line of the log"),
     Call("epoll_wait", "the event loop"),

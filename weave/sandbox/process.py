@@ -4,6 +4,20 @@ import os
 import signal
 
 import prctl
+from msgspec import Struct
+
+
+class Account(Struct, frozen=True):
+    """Who a process runs as: user, primary group, supplementary groups."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+    @classmethod
+    def own(cls) -> "Account":
+        """Who we are."""
+        return cls(os.geteuid(), os.getegid(), tuple(os.getgroups()))
 
 
 def harden(*, parent: int | None = None) -> None:

@@ -5,6 +5,8 @@ nvproxy, and have not run on a GPU (docs/security.md, "Not tested"). To add a ca
 """
 
 import errno
+import fcntl
+import os
 import termios
 
 from weave.sandbox.seccomp import Call, Condition, Refusal
@@ -12,6 +14,10 @@ from weave.sandbox.seccomp import Call, Condition, Refusal
 # linux/sched.h, linux/prctl.h
 _CLONE_THREAD = 0x00010000
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA = 15, 16, 0x53564D41
+_FCNTL_COMMANDS = (
+    *(fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL, fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC),
+    *(fcntl.F_ADD_SEALS, fcntl.F_GET_SEALS),
+)
 _FUTEX_REASON = "locks of Python, OpenMP and CUDA"
 
 _COMMON: tuple[Call | Refusal, ...] = (
@@ -20,7 +26,9 @@ _COMMON: tuple[Call | Refusal, ...] = (
     Call("sendmsg", "events and images to the broker"),
     Call("poll", "is there a cancel? between two steps"),
     # Files: which ones is Landlock's to say; this list refuses whatever makes, changes or removes one
-    Call("openat", "model files, modules, libraries"),
+    Call("openat", "model files, modules, libraries", (Condition(2, 0, os.O_CREAT | os.O_TRUNC),)),
+    Refusal("openat", errno.EACCES, "caches", (Condition(2, os.O_CREAT, os.O_CREAT),)),
+    Refusal("openat", errno.EACCES, "caches", (Condition(2, os.O_TRUNC, os.O_TRUNC),)),
     Call("read", "model files, modules"),
     Call("pread64", "model files, libraries"),
     Call("readv", "model files"),
@@ -39,7 +47,8 @@ _COMMON: tuple[Call | Refusal, ...] = (
     Call("readlinkat", "real path of a module"),
     Call("getdents64", "modules of a package, files of a model"),
     Call("getcwd", "relative names in tracebacks"),
-    Call("fcntl", "flags of files, seals of images"),
+    # Not F_SETOWN and F_SETSIG, by which a file can be made to signal another process
+    *(Call("fcntl", "flags of files, seals of images", (Condition(1, command),)) for command in _FCNTL_COMMANDS),
     Call("dup", "files that are mapped"),
     Call("memfd_create", "images"),
     Call("ftruncate", "images"),

@@ -5,19 +5,10 @@ import os
 import pwd
 from pathlib import Path
 
-from msgspec import Struct
-
 from weave.config import ConfigError
 from weave.config.parts import Access
 from weave.config.schema import SystemConfig
-
-
-class Account(Struct, frozen=True):
-    """A user to run as."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
+from weave.sandbox.process import Account
 
 
 def own_access() -> Access:
@@ -43,16 +34,25 @@ def socket_group(system: SystemConfig) -> int:
 
 def broker_account(system: SystemConfig) -> Account:
     """The broker needs no group but its own. Raises ConfigError."""
-    user = _user("broker_user", system.broker_user)
+    user = _child("broker_user", system.broker_user)
     return Account(user.pw_uid, user.pw_gid, ())
 
 
 def worker_account(system: SystemConfig, devices: tuple[Path, ...]) -> Account:
     """The worker is in its user's groups and in those that own the GPU's devices. Raises ConfigError."""
-    user = _user("worker_user", system.worker_user)
+    user = _child("worker_user", system.worker_user)
+    if user.pw_uid == _user("broker_user", system.broker_user).pw_uid:
+        raise ConfigError(f"system.worker_user and broker_user are both UID {user.pw_uid}; they must be two users")
     owning = {device.stat().st_gid for device in devices if device.exists()} - {0}
     groups = owning | set(os.getgrouplist(user.pw_name, user.pw_gid))
     return Account(user.pw_uid, user.pw_gid, tuple(sorted(groups)))
+
+
+def _child(field: str, name: str) -> pwd.struct_passwd:
+    user = _user(field, name)
+    if user.pw_uid == 0:
+        raise ConfigError(f"system.{field} is {name!r}, which is root; it must be a user without any right")
+    return user
 
 
 def _user(field: str, name: str) -> pwd.struct_passwd:

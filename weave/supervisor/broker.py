@@ -21,7 +21,7 @@ from weave.protocol.control_messages import (
 )
 from weave.protocol.waiting import receive
 from weave.sandbox import attestation
-from weave.supervisor.accounts import Account
+from weave.sandbox.process import Account
 from weave.supervisor.child import Child, describe_status
 from weave.supervisor.worker import take_listener, watch_violations
 
@@ -43,7 +43,8 @@ class Broker:
         finally:
             close_all([memfd])
         self.pid = self._child.pid
-        self._uid = account.uid if account is not None else os.geteuid()
+        self._account = account or Account.own()
+        self._listener: int | None = None
         self._watching: asyncio.Task[str | None] | None = None
         self._pings = 0
 
@@ -61,7 +62,8 @@ class Broker:
             close_all(descriptors)
             raise ChannelViolation("the broker spoke before it was locked in")
         self._listener = take_listener(descriptors)
-        attestation.attest(self.pid, parent=os.getpid(), uid=self._uid, bounding_set_empty=bounding_set_empty)
+        self._child.channel.refuse_descriptors()
+        attestation.attest(self.pid, parent=os.getpid(), account=self._account, bounding_set_empty=bounding_set_empty)
         self._child.send(Attested(supervisor=supervisor))
         self._watching = asyncio.create_task(watch_violations("broker", self._listener, self._child.pidfd))
         return message.layers
@@ -121,8 +123,8 @@ class Broker:
         if self._watching is not None:
             self._watching.cancel()
             violation = (await asyncio.gather(self._watching, return_exceptions=True))[0]
-            close_all([self._listener])
             if isinstance(violation, str):
                 cause = f"killed by seccomp: {violation}"
+        close_all([self._listener] if self._listener is not None else [])
         self._child.close()
         return cause

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from weave.protocol.channel import Channel, ChannelClosed, close_all, socket_pair
 from weave.protocol.waiting import readable
-from weave.supervisor.accounts import Account
+from weave.sandbox.process import Account
 from weave.supervisor.relay import relay, stderr_pipe
 
 Incoming = TypeVar("Incoming")

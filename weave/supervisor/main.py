@@ -12,6 +12,7 @@ import prctl
 from weave import __version__, log
 from weave import config as weave_config
 from weave.config import Config, ConfigError
+from weave.config.files import open_own_folder
 from weave.sandbox import landlock, worker_files
 from weave.sandbox.process import drop_capabilities, harden
 from weave.supervisor import accounts
@@ -23,7 +24,7 @@ from weave.supervisor.socket import (
     ListeningSocket,
     default_socket_path,
 )
-from weave.supervisor.supervisor import Settings, Supervisor, audit_path
+from weave.supervisor.supervisor import Settings, Supervisor, open_audit
 
 STANDARD_ERROR = 2
 EXIT_OS_ERROR = 71  # sysexits.h: EX_OSERR
@@ -63,7 +64,7 @@ def main() -> None:
         harden()
         entrance = open_entrance(options, settings.config)
         layers = lock_down(settings.config, entrance, other_users=settings.broker_account is not None)
-        log.open_audit(audit_path(settings.config))
+        open_audit(settings.config)
         asyncio.run(Supervisor(settings, entrance, layers, read_settings).run())
         log.write("supervisor", "stopped")
     except (ConfigError, OSError) as error:
@@ -109,8 +110,10 @@ def open_entrance(options: argparse.Namespace, config: Config) -> Entrance:
 
 def lock_down(config: Config, entrance: Entrance, *, other_users: bool) -> tuple[str, ...]:
     """Change no file but socket, audit and metrics; with `other_users`, be able to start children as them and to
-    end these; nothing else that root can. After this line nothing more is privileged."""
+    end these; nothing else that root can. After this line nothing more is privileged. Raises ConfigError."""
     files = [Path(file) for file in (config.audit.file, config.metrics.file) if file is not None]
+    for file in files:
+        os.close(open_own_folder(file.parent))
     if isinstance(entrance, ListeningSocket):
         files.append(entrance.path)
     keep = (prctl.CAP_KILL, prctl.CAP_SETGID, prctl.CAP_SETUID) if other_users else ()

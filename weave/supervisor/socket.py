@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from weave import log
 from weave.config import ConfigError
-from weave.protocol.peer import Peer
+from weave.protocol.peer import Peer, refuse_descriptors
 from weave.protocol.waiting import readable
 
 BACKLOG = 128
@@ -77,6 +77,7 @@ class ListeningSocket:
             raise ConfigError(f"{self.path}: {error.strerror or error}") from None
         finally:
             os.umask(previous)
+        refuse_descriptors(self.socket)
         self.socket.listen(BACKLOG)
         self._identity = _identity(self.path)
 
@@ -105,6 +106,7 @@ class ActivatedSocket:
         listening = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         if (self.socket.family, self.socket.type) != (socket.AF_UNIX, socket.SOCK_STREAM) or not listening:
             raise ConfigError("the socket unit must have a ListenStream= that is a path")
+        refuse_descriptors(self.socket)
         self.path = Path(self.socket.getsockname())
 
     @staticmethod
@@ -145,6 +147,7 @@ class AttachedSocket:
         if listener.uid != os.geteuid():
             self.socket.close()
             raise ConfigError(f"{path}: the listener's UID is {listener.uid}; it must be ours, {os.geteuid()}")
+        refuse_descriptors(self.socket)
         log.write("supervisor", "attached", peer=listener, exe=_executable(listener.pid))
 
     async def ended(self) -> None:

@@ -1,7 +1,6 @@
 """The supervisor's life: keep a zygote and a broker running, and give the broker the workers it asks for."""
 
 import asyncio
-import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,11 +10,12 @@ from msgspec import Struct, structs
 
 from weave import log
 from weave.config import Config, ConfigError
+from weave.config.files import open_own_folder
 from weave.config.parts import Access, BrokerConfig, broker_config, worker_config
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Alive, StartWorker, StopWorker
 from weave.sandbox.attestation import AttestationFailed
-from weave.supervisor.accounts import Account
+from weave.sandbox.process import Account
 from weave.supervisor.broker import Broker
 from weave.supervisor.notify import Notifier
 from weave.supervisor.socket import Entrance
@@ -160,12 +160,12 @@ class Supervisor:
         self._worker = worker = Worker(request)
         cause = "stopped"
         try:
-            await self._new_zygote.wait()
-            assert self._zygote is not None
+            while self._zygote is None:
+                await self._new_zygote.wait()
             channel = await worker.start(
                 self._zygote,
                 seconds=self._settings.config.limits.start_seconds,
-                uid=self._settings.worker_account.uid if self._settings.worker_account else os.geteuid(),
+                account=self._settings.worker_account or Account.own(),
                 bounding_set_empty=self._bounding_set_empty,
             )
             try:
@@ -176,6 +176,8 @@ class Supervisor:
             cause = await worker.ended()
         except WorkerFailed as error:
             cause = str(error)
+        except Exception as error:  # out of descriptors, say: whatever it was, the broker must hear of the end
+            cause = f"{type(error).__name__}: {error}"
         finally:
             worker.stop("stopped")
             await worker.ended()
@@ -189,7 +191,7 @@ class Supervisor:
         self._notifier.reloading()
         try:
             settings = self._read_settings()
-            log.open_audit(audit_path(settings.config))
+            open_audit(settings.config)
         except (ConfigError, OSError) as error:
             log.write("supervisor", "reload_refused", detail=str(error))
             self._notifier.ready("serving; the new config was refused, see the log")
@@ -229,13 +231,21 @@ class Supervisor:
             return
         try:
             write_textfile(Path(path), alive)
-        except OSError as error:
+        except (ConfigError, OSError) as error:
             log.write("supervisor", "metrics_not_written", detail=str(error))
 
 
-def audit_path(config: Config) -> Path | None:
-    """Where the audit goes beside standard error."""
-    return Path(config.audit.file) if config.audit.file is not None else None
+def open_audit(config: Config) -> None:
+    """Where the audit goes beside standard error, from now on. Raises ConfigError, OSError, and nothing changes."""
+    if config.audit.file is None:
+        log.open_audit(None, "")
+        return
+    path = Path(config.audit.file)
+    folder = open_own_folder(path.parent)
+    try:
+        log.open_audit(folder, path.name)
+    finally:
+        close_all([folder])
 
 
 def _bounding_set_is_empty() -> bool:

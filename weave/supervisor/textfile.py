@@ -1,6 +1,7 @@
 """The broker's metrics as a file for node_exporter's textfile collector
 (https://prometheus.io/docs/instrumenting/exposition_formats/). No port is ever opened."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from itertools import accumulate
@@ -8,16 +9,25 @@ from pathlib import Path
 
 from msgspec import structs
 
+from weave.config.files import open_own_folder
 from weave.protocol.control_messages import Alive
 from weave.protocol.metrics import BUCKETS, Histogram
 
 
 def write_textfile(path: Path, alive: Alive) -> None:
-    """In one step, through a file beside it that the collector does not read. Raises OSError."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(f"{line}\n" for line in _lines(alive)))
-    os.chmod(part, 0o644)  # the collector runs as a user of its own
-    part.replace(path)
+    """In one step, through a file beside it that the collector does not read. Raises OSError, ConfigError."""
+    part = f".{path.name}.part"
+    folder = open_own_folder(path.parent)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=folder)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        with open(descriptor, "w") as file:
+            file.writelines(f"{line}\n" for line in _lines(alive))
+            os.fchmod(descriptor, 0o644)  # the collector runs as a user of its own
+        os.rename(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _lines(alive: Alive) -> Iterator[str]:

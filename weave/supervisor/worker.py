@@ -7,6 +7,7 @@ from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, clo
 from weave.protocol.control_messages import ForkWorker, FromWorkerStart, LockedDown, StartWorker
 from weave.protocol.waiting import readable, receive
 from weave.sandbox import attestation, seccomp
+from weave.sandbox.process import Account
 from weave.supervisor.child import kill
 from weave.supervisor.zygote import Zygote, ZygoteEnded
 
@@ -26,23 +27,23 @@ class Worker:
         self._listener: int | None = None
         self._stop_reason: str | None = None
 
-    async def start(self, zygote: Zygote, *, seconds: float, uid: int, bounding_set_empty: bool) -> int:
+    async def start(self, zygote: Zygote, *, seconds: float, account: Account, bounding_set_empty: bool) -> int:
         """Returns the broker's end of the worker's channel, which the caller closes. Raises WorkerFailed."""
         try:
             async with asyncio.timeout(seconds):
-                return await self._start(zygote, uid, bounding_set_empty)
+                return await self._start(zygote, account, bounding_set_empty)
         except TimeoutError:
-            if self._pidfd is None and zygote.imported.is_set():
+            if self._pidfd is None and zygote.imported.done():
                 # It has nothing to do but to fork, so it hangs; the next one will not.
                 zygote.kill()
             raise WorkerFailed(f"not ready within {seconds:g} s") from None
         except (ChannelClosed, ZygoteEnded):
             raise WorkerFailed("ended before it was ready") from None
-        except (ChannelViolation, attestation.AttestationFailed, OSError) as error:  # OSError: out of descriptors
+        except (ChannelViolation, attestation.AttestationFailed) as error:
             raise WorkerFailed(str(error)) from None
 
-    async def _start(self, zygote: Zygote, uid: int, bounding_set_empty: bool) -> int:
-        await zygote.imported.wait()
+    async def _start(self, zygote: Zygote, account: Account, bounding_set_empty: bool) -> int:
+        await asyncio.shield(zygote.imported)
         broker_end, job_end = socket_pair()
         supervisor_end, control_end = socket_pair()
         with job_end, control_end:
@@ -56,7 +57,7 @@ class Worker:
             finally:
                 control.close()
             self._listener = take_listener(descriptors)
-            attestation.attest(pid, parent=zygote.pid, uid=uid, bounding_set_empty=bounding_set_empty)
+            attestation.attest(pid, parent=zygote.pid, account=account, bounding_set_empty=bounding_set_empty)
             self.layers = locked_down.layers
             return broker_end.detach()
 

@@ -1,14 +1,15 @@
 """The zygote as the supervisor sees it: the process with torch in it that workers are forked from."""
 
 import asyncio
+from typing import Any
 
 from weave import log
 from weave.config.parts import WorkerConfig, to_memfd
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, FromZygote, Imported, NewConfig
 from weave.protocol.waiting import receive
-from weave.supervisor.accounts import Account
-from weave.supervisor.child import Child, describe_status
+from weave.sandbox.process import Account
+from weave.supervisor.child import Child, describe_status, kill
 
 
 class ZygoteEnded(Exception):
@@ -16,7 +17,7 @@ class ZygoteEnded(Exception):
 
 
 class Zygote:
-    """A running zygote. `imported` is set once it can fork."""
+    """A running zygote. `imported` is done once it can fork, and raises ZygoteEnded where it never will."""
 
     def __init__(self, config: WorkerConfig, *, account: Account | None) -> None:
         memfd = to_memfd(config)
@@ -27,8 +28,9 @@ class Zygote:
         finally:
             close_all([memfd])
         self.pid = self._child.pid
-        self.imported = asyncio.Event()
+        self.imported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._forked: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        self._unwanted: set[int] = set()
 
     def send(self, message: ForkWorker, descriptors: tuple[int, int]) -> None:
         """Ask for a worker; `forked` tells when it runs."""
@@ -36,9 +38,13 @@ class Zygote:
         self._child.send(message, descriptors)
 
     async def forked(self, worker: int) -> tuple[int, int]:
-        """The PID and pidfd of a worker that was asked for. Raises ZygoteEnded."""
+        """The PID and pidfd of a worker that was asked for. Raises ZygoteEnded. Cancelled, the worker is killed
+        when it comes."""
         try:
             return await self._forked[worker]
+        except asyncio.CancelledError:
+            self._unwanted.add(worker)
+            raise
         finally:
             del self._forked[worker]
 
@@ -78,11 +84,17 @@ class Zygote:
         if descriptors or isinstance(message, Forked):
             raise ChannelViolation("descriptors out of place")
         if isinstance(message, Imported):
-            self.imported.set()
+            if not self.imported.done():
+                self.imported.set_result(None)
         elif isinstance(message, Exited):
             log.write("supervisor", "worker_exited", worker=message.worker, status=describe_status(message.status))
 
     def _take_worker(self, message: Forked, pidfd: int) -> None:
+        if message.worker in self._unwanted and _pid_of(pidfd) == message.pid:
+            self._unwanted.remove(message.worker)
+            kill(pidfd)
+            close_all([pidfd])
+            return
         waiting = self._forked.get(message.worker)
         if waiting is None or waiting.done() or _pid_of(pidfd) != message.pid:
             close_all([pidfd])
@@ -90,7 +102,8 @@ class Zygote:
         waiting.set_result((message.pid, pidfd))
 
     def _fail_pending(self) -> None:
-        for waiting in self._forked.values():
+        pending: list[asyncio.Future[Any]] = [self.imported, *self._forked.values()]
+        for waiting in pending:
             if not waiting.done():
                 waiting.set_exception(ZygoteEnded())
                 waiting.exception()  # whoever waits no longer need not be told

@@ -29,6 +29,7 @@ from weave.protocol.metrics import Metrics
 from weave.protocol.waiting import receive
 from weave.protocol.worker_messages import Finished, FromWorker, Load, Memory, Run
 
+REFUSED = "refused by the kernel"
 Supervisor = Channel[ToBroker]
 ALIVE = Alive(metrics=Metrics(), connections=0, queue_length=0)
 GOOD = Parameters(
@@ -178,6 +179,16 @@ async def against_worker(supervisor: Supervisor, name: str) -> str:
         return "ended"
 
 
+async def forge(supervisor: Supervisor, attack: str) -> str:
+    try:
+        forged = FORGERIES[attack](supervisor)
+        if forged is not None:
+            await forged
+    except PermissionError:
+        return REFUSED
+    return "sent"
+
+
 async def run(name: str, supervisor: Supervisor, _: BrokerConfig) -> None:
     """Attack, tell the log what came of it, and wait for the end that somebody else makes."""
     kind, _, attack = name.partition(": ")
@@ -188,9 +199,8 @@ async def run(name: str, supervisor: Supervisor, _: BrokerConfig) -> None:
     elif kind == "silence":
         outcome = "silent"
     else:
-        forged = FORGERIES[attack](supervisor)
-        outcome = "sent" if forged is None else str(await forged or "sent")
+        outcome = await forge(supervisor, attack)
     log.write("broker", "attacked", outcome=outcome)
-    if kind in ("worker", "request"):
+    if kind in ("worker", "request") or outcome == REFUSED:
         return
     await asyncio.Event().wait()
