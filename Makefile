@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(BIN)/go
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
 
-.PHONY: demo test lint bench fuzz train-demo-model lock clean
+.PHONY: demo test lint bench fuzz soak train-demo-model lock clean
 
 demo: $(READY)
 	./scripts/demo.sh $(BIN)
@@ -29,6 +29,10 @@ bench: $(READY)
 # make fuzz SECONDS=3600 for all targets together; else two minutes.
 fuzz: $(READY)
 	$(BIN)/python -m fuzz.run $(if $(SECONDS),--seconds $(SECONDS))
+
+# make soak SECONDS=60 for less than ten minutes.
+soak: $(READY)
+	$(BIN)/python -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS))
 
 train-demo-model: $(READY)
 	$(BIN)/python -m training.shapes.train --output models/shapes

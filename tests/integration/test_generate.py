@@ -131,28 +131,6 @@ def test_an_idle_worker_is_unloaded() -> None:
         daemon.stop()
 
 
-def test_a_cancelled_running_job_ends_and_the_next_picture_is_right(shared_daemon: Daemon) -> None:
-    with shared_daemon.client() as client, shared_daemon.client() as other:
-        expected = images(draw(client))[0].data
-        answers = client.generate(PROMPT, model="shapes", steps=100, images=8)
-        job = next(answer.event.job for answer in answers if isinstance(answer.event, Queued))
-        next(answer for answer in answers if isinstance(answer.event, Progress))
-        other.cancel(job=job)
-        with pytest.raises(WeaveError) as ended:
-            list(answers)
-        assert ended.value.code is ErrorCode.CANCELLED
-        assert images(draw(other))[0].data == expected
-
-
-def test_a_client_that_disconnects_has_its_jobs_cancelled(shared_daemon: Daemon) -> None:
-    with shared_daemon.client() as client:
-        answers = client.generate(PROMPT, model="shapes", steps=100, images=8)
-        next(answer for answer in answers if isinstance(answer.event, Progress))
-        client.close()
-    with shared_daemon.client() as client:
-        wait_for(lambda: client.status().worker == "idle", seconds=20)
-
-
 def test_many_requests_on_one_connection_interleave() -> None:
     daemon = Daemon().wait_until_serving()
 

@@ -2,7 +2,6 @@
 
 import array
 import json
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.builds import daemon_of
-from tests.support.daemon import Daemon, wait_for
+from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import PROMPT, draw, images
 from tests.support.system import MODEL
 from tests.support.wire import generate_1, receive_2, receive_frame, send_2
@@ -51,10 +50,6 @@ def is_closed(connection: socket.socket) -> bool:
     except ConnectionResetError:
         pass
     return True
-
-
-def descriptors_of(pid: int) -> list[str]:
-    return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
 
 
 def test_a_job_that_waits_too_long_is_told_so_and_the_running_one_goes_on() -> None:

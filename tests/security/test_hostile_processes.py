@@ -12,7 +12,7 @@ import pytest
 from tests.security.hostile import broker as hostile_broker_attacks
 from tests.security.hostile import worker as hostile_worker
 from tests.support.builds import Changes, build
-from tests.support.daemon import Daemon, wait_for
+from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import draw, images
 from tests.support.system import MODEL
 from weave.client import WeaveError
@@ -125,8 +125,7 @@ def attack(hostile: Hostile, name: str) -> tuple[WeaveError, list[dict[str, Any]
     assert hostile.draws_right()
     # The others have taken no harm, and nothing of the attack is left in the broker.
     assert {role: pid for pid, role in daemon.processes().items() if role != "worker"} == standing
-    links = [os.readlink(f"/proc/{standing['broker']}/fd/{fd}") for fd in os.listdir(f"/proc/{standing['broker']}/fd")]
-    assert not [link for link in links if "memfd" in link]
+    assert not [link for link in descriptors_of(standing["broker"]) if "memfd" in link]
     events = daemon.all_events()[before:]
     return failed.value, events
 
@@ -187,10 +186,5 @@ def test_a_broker_has_no_channel_but_the_supervisors_and_the_workers(hostile_bro
     assert hostile_broker.draws_right()
     broker = hostile_broker.daemon.pid_of("broker")
 
-    def sockets() -> int:
-        return sum(
-            os.readlink(f"/proc/{broker}/fd/{fd}").startswith("socket:") for fd in os.listdir(f"/proc/{broker}/fd")
-        )
-
     # The listening socket, the two channels, and the event loop's own pair.
-    wait_for(lambda: sockets() == 5)
+    wait_for(lambda: sum(link.startswith("socket:") for link in descriptors_of(broker)) == 5)

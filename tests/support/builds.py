@@ -17,8 +17,9 @@ from tests.support.system import MODEL
 Changes = dict[str, list[tuple[str, str]]]
 
 
-def build(changes: Changes, modules: dict[str, Path | str] | None = None) -> tuple[str, ...]:
-    """The command that starts it. `modules` are files to add, by their place in weave/."""
+def build(changes: Changes, modules: dict[str, Path | str] | None = None, everywhere: str = "") -> tuple[str, ...]:
+    """The command that starts it. `modules` are files to add, by their place in weave/; `everywhere` is run in each
+    process before anything else."""
     folder = Path(tempfile.mkdtemp(prefix="weave-build-"))
     package = folder / "src" / "weave"
     shutil.copytree(Path(weave.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -34,12 +35,14 @@ def build(changes: Changes, modules: dict[str, Path | str] | None = None) -> tup
         (package / name).write_text(module if isinstance(module, str) else module.read_text())
     packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     packages.mkdir(parents=True)
-    (packages / "build.pth").write_text("\n".join([str(folder / "src"), *site.getsitepackages()]) + "\n")
+    (packages / "everywhere.py").write_text(everywhere)
+    lines = [str(folder / "src"), *site.getsitepackages(), "import everywhere"]
+    (packages / "build.pth").write_text("\n".join(lines) + "\n")
     (folder / "pyvenv.cfg").write_text(f"home = {Path(sys.base_prefix) / 'bin'}\n")
     (folder / "bin").mkdir()
     (folder / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
     return (str(folder / "bin" / "python"), "-I", "-B", "-m", "weave.supervisor")
 
 
-def daemon_of(changes: Changes, config: str = MODEL, **more: Any) -> Daemon:
-    return Daemon(config, command=build(changes), **more).wait_until_serving()
+def daemon_of(changes: Changes, config: str = MODEL, *, everywhere: str = "", **more: Any) -> Daemon:
+    return Daemon(config, command=build(changes, everywhere=everywhere), **more).wait_until_serving()

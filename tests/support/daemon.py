@@ -1,8 +1,10 @@
 """The real daemon, as a user starts it, in a runtime folder of its own."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,18 +40,25 @@ class Daemon:
             self.config.parent.mkdir(parents=True, exist_ok=True)
             self.config.write_text(config)
         self._log = open(self.folder / "log", "ab")  # noqa: SIM115 - lives as long as the daemon
+        self._served_before = len(self.events("serving"))
         environment = os.environ | {"XDG_RUNTIME_DIR": str(self.folder), "XDG_CONFIG_HOME": str(self.folder / "config")}
         self.process = subprocess.Popen(
             [*prefix, *command, *options], env=environment | (variables or {}), stderr=self._log, pass_fds=pass_fds
         )
 
     def wait_until_serving(self) -> "Daemon":
-        wait_for(lambda: self.events("serving") or self.process.poll() is not None)
+        wait_for(lambda: len(self.events("serving")) > self._served_before or self.process.poll() is not None)
         assert self.process.poll() is None, self.log()
         return self
 
     def client(self) -> Client:
         return Client(self.socket, timeout=100)
+
+    def connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(60)
+        connection.connect(str(self.socket))
+        return connection
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
@@ -78,6 +87,15 @@ class Daemon:
         status = self.process.wait(30)
         self._log.close()
         return status
+
+
+def descriptors_of(pid: int) -> list[str]:
+    """What each of its descriptors is."""
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            found.append(os.readlink(descriptor))
+    return found
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:

@@ -121,6 +121,7 @@ class Gpu:
         told before the worker is ended, which a driver that hangs can delay."""
         loop = asyncio.get_running_loop()
         started = loop.time()
+        held = self.worker
         try:
             await self._have_model(job)
             self._check_wanted(job)
@@ -131,9 +132,16 @@ class Gpu:
             if job.parameters is None:
                 job.finish(Done(model=job.model.id, timings=timings))
                 return
-            job.state, self.state = "running", "running"
-            async with asyncio.timeout(self.limits.job_seconds) as deadline:
-                await self._generate(job, deadline)
+            try:
+                await self._generate(job)
+            except ChannelClosed:
+                if job.begun or self.worker is not held:
+                    raise
+                # It had ended before it began on this job: nobody need be told.
+                self._metrics.workers_lost += 1
+                await self._end_worker("the worker is gone")
+                await self._have_model(job)
+                await self._generate(job)
             timings = Timings(queued=timings.queued, loading=timings.loading, generating=loop.time() - loaded)
             self._metrics.generating_seconds.observe(timings.generating)
             job.finish(Done(model=job.model.id, seed=job.parameters.seed, timings=timings))
@@ -208,9 +216,12 @@ class Gpu:
             self.worker.close()
         self.worker, self.layers, self.state = None, (), "none"
 
-    async def _generate(self, job: Job, deadline: asyncio.Timeout) -> None:
+    async def _generate(self, job: Job) -> None:
+        """Raises WorkerError, TimeoutError, ChannelViolation, ChannelClosed."""
         assert self.worker is not None
         worker = self.worker
+        job.state, self.state = "running", "running"
+        deadline = asyncio.timeout(self.limits.job_seconds)
 
         async def cancel() -> None:
             await job.cancelled.wait()
@@ -219,8 +230,10 @@ class Gpu:
 
         cancelling = asyncio.create_task(cancel())
         try:
-            async for update, memfd in worker.run(job):
-                self._tell(job, update, memfd)
+            async with deadline:
+                async for update, memfd in worker.run(job):
+                    job.begun = True
+                    self._tell(job, update, memfd)
         finally:
             cancelling.cancel()
 

@@ -11,7 +11,8 @@ from weave.protocol.errors import ErrorCode, RequestError
 
 
 class Job:
-    """`parameters` and `generate` are None for load_model. `position` is the last one that the client was told."""
+    """`parameters` and `generate` are None for load_model. `position` is the last one that the client was told;
+    `begun`: a worker has sent something of it."""
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class Job:
         self.parameters = parameters
         self.state: Literal["queued", "loading", "running", "over"] = "queued"
         self.position = -1
+        self.begun = False
         self.overtaken = 0
         self.queued_at = asyncio.get_running_loop().time()
         self.cancelled = asyncio.Event()

@@ -37,6 +37,8 @@ from weave.protocol.client_messages import (
 )
 from weave.protocol.waiting import readable
 
+_RETRY_SECONDS = 0.01
+
 
 class AsyncClient:
     """`async with AsyncClient() as client`. Raises NotRunning; requests raise WeaveError and ProtocolError."""
@@ -54,12 +56,23 @@ class AsyncClient:
 
     async def __aenter__(self) -> "AsyncClient":
         try:
-            await asyncio.get_running_loop().sock_connect(self._socket, str(self._path))
+            await self._connect()
         except OSError as error:
             self._socket.close()
             raise NotRunning(f"{self._path}: {error.strerror or error}") from None
         self._reader = asyncio.create_task(self._read())
         return self
+
+    async def _connect(self) -> None:
+        """A daemon with too many waiting to be accepted says EAGAIN, and there is nothing to wait on (unix(7)):
+        asyncio's sock_connect would take the socket for connected."""
+        while True:
+            try:
+                self._socket.connect(str(self._path))
+            except BlockingIOError:
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

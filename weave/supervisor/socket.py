@@ -16,7 +16,8 @@ from weave.config import ConfigError
 from weave.protocol.peer import Peer, refuse_descriptors
 from weave.protocol.waiting import readable
 
-BACKLOG = 128
+# A client that does not wait is refused by the kernel when so many have not been accepted yet.
+BACKLOG = 1024
 _LOCK_NAME = "weave.lock"
 _CONNECT_SECONDS = 5.0
 _STANDARD_INPUT = 0

@@ -21,7 +21,7 @@ from weave.supervisor.notify import Notifier
 from weave.supervisor.socket import Entrance
 from weave.supervisor.textfile import write_textfile
 from weave.supervisor.worker import Worker, WorkerFailed
-from weave.supervisor.zygote import Zygote
+from weave.supervisor.zygote import Zygote, ZygoteEnded
 
 _BROKER_START_SECONDS = 20.0
 _STOP_SECONDS = 3.0
@@ -160,22 +160,18 @@ class Supervisor:
         self._worker = worker = Worker(request)
         cause = "stopped"
         try:
-            while self._zygote is None:
-                await self._new_zygote.wait()
-            channel = await worker.start(
-                self._zygote,
-                seconds=self._settings.config.limits.start_seconds,
-                account=self._settings.worker_account or Account.own(),
-                bounding_set_empty=self._bounding_set_empty,
-            )
+            try:
+                channel = await self._start(worker)
+            except ZygoteEnded:  # before it forked: the next one will
+                channel = await self._start(worker)
             try:
                 log.write("supervisor", "worker_started", worker=worker.id, model=worker.model, layers=worker.layers)
                 broker.worker_started(worker.id, worker.layers, channel)
             finally:
                 close_all([channel])
             cause = await worker.ended()
-        except WorkerFailed as error:
-            cause = str(error)
+        except (WorkerFailed, ZygoteEnded) as error:
+            cause = str(error) or "the zygote ended twice"
         except Exception as error:  # out of descriptors, say: whatever it was, the broker must hear of the end
             cause = f"{type(error).__name__}: {error}"
         finally:
@@ -185,6 +181,16 @@ class Supervisor:
             self._worker = None
             log.write("supervisor", "worker_ended", worker=worker.id, model=worker.model, cause=cause)
         broker.worker_ended(request.worker, cause)
+
+    async def _start(self, worker: Worker) -> int:
+        while self._zygote is None:
+            await self._new_zygote.wait()
+        return await worker.start(
+            self._zygote,
+            seconds=self._settings.config.limits.start_seconds,
+            account=self._settings.worker_account or Account.own(),
+            bounding_set_empty=self._bounding_set_empty,
+        )
 
     def _reload(self) -> None:
         """SIGHUP. A config with an error changes nothing. Who our children run as stays as it was at the start."""

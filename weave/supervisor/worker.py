@@ -9,7 +9,7 @@ from weave.protocol.waiting import readable, receive
 from weave.sandbox import attestation, seccomp
 from weave.sandbox.process import Account
 from weave.supervisor.child import kill
-from weave.supervisor.zygote import Zygote, ZygoteEnded
+from weave.supervisor.zygote import Zygote
 
 
 class WorkerFailed(Exception):
@@ -28,7 +28,8 @@ class Worker:
         self._stop_reason: str | None = None
 
     async def start(self, zygote: Zygote, *, seconds: float, account: Account, bounding_set_empty: bool) -> int:
-        """Returns the broker's end of the worker's channel, which the caller closes. Raises WorkerFailed."""
+        """Returns the broker's end of the worker's channel, which the caller closes. Raises WorkerFailed, and
+        ZygoteEnded where it was not even forked."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._start(zygote, account, bounding_set_empty)
@@ -37,7 +38,7 @@ class Worker:
                 # It has nothing to do but to fork, so it hangs; the next one will not.
                 zygote.kill()
             raise WorkerFailed(f"not ready within {seconds:g} s") from None
-        except (ChannelClosed, ZygoteEnded):
+        except ChannelClosed:
             raise WorkerFailed("ended before it was ready") from None
         except (ChannelViolation, attestation.AttestationFailed) as error:
             raise WorkerFailed(str(error)) from None

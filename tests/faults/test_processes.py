@@ -1,0 +1,214 @@
+"""Every process killed, stopped or hung, at every stage: whoever waits is told, and the next picture is right."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.builds import daemon_of
+from tests.support.daemon import Daemon, wait_for
+from tests.support.pictures import PROMPT, draw, images
+from tests.support.stages import STAGES, at_stage, draws_right, held
+from tests.support.system import MODEL
+from weave.client import NotRunning, WeaveError
+from weave.protocol.client_messages import Cancel, Generate
+from weave.protocol.errors import ErrorCode
+
+LIMITS = "[limits]\njob_seconds = 4.0\nload_seconds = 4.0\nstart_seconds = 30.0\n"
+# What is killed often is started again as fast as what is killed once, and is asked more often whether it lives.
+IMPATIENT = {
+    "supervisor/supervisor.py": [
+        ("_LONGEST_BACKOFF_SECONDS = 5.0", "_LONGEST_BACKOFF_SECONDS = 0.1"),
+        ("_TICK_SECONDS = 5.0", "_TICK_SECONDS = 0.5"),
+    ],
+    "broker/gpu.py": [("_CANCEL_SECONDS = 10.0", "_CANCEL_SECONDS = 1.0")],
+}
+
+
+class Hurt:
+    """A daemon that is hurt again and again, its picture, and what its processes hold when they are well."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        with daemon.client() as client:
+            self.expected = images(draw(client))[0].data
+        time.sleep(0.5)  # until that client's connection is closed
+        self.held = held(daemon)
+
+    def is_well(self) -> bool:
+        assert draws_right(self.daemon, self.expected)
+        # Nothing is left behind in any process, but a moment may pass until the last connection is closed.
+        return bool(wait_for(lambda: held(self.daemon) == self.held, seconds=10))
+
+
+@pytest.fixture(scope="module")
+def hurt() -> Iterator[Hurt]:
+    daemon = daemon_of(IMPATIENT, LIMITS + MODEL)
+    yield Hurt(daemon)
+    assert daemon.stop() == 0
+
+
+def end_of(client: Any, request: int | None) -> ErrorCode | None:
+    """What the client is told in the end; None where its connection ended, or it had asked for nothing."""
+    if request is None:
+        return None
+    try:
+        list(client.answers(request))
+    except WeaveError as error:
+        return error.code
+    except NotRunning:
+        return None
+    raise AssertionError("it was done all the same")
+
+
+VICTIMS = {"worker": [stage for stage in STAGES if stage != "idle"], "gpu_worker": STAGES, "broker": STAGES}
+
+
+@pytest.mark.parametrize("victim, stage", [(victim, stage) for victim, stages in VICTIMS.items() for stage in stages])
+def test_whatever_is_killed_the_next_picture_is_right(hurt: Hurt, victim: str, stage: str) -> None:
+    with at_stage(hurt.daemon, stage) as (client, request):
+        wait_for(lambda: hurt.daemon.pid_of(victim))
+        os.kill(hurt.daemon.pid_of(victim), signal.SIGKILL)
+        told = end_of(client, request)
+    if victim == "broker" or request is None:
+        assert told is None
+    elif (victim, stage) == ("gpu_worker", "loading"):
+        # If it had not forked yet, the next zygote does; and the job is long enough to meet its deadline then.
+        assert told in (ErrorCode.WORKER_FAILED, ErrorCode.TIMED_OUT)
+    else:
+        assert told is ErrorCode.WORKER_FAILED
+    assert hurt.is_well()
+
+
+@pytest.mark.parametrize("stage", ["loading", "running"])
+def test_after_the_supervisor_is_killed_nothing_is_left_and_it_can_be_started_again(stage: str) -> None:
+    daemon = Daemon(MODEL).wait_until_serving()
+    with daemon.client() as client:
+        expected = images(draw(client))[0].data
+    with at_stage(daemon, stage):
+        processes = daemon.processes()
+        daemon.process.kill()
+        daemon.process.wait()
+        wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in processes), seconds=10)
+    again = Daemon(folder=daemon.folder)
+    wait_for(lambda: len(again.events("serving")) == 2)
+    try:
+        assert draws_right(again, expected)
+    finally:
+        assert again.stop() == 0
+
+
+@pytest.mark.parametrize("stage", ["idle", "loaded", "running"])
+def test_a_broker_that_is_stopped_is_replaced(hurt: Hurt, stage: str) -> None:
+    with at_stage(hurt.daemon, stage) as (client, request):
+        broker = hurt.daemon.pid_of("broker")
+        os.kill(broker, signal.SIGSTOP)
+        wait_for(lambda: not os.path.exists(f"/proc/{broker}"), seconds=10)
+        assert end_of(client, request) is None
+    assert hurt.daemon.events("broker_hung")[-1]["broker"] == broker
+    assert hurt.is_well()
+
+
+@pytest.mark.parametrize("stage", ["loaded", "running"])
+def test_a_worker_that_is_stopped_is_killed_at_its_jobs_deadline(hurt: Hurt, stage: str) -> None:
+    with at_stage(hurt.daemon, stage) as (client, request):
+        wait_for(lambda: "worker" in hurt.daemon.processes().values())
+        os.kill(hurt.daemon.pid_of("worker"), signal.SIGSTOP)
+        if request is None:
+            with pytest.raises(WeaveError) as late:
+                draw(client)
+            assert late.value.code is ErrorCode.TIMED_OUT
+        else:
+            assert end_of(client, request) is ErrorCode.TIMED_OUT
+    assert hurt.is_well()
+
+
+def test_a_worker_that_is_stopped_before_it_is_locked_in_is_killed_and_the_next_one_works() -> None:
+    daemon = daemon_of(IMPATIENT, "[limits]\nstart_seconds = 2.0\n" + MODEL)
+    try:
+        wait_for(lambda: daemon.events("imported"))
+        with daemon.client() as client:
+            request = client.send(Generate(prompt=PROMPT, model="shapes"))
+            wait_for(lambda: "worker" in daemon.processes().values())
+            os.kill(daemon.pid_of("worker"), signal.SIGSTOP)
+            assert end_of(client, request) is ErrorCode.WORKER_FAILED
+            assert images(draw(client))
+    finally:
+        assert daemon.stop() == 0
+
+
+def test_a_zygote_that_is_stopped_is_replaced_when_it_does_not_fork() -> None:
+    daemon = daemon_of(IMPATIENT, "[limits]\nstart_seconds = 1.0\n" + MODEL)
+    try:
+        wait_for(lambda: daemon.events("imported"))
+        zygote = daemon.pid_of("gpu_worker")
+        os.kill(zygote, signal.SIGSTOP)
+        with daemon.client() as client, pytest.raises(WeaveError) as failed:
+            draw(client)
+        assert failed.value.code is ErrorCode.WORKER_FAILED
+        assert "not ready within 1 s" in wait_for(lambda: daemon.events("worker_ended"))[-1]["cause"]
+        wait_for(lambda: len(daemon.events("imported")) == 2)
+        assert daemon.pid_of("gpu_worker") != zygote
+        with daemon.client() as client:
+            assert images(draw(client))
+    finally:
+        assert daemon.stop() == 0
+
+
+def test_while_the_supervisor_is_stopped_clients_are_served_and_afterwards_all_goes_on(hurt: Hurt) -> None:
+    with hurt.daemon.client() as client:
+        client.load_model("shapes")
+        hurt.daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            assert images(draw(client))[0].data == hurt.expected
+            request = client.send(Cancel(job=0))
+            assert end_of(client, request) is ErrorCode.INVALID_REQUEST
+        finally:
+            hurt.daemon.process.send_signal(signal.SIGCONT)
+    assert hurt.is_well()
+
+
+# sum() over a range is a loop in C that neither gives up the interpreter lock nor looks for signals.
+HUNG = {
+    "gpu_worker/pipeline.py": [
+        (
+            "        _check_cancel(job)\n        # Some",
+            "        sum(range(2**62)) if job.run.parameters.steps == 99 else 0\n        # Some",
+        )
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def hangs() -> Iterator[Hurt]:
+    daemon = daemon_of(IMPATIENT | HUNG, "[limits]\njob_seconds = 2.0\n" + MODEL)
+    yield Hurt(daemon)
+    assert daemon.stop() == 0
+
+
+def test_a_worker_that_hangs_in_native_code_is_killed_at_its_jobs_deadline(hangs: Hurt) -> None:
+    with hangs.daemon.client() as client, pytest.raises(WeaveError) as late:
+        draw(client, steps=99)
+    assert late.value.code is ErrorCode.TIMED_OUT
+    assert hangs.is_well()
+
+
+def test_a_worker_that_hangs_in_native_code_is_killed_soon_after_a_cancel(hangs: Hurt) -> None:
+    with hangs.daemon.client() as client:
+        answers = client.generate(PROMPT, model="shapes", steps=99)
+        next(answers)
+        wait_for(lambda: running(hangs.daemon))
+        with hangs.daemon.client() as other:
+            other.cancel(job=running(hangs.daemon))
+        with pytest.raises(WeaveError) as ended:
+            list(answers)
+        assert ended.value.code is ErrorCode.CANCELLED
+    assert hangs.is_well()
+
+
+def running(daemon: Daemon) -> int:
+    with daemon.client() as client:
+        return next((job.job for job in client.status().jobs if job.state == "running"), 0)

@@ -1,0 +1,207 @@
+"""What goes wrong around the daemon: a full disk, no descriptors, a socket or folder gone, a clock that jumps."""
+
+import asyncio
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support.builds import daemon_of
+from tests.support.daemon import Daemon, descriptors_of, wait_for
+from tests.support.pictures import PROMPT, draw, images
+from tests.support.system import MODEL
+from weave.client import AsyncClient, WeaveError
+from weave.protocol.errors import ErrorCode
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount, or limit what another process may have")
+
+
+@contextmanager
+def started(config: str = MODEL, folder: Path | None = None) -> Iterator[Daemon]:
+    daemon = Daemon(config, folder=folder).wait_until_serving()
+    try:
+        yield daemon
+    finally:
+        assert daemon.stop() == 0
+
+
+@contextmanager
+def few_descriptors(pid: int) -> Iterator[None]:
+    """No more than it has now."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir(f"/proc/{pid}/fd")))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@root_only
+def test_a_full_disk_for_log_and_audit_costs_lines_and_nothing_else() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "weave-test", folder], check=True)
+    try:
+        config = f'[limits]\nburst_per_uid = 1000\n[audit]\nfile = "{folder}/audit.log"\n' + MODEL
+        with started(config, folder) as daemon, daemon.client() as client:
+            expected = images(draw(client))[0].data
+            with suppress(OSError), open(folder / "filler", "wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(4096))
+            for _ in range(3):
+                client.unload()
+                assert images(draw(client))[0].data == expected
+            # What is left of the last page is soon used up, then nothing more gets in.
+            size = (folder / "log").stat().st_size
+            for _ in range(40):
+                with pytest.raises(WeaveError):
+                    draw(client, steps=0)
+            assert (folder / "log").stat().st_size - size < 4096
+            (folder / "filler").unlink()
+            client.unload()
+            wait_for(lambda: '"log_lost"' in daemon.log())  # after half a line, which found no room for its end
+            assert images(draw(client))[0].data == expected
+            assert '"log_lost"' in (folder / "audit.log").read_text()
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@root_only
+def test_a_broker_without_descriptors_serves_those_it_has_and_the_others_later() -> None:
+    with started() as daemon, daemon.client() as client:
+        client.load_model("shapes")
+        broker = daemon.pid_of("broker")
+        with few_descriptors(broker):
+            waiting = [daemon.client() for _ in range(5)]
+            wait_for(lambda: daemon.events("accept_failed"))
+            assert client.status().version
+        for late in waiting:
+            assert late.status().version
+            late.close()
+        assert images(draw(client))
+
+
+@root_only
+@pytest.mark.parametrize("role", ["supervisor", "gpu_worker"])
+def test_a_process_without_descriptors_costs_one_worker_and_the_next_one_works(role: str) -> None:
+    with started() as daemon, daemon.client() as client:
+        expected = images(draw(client))[0].data
+        client.unload()
+        pid = daemon.process.pid if role == "supervisor" else daemon.pid_of("gpu_worker")
+        with few_descriptors(pid), pytest.raises(WeaveError) as failed:
+            draw(client)
+        assert failed.value.code is ErrorCode.WORKER_FAILED
+        assert images(draw(client))[0].data == expected
+
+
+def test_a_socket_that_is_removed_is_bound_anew_and_who_is_connected_stays() -> None:
+    with started() as daemon, daemon.client() as client:
+        daemon.socket.unlink()
+        wait_for(lambda: daemon.events("socket_restored"))
+        assert client.status().version
+        with daemon.client() as other:
+            assert images(draw(other))
+
+
+def replace_by_a_file(daemon: Daemon) -> None:
+    daemon.socket.rename(daemon.socket.with_name("moved"))
+    daemon.socket.touch()
+
+
+def remove_the_folder(daemon: Daemon) -> None:
+    """Its Landlock rules name the folder that is gone: the daemon could make no other."""
+    shutil.rmtree(daemon.socket.parent)
+
+
+@pytest.mark.parametrize(
+    "harm, told", [(replace_by_a_file, "is not a socket of ours; remove it"), (remove_the_folder, "install -d -o")]
+)
+def test_what_cannot_be_mended_ends_the_daemon_which_says_so_and_can_be_started_again(
+    harm: Callable[[Daemon], None], told: str
+) -> None:
+    daemon = Daemon(MODEL).wait_until_serving()
+    harm(daemon)
+    assert daemon.process.wait(20) == 78
+    assert told in daemon.log() and str(daemon.socket.parent) in daemon.log()
+    daemon.socket.unlink(missing_ok=True)
+    with started(folder=daemon.folder) as again, again.client() as client:
+        assert images(draw(client))
+
+
+JUMPS = """
+import random, time
+real = time.time
+time.time = lambda: real() + random.choice((-1e6, -3600, 0, 3600, 1e9))
+time.time_ns = lambda: int(time.time() * 1e9)
+"""
+
+
+def test_a_wall_clock_that_jumps_moves_no_deadline() -> None:
+    limits = "[limits]\nidle_unload_seconds = 1.0\nburst_per_uid = 5\nrequests_per_second = 5.0\n"
+    daemon = daemon_of({}, limits + MODEL, everywhere=JUMPS)
+    try:
+        with daemon.client() as client:
+            expected = images(draw(client))[0].data
+            for _ in range(3):
+                assert images(draw(client))[0].data == expected
+            wait_for(lambda: client.status().worker == "none", seconds=20)
+            assert images(draw(client))[0].data == expected
+            assert not daemon.events("client_dropped") and not daemon.events("job_timed_out")
+        years = {line["time"][:4] for line in daemon.all_events()}
+        assert len(years) > 1  # it did jump
+    finally:
+        assert daemon.stop() == 0
+
+
+def test_five_hundred_clients_at_once_are_all_served_within_the_limits() -> None:
+    limits = "connections = 600\nconnections_per_uid = 600\nqueue = 600\nqueue_per_uid = 600\nburst_per_uid = 600"
+
+    async def one(daemon: Daemon, number: int) -> bytes:
+        """Every fifth draws, since a picture takes a while."""
+        async with AsyncClient(daemon.socket) as client:
+            assert (await client.status()).version
+            if number % 5:
+                return b""
+            answers = [a async for a in client.generate(PROMPT, model="shapes", steps=1, seed=1)]
+            return images(answers)[0].data
+
+    async def all_at_once(daemon: Daemon) -> list[bytes]:
+        return await asyncio.gather(*(one(daemon, number) for number in range(500)))
+
+    with started(f"[limits]\n{limits}\n" + MODEL) as daemon:
+        before = len(descriptors_of(daemon.pid_of("broker")))
+        drawn = asyncio.run(all_at_once(daemon))
+        assert sum(map(bool, drawn)) == 100 and len(set(drawn) - {b""}) == 1
+        # The worker's channel is all that has come to stay.
+        wait_for(lambda: len(descriptors_of(daemon.pid_of("broker"))) == before + 1)
+
+
+def test_five_hundred_clients_where_sixty_four_may_be_are_told_so() -> None:
+    async def one(daemon: Daemon, arrived: asyncio.Semaphore, all_arrived: asyncio.Event) -> str:
+        async with AsyncClient(daemon.socket) as client:
+            try:
+                await client.status()
+                return "served"
+            except WeaveError as error:
+                return error.code.value
+            finally:
+                arrived.release()
+                await all_arrived.wait()
+
+    async def all_at_once(daemon: Daemon) -> list[str]:
+        arrived, all_arrived = asyncio.Semaphore(0), asyncio.Event()
+        clients = [asyncio.create_task(one(daemon, arrived, all_arrived)) for _ in range(500)]
+        for _ in clients:
+            await arrived.acquire()
+        all_arrived.set()
+        return await asyncio.gather(*clients)
+
+    with started() as daemon:
+        told = asyncio.run(all_at_once(daemon))
+        assert {code: told.count(code) for code in set(told)} == {"served": 64, "rate_limited": 436}

@@ -1,0 +1,67 @@
+"""A daemon brought to a stage of its work, hurt there, and looked at afterwards."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.support.daemon import Daemon, descriptors_of, wait_for
+from tests.support.pictures import PROMPT, draw, images
+from weave.client import Client, NotRunning
+from weave.protocol.client_messages import Event, Generate, Loading, Progress, Unload
+
+STAGES = ("idle", "loaded", "loading", "running", "queued", "unloading")
+LONG = Generate(prompt=PROMPT, model="shapes", steps=100, images=8)
+
+
+@contextmanager
+def at_stage(daemon: Daemon, stage: str) -> Iterator[tuple[Client, int | None]]:
+    """A client, and its request that is under way: `idle` has no worker, `loaded` one with nothing to do, `queued` a
+    job behind a running one, `unloading` an unload that waits for it."""
+    with ExitStack() as stack:
+        client, other = (stack.enter_context(daemon.client()) for _ in range(2))
+        if stage in ("idle", "loading"):
+            other.unload()
+        if stage == "loaded":
+            other.load_model("shapes")
+        request = None
+        if stage not in ("idle", "loaded"):
+            request = client.send(LONG)
+            reach(client, request, Loading if stage == "loading" else Progress)
+        if stage == "queued":
+            other.send(LONG)
+        if stage == "unloading":
+            other.send(Unload())
+        yield client, request
+
+
+def reach(client: Client, request: int, kind: type[Event]) -> None:
+    next(answer for answer in client.answers(request) if isinstance(answer.event, kind))
+
+
+def draws_right(daemon: Daemon, expected: bytes) -> bool:
+    """Once the daemon serves again, the same picture as ever, with no process too many and none dead among them."""
+    with wait_for_client(daemon) as client:
+        right = images(draw(client))[0].data == expected
+    wait_for(lambda: sorted(daemon.processes().values()) == ["broker", "gpu_worker", "worker"])
+    states = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] for pid in daemon.processes()]
+    return right and "Z" not in states
+
+
+def wait_for_client(daemon: Daemon) -> Client:
+    def connect() -> Client | None:
+        client = daemon.client()
+        try:
+            client.status()
+        except NotRunning:
+            client.close()
+            return None
+        return client
+
+    client: Client = wait_for(connect)
+    return client
+
+
+def held(daemon: Daemon) -> dict[str, int]:
+    """How many descriptors each lasting process holds."""
+    found = {**daemon.processes(), daemon.process.pid: "supervisor"}
+    return {role: len(descriptors_of(pid)) for pid, role in found.items() if role != "worker"}
