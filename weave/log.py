@@ -97,7 +97,11 @@ def write_fields(process: str, event: str, fields: dict[str, Any], *, audited: b
 
 def _line(process: str, event: str, fields: dict[str, Any]) -> bytes:
     head = {"time": _stamp(), "process": process, "event": event[:_LONGEST_EVENT]}
-    cut = {name: value[-_LONGEST_TEXT:] if isinstance(value, str) else value for name, value in fields.items()}
+    cut = {
+        name: value[-_LONGEST_TEXT:] if isinstance(value, str) else value
+        for name, value in fields.items()
+        if name not in head  # whose line it is, and of when, is ours to say
+    }
     line = _encoder.encode(head | cut) + b"\n"
     if len(line) > _LONGEST_LINE:
         # As text once more, of which each character takes four bytes at most.

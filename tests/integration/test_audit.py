@@ -155,6 +155,14 @@ def test_a_child_that_floods_the_log_is_read_slowly(
     assert len(written) <= 10 * (len(floods) + 1)
 
 
+def test_long_lines_are_a_flood_too(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "_WINDOW_SECONDS", 0.2)
+    monkeypatch.setattr(relay, "_BYTES", 100_000)
+    lines = relayed((b'{"event":"e","many":[' + b'"x",' * 12_000 + b'""]}\n') * 20, capfd)
+    assert [line for line in lines if line["event"] == "log_flooded"]
+    assert max(len(json.dumps(line)) for line in lines) <= 4096
+
+
 def test_a_childs_line_gets_into_the_audit_only_where_the_child_may(tmp_path: Path) -> None:
     async def main(audited: bool) -> None:
         reading, writing = relay.stderr_pipe()

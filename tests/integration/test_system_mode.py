@@ -3,6 +3,7 @@
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.support.pictures import draw, images
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, BROKER, CAROL, EVE, GROUP, WORKER, as_user, uid
 from weave.broker import access as broker_access
-from weave.client import Client
+from weave.client import Client, NotRunning
 from weave.config.parts import Access
 from weave.protocol.peer import Peer
 
@@ -148,6 +149,46 @@ def test_an_account_that_is_not_there_is_named_with_the_command_that_makes_it(
     daemon = system_daemon(folder, "\n".join(lines) + MODEL)
     assert daemon.process.wait(60) == 78
     assert f"system.{field}: there is no" in daemon.log() and f"{command} --system" in daemon.log()
+
+
+@pytest.mark.parametrize("field, name", [("broker_user", "root"), ("worker_user", "0"), ("worker_user", BROKER)])
+def test_children_that_would_be_root_or_one_user_are_refused(users: None, folder: Path, field: str, name: str) -> None:
+    lines = [f'{field} = "{name}"' if line.startswith(field) else line for line in SYSTEM.splitlines()]
+    daemon = system_daemon(folder, "\n".join(lines) + MODEL)
+    assert daemon.process.wait(60) == 78
+    assert f"system.{field}" in daemon.log() and ("which is root" in daemon.log() or "two users" in daemon.log())
+
+
+def test_who_is_not_allowed_any_more_after_a_reload_is_disconnected(users: None, folder: Path) -> None:
+    config = SYSTEM.replace("[system]", '[system]\nsocket_mode = "0666"') + MODEL
+    daemon = system_daemon(folder, config).wait_until_serving()
+    told: list[str] = []
+
+    def wait_for_the_end() -> str:
+        with Client(daemon.socket, timeout=60) as client:
+            client.status()
+            (folder / "public" / "connected").touch()
+            try:
+                client._receive()
+            except NotRunning as error:
+                return str(error)
+            return "still there"
+
+    try:
+        (folder / "public").mkdir()
+        os.chmod(folder / "public", 0o777)
+        alice = threading.Thread(target=lambda: told.append(as_user(ALICE, wait_for_the_end)))
+        alice.start()
+        wait_for((folder / "public" / "connected").exists)
+        (folder / "weave-compute.toml").write_text(config.replace(f'"{ALICE}"', ""))
+        daemon.process.send_signal(1)
+        alice.join()
+        assert "closed the connection" in told[0]
+        assert wait_for(lambda: daemon.events("client_dropped"))[0]["reason"] == "its user is not allowed any more"
+        with pytest.raises(RuntimeError, match="NotRunning"):
+            as_user(ALICE, lambda: ask_version(daemon.socket))
+    finally:
+        assert daemon.stop() == 0
 
 
 def test_supplementary_groups_are_the_kernels_word_as_of_connect() -> None:

@@ -62,6 +62,11 @@ def test_without_landlock_the_worker_reads_a_foreign_file() -> None:
     assert attack("worker", "--without=landlock", "--only", name)[name]["result"].startswith("gained")
 
 
+@pytest.mark.parametrize("name", ["write a file", "write to the model"])
+def test_without_landlock_seccomp_alone_keeps_the_worker_from_making_and_extending_files(name: str) -> None:
+    assert attack("worker", "--without=landlock", "--only", name)[name]["result"] == "refused: EACCES"
+
+
 def test_without_landlock_seccomp_alone_keeps_files_from_the_broker() -> None:
     name = "read /etc/passwd"
     assert attack("broker", "--without=landlock", "--only", name)[name]["result"] == "refused: EACCES"

@@ -54,7 +54,4 @@ def _write(process: str, line: bytes, audited: bool) -> None:
         event = str(fields.pop("event"))
     except (*UNDECODABLE, KeyError):
         fields, event = {"text": line.decode(errors="replace")}, "stderr"
-    # Whose line it is and when it came is not the child's to say.
-    for ours in ("time", "process"):
-        fields.pop(ours, None)
     log.write_fields(process, event, fields, audited=audited)

@@ -1,0 +1,166 @@
+"""The real daemon with one layer taken away: what that layer alone was holding back then happens, or the daemon sees
+that the layer is missing and serves nobody."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import prctl
+import pytest
+
+from tests.security.test_boundaries import CONNECT_AND_READ
+from tests.security.test_hostile_processes import HOSTILE, WORKER, Hostile
+from tests.support.builds import Changes, build, daemon_of
+from tests.support.daemon import Daemon, wait_for
+from tests.support.pictures import draw, images
+from tests.support.system import MODEL
+from weave.client import WeaveError
+from weave.protocol.errors import ErrorCode
+from weave.sandbox.process import harden
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user, or has capabilities to keep")
+NO_BOUNDS_IN_THE_BROKER: Changes = {
+    "broker/requests.py": [("    check_parameters(parameters, model.bounds, model.schedulers)\n", "")]
+}
+NO_BOUNDS_AT_ALL: Changes = NO_BOUNDS_IN_THE_BROKER | {
+    "gpu_worker/serve.py": [
+        ("                check_parameters(message.parameters, model.offer.bounds, model.offer.schedulers)\n", "")
+    ]
+}
+
+
+@root_only
+def test_without_the_peer_check_a_stranger_would_be_answered() -> None:
+    daemon = daemon_of({"broker/access.py": [("    if peer.uid in access.uids", "    if True")]})
+    try:
+        for path, mode in ((daemon.folder, 0o755), (daemon.socket.parent, 0o755), (daemon.socket, 0o666)):
+            path.chmod(mode)
+        asked = CONNECT_AND_READ.replace('b"WEVE"', 'b"WEVE" + bytes(12)')
+        command = [sys.executable, "-c", asked, daemon.socket]
+        assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) > 0
+    finally:
+        daemon.stop()
+
+
+def test_without_bounds_in_the_broker_the_worker_refuses_alone() -> None:
+    daemon = daemon_of(NO_BOUNDS_IN_THE_BROKER)
+    try:
+        with daemon.client() as client:
+            with pytest.raises(WeaveError) as refused:
+                draw(client, steps=101)
+            assert refused.value.code is ErrorCode.WORKER_FAILED
+            wait_for(lambda: [line for line in daemon.events("job_failed") if "steps is 101" in line["detail"]])
+            assert images(draw(client))
+    finally:
+        daemon.stop()
+
+
+def test_without_bounds_in_either_it_would_be_drawn() -> None:
+    daemon = daemon_of(NO_BOUNDS_AT_ALL)
+    try:
+        with daemon.client() as client:
+            assert images(draw(client, steps=101))
+    finally:
+        daemon.stop()
+
+
+def test_without_the_check_of_seals_a_client_would_get_what_the_worker_can_still_change() -> None:
+    unchecked: Changes = {"broker/worker_link.py": [("    check_sealed_memfd(descriptors[0], message.size)\n", "")]}
+    hostile = Hostile(WORKER | unchecked, {"gpu_worker/hostile.py": HOSTILE / "worker.py"}, MODEL)
+    try:
+        with hostile.daemon.client() as client:
+            client.unload()
+            hostile.arm("a memfd that can be written to")
+            assert images(draw(client, format="raw"))[0].data != hostile.expected
+    finally:
+        hostile.daemon.stop()
+
+
+UNATTESTED: dict[str, tuple[Changes, str]] = {
+    "seccomp on the first thread only": (
+        {"sandbox/seccomp.py": [("pyseccomp.Attr.CTL_TSYNC, 1)", "pyseccomp.Attr.CTL_TSYNC, 0)")]},
+        "Seccomp is 0, not 2",
+    ),
+    "capabilities in the worker": (
+        {
+            "gpu_worker/worker.py": [("return (layer, drop_capabilities())", "return (layer,)")],
+            "gpu_worker/__main__.py": [("    drop_capabilities()\n", "")],
+            "supervisor/main.py": [("drop_capabilities(keep=keep)", '"none"')],
+        },
+        "Cap",
+    ),
+    "a worker of another parent": (
+        {"supervisor/worker.py": [("parent=zygote.pid", "parent=1")]},
+        "is not a child of process 1",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=root_only if "capabilities" in name else ()) for name in UNATTESTED]
+)
+def test_a_worker_that_lacks_a_layer_is_not_attested_and_draws_nothing(name: str) -> None:
+    changes, reason = UNATTESTED[name]
+    daemon = daemon_of(changes)
+    try:
+        with daemon.client() as client, pytest.raises(WeaveError) as failed:
+            draw(client)
+        assert failed.value.code is ErrorCode.WORKER_FAILED
+        assert reason in daemon.events("worker_ended")[-1]["cause"]
+    finally:
+        daemon.stop()
+
+
+@root_only
+def test_a_broker_that_kept_its_capabilities_is_not_attested_and_serves_nobody() -> None:
+    kept: Changes = {
+        "broker/__main__.py": [("(landlock.restrict(), drop_capabilities(), ", "(landlock.restrict(), ")],
+        "supervisor/main.py": [("drop_capabilities(keep=keep)", '"none"')],
+    }
+    daemon = Daemon(MODEL, command=build(kept))
+    try:
+        wait_for(lambda: [line for line in daemon.events("broker_violation") if "Cap" in line["detail"]])
+        assert not daemon.events("serving")
+    finally:
+        daemon.stop()
+
+
+@root_only
+@pytest.mark.parametrize("hardened", [True, False])
+def test_only_what_is_not_dumpable_is_closed_to_another_process_of_its_user(hardened: bool) -> None:
+    """/proc/PID/mem is where a process could be read and changed without a system call of its own."""
+
+    def as_4001(action: Callable[[], Any]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            os.setgroups([])
+            os.setresgid(4001, 4001, 4001)
+            os.setresuid(4001, 4001, 4001)
+            prctl.set_dumpable(1)  # as an exec would; changing users has taken it away
+            action()
+            os._exit(0)
+        return pid
+
+    here, there = socket.socketpair()
+
+    def be_a_victim() -> None:
+        if hardened:
+            harden()
+        there.send(b"!")
+        there.recv(1)
+
+    def attack() -> None:
+        try:
+            os.open(f"/proc/{victim}/mem", os.O_RDWR)
+        except PermissionError:
+            os._exit(1)
+
+    victim = as_4001(be_a_victim)
+    here.recv(1)
+    refused = os.waitstatus_to_exitcode(os.waitpid(as_4001(attack), 0)[1])
+    here.send(b"!")
+    os.waitpid(victim, 0)
+    assert refused == hardened
