@@ -1,8 +1,6 @@
 """make bench: a table on the terminal, bench-results/figures.json and bench-results/figures.png."""
 
 import json
-import os
-import signal
 import socket
 import statistics
 import subprocess
@@ -17,12 +15,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import transport
+from benchmarks import hostility, transport
 from tests.support.daemon import COMMAND, DEMO_MODEL, Daemon, wait_for
-from tests.support.pictures import PROMPT, draw
+from tests.support.pictures import draw
 from tests.support.wire import generate_1, receive_1
-from weave.client import Client, WeaveError
-from weave.protocol.client_messages import Progress
+from weave.client import Client
 
 ROUNDS = 15
 RESULTS = Path("bench-results")
@@ -39,15 +36,14 @@ def main() -> None:
             figures |= against_plain(client)
             figures |= status_during_a_job(daemon, client)
             figures |= {"MiB with the model loaded": memory(daemon)}
-            figures |= recovery(daemon, client)
             client.unload()
             figures |= {"MiB after unload": memory(daemon)}
-        figures |= refused_connections(daemon)
     finally:
         daemon.stop()
     figures |= cold_start()
     figures |= attached()
     figures |= transport.measure()
+    figures |= hostility.measure()
     report(figures)
 
 
@@ -101,23 +97,6 @@ def status_during_a_job(daemon: Daemon, client: Client) -> dict[str, float]:
     return {"status during a job, p50 ms": statistics.median(times), "p99 ms": statistics.quantiles(times, n=100)[98]}
 
 
-def recovery(daemon: Daemon, client: Client) -> dict[str, float]:
-    """From SIGKILL of the worker in the middle of a job to the next finished picture."""
-    times = []
-    for _ in range(5):
-        answers = client.generate(PROMPT, model="shapes", steps=100)
-        next(answer for answer in answers if isinstance(answer.event, Progress))
-        worker = daemon.pid_of("worker")
-        started = time.perf_counter()
-        os.kill(worker, signal.SIGKILL)
-        try:
-            list(answers)
-        except WeaveError:
-            draw(client, **STEPS)
-        times.append(time.perf_counter() - started)
-    return {"seconds from SIGKILL of the worker to a picture": statistics.median(times)}
-
-
 def cold_start() -> dict[str, float]:
     started = time.perf_counter()
     daemon = Daemon()
@@ -152,27 +131,6 @@ def attached() -> dict[str, float]:
                 daemon.wait()
                 ends.append(time.perf_counter() - started)
     return {"seconds until attached": max(connects), "seconds from the connection's end to ours, in a job": max(ends)}
-
-
-def refused_connections(daemon: Daemon) -> dict[str, float]:
-    """As another user, past the socket's modes; needs root."""
-    if os.geteuid() != 0:
-        return {}
-    for path, mode in ((daemon.folder, 0o755), (daemon.socket.parent, 0o755), (daemon.socket, 0o666)):
-        path.chmod(mode)
-    reading, writing = os.pipe()
-    if os.fork() == 0:
-        os.setgid(65534)
-        os.setuid(65534)
-        count, end = 0, time.perf_counter() + 3
-        while time.perf_counter() < end:
-            with socket.socket(socket.AF_UNIX) as refused:
-                refused.connect(str(daemon.socket))
-                count += refused.recv(1) == b""
-        os.write(writing, str(count / 3).encode())
-        os._exit(0)
-    os.wait()
-    return {"refused connections a second": float(os.read(reading, 100))}
 
 
 def memory(daemon: Daemon) -> dict[str, float]:

@@ -158,8 +158,8 @@ async def serve(path: Path) -> None:
         audit_prompts=False,
     )
     listening = ListeningSocket(path)
-    broker = Broker(config, listening.socket.fileno(), attached=False)
-    await broker.lock_down(parent=os.getpid(), seconds=20, bounding_set_empty=bool(prctl.cap_effective.setpcap))
+    broker = Broker(config, listening.socket.fileno(), attached=False, account=None)
+    await broker.lock_down((), seconds=20, bounding_set_empty=bool(prctl.cap_effective.setpcap))
     while True:
         request = await broker.next_request()
         if isinstance(request, StartWorker):

@@ -42,6 +42,7 @@ class Connection:
         self.outgoing = Outgoing(sock, admission.unread(peer.uid))
         self.sock = sock
         self._admission = admission
+        self._turn = admission.turn(peer.uid)
         self._audit = audit
         self._frames = FrameReader(from_client=True)
         # A client that has not been understood yet is told so in version 1, which is the simplest to read.
@@ -58,8 +59,9 @@ class Connection:
             while self._open:
                 header, payload = await self._next_frame()
                 self._version = header.version
-                self._handle(header, payload, handle)
-                await asyncio.sleep(0)  # the other connections get their turn
+                async with self._turn:
+                    self._handle(header, payload, handle)
+                    await asyncio.sleep(0)  # everybody else's turn
         except ClientGone:
             pass
         except asyncio.CancelledError:
@@ -103,11 +105,7 @@ class Connection:
         if self._open:
             self.metrics.clients_dropped += 1
             self._audit.write("client_dropped", self.peer, reason=reason)
-            self._open = False
-            self.outgoing.write_off()
-            # Not shutdown(2), which would work on the listening socket just as well: the broker has no right to it.
-            if self._serving is not None and self._serving is not asyncio.current_task():
-                self._serving.cancel()
+            self._end()
 
     def _handle(self, header: Header, payload: bytes, handle: Handle) -> None:
         reply: Reply
@@ -127,8 +125,20 @@ class Connection:
             reply.send(Error.from_exception(error))
 
     def _on_write_failed(self, writing: "asyncio.Task[None]") -> None:
-        if not writing.cancelled() and (error := writing.exception()) is not None:
+        if writing.cancelled():
+            return
+        error = writing.exception()
+        if isinstance(error, BrokenPipeError | ConnectionResetError):
+            self._end()  # whatever it had asked for before it went
+        else:
             self.drop(f"cannot be written to: {error}")
+
+    def _end(self) -> None:
+        self._open = False
+        self.outgoing.write_off()
+        # Not shutdown(2), which would work on the listening socket just as well: the broker has no right to it.
+        if self._serving is not None and self._serving is not asyncio.current_task():
+            self._serving.cancel()
 
     def _check_unused(self, request: int) -> None:
         if request in self.unloads or any(job.reply.request == request for job in self.jobs):

@@ -1,5 +1,6 @@
 """What one UID may use. Per UID and not per connection: a client could open many."""
 
+import asyncio
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ class Admission:
         self.limits = limits
         self._connections: defaultdict[int, set[Connection]] = defaultdict(set)
         self._unread: defaultdict[int, Unread] = defaultdict(Unread)
+        self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._buckets: dict[int, TokenBucket] = {}
 
     def reconfigure(self, limits: Limits) -> None:
@@ -64,6 +66,10 @@ class Admission:
     def connections(self) -> int:
         """All that are open."""
         return sum(map(len, self._connections.values()))
+
+    def turn(self, uid: int) -> asyncio.Lock:
+        """Held while a request is handled: users take turns, however many connections each has."""
+        return self._turns[uid]
 
     def unread(self, uid: int) -> Unread:
         """What all connections of this UID have left unread."""

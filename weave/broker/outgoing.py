@@ -64,8 +64,8 @@ class Outgoing:
         self._more.set()
 
     async def write(self) -> None:
-        """For ever: whatever there is, as fast as the client reads. Raises OSError where it is not the client's
-        end: ETOOMANYREFS, ENOMEM."""
+        """For ever: whatever there is, as fast as the client reads. Raises OSError: EPIPE or ECONNRESET where the
+        client is gone, ETOOMANYREFS or ENOMEM where we cannot."""
         while True:
             while self._items:
                 await self._write_item(self._items[0])
@@ -103,8 +103,6 @@ class Outgoing:
                 item.sent += self._write_some(item)
             except BlockingIOError:
                 await writable(self._sock.fileno())
-            except (BrokenPipeError, ConnectionResetError):  # the client is gone: the reader sees it too
-                await asyncio.Event().wait()
 
     def _write_some(self, item: _Item) -> int:
         offset = item.sent - len(item.data)

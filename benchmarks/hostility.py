@@ -1,0 +1,184 @@
+"""What an attack costs everybody else: how many strangers are turned away a second, how long a user waits for `status`
+while another floods, against none in the same run, and how long it takes until the next picture after each fault."""
+
+import os
+import signal
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.support.daemon import Daemon
+from tests.support.pictures import draw
+from tests.support.stages import LONG, reach, wait_for_client
+from tests.support.system import MODEL, system_daemon
+from tests.support.wire import generate_1
+from weave.client import Client, NotRunning, WeaveError
+from weave.protocol.client_messages import Progress
+from weave.protocol.frames import Kind, pack_frame
+
+# Users that every Debian has: nobody floods, root asks.
+FLOODER = 65534
+SYSTEM = """
+[system]
+allowed_users = ["nobody"]
+allowed_groups = []
+socket_group = "root"
+socket_mode = "0666"
+broker_user = "daemon"
+worker_user = "bin"
+"""
+ROUNDS, ASKED, CONNECTIONS = 4, 250, 60
+REFUSED_SECONDS = 3
+
+
+def measure() -> dict[str, float]:
+    """Needs root, to be other users."""
+    if os.geteuid() != 0:
+        return {}
+    return refused_connections() | flooded() | recovery()
+
+
+def refused_connections() -> dict[str, float]:
+    """As a user who is not allowed, past the socket's mode."""
+    config = SYSTEM.replace('["nobody"]', "[]") + MODEL
+    with started(system_daemon(Path(tempfile.mkdtemp(prefix="weave-bench-")), config)) as daemon:
+        reading, writing = os.pipe()
+
+        def knock() -> None:
+            count, end = 0, time.perf_counter() + REFUSED_SECONDS
+            while time.perf_counter() < end:
+                with socket.socket(socket.AF_UNIX) as refused:
+                    refused.connect(str(daemon.socket))
+                    count += refused.recv(1) == b""
+            os.write(writing, str(count / REFUSED_SECONDS).encode())
+
+        os.waitpid(as_flooder(knock), 0)
+        return {"refused connections a second": float(os.read(reading, 100))}
+
+
+def connect_for_ever(path: Path) -> None:
+    while True:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+
+
+FLOODS: dict[str, Callable[[Path], None]] = {
+    "well-formed requests": lambda path: flood(path, pack_frame(Kind.CONTROL, 7, b'{"op":"status"}')),
+    "refused requests": lambda path: flood(path, pack_frame(Kind.CONTROL, 7, b'{"op":"exec"}')),
+    "version 1 out of bounds": lambda path: flood(path, generate_1(width=65)),
+    "connections": connect_for_ever,
+}
+
+
+def flood(path: Path, frame: bytes) -> None:
+    """On many connections, each as fast as the broker reads; answers are thrown away."""
+    connections = []
+    for _ in range(CONNECTIONS):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(path))
+        connection.setblocking(False)
+        connections.append(connection)
+    while True:
+        for connection in connections:
+            with suppress(BlockingIOError):
+                connection.send(frame * 20)
+            with suppress(BlockingIOError):
+                while len(connection.recv(1 << 20)) == 1 << 20:
+                    pass
+
+
+def flooded() -> dict[str, float]:
+    """All kinds and none take turns."""
+    times: dict[str, list[float]] = {name: [] for name in ("none", *FLOODS)}
+    system = system_daemon(Path(tempfile.mkdtemp(prefix="weave-bench-")), SYSTEM + MODEL)
+    with started(system) as daemon, daemon.client() as client:
+        draw(client)  # until all is imported
+        for _ in range(ROUNDS):
+            times["none"] += asked(client)
+            for name, attack in FLOODS.items():
+                flooder = as_flooder(lambda attack=attack: attack(daemon.socket))
+                time.sleep(0.5)
+                times[name] += asked(client)
+                os.kill(flooder, signal.SIGKILL)
+                os.waitpid(flooder, 0)
+                time.sleep(0.2)
+    p99 = {name: statistics.quantiles(found, n=100)[98] * 1000 for name, found in times.items()}
+    figures = {"status p99 while nobody floods, ms": p99["none"]}
+    for name in FLOODS:
+        figures[f"while another user floods with {name}, ms"] = p99[name]
+        figures[f"ratio, {name}"] = p99[name] / p99["none"]
+    return figures
+
+
+def asked(client: Client) -> list[float]:
+    times = []
+    for _ in range(ASKED):
+        started_at = time.perf_counter()
+        client.status()
+        times.append(time.perf_counter() - started_at)
+        time.sleep(0.001)
+    return times
+
+
+FAULTS: dict[str, Callable[[Daemon], None]] = {
+    "worker killed": lambda daemon: os.kill(daemon.pid_of("worker"), signal.SIGKILL),
+    "zygote killed": lambda daemon: os.kill(daemon.pid_of("gpu_worker"), signal.SIGKILL),
+    "broker killed": lambda daemon: os.kill(daemon.pid_of("broker"), signal.SIGKILL),
+    "worker stopped (job_seconds is 2)": lambda daemon: os.kill(daemon.pid_of("worker"), signal.SIGSTOP),
+    "broker stopped": lambda daemon: os.kill(daemon.pid_of("broker"), signal.SIGSTOP),
+    "socket removed": lambda daemon: daemon.socket.unlink(),
+}
+
+
+def recovery() -> dict[str, float]:
+    """From the fault, in the middle of a job, to the next finished picture of a client that tries again."""
+    figures = {}
+    with started(Daemon("[limits]\njob_seconds = 2.0\n" + MODEL)) as daemon:
+        for name, hurt in FAULTS.items():
+            with wait_for_client(daemon) as client:
+                draw(client)
+                request = client.send(LONG)
+                reach(client, request, Progress)
+                started_at = time.perf_counter()
+                hurt(daemon)
+                if name == "socket removed":
+                    client.close()
+                else:
+                    with suppress(WeaveError, NotRunning):
+                        list(client.answers(request))
+            with wait_for_client(daemon) as client:
+                draw(client)
+            figures[f"seconds to a picture, {name}"] = time.perf_counter() - started_at
+    return figures
+
+
+@contextmanager
+def started(daemon: Daemon) -> Iterator[Daemon]:
+    daemon.wait_until_serving()
+    try:
+        yield daemon
+    finally:
+        daemon.stop()
+
+
+def as_flooder(action: Callable[[], None]) -> int:
+    """Its PID."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(FLOODER, FLOODER, FLOODER)
+            os.setresuid(FLOODER, FLOODER, FLOODER)
+            action()
+        finally:
+            os._exit(0)
+    return pid
+
+
+if __name__ == "__main__":
+    for figure, value in measure().items():
+        print(f"{figure:60} {value:10.3f}")
