@@ -5,16 +5,22 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # The lock file's Go, and nothing from the network.
 GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(BIN)/go
+# Two files of tests at a time: most of them wait for torch to be imported.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
 
-.PHONY: demo test lint bench fuzz soak train-demo-model lock clean
+.PHONY: demo test test-fast lint bench fuzz soak train-demo-model lock clean
 
 demo: $(READY)
 	./scripts/demo.sh $(BIN)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	cd clients/go && $(GO) vet ./... && $(GO) test -race ./...
+
+# In a few minutes: without attacks and faults.
+test-fast: $(READY)
+	$(PYTEST) tests/unit tests/integration
 
 lint: $(READY)
 	test -z "$$($$($(GO) env GOROOT)/bin/gofmt -l clients/go | tee /dev/stderr)"

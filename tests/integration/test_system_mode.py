@@ -59,7 +59,7 @@ def identity(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-@pytest.mark.parametrize("name", ["root", ALICE, BOB, CAROL])
+@pytest.mark.parametrize("name", ["root", ALICE, BOB, CAROL], ids=["root", "user", "primary group", "group"])
 def test_root_allowed_users_and_members_of_allowed_groups_are_served(system: Daemon, name: str) -> None:
     assert as_user(name, lambda: ask_version(system.socket))
 
@@ -151,7 +151,11 @@ def test_an_account_that_is_not_there_is_named_with_the_command_that_makes_it(
     assert f"system.{field}: there is no" in daemon.log() and f"{command} --system" in daemon.log()
 
 
-@pytest.mark.parametrize("field, name", [("broker_user", "root"), ("worker_user", "0"), ("worker_user", BROKER)])
+@pytest.mark.parametrize(
+    "field, name",
+    [("broker_user", "root"), ("worker_user", "0"), ("worker_user", BROKER)],
+    ids=["name", "number", "same"],
+)
 def test_children_that_would_be_root_or_one_user_are_refused(users: None, folder: Path, field: str, name: str) -> None:
     lines = [f'{field} = "{name}"' if line.startswith(field) else line for line in SYSTEM.splitlines()]
     daemon = system_daemon(folder, "\n".join(lines) + MODEL)

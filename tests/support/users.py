@@ -1,11 +1,13 @@
 """Real users and groups, made for the tests and removed after them, and code run as one of them."""
 
+import fcntl
 import json
 import os
 import pwd
 import subprocess
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -23,12 +25,30 @@ def users() -> Iterator[None]:
     """Needs root."""
     if os.geteuid() != 0:
         pytest.skip("only root can make users")
+    with one_at_a_time():
+        make()
+    yield
+    with one_at_a_time():
+        remove()
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """useradd does not wait for another that has the user database locked."""
+    with open("/tmp/weave-test-users.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def make() -> None:
     run("groupadd", "--system", GROUP)
     for name in (BROKER, WORKER, ALICE, EVE):
         run("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "--user-group", name)
     run("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "--gid", GROUP, BOB)
     run("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "--groups", GROUP, CAROL)
-    yield
+
+
+def remove() -> None:
     for name in (BROKER, WORKER, ALICE, BOB, CAROL, EVE):
         run("userdel", name)
     run("groupdel", GROUP)
