@@ -1,0 +1,52 @@
+"""The GPU's turn alone, with a supervisor that only says what a real one would."""
+
+import asyncio
+from typing import Any, cast
+
+from tests.unit.test_queue import Model, Told
+from weave.broker.audit import Audit
+from weave.broker.gpu import Gpu
+from weave.broker.job import Job
+from weave.config.schema import Limits
+from weave.protocol.control_messages import StartWorker, StopWorker, WorkerEnded
+from weave.protocol.errors import ErrorCode
+from weave.protocol.metrics import Metrics
+
+
+class SlowSupervisor:
+    """Takes a while to end a worker, and cannot start any."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.gpu: Gpu
+        self.started = 0
+
+    def send(self, message: StartWorker | StopWorker) -> None:
+        self.started += isinstance(message, StartWorker)
+        ended = WorkerEnded(worker=message.worker, cause="")
+        asyncio.get_running_loop().call_later(self._seconds, self.gpu.on_supervisor, ended, [])
+
+
+class OldWorker:
+    """Holds another model."""
+
+    model, device = "old", "cpu"
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def test_a_job_whose_time_is_up_while_the_former_worker_ends_hears_of_it_once_and_gets_no_worker() -> None:
+    async def main() -> tuple[list[Any], int]:
+        supervisor = SlowSupervisor(0.3)
+        supervisor.gpu = gpu = Gpu(cast(Any, supervisor), Limits(), Audit(), Metrics())
+        gpu.worker, gpu._number = cast(Any, OldWorker()), 1
+        told = Told(uid=1)
+        told.jobs = set()  # type: ignore[attr-defined]
+        running = asyncio.create_task(gpu.run())
+        gpu.submit(Job(1, cast(Any, told), cast(Any, Model("new"))), seconds=0.1)
+        await asyncio.sleep(1)
+        running.cancel()
+        return [event.code for event in told.events if hasattr(event, "code")], supervisor.started
+
+    assert asyncio.run(main()) == ([ErrorCode.TIMED_OUT], 0)
