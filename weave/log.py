@@ -14,7 +14,6 @@ import msgspec
 # What the audit is: who was refused what, who hit a limit, which process was ended and why.
 AUDITED = frozenset(
     (
-        "access_refused",
         "attached",
         "broker_ended",
         "broker_hung",
@@ -98,7 +97,7 @@ def write_fields(process: str, event: str, fields: dict[str, Any], *, audited: b
 def _line(process: str, event: str, fields: dict[str, Any]) -> bytes:
     head = {"time": _stamp(), "process": process, "event": event[:_LONGEST_EVENT]}
     cut = {
-        name: value[-_LONGEST_TEXT:] if isinstance(value, str) else value
+        name: value[-_LONGEST_TEXT:].encode(errors="replace").decode() if isinstance(value, str) else value
         for name, value in fields.items()
         if name not in head  # whose line it is, and of when, is ours to say
     }

@@ -82,6 +82,10 @@ def test_nothing_is_left_when_the_one_we_serve_is_gone_in_the_middle_of_a_job(ow
         else:
             os.kill(owner.daemon.pid_of("broker"), signal.SIGKILL)
         assert owner.all_gone(processes), "the socket is not ours to remove"
+        assert owner.daemon.process.returncode == (71 if ends == "broker" else 0)
+        assert [line["cause"] for line in owner.daemon.events("broker_ended")] == ["signal SIGKILL"] * (
+            ends == "broker"
+        )
 
 
 def test_a_broker_that_hangs_does_not_keep_the_daemon(owner: Owner) -> None:

@@ -72,6 +72,9 @@ def test_a_folder_that_others_may_write_to_is_refused_and_so_are_a_link_and_the_
     folder.chmod(0o777)
     with pytest.raises(ConfigError, match="lets others write"):
         open_own_folder(folder)
+    folder.chmod(0o1777)
+    with pytest.raises(ConfigError, match="lets others make files in it"):
+        open_own_folder(folder)
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(ConfigError):
         open_own_folder(tmp_path / "link")

@@ -54,6 +54,23 @@ def test_the_loaded_model_goes_first_but_nobody_is_overtaken_for_ever() -> None:
     assert [queue.take("a").model.id for _ in range(MAX_OVERTAKEN + 1)] == ["a"] * MAX_OVERTAKEN + ["b"]
 
 
+def test_a_line_in_front_that_always_has_a_new_head_does_not_let_others_be_overtaken_for_ever() -> None:
+    queue = JobQueue(Limits(queue_per_uid=100, queue=200))
+    front = [job(number, 1, "b") for number in range(20)]
+    for waiting in front:
+        queue.add(waiting)
+    queue.add(job(50, 2, "b"))
+    for number in range(100, 140):
+        queue.add(job(number, 3, "a"))
+    taken = []
+    for number in range(20):
+        taken.append(queue.take("a").number)
+        if taken[-1] == 50:
+            break
+        queue.remove(front[number])  # cancelled just before its turn
+    assert 50 in taken[: MAX_OVERTAKEN + 2]
+
+
 def test_a_client_is_told_its_position_only_when_it_changes() -> None:
     queue = JobQueue(Limits())
     jobs = [job(number, 1) for number in range(3)]

@@ -286,8 +286,8 @@ class Broker:
                     raise ChannelViolation("descriptors out of place")
 
     def _reconfigure(self, config: BrokerConfig) -> None:
-        """Connections and jobs live on, but those of whoever is not allowed any more; the worker ends with its
-        running job, since its model may have changed."""
+        """Connections and jobs live on, but those of whoever is not allowed any more; the worker ends
+        after its running job, since its model may have changed."""
         self._config = config
         self._admission.reconfigure(config.limits)
         self._gpu.limits = self._gpu.queue.limits = config.limits

@@ -56,30 +56,36 @@ class Connection:
         writing = asyncio.create_task(self.outgoing.write())
         writing.add_done_callback(self._on_write_failed)
         try:
+            await self._read_requests(handle)
+        except ClientGone:
+            pass
+        except asyncio.CancelledError:  # by _end()
+            if self._open:
+                raise
+        finally:
+            self._open = False
+            self.outgoing.write_off()  # before anything is awaited: what is closed must not count as unread
+            writing.cancel()
+            try:
+                await asyncio.gather(writing, return_exceptions=True)
+            finally:
+                self._close()
+
+    async def _read_requests(self, handle: Handle) -> None:
+        """Returns when the stream cannot be trusted any further. Raises ClientGone."""
+        try:
             while self._open:
                 header, payload = await self._next_frame()
                 self._version = header.version
                 async with self._turn:
                     self._handle(header, payload, handle)
                     await asyncio.sleep(0)  # everybody else's turn
-        except ClientGone:
-            pass
-        except asyncio.CancelledError:
-            if self._open:
-                raise
         except FrameError as error:
             self._audit.write("frame_refused", self.peer, reason=error.message)
             version = error.version or self._version
             reply = Version2Reply(self, 0) if version == 2 else Version1Reply(self, version1.NO_REQUEST)
             reply.send(Error.from_exception(error))
             await self.flush(seconds=1.0)
-        finally:
-            self._open = False
-            writing.cancel()
-            try:
-                await asyncio.gather(writing, return_exceptions=True)
-            finally:
-                self._close()
 
     def write(self, data: bytes, memfd: int | None = None, *, size: int = 0, inline: bool = False) -> None:
         """Queue `data` and the `memfd` of `size` bytes, which is ours from here on."""
@@ -134,6 +140,8 @@ class Connection:
             self.drop(f"cannot be written to: {error}")
 
     def _end(self) -> None:
+        if not self._open:
+            return
         self._open = False
         self.outgoing.write_off()
         # Not shutdown(2), which would work on the listening socket just as well: the broker has no right to it.

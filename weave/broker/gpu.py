@@ -1,6 +1,7 @@
 """The GPU's turn: takes one job after the other from the queue, with the worker that its model needs."""
 
 import asyncio
+import contextlib
 from typing import Literal
 
 from weave import log
@@ -124,7 +125,6 @@ class Gpu:
         held = self.worker
         try:
             await self._have_model(job)
-            self._check_wanted(job)
             loaded = loop.time()
             self._metrics.queued_seconds.observe(started - job.queued_at)
             self._metrics.loading_seconds.observe(loaded - started)
@@ -153,10 +153,11 @@ class Gpu:
             if self.worker is not None and self.worker.device is None:
                 await self._end_worker("the model could not be loaded")
         except TimeoutError:
-            self._audit.write("job_timed_out", job.connection.peer, job=job.number, limit="job_seconds")
             if job.cancelled.is_set():
                 job.fail(ErrorCode.CANCELLED, "cancelled")
             else:
+                limit = "load_seconds" if job.state == "loading" else "job_seconds"
+                self._audit.write("job_timed_out", job.connection.peer, job=job.number, limit=limit)
                 job.fail(ErrorCode.TIMED_OUT, "the job took longer than is allowed")
             await self._end_worker("the job took too long")
         except ChannelViolation as error:
@@ -177,9 +178,13 @@ class Gpu:
         """Raises WorkerError, TimeoutError, ChannelViolation, ChannelClosed."""
         if self.worker is not None and (self.worker.model != job.model.id or self._gone.is_set()):
             await self._end_worker("another model is wanted")
+        self._check_wanted(job)
+        if self.worker is None:
+            await self._load(job)
             self._check_wanted(job)
-        if self.worker is not None:
-            return
+
+    async def _load(self, job: Job) -> None:
+        """Raises as _have_model does."""
         job.state = "loading"
         job.tell(Loading(model=job.model.id))
         self.state = "starting"
@@ -225,8 +230,9 @@ class Gpu:
 
         async def cancel() -> None:
             await job.cancelled.wait()
-            worker.cancel(job)
             deadline.reschedule(asyncio.get_running_loop().time() + _CANCEL_SECONDS)
+            with contextlib.suppress(ChannelClosed, ChannelViolation):  # the deadline will do
+                worker.cancel(job)
 
         cancelling = asyncio.create_task(cancel())
         try:

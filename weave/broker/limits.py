@@ -78,9 +78,12 @@ class Admission:
     def check_unread(self, uid: int) -> None:
         """Where it is too much, drop the connection that has left the most: the UID's others live on."""
         for unit, limit in (("bytes", self.limits.outgoing_bytes), ("images", self.limits.outgoing_images)):
-            while getattr(self._unread[uid], unit) > limit:
-                worst = max(self._connections[uid], key=lambda one: int(getattr(one.outgoing.unread, unit)))
+            if getattr(self._unread[uid], unit) <= limit:
+                continue
+            for worst in sorted(self._connections[uid], key=lambda one: -getattr(one.outgoing.unread, unit)):
                 worst.drop(f"left too much unread: its user's connections have more than {limit} {unit} together")
+                if getattr(self._unread[uid], unit) <= limit:
+                    break
 
     def request(self, uid: int, now: float) -> None:
         """Raises RequestError (rate_limited) with the seconds to wait."""

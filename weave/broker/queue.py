@@ -54,7 +54,8 @@ class JobQueue:
     def take(self, loaded: str | None) -> Job:
         """The next job, given the model that is loaded. Raises IndexError where there is none."""
         heads = [line[0] for line in self._lines.values()]
-        chosen = heads[0]
+        # Whoever was overtaken often enough comes first, even if the line in front of it has a new head since.
+        chosen = next((job for job in heads if job.overtaken >= MAX_OVERTAKEN), heads[0])
         if chosen.model.id != loaded and chosen.overtaken < MAX_OVERTAKEN:
             chosen = next((job for job in heads if job.model.id == loaded), chosen)
         if chosen is not heads[0]:

@@ -48,10 +48,13 @@ def open_own_folder(path: Path) -> int:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     try:
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        if mode & stat.S_ISVTX and mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise ConfigError(f"{path}: mode {mode:04o} lets others make files in it; choose a folder of your own")
         _check_folders(path.resolve(), os.dup(descriptor))
         if os.path.samestat(os.fstat(descriptor), os.stat("/")):
             raise ConfigError(f"{path}: files are not kept in the root itself")
-    except ConfigError:
+    except BaseException:
         os.close(descriptor)
         raise
     return descriptor

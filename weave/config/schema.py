@@ -42,7 +42,7 @@ class Limits(_Table, frozen=True, kw_only=True):
     connections_per_uid: Count = 64
     queue: Count = 256
     queue_per_uid: Count = 32
-    # A token bucket a UID: `burst_per_uid` generate and load_model requests at once, then this many a second.
+    # A token bucket a UID: `burst_per_uid` generate, load_model and unload requests at once, then this many a second.
     requests_per_second: Annotated[float, Meta(gt=0, le=10_000)] = 10.0
     burst_per_uid: Count = 40
     # From a frame's first byte to its last, so that a client cannot hold a half frame open for ever.

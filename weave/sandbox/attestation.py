@@ -56,6 +56,9 @@ def _thread_statuses(pid: int) -> Iterator[Mapping[str, str]]:
     for thread in threads:
         try:
             text = (thread / "status").read_text()
-        except OSError:  # this thread ended since; whatever it started was listed with it or is locked in as it was
+        except (
+            FileNotFoundError,
+            ProcessLookupError,
+        ):  # this thread ended since; whatever it started was listed with it or is locked in as it was
             continue
         yield {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}

@@ -9,6 +9,7 @@ gone the call fails with ENOSYS, and PR_SET_PDEATHSIG has ended the process anyw
 import errno
 import fcntl
 import os
+import select
 import struct
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -83,6 +84,13 @@ def receive_violation(listener: int) -> Violation | None:
         raise
     _, pid, _, number, _, _, *arguments = _NOTIF.unpack(notification)
     return Violation(pid, call_name(number), tuple(arguments))
+
+
+def has_ended(listener: int) -> bool:
+    """Whether every process that the listener watches is gone: it stays readable then."""
+    poll = select.poll()
+    poll.register(listener, 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 def is_listener(descriptor: int) -> bool:

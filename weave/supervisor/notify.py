@@ -10,7 +10,8 @@ class Notifier:
 
     def __init__(self) -> None:
         """Takes NOTIFY_SOCKET and WATCHDOG_USEC out of the environment: they are ours alone."""
-        self._address = os.environ.pop("NOTIFY_SOCKET", "").replace("@", "\0", 1)
+        address = os.environ.pop("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
         microseconds = os.environ.pop("WATCHDOG_USEC", "")
         meant = os.environ.pop("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         # How often to call alive(): twice in the time that systemd waits.

@@ -25,6 +25,8 @@ from weave.supervisor.zygote import Zygote, ZygoteEnded
 
 _BROKER_START_SECONDS = 20.0
 _STOP_SECONDS = 3.0
+_HANG_UP_SECONDS = 0.2
+_ORDERLY = "exit status 0"
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 5.0
 # How often the broker is asked whether it lives, the socket's path looked at, and the metrics written.
@@ -84,6 +86,9 @@ class Supervisor:
         try:
             # A keeper only ever ends by an error of ours: then stop, and let main tell.
             await asyncio.wait([stopped, ended, zygotes, brokers, ticking], return_when=asyncio.FIRST_COMPLETED)
+            if self._entrance.attached and brokers.done():
+                await asyncio.wait([ended], timeout=_HANG_UP_SECONDS)  # the broker may have seen it first
+            asked = stopped.done() or ended.done()
             stopping.set()
             log.write("supervisor", "stopping")
             self._notifier.stopping()
@@ -97,6 +102,9 @@ class Supervisor:
         for result in results:
             if isinstance(result, Exception):
                 raise result
+        if self._entrance.attached and not asked and results[1] != _ORDERLY:
+            log.write("supervisor", "broker_ended", cause=results[1])
+            raise ChildProcessError(f"the broker ended: {results[1]}")
 
     async def _run_zygote(self) -> str:
         self._zygote = Zygote(worker_config(self._settings.config), account=self._settings.worker_account)
@@ -200,7 +208,7 @@ class Supervisor:
             open_audit(settings.config)
         except (ConfigError, OSError) as error:
             log.write("supervisor", "reload_refused", detail=str(error))
-            self._notifier.ready("serving; the new config was refused, see the log")
+            self._tell_ready("serving; the new config was refused, see the log")
             return
         self._settings = structs.replace(self._settings, config=settings.config, access=settings.access)
         if self._zygote is not None:
@@ -208,7 +216,12 @@ class Supervisor:
         if self._broker is not None:
             self._broker.reconfigure(self._broker_config())
         log.write("supervisor", "reloaded")
-        self._notifier.ready("serving")
+        self._tell_ready("serving")
+
+    def _tell_ready(self, status: str) -> None:
+        """After a reload; a broker that has yet to come tells it itself."""
+        if self._broker is not None:
+            self._notifier.ready(status)
 
     def _broker_config(self) -> BrokerConfig:
         return broker_config(self._settings.config, mode=self._settings.mode, access=self._settings.access)
@@ -219,9 +232,14 @@ class Supervisor:
         Raises ConfigError where another daemon has taken our socket's place.
         """
         seconds = min(_TICK_SECONDS, self._notifier.alive_seconds or _TICK_SECONDS)
+        loop = asyncio.get_running_loop()
+        due = loop.time() + _TICK_SECONDS
         while True:
             await asyncio.sleep(seconds)
             self._notifier.alive()
+            if loop.time() < due:
+                continue
+            due = loop.time() + _TICK_SECONDS
             if self._broker is not None and not self._broker.ping():
                 log.write("supervisor", "broker_hung", broker=self._broker.pid)
                 self._broker.kill()
@@ -265,7 +283,10 @@ async def _keep(name: str, run: Callable[[], Awaitable[str]], stopping: asyncio.
     loop = asyncio.get_running_loop()
     while True:
         started = loop.time()
-        cause = await run()
+        try:
+            cause = await run()
+        except OSError as error:  # no process, no descriptor, no memory: there may be some later
+            cause = str(error)
         if stopping.is_set():
             return
         if loop.time() - started > _STEADY_SECONDS:

@@ -45,6 +45,8 @@ class Worker:
 
     async def _start(self, zygote: Zygote, account: Account, bounding_set_empty: bool) -> int:
         await asyncio.shield(zygote.imported)
+        if self.model not in zygote.models:
+            raise WorkerFailed("the model is not in the config any more")
         broker_end, job_end = socket_pair()
         supervisor_end, control_end = socket_pair()
         with job_end, control_end:
@@ -73,9 +75,12 @@ class Worker:
         if self._pidfd is None:
             return self._stop_reason or "never started"
         watching = asyncio.create_task(watch_violations("worker", self._listener, self._pidfd))
-        await readable(self._pidfd)
-        watching.cancel()
-        violation = (await asyncio.gather(watching, return_exceptions=True))[0]
+        try:
+            await readable(self._pidfd)
+        finally:
+            # A task left over would in the end take the reader of whoever has the descriptor's number by then.
+            watching.cancel()
+            violation = (await asyncio.gather(watching, return_exceptions=True))[0]
         if isinstance(violation, str):
             return f"killed by seccomp: {violation}"
         return self._stop_reason or "ended by itself"
@@ -106,3 +111,5 @@ async def watch_violations(process: str, listener: int | None, pidfd: int) -> st
             arguments = [hex(argument) for argument in violation.arguments]
             log.write("supervisor", "sandbox_violation", of=process, call=violation.call, arguments=arguments)
             return violation.call
+        if seccomp.has_ended(listener):
+            return None

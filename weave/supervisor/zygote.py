@@ -11,13 +11,17 @@ from weave.protocol.waiting import receive
 from weave.sandbox.process import Account
 from weave.supervisor.child import Child, describe_status, kill
 
+# What fdinfo says of a process that is gone.
+_REAPED = -1
+
 
 class ZygoteEnded(Exception):
     """The zygote is gone, and the kernel has ended its workers with it."""
 
 
 class Zygote:
-    """A running zygote. `imported` is done once it can fork, and raises ZygoteEnded where it never will."""
+    """A running zygote. `models` are the IDs that it knows; `imported` is done once it can fork, and raises
+    ZygoteEnded where it never will."""
 
     def __init__(self, config: WorkerConfig, *, account: Account | None) -> None:
         memfd = to_memfd(config)
@@ -28,6 +32,7 @@ class Zygote:
         finally:
             close_all([memfd])
         self.pid = self._child.pid
+        self.models = {model.offer.id for model in config.models}
         self.imported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._forked: dict[int, asyncio.Future[tuple[int, int]]] = {}
         self._unwanted: set[int] = set()
@@ -50,6 +55,7 @@ class Zygote:
 
     def reconfigure(self, config: WorkerConfig) -> None:
         """The next worker gets the new config."""
+        self.models = {model.offer.id for model in config.models}
         memfd = to_memfd(config)
         try:
             self._child.send(NewConfig(), (memfd,))
@@ -90,13 +96,14 @@ class Zygote:
             log.write("supervisor", "worker_exited", worker=message.worker, status=describe_status(message.status))
 
     def _take_worker(self, message: Forked, pidfd: int) -> None:
-        if message.worker in self._unwanted and _pid_of(pidfd) == message.pid:
+        is_it = _pid_of(pidfd) in (message.pid, _REAPED)
+        if message.worker in self._unwanted and is_it:
             self._unwanted.remove(message.worker)
             kill(pidfd)
             close_all([pidfd])
             return
         waiting = self._forked.get(message.worker)
-        if waiting is None or waiting.done() or _pid_of(pidfd) != message.pid:
+        if waiting is None or waiting.done() or not is_it:
             close_all([pidfd])
             raise ChannelViolation("a worker that nobody asked for")
         waiting.set_result((message.pid, pidfd))
