@@ -130,7 +130,7 @@ def test_the_broker_serves_nobody_before_it_is_attested(tmp_path: Path) -> None:
         try:
             with Client(tmp_path / "s", timeout=0.5) as early, pytest.raises(TimeoutError):
                 early.status()
-            supervisor.send(Attested(supervisor=()))
+            supervisor.send(Attested(supervisor=(), broker=()))
             with Client(tmp_path / "s", timeout=20) as client:
                 assert client.status().version
         finally:

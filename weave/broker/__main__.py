@@ -39,24 +39,23 @@ def main() -> None:
 async def serve(config: BrokerConfig, supervisor: Channel[ToBroker], sock: socket.socket, *, attached: bool) -> None:
     """The event loop has its descriptors by now. The first client is accepted only below lock_down(), and when
     the supervisor has attested us."""
-    layers = lock_down(supervisor)
+    lock_down(supervisor)
     try:
         message, descriptors = await receive(supervisor)
         if descriptors or not isinstance(message, Attested):
             raise ChannelViolation("the supervisor spoke before it attested")
-        sandbox = {"supervisor": message.supervisor, "broker": layers}
+        sandbox = {"supervisor": message.supervisor, "broker": message.broker}
         await Broker(config, sandbox, supervisor, sock, attached=attached).run()
     except ChannelClosed:
         return
 
 
-def lock_down(supervisor: Channel[ToBroker]) -> tuple[str, ...]:
+def lock_down(supervisor: Channel[ToBroker]) -> None:
     """No file, no capability, and only the calls of the allow list. After this line nothing is privileged."""
     layers = (landlock.restrict(), drop_capabilities(), "seccomp", "no-new-privs")
     listener = seccomp.install(broker_calls.CALLS)
     supervisor.send(LockedDown(layers=layers), (listener,))
     close_all([listener])
-    return layers
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ class SystemConfig(_Table, frozen=True, kw_only=True):
     socket_mode: Literal["0660", "0666"] = "0660"
     broker_user: str = "weave"
     worker_user: str = "weave-gpu"
+    # Serve only where AppArmor or SELinux holds each process in its own profile or domain (weave/sandbox/mac.py).
+    require_mac: bool = False
 
 
 class AuditConfig(_Table, frozen=True, kw_only=True):

@@ -48,10 +48,11 @@ FromBroker: TypeAlias = LockedDown | StartWorker | StopWorker | Alive
 
 
 class Attested(_Message, frozen=True, kw_only=True, tag="attested"):
-    """The supervisor has seen for itself that the broker is locked in: it may serve. `supervisor` is what the
-    supervisor itself is held by, for status."""
+    """The supervisor has seen for itself that the broker is locked in: it may serve. What each of the two is
+    held by is for status."""
 
     supervisor: tuple[str, ...]
+    broker: tuple[str, ...]
 
 
 class Ping(_Message, frozen=True, kw_only=True, tag="ping"):

@@ -7,6 +7,7 @@ attack it from inside.
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from weave.sandbox import mac
 from weave.sandbox.process import Account
 
 _NO_CAPABILITIES = "0000000000000000"
@@ -25,15 +26,18 @@ class AttestationFailed(Exception):
     """A child is not locked in as it must be; the message says which thread lacks what."""
 
 
-def attest(pid: int, *, parent: int, account: Account, bounding_set_empty: bool) -> None:
+def attest(pid: int, *, parent: int, account: Account, bounding_set_empty: bool, label: str | None = None) -> None:
     """Raise AttestationFailed unless every thread of `pid`, a child of `parent`, runs as `account` and is locked in.
 
-    `bounding_set_empty`: also demand CapBnd 0, which only a daemon started as root can reach.
+    `bounding_set_empty`: also demand CapBnd 0, which only a daemon started as root can reach. `label`: also demand
+    that AppArmor or SELinux holds it by this one (weave/sandbox/mac.py).
     """
     # Real, effective, saved and of the file system.
     required = {"Uid": "\t".join([str(account.uid)] * 4), "Gid": "\t".join([str(account.gid)] * 4)} | _REQUIRED
     if bounding_set_empty:
         required["CapBnd"] = _NO_CAPABILITIES
+    if label is not None:
+        required["Label"] = label
     statuses = list(_thread_statuses(pid))
     if not statuses:
         raise AttestationFailed(f"process {pid} has no threads")
@@ -56,9 +60,11 @@ def _thread_statuses(pid: int) -> Iterator[Mapping[str, str]]:
     for thread in threads:
         try:
             text = (thread / "status").read_text()
+            label = mac.label_of(f"{pid}/task/{thread.name}")
         except (
             FileNotFoundError,
             ProcessLookupError,
         ):  # this thread ended since; whatever it started was listed with it or is locked in as it was
             continue
-        yield {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+        fields = {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+        yield fields | {"Label": label or "none"}

@@ -12,10 +12,13 @@ import os
 import select
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import pyseccomp
 from msgspec import Struct
+
+from weave.sandbox import libseccomp
+
+pyseccomp = libseccomp.load()
 
 # linux/seccomp.h: SECCOMP_IOCTL_NOTIF_RECV is _IOWR('!', 0, struct seccomp_notif), 80 bytes.
 _NOTIF_RECV = 0xC0502100
@@ -111,5 +114,5 @@ def _exists(name: str) -> bool:
     return int(pyseccomp.resolve_syscall(pyseccomp.system_arch(), name)) >= 0
 
 
-def _comparison(condition: Condition) -> pyseccomp.Arg:
+def _comparison(condition: Condition) -> Any:
     return pyseccomp.Arg(condition.argument, pyseccomp.MASKED_EQ, condition.mask, condition.value)

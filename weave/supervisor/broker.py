@@ -21,6 +21,7 @@ from weave.protocol.control_messages import (
 )
 from weave.protocol.waiting import receive
 from weave.sandbox import attestation
+from weave.sandbox.mac import Mac, label_for, layer_of
 from weave.sandbox.process import Account
 from weave.supervisor.child import Child, describe_status
 from weave.supervisor.worker import take_listener, watch_violations
@@ -29,7 +30,9 @@ from weave.supervisor.worker import take_listener, watch_violations
 class Broker:
     """A running broker."""
 
-    def __init__(self, config: BrokerConfig, socket: int, *, attached: bool, account: Account | None) -> None:
+    def __init__(
+        self, config: BrokerConfig, socket: int, *, attached: bool, account: Account | None, mac: Mac | None
+    ) -> None:
         """`socket` is one to accept clients on; attached, it is the one client."""
         memfd = to_memfd(config)
         try:
@@ -38,12 +41,15 @@ class Broker:
                 FromBroker,
                 {"config": memfd, "client" if attached else "listen": socket},
                 account=account,
+                mac=mac,
+                role="broker",
                 audited=True,
             )
         finally:
             close_all([memfd])
         self.pid = self._child.pid
         self._account = account or Account.own()
+        self._mac = mac
         self._listener: int | None = None
         self._watching: asyncio.Task[str | None] | None = None
         self._pings = 0
@@ -63,10 +69,17 @@ class Broker:
             raise ChannelViolation("the broker spoke before it was locked in")
         self._listener = take_listener(descriptors)
         self._child.channel.refuse_descriptors()
-        attestation.attest(self.pid, parent=os.getpid(), account=self._account, bounding_set_empty=bounding_set_empty)
-        self._child.send(Attested(supervisor=supervisor))
+        attestation.attest(
+            self.pid,
+            parent=os.getpid(),
+            account=self._account,
+            bounding_set_empty=bounding_set_empty,
+            label=label_for(self._mac, "broker"),
+        )
+        layers = (*message.layers, *layer_of(self._mac))
+        self._child.send(Attested(supervisor=supervisor, broker=layers))
         self._watching = asyncio.create_task(watch_violations("broker", self._listener, self._child.pidfd))
-        return message.layers
+        return layers
 
     async def next_request(self) -> StartWorker | StopWorker | Alive:
         """Raises ChannelClosed, ChannelViolation."""

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from weave.protocol.channel import Channel, ChannelClosed, close_all, socket_pair
 from weave.protocol.waiting import readable
+from weave.sandbox.mac import Mac, Role
 from weave.sandbox.process import Account
 from weave.supervisor.relay import relay, stderr_pipe
 
@@ -34,19 +35,29 @@ class Child(Generic[Incoming]):
     or the current folder), so it shares no memory with us or its siblings."""
 
     def __init__(
-        self, module: str, incoming: Any, descriptors: dict[str, int], *, account: Account | None, audited: bool
+        self,
+        module: str,
+        incoming: Any,
+        descriptors: dict[str, int],
+        *,
+        account: Account | None,
+        mac: Mac | None,
+        role: Role,
+        audited: bool,
     ) -> None:
         """`descriptors` are inherited, and named to the child in options; they stay open here. `account` is who
-        the child becomes before it runs anything; None: who we are."""
+        the child becomes before it runs anything, and `mac` what holds it as `role`; None: as we are."""
         ours, theirs = socket_pair()
         self._log, log_end = stderr_pipe()
         passed = {"control": theirs.fileno(), **descriptors}
         options = [f"--{name}={descriptor}" for name, descriptor in passed.items()]
         inherited = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        identity: dict[str, Any] = {}
+        user: dict[str, Any] = {}
         if account is not None:
-            identity = {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
+            user = {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
         try:
+            if mac is not None:
+                mac.at_next_exec(role)
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-B", "-m", module, f"--parent={os.getpid()}", *options],
                 pass_fds=tuple(passed.values()),
@@ -55,7 +66,7 @@ class Child(Generic[Incoming]):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log_end,
-                **identity,
+                **user,
             )
         finally:
             theirs.close()

@@ -13,7 +13,7 @@ from weave import __version__, log
 from weave import config as weave_config
 from weave.config import Config, ConfigError
 from weave.config.files import open_own_folder
-from weave.sandbox import landlock, worker_files
+from weave.sandbox import landlock, mac, worker_files
 from weave.sandbox.process import drop_capabilities, harden
 from weave.supervisor import accounts
 from weave.supervisor.socket import (
@@ -62,10 +62,12 @@ def main() -> None:
             print(f"good: {len(settings.config.models)} models")
             return
         harden()
+        confined = enter_profile(required=options.system and settings.config.system.require_mac)
         entrance = open_entrance(options, settings.config)
         layers = lock_down(settings.config, entrance, other_users=settings.broker_account is not None)
+        layers += mac.layer_of(confined)
         open_audit(settings.config)
-        asyncio.run(Supervisor(settings, entrance, layers, read_settings).run())
+        asyncio.run(Supervisor(settings, entrance, layers, read_settings, confined).run())
         log.write("supervisor", "stopped")
     except (ConfigError, OSError) as error:
         print(f"weave-compute: {error}", file=sys.stderr)
@@ -90,6 +92,18 @@ def settings_reader(options: argparse.Namespace) -> Callable[[], Settings]:
         return Settings("system", config, access, broker, worker)
 
     return read
+
+
+def enter_profile(*, required: bool) -> mac.Mac | None:
+    """AppArmor's or SELinux's hold on us and our children. Raises ConfigError where it is required and is not there."""
+    confined = mac.enter()
+    if required and (confined is None or not confined.enforced):
+        label = confined.labels["supervisor"] if confined else mac.label_of("self") or "none"
+        raise ConfigError(
+            f"system.require_mac is true, but our label is {label}, which confines nothing; start the service by "
+            "systemd with AppArmor's profile weave-compute or SELinux's module weave_compute loaded and enforcing"
+        )
+    return confined
 
 
 def open_entrance(options: argparse.Namespace, config: Config) -> Entrance:

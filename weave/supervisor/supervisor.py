@@ -15,6 +15,7 @@ from weave.config.parts import Access, BrokerConfig, broker_config, worker_confi
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Alive, StartWorker, StopWorker
 from weave.sandbox.attestation import AttestationFailed
+from weave.sandbox.mac import Mac
 from weave.sandbox.process import Account
 from weave.supervisor.broker import Broker
 from weave.supervisor.notify import Notifier
@@ -54,12 +55,15 @@ class Supervisor:
         entrance: Entrance,
         layers: tuple[str, ...],
         read_settings: Callable[[], Settings],
+        mac: Mac | None,
     ) -> None:
-        """`layers` are those that we are locked in by; `read_settings` raises ConfigError, OSError."""
+        """`layers` are those that we are locked in by, `mac` what our children must be held by as well;
+        `read_settings` raises ConfigError, OSError."""
         self._settings = settings
         self._entrance = entrance
         self._layers = layers
         self._read_settings = read_settings
+        self._mac = mac
         self._notifier = Notifier()
         # Only a process that had CAP_SETPCAP could empty the bounding set, so only then can we demand it.
         self._bounding_set_empty = _bounding_set_is_empty()
@@ -107,7 +111,9 @@ class Supervisor:
             raise ChildProcessError(f"the broker ended: {results[1]}")
 
     async def _run_zygote(self) -> str:
-        self._zygote = Zygote(worker_config(self._settings.config), account=self._settings.worker_account)
+        self._zygote = Zygote(
+            worker_config(self._settings.config), account=self._settings.worker_account, mac=self._mac
+        )
         self._new_zygote.set()
         try:
             return await self._zygote.run()
@@ -122,6 +128,7 @@ class Supervisor:
             socket.fileno(),
             attached=self._entrance.attached,
             account=settings.broker_account,
+            mac=self._mac,
         )
         worker: asyncio.Task[None] | None = None
         try:
@@ -198,6 +205,7 @@ class Supervisor:
             seconds=self._settings.config.limits.start_seconds,
             account=self._settings.worker_account or Account.own(),
             bounding_set_empty=self._bounding_set_empty,
+            mac=self._mac,
         )
 
     def _reload(self) -> None:

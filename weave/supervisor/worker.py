@@ -7,6 +7,7 @@ from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, clo
 from weave.protocol.control_messages import ForkWorker, FromWorkerStart, LockedDown, StartWorker
 from weave.protocol.waiting import readable, receive
 from weave.sandbox import attestation, seccomp
+from weave.sandbox.mac import Mac, label_for, layer_of
 from weave.sandbox.process import Account
 from weave.supervisor.child import kill
 from weave.supervisor.zygote import Zygote
@@ -27,12 +28,14 @@ class Worker:
         self._listener: int | None = None
         self._stop_reason: str | None = None
 
-    async def start(self, zygote: Zygote, *, seconds: float, account: Account, bounding_set_empty: bool) -> int:
+    async def start(
+        self, zygote: Zygote, *, seconds: float, account: Account, bounding_set_empty: bool, mac: Mac | None
+    ) -> int:
         """Returns the broker's end of the worker's channel, which the caller closes. Raises WorkerFailed, and
         ZygoteEnded where it was not even forked."""
         try:
             async with asyncio.timeout(seconds):
-                return await self._start(zygote, account, bounding_set_empty)
+                return await self._start(zygote, account, bounding_set_empty, mac)
         except TimeoutError:
             if self._pidfd is None and zygote.imported.done():
                 # It has nothing to do but to fork, so it hangs; the next one will not.
@@ -43,7 +46,7 @@ class Worker:
         except (ChannelViolation, attestation.AttestationFailed) as error:
             raise WorkerFailed(str(error)) from None
 
-    async def _start(self, zygote: Zygote, account: Account, bounding_set_empty: bool) -> int:
+    async def _start(self, zygote: Zygote, account: Account, bounding_set_empty: bool, mac: Mac | None) -> int:
         await asyncio.shield(zygote.imported)
         if self.model not in zygote.models:
             raise WorkerFailed("the model is not in the config any more")
@@ -60,8 +63,14 @@ class Worker:
             finally:
                 control.close()
             self._listener = take_listener(descriptors)
-            attestation.attest(pid, parent=zygote.pid, account=account, bounding_set_empty=bounding_set_empty)
-            self.layers = locked_down.layers
+            attestation.attest(
+                pid,
+                parent=zygote.pid,
+                account=account,
+                bounding_set_empty=bounding_set_empty,
+                label=label_for(mac, "worker"),
+            )
+            self.layers = (*locked_down.layers, *layer_of(mac))
             return broker_end.detach()
 
     def stop(self, reason: str) -> None:

@@ -8,6 +8,7 @@ from weave.config.parts import WorkerConfig, to_memfd
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, FromZygote, Imported, NewConfig
 from weave.protocol.waiting import receive
+from weave.sandbox.mac import Mac
 from weave.sandbox.process import Account
 from weave.supervisor.child import Child, describe_status, kill
 
@@ -23,11 +24,17 @@ class Zygote:
     """A running zygote. `models` are the IDs that it knows; `imported` is done once it can fork, and raises
     ZygoteEnded where it never will."""
 
-    def __init__(self, config: WorkerConfig, *, account: Account | None) -> None:
+    def __init__(self, config: WorkerConfig, *, account: Account | None, mac: Mac | None) -> None:
         memfd = to_memfd(config)
         try:
             self._child: Child[FromZygote] = Child(
-                "weave.gpu_worker", FromZygote, {"config": memfd}, account=account, audited=False
+                "weave.gpu_worker",
+                FromZygote,
+                {"config": memfd},
+                account=account,
+                mac=mac,
+                role="worker",
+                audited=False,
             )
         finally:
             close_all([memfd])
