@@ -115,3 +115,11 @@ def test_the_systems_config_is_looked_for_in_etc(monkeypatch: pytest.MonkeyPatch
 
     assert default_path(system=True) == Path("/etc/weave/weave-compute.toml")
     assert default_path() == Path("/nowhere/weave/weave-compute.toml")
+
+
+def test_a_config_without_models_serves_the_demo_model_with_what_else_it_says(file: Path) -> None:
+    file.write_text("[limits]\nqueue = 3\n")
+    config = load(file)
+    assert (list(config.models), config.default_model, config.limits.queue) == (["shapes"], "shapes", 3)
+    file.write_text("[models]\n")
+    assert load(file).models == {}

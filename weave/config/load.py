@@ -29,14 +29,13 @@ def default_path(*, system: bool = False) -> Path:
 
 
 def load(path: Path | None = None, *, system: bool = False) -> Config:
-    """The config in `path`, or the system's or user's, or the built-in one where there is none; then, in the order
-    of their names, the *.toml in the folder conf.d beside it, of which the later win. Raises ConfigError."""
+    """The config in `path`, or the system's or user's, then, in the order of their names, the *.toml in the folder
+    conf.d beside it, of which the later win. Where none of them has [models], the demo model is what there is.
+    Raises ConfigError."""
     given = path is not None
     path = path or default_path(system=system)
     drop_ins = sorted(path.parent.glob("conf.d/*.toml"))
     files = [path, *drop_ins] if given or path.exists() else drop_ins
-    if not files:
-        return default_config()
     merged: dict[str, Any] = {}
     for file in files:
         _merge(merged, _read(file))
@@ -48,7 +47,7 @@ def default_config() -> Config:
     for folder in _DEMO_MODEL_FOLDERS:
         if folder.is_dir():
             return Config(models={"shapes": _demo_model(folder)}, default_model="shapes")
-    raise ConfigError("no config file, and the demo model is not installed; see weave-compute(1)")
+    raise ConfigError("no config file has [models], and the demo model is not installed; see weave-compute(1)")
 
 
 def _demo_model(folder: Path) -> ModelConfig:
@@ -85,6 +84,10 @@ def _merge(tables: dict[str, Any], later: dict[str, Any]) -> None:
 def _convert(path: Path, tables: dict[str, Any]) -> Config:
     try:
         config = msgspec.convert(tables, Config)
+        if "models" not in tables:
+            demo = default_config()
+            default_model = config.default_model or demo.default_model
+            config = structs.replace(config, models=demo.models, default_model=default_model)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from None
     try:

@@ -132,9 +132,9 @@ class ModelConfig(_Table, frozen=True, kw_only=True):
 
 
 class Config(_Table, frozen=True, kw_only=True):
-    """The whole file."""
+    """The whole file. Without any [models] there is the demo model (weave/config/load.py)."""
 
-    models: dict[str, ModelConfig]
+    models: dict[str, ModelConfig] = {}
     default_model: str | None = None
     device: DeviceConfig = field(default_factory=DeviceConfig)
     limits: Limits = field(default_factory=Limits)
