@@ -10,7 +10,7 @@ GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(B
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
 
-.PHONY: demo test test-fast lint bench fuzz soak train-demo-model lock clean
+.PHONY: demo test test-fast lint bench fuzz soak train-demo-model lock packages package-test clean
 
 demo: $(READY)
 	./scripts/demo.sh $(BIN)
@@ -42,6 +42,17 @@ fuzz: $(READY)
 soak: $(READY)
 	$(BIN)/python -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS))
 
+# make packages PACKAGES=weave-compute for one of them; docs/operations.md, "Packages".
+PACKAGES ?= weave-compute weave-compute-torch weave-compute-model-shapes
+packages: $(READY)
+	./scripts/system-packages.sh $(SYSTEM_PACKAGES) selinux-policy-dev
+	$(BIN)/python scripts/packages.py $(PACKAGES)
+
+# On Debian 12 as root, with what `make packages` has made.
+package-test: $(READY)
+	./scripts/system-packages.sh mmdebstrap rpm systemd
+	$(BIN)/python -m pytest --timeout=1800 tests/packages
+
 train-demo-model: $(READY)
 	$(BIN)/python -m training.shapes.train --output models/shapes
 
@@ -59,4 +70,4 @@ lock: $(READY)
 	$(BIN)/python scripts/lock.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) packages .cache

@@ -1,0 +1,233 @@
+"""Makes the packages: `scripts/packages.py weave-compute weave-compute-torch weave-compute-model-shapes`.
+
+Each is staged as a tree below packages/, then written by nfpm as .deb and .rpm (packaging/*.yaml). The same commit gives
+the same bytes. Variables: PACKAGE_PYTHON, PACKAGE_VERSION, PACKAGE_RELEASE, MAINTAINER, SOURCE_DATE_EPOCH.
+"""
+
+import gzip
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from weave import __version__
+
+OUT = Path("packages")
+# The distribution's own interpreter, of which the package becomes a virtual environment.
+PYTHON = os.environ.get("PACKAGE_PYTHON", "/usr/bin/python3.11")
+SITE = Path("usr/lib/weave-compute/lib", Path(PYTHON).name, "site-packages")
+VERSION = os.environ.get("PACKAGE_VERSION", __version__)
+RELEASE = os.environ.get("PACKAGE_RELEASE", "1")
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+# As in scripts/lock.py: what only torch needs.
+OF_TORCH = ("torch", "nvidia-", "cuda-", "triton")
+# No path of this machine in what is compiled: python-prctl is.
+COMPILER = {"CFLAGS": "-g0 -ffile-prefix-map=/=/", "LDFLAGS": "-Wl,--build-id=none -Wl,--strip-all"}
+
+
+def main() -> None:
+    """Build those that are named."""
+    os.environ["SOURCE_DATE_EPOCH"] = os.environ.get("SOURCE_DATE_EPOCH") or time_of_commit()
+    makers = {
+        "weave-compute": stage_daemon,
+        "weave-compute-torch": stage_torch,
+        "weave-compute-model-shapes": stage_shapes,
+    }
+    for name in sys.argv[1:]:
+        tree = OUT / "tree" / name
+        shutil.rmtree(tree, ignore_errors=True)
+        tree.mkdir(parents=True)
+        full_name = makers[name](tree)
+        document(tree, full_name)
+        settle(tree)
+        for packager in ("deb", "rpm"):
+            write(packager, name, full_name, tree)
+        shutil.rmtree(tree)
+
+
+def time_of_commit() -> str:
+    """Outside git (a release's archive): 1980, the first year that a .zip can tell."""
+    command = ["git", "log", "-1", "--format=%ct"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "315532800"
+
+
+def stage_daemon(tree: Path) -> str:
+    """The program with its libraries, and all that surrounds it."""
+    site = tree / SITE
+    pip(site, "--no-deps", "--require-hashes", "--requirement", pinned(tree.parent))
+    shutil.copytree("weave", site / "weave", ignore=shutil.ignore_patterns("__pycache__"))
+    compile_all(tree)
+    prefix = tree / "usr/lib/weave-compute"
+    (prefix / "bin").mkdir()
+    (prefix / "bin/python").symlink_to(PYTHON)
+    (prefix / "pyvenv.cfg").write_text(f"home = {Path(PYTHON).parent}\ninclude-system-site-packages = false\n")
+    for name, module in (("weave-compute", "weave.supervisor.main"), ("weavectl", "weave.weavectl.main")):
+        script = put(tree / "usr/bin" / name)
+        script.write_text(f"#!/usr/lib/weave-compute/bin/python -IB\nfrom {module} import main\n\nmain()\n")
+        script.chmod(0o755)
+        shutil.copy(f"conf/completions/{name}.bash", put(tree / "usr/share/bash-completion/completions" / name))
+        zipped(Path(f"docs/man/{name}.1"), tree / f"usr/share/man/man1/{name}.1.gz")
+    shutil.copytree("conf/systemd", tree / "usr/lib/systemd")
+    shutil.copy("conf/sysusers.conf", put(tree / "usr/lib/sysusers.d/weave-compute.conf"))
+    shutil.copy("conf/tmpfiles.conf", put(tree / "usr/lib/tmpfiles.d/weave-compute.conf"))
+    shutil.copy("conf/system.toml", put(tree / "etc/weave/weave-compute.toml"))
+    (tree / "etc/weave/conf.d").mkdir()
+    documents = tree / "usr/share/doc/weave-compute"
+    for file in ("README.md", *Path("docs").glob("*.md"), "docs/demo.png"):
+        shutil.copy(file, put(documents / file))
+    zipped(Path("CHANGELOG.md"), documents / "changelog.gz")
+    shutil.copy("conf/weave-compute.toml", put(documents / "examples/weave-compute.toml"))
+    stage_mac(tree)
+    return "weave-compute"
+
+
+def stage_mac(tree: Path) -> None:
+    """AppArmor's profiles, which only the .deb takes, and SELinux's module, which only the .rpm takes."""
+    shutil.copytree("apparmor/profiles", tree / "etc/apparmor.d")
+    subprocess.run(["make", "--silent", "-C", "selinux"], check=True)
+    shutil.copy("selinux/weave_compute.pp", put(tree / "usr/share/selinux/packages/weave_compute.pp"))
+    interface = "usr/share/selinux/devel/include/contrib/weave_compute.if"
+    shutil.copy("selinux/weave_compute.if", put(tree / interface))
+
+
+def stage_torch(tree: Path) -> str:
+    """torch in the build that pip picks here, with the libraries that only this build needs."""
+    site = tree / SITE
+    torch = Path("requirements-torch.txt").read_text().strip()
+    options = ["install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", torch]
+    found = json.loads(run_pip(*options, capture=True))["install"]
+    pins = [(canonicalize_name(item["metadata"]["name"]), item["metadata"]["version"]) for item in found]
+    pip(site, "--no-deps", *(f"{name}=={version}" for name, version in pins if name.startswith(OF_TORCH)))
+    compile_all(tree)
+    built_for = re.findall(r"^(cuda|hip)\b.* = '", (site / "torch/version.py").read_text(), re.MULTILINE)
+    return "weave-compute-torch-" + ({"cuda": "cuda", "hip": "rocm"}[built_for[0]] if built_for else "cpu")
+
+
+def stage_shapes(tree: Path) -> str:
+    """The demo model, and the config that serves it."""
+    shutil.copytree("models/shapes", tree / "usr/share/weave-compute/models/shapes")
+    shutil.copy("conf/shapes.toml", put(tree / "etc/weave/conf.d/shapes.toml"))
+    return "weave-compute-model-shapes"
+
+
+def pinned(folder: Path) -> str:
+    """A part of requirements.lock: what the daemon needs on the package's Python, without torch's own."""
+    python = Path(PYTHON).name.removeprefix("python")
+    marks = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    wanted, needed = list(project["dependencies"]), set()
+    while wanted:
+        requirement = Requirement(wanted.pop())
+        name = canonicalize_name(requirement.name)
+        if name not in needed and (requirement.marker is None or requirement.marker.evaluate(marks)):
+            needed.add(name)
+            wanted += metadata.requires(name) or []
+    pins = re.findall(r"^\S+==.*(?:\n    .*)*", Path("requirements.lock").read_text(), re.MULTILINE)
+    chosen = [pin for pin in pins if canonicalize_name(pin.split("==")[0]) in needed]
+    file = folder / "requirements.txt"
+    file.write_text("\n".join(chosen) + "\n")
+    return str(file)
+
+
+def pip(site: Path, *what: str) -> None:
+    """Install into `site`, without what differs from one installation to the next."""
+    # The cache may hold a python-prctl that another interpreter has compiled.
+    run_pip("install", "--quiet", "--no-cache-dir", "--no-compile", "--target", str(site), *what)
+    for folder in ("bin", "share"):  # the libraries' own commands and man pages
+        shutil.rmtree(site / folder, ignore_errors=True)
+    for name in ("INSTALLER", "REQUESTED", "direct_url.json"):
+        for file in site.glob(f"*.dist-info/{name}"):
+            file.unlink()
+    # Libraries find each other by RECORD (importlib.metadata), so it stays, less the files that went.
+    for record in site.glob("*.dist-info/RECORD"):
+        lines = record.read_text().splitlines()
+        record.write_text("".join(f"{line}\n" for line in lines if (site / line.split(",")[0]).exists()))
+
+
+def run_pip(*arguments: str, capture: bool = False) -> str:
+    """As the package's Python. What builds a source distribution (setuptools) is of the lock file's version too."""
+    constraints = OUT / "tree/constraints.txt"
+    versions = re.findall(r"^(\S+==\S+)", Path("requirements.lock").read_text(), re.MULTILINE)
+    constraints.write_text("\n".join(versions) + "\n")
+    environment = os.environ | COMPILER | {"PIP_CONSTRAINT": str(constraints.resolve())}
+    command = [sys.executable, "-m", "pip", "--python", PYTHON, "--disable-pip-version-check", *arguments]
+    output = subprocess.PIPE if capture else None
+    return subprocess.run(command, check=True, stdout=output, text=True, env=environment).stdout
+
+
+def compile_all(tree: Path) -> None:
+    """The daemon may write no .pyc, and checks none against its source. One process: with more, the same code may be
+    marshalled differently."""
+    options = ["-q", "--invalidation-mode", "unchecked-hash", "-s", str(tree), "-p", "/"]
+    environment = os.environ | {"PYTHONHASHSEED": "0"}
+    subprocess.run([PYTHON, "-m", "compileall", *options, str(tree / SITE)], check=True, env=environment)
+
+
+def document(tree: Path, name: str) -> None:
+    """What Debian's policy asks of every package (12.5, 12.7)."""
+    documents = tree / "usr/share/doc" / name
+    shutil.copy("packaging/copyright", put(documents / "copyright"))
+    overrides = Path("packaging/lintian-overrides").read_text().replace("PACKAGE", name)
+    put(tree / "usr/share/lintian/overrides" / name).write_text(overrides)
+    date = subprocess.check_output(["date", "-Ru", "-d", f"@{os.environ['SOURCE_DATE_EPOCH']}"], text=True)
+    entry = f"{name} ({VERSION}-{RELEASE}) unstable; urgency=medium\n\n  * See changelog.gz of weave-compute.\n\n"
+    changes = tree.parent / "changelog"
+    changes.write_text(f"{entry} -- {maintainer()}  {date}")
+    zipped(changes, documents / "changelog.Debian.gz")
+
+
+def settle(tree: Path) -> None:
+    """The same modes and times wherever it was built."""
+    when = int(os.environ["SOURCE_DATE_EPOCH"])
+    for path in (tree, *tree.rglob("*")):
+        if not path.is_symlink():
+            program = path.stat().st_mode & 0o100 and path.suffix != ".py" and ".so" not in path.suffixes
+            path.chmod(0o755 if path.is_dir() or program else 0o644)
+        os.utime(path, (when, when), follow_symlinks=False)
+
+
+def write(packager: str, name: str, full_name: str, tree: Path) -> None:
+    """One package, by nfpm and the description in packaging/."""
+    variables = {
+        "NAME": full_name,
+        "TREE": str(tree),
+        "VERSION": VERSION,
+        "RELEASE": RELEASE,
+        "ARCH": ARCHITECTURES[platform.machine()],
+        "MAINTAINER": maintainer(),
+        "PYTHON": PYTHON,
+        "PYTHON_NAME": Path(PYTHON).name,
+    }
+    nfpm = Path(sys.executable).with_name("nfpm")
+    command = [nfpm, "package", "--config", f"packaging/{name}.yaml", "--packager", packager, "--target", OUT]
+    subprocess.run(command, check=True, env=os.environ | variables)
+
+
+def maintainer() -> str:
+    """Of the packages, which is whoever builds them."""
+    return os.environ.get("MAINTAINER", "weave-compute <weave-compute@localhost>")
+
+
+def zipped(source: Path, target: Path) -> None:
+    """As gzip -n9."""
+    put(target).write_bytes(gzip.compress(source.read_bytes(), 9, mtime=0))
+
+
+def put(path: Path) -> Path:
+    """`path`, in a folder that is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+if __name__ == "__main__":
+    main()
