@@ -1,6 +1,6 @@
 """Makes the packages: `scripts/packages.py weave-compute weave-compute-torch weave-compute-model-shapes`.
 
-Each is staged as a tree below packages/, then written by nfpm as .deb and .rpm (packaging/*.yaml). The same commit gives
+Each is staged as a tree below packages/, then nfpm writes it as .deb and .rpm (packaging/*.yaml). The same commit gives
 the same bytes. Variables: PACKAGE_PYTHON, PACKAGE_VERSION, PACKAGE_RELEASE, MAINTAINER, SOURCE_DATE_EPOCH.
 """
 

@@ -1,0 +1,103 @@
+"""The .debs in a Debian tree: installed, run, upgraded, removed, purged."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.packages.conftest import built
+from tests.packages.tree import USERS, Tree, differences, run
+
+CONFIG = "etc/weave/weave-compute.toml"
+NAMES = ("weave-compute", "weave-compute-torch-cpu", "weave-compute-model-shapes")
+DRAW = """
+weave-compute --system 2>/tmp/log & daemon=$!
+until grep -q '"serving"' /tmp/log; do kill -0 $daemon || exit 1; sleep 0.1; done
+weavectl generate 'a red circle on a blue background' --output /tmp/circle.png
+weavectl --json status
+kill $daemon
+wait $daemon
+"""
+
+
+@pytest.fixture(scope="module")
+def bare(tree: Tree) -> dict[str, str]:
+    return tree.files()
+
+
+@pytest.fixture(scope="module")
+def installed(tree: Tree, bare: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
+    own = tree.copy(tmp_path_factory.mktemp("trees") / "deb")
+    debs = own.take(*(built(f"{name}_*.deb") for name in NAMES))
+    own.run("apt-get", "install", "-y", "--no-download", *debs)
+    yield own
+    run("rm", "-rf", own.path)
+
+
+def test_files_belong_to_root_and_nobody_else_can_write_them(installed: Tree, bare: dict[str, str]) -> None:
+    ours = {name: kind for name, kind in installed.files().items() if name not in bare.keys() | USERS}
+    assert len(ours) > 10_000
+    assert {kind.split()[0] for kind in ours.values()} == {"0:0"}
+    # Links have all bits set; their targets count.
+    writable = {name for name, kind in ours.items() if int(kind[-3:], 8) & 0o022 and not kind.endswith("120777")}
+    assert writable == set()
+
+
+def test_folders_and_users_are_what_the_daemon_demands(installed: Tree) -> None:
+    files = installed.files()
+    for folder in ("etc/weave", "etc/weave/conf.d", "run/weave", "var/log/weave", "var/lib/weave/models"):
+        assert files[folder] == "0:0 40755"
+    assert files[CONFIG] == files["etc/apparmor.d/weave-compute"] == "0:0 100644"
+    for user in ("weave", "weave-gpu"):
+        name, _, uid, gid, _, home, shell = installed.run("getent", "passwd", user).strip().split(":")
+        assert 0 < int(uid) < 1000 and home == "/" and shell.endswith("nologin")
+        assert installed.run("getent", "group", name).split(":")[2] == gid
+
+
+def test_only_the_socket_is_enabled(installed: Tree) -> None:
+    enabled = {name for name in installed.files() if name.startswith("etc/systemd/") and "weave" in name}
+    assert enabled == {"etc/systemd/system/sockets.target.wants/weave-compute.socket"}
+
+
+def test_the_config_is_good(installed: Tree) -> None:
+    assert installed.run("weave-compute", "--check-config", "--system") == "good: 1 models\n"
+
+
+def test_without_apparmor_the_daemon_refuses_to_serve(installed: Tree) -> None:
+    with pytest.raises(AssertionError, match=r"(?s)status 78.*system\.require_mac is true"):
+        installed.run("weave-compute", "--system")
+
+
+def test_the_installed_daemon_draws(installed: Tree) -> None:
+    drop_in = installed.path / "etc/weave/conf.d/no-mac.toml"
+    drop_in.write_text("[system]\nrequire_mac = false\n")
+    try:
+        said = installed.run("sh", "-e", "-c", DRAW)
+    finally:
+        drop_in.unlink()
+    assert (installed.path / "tmp/circle.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(said.splitlines()[-1])["version"]
+
+
+def test_upgrade_keeps_the_config_removal_too_and_purge_leaves_nothing(
+    installed: Tree, bare: dict[str, str], later: Path
+) -> None:
+    config = installed.path / CONFIG
+    mine = config.read_text() + 'allowed_users = ["0"]\n'
+    config.write_text(mine)
+    (deb,) = installed.take(*later.glob("*.deb"))
+    installed.run("apt-get", "install", "-y", "--no-download", "-o", "Dpkg::Options::=--force-confold", deb)
+    assert installed.run("dpkg-query", "--show", "--showformat=${Version}", NAMES[0]).endswith("-2")
+    assert config.read_text() == mine
+    assert "socket_mode" in Path(f"{config}.dpkg-dist").read_text()
+    assert installed.run("weave-compute", "--check-config", "--system") == "good: 1 models\n"
+
+    installed.run("apt-get", "remove", "-y", *NAMES)
+    assert config.read_text() == mine
+    assert not (installed.path / "usr/lib/weave-compute").exists()
+
+    log = installed.path / "var/log/weave/audit.log"
+    log.write_text("{}\n")
+    installed.run("apt-get", "purge", "-y", *NAMES)
+    assert differences(bare, installed.files()) <= USERS

@@ -1,0 +1,89 @@
+"""The .rpms, by rpm itself, in a tree that has what they need under Fedora's names."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.packages.conftest import built
+from tests.packages.tree import USERS, Tree, differences, run
+
+CONFIG = "etc/weave/weave-compute.toml"
+NAMES = ("weave-compute", "weave-compute-torch-cpu", "weave-compute-model-shapes")
+FROM_THE_DISTRIBUTION = {"/usr/bin/python3.11", "libcap", "libseccomp", "systemd"}
+
+
+def rpm(tree: Tree, *arguments: str | Path) -> str:
+    return run("rpm", "--root", tree.path, *arguments)
+
+
+@pytest.fixture(scope="module")
+def bare(tree: Tree) -> dict[str, str]:
+    return tree.files()
+
+
+@pytest.fixture(scope="module")
+def installed(tree: Tree, bare: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
+    folder = tmp_path_factory.mktemp("trees")
+    own = tree.copy(folder / "rpm")
+    rpm(own, "--initdb")
+    rpm(own, "--install", distribution(folder))
+    rpm(own, "--install", *(built(f"{name}-[0-9]*.rpm") for name in NAMES))
+    yield own
+    run("rm", "-rf", own.path)
+
+
+def distribution(folder: Path) -> Path:
+    """A package without files that provides what comes from the distribution, so that rpm checks all else."""
+    names = ", ".join(sorted(FROM_THE_DISTRIBUTION))
+    described = "name: distribution\narch: noarch\nversion: 1\nrelease: 1\nmaintainer: nobody <nobody@localhost>\n"
+    (folder / "nfpm.yaml").write_text(f"{described}description: none\nprovides: [{names}]\n")
+    target = folder / "distribution.rpm"
+    nfpm = Path(sys.executable).with_name("nfpm")
+    run(nfpm, "package", "--config", folder / "nfpm.yaml", "--packager", "rpm", "--target", target)
+    return target
+
+
+def test_it_requires_what_it_needs_under_fedoras_names() -> None:
+    requires = run("rpm", "--query", "--requires", "--package", built("weave-compute-[0-9]*.rpm")).splitlines()
+    named = {line for line in requires if not line.startswith("rpmlib(")}
+    assert named == FROM_THE_DISTRIBUTION | {"weave-compute-torch"}
+
+
+def test_two_builds_of_torch_cannot_be_there_together() -> None:
+    package = built("weave-compute-torch-*.rpm")
+    assert "weave-compute-torch" in run("rpm", "--query", "--provides", "--package", package).split()
+    assert "weave-compute-torch" in run("rpm", "--query", "--conflicts", "--package", package).split()
+
+
+def test_all_is_as_the_packages_say(installed: Tree) -> None:
+    for name in NAMES:
+        assert rpm(installed, "--verify", name) == ""
+    assert installed.run("weave-compute", "--check-config", "--system") == "good: 1 models\n"
+    assert installed.run("getent", "passwd", "weave-gpu").endswith("/nologin\n")
+
+
+def test_selinux_has_the_module_and_apparmor_no_profile(installed: Tree) -> None:
+    files = installed.files()
+    assert "usr/share/selinux/packages/weave_compute.pp" in files
+    assert "usr/share/selinux/devel/include/contrib/weave_compute.if" in files
+    assert "etc/apparmor.d/weave-compute" not in files
+
+
+def test_upgrade_keeps_the_config_and_erasing_leaves_nothing_else(
+    installed: Tree, bare: dict[str, str], later: Path
+) -> None:
+    config = installed.path / CONFIG
+    mine = config.read_text() + 'allowed_users = ["0"]\n'
+    config.write_text(mine)
+    rpm(installed, "--upgrade", *later.glob("*.rpm"))
+    assert rpm(installed, "--query", NAMES[0]).startswith("weave-compute-0.1.0-2")
+    assert config.read_text() == mine
+    new = Path(f"{config}.rpmnew")
+    assert "socket_mode" in new.read_text()
+    new.unlink()
+    assert (installed.path / "var/log/weave").is_dir()
+
+    rpm(installed, "--erase", *NAMES)
+    assert differences(bare, installed.files()) - USERS == {"etc/weave", f"{CONFIG}.rpmsave"}

@@ -1,0 +1,79 @@
+"""A Debian tree to install packages into, and what is in it."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache" / "packages"
+BUILT = ROOT / "packages"
+# Who installs packages keeps books, and users stay when packages go.
+BOOKKEEPING = ("var/lib/dpkg", "var/lib/apt", "var/cache", "var/log/apt", "var/log/dpkg.log", "var/lib/rpm")
+USERS = {f"etc/{name}{backup}" for name in ("passwd", "group", "shadow", "gshadow") for backup in ("", "-")}
+USERS |= {"etc/.pwd.lock"}
+
+
+def run(*command: str | Path, **more: object) -> str:
+    """What it says on standard output; fails with all it said."""
+    done = subprocess.run(command, check=False, text=True, capture_output=True, **more)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout}{done.stderr}"
+    return str(done.stdout)
+
+
+class Tree:
+    """A root file system in a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def run(self, *command: str) -> str:
+        """In there, as root."""
+        inside = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
+        variables = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+        return run(
+            *("unshare", "--mount", "--pid", "--fork", "sh", "-c", inside, self.path, *command),
+            env=os.environ | variables,
+        )
+
+    def copy(self, path: Path) -> "Tree":
+        run("cp", "--archive", "--reflink=auto", self.path, path)
+        return Tree(path)
+
+    def take(self, *packages: Path) -> list[str]:
+        """Copies into its /tmp; their names there."""
+        return [f"/tmp/{Path(shutil.copy(package, self.path / 'tmp')).name}" for package in packages]
+
+    def files(self) -> dict[str, str]:
+        """Owner and mode of each, but for what changes with whatever is installed."""
+        found = {}
+        for folder, folders, names in os.walk(self.path):
+            inside = Path(folder).relative_to(self.path)
+            folders[:] = [name for name in folders if str(inside / name) not in BOOKKEEPING + ("proc", "tmp")]
+            for name in (*folders, *names):
+                status = os.lstat(Path(folder, name))
+                found[str(inside / name)] = f"{status.st_uid}:{status.st_gid} {status.st_mode:o}"
+        return {name: kind for name, kind in found.items() if name not in BOOKKEEPING}
+
+
+def differences(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    """What has come, gone, or changed its owner or mode; for the log, too."""
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    print("left behind or changed:", sorted(changed))
+    return changed
+
+
+def debian(folder: Path, dependencies: str) -> Tree:
+    """Debian 12 with `dependencies`, in the words of a control file, as apt finds them. Cached but for these."""
+    base = CACHE / "bookworm.tar"
+    if not base.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        run("mmdebstrap", "--variant=minbase", "bookworm", f"{base}.part.tar")
+        os.rename(f"{base}.part.tar", base)
+    folder.mkdir()
+    run("tar", "--extract", "--directory", folder, "--file", base)
+    shutil.copy("/etc/resolv.conf", folder / "etc/resolv.conf")
+    tree = Tree(folder)
+    tree.run("apt-get", "update")
+    tree.run("apt-get", "satisfy", "-y", "--no-install-recommends", dependencies)
+    return tree
