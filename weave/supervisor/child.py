@@ -51,7 +51,8 @@ class Child(Generic[Incoming]):
         self._log, log_end = stderr_pipe()
         passed = {"control": theirs.fileno(), **descriptors}
         options = [f"--{name}={descriptor}" for name, descriptor in passed.items()]
-        inherited = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        # Without a home of its own Python looks for one in /etc/passwd, which is none of a child's business.
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"HOME": "/nonexistent"}
         user: dict[str, Any] = {}
         if account is not None:
             user = {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
@@ -61,7 +62,7 @@ class Child(Generic[Incoming]):
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-B", "-m", module, f"--parent={os.getpid()}", *options],
                 pass_fds=tuple(passed.values()),
-                env=inherited,
+                env=environment,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

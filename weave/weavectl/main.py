@@ -89,4 +89,6 @@ def main() -> None:
 
 
 def _interrupt(*_: object) -> None:
+    # Once: `timeout`, for one, signals a process and its whole group.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt

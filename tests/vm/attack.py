@@ -1,0 +1,54 @@
+"""Put into the installed daemon as weave/attack.py: each process, before it locks itself in, tries what only AppArmor
+or SELinux can still refuse, and logs what came of it."""
+
+import os
+import socket
+from collections.abc import Callable
+
+from weave import log
+
+MODEL = "/usr/share/weave-compute/models/shapes/vae/config.json"
+
+
+def open_file(path: str, flags: int = os.O_RDONLY) -> None:
+    os.close(os.open(path, flags, 0o600))
+
+
+def execute() -> None:
+    os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
+
+
+def connect(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+
+
+def write_attribute(folder: str, text: str) -> None:
+    with open(f"/proc/self/attr/{folder}current", "w") as file:
+        file.write(text)
+
+
+ATTACKS: dict[str, Callable[[], object]] = {
+    "read a file of the system's": lambda: open_file("/etc/hostname"),
+    "read the config": lambda: open_file("/etc/weave/weave-compute.toml"),
+    "read a model": lambda: open_file(MODEL),
+    "open a GPU": lambda: open_file("/dev/nvidia0", os.O_RDWR),
+    "open another device": lambda: open_file("/dev/weave-test", os.O_RDWR),
+    "write a file": lambda: open_file("/tmp/weave-attack", os.O_WRONLY | os.O_CREAT),
+    "execute": execute,
+    "network": lambda: socket.socket(socket.AF_INET).close(),
+    "routes": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
+    "connect to another daemon": lambda: connect("/run/dbus/system_bus_socket"),
+    "leave AppArmor": lambda: write_attribute("apparmor/", "changeprofile unconfined"),
+    "leave SELinux": lambda: write_attribute("", "system_u:system_r:init_t:s0"),
+}
+
+
+def run(process: str) -> None:
+    for name, attack in ATTACKS.items():
+        try:
+            attack()
+            result = "gained"
+        except OSError as error:
+            result = f"refused: {error.strerror}"
+        log.write(process, "attack", name=name, result=result)

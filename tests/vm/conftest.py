@@ -1,0 +1,101 @@
+"""The two machines: each is made, booted and asked once, by whichever of its tests comes first."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vm import machine
+from tests.vm.guest import LIMITS
+from tests.vm.machine import ROOT
+
+Answers = dict[str, Any]
+PACKAGES = ROOT / "packages"
+USERS = (
+    ("groupadd", "--system", "weave"),
+    ("useradd", "--create-home", "--groups", "weave", "alice"),
+    ("useradd", "--create-home", "eve"),
+)
+# What the rpm's own scripts do where SELinux is on, which it is not while the tree is made.
+LOAD_MODULE = ("semodule", "--noreload", "--install", "/usr/share/selinux/packages/weave_compute.pp")
+UNIT = """
+[Unit]
+After=multi-user.target
+[Service]
+Type=oneshot
+SELinuxContext=-unconfined_u:unconfined_r:unconfined_t:s0
+TimeoutStartSec=infinity
+ExecStart=/usr/bin/python3 -B /opt/weave-vm/guest.py {mac}
+ExecStopPost=/usr/bin/systemctl poweroff --no-block
+"""
+
+
+def package(name: str, kind: str) -> Path:
+    """Raises ValueError unless there is exactly one such package."""
+    (found,) = PACKAGES.glob(f"{name}[-_][0-9]*.{kind}")
+    return found
+
+
+def torch_package(kind: str) -> Path:
+    """Whichever build of torch there is. Raises ValueError unless there is exactly one."""
+    (found,) = PACKAGES.glob(f"weave-compute-torch-*.{kind}")
+    return found
+
+
+def put_tests(tree: Path, mac: str) -> None:
+    """Users, and the unit that runs tests/vm/guest.py after boot."""
+    for command in USERS:
+        machine.run("chroot", tree, *command)
+    home = tree / "opt" / "weave-vm"
+    (home / "source").mkdir(parents=True)
+    for name in ("guest.py", "attack.py"):
+        shutil.copy(ROOT / "tests" / "vm" / name, home)
+    for name in ("tests", "models"):
+        shutil.copytree(ROOT / name, home / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    units = tree / "etc" / "systemd" / "system"
+    (units / "weave-vm.service").write_text(UNIT.format(mac=mac))
+    (units / "default.target.wants").mkdir(exist_ok=True)
+    (units / "default.target.wants" / "weave-vm.service").symlink_to("../weave-vm.service")
+
+
+def answers(tree: Path, kernel_options: str, seconds: float) -> Answers:
+    lines = machine.boot(tree, machine.image_of(tree), kernel_options, seconds=seconds)
+    shutil.rmtree(tree)
+    for line in lines[:-1]:
+        print(f"{line['seconds']:7.1f} s  {line['step']}")
+    return {line["step"]: line["found"] for line in lines[:-1]}
+
+
+@pytest.fixture(scope="session")
+def apparmor() -> Iterator[Answers]:
+    """torch is installed before the boot, which takes its unpacking off the slow machine; all else after it."""
+    tree = machine.debian_tree("apparmor")
+    machine.run("dpkg", f"--root={tree}", "--install", torch_package("deb"))
+    put_tests(tree, "apparmor")
+    for name in ("weave-compute", "weave-compute-model-shapes"):
+        target = tree / "opt" / "weave-vm" / "packages"
+        target.mkdir(exist_ok=True)
+        shutil.copy(package(name, "deb"), target)
+    yield answers(tree, "apparmor=1 security=apparmor", 1200)
+
+
+@pytest.fixture(scope="session")
+def selinux() -> Iterator[Answers]:
+    """The same files that the .rpm holds, installed by rpm itself, on Debian: Fedora's tree cannot be had everywhere.
+    Every file is labelled before the image is made."""
+    tree = machine.debian_tree("selinux")
+    put_tests(tree, "selinux")
+    packages = [
+        torch_package("rpm"),
+        *(package(name, "rpm") for name in ("weave-compute", "weave-compute-model-shapes")),
+    ]
+    machine.run("rpm", f"--root={tree}", "--initdb")
+    machine.run("rpm", f"--root={tree}", "--install", "--nodeps", *packages)
+    machine.run("chroot", tree, *LOAD_MODULE)
+    (tree / "etc/weave/conf.d/vm.toml").write_text(LIMITS)
+    (tree / "etc/selinux/config").write_text("SELINUX=enforcing\nSELINUXTYPE=default\n")
+    contexts = tree / "etc/selinux/default/contexts/files/file_contexts"
+    machine.run("setfiles", "-F", "-r", tree, contexts, tree)
+    yield answers(tree, "security=selinux selinux=1 enforcing=1", 1200)

@@ -1,0 +1,194 @@
+"""What runs inside the virtual machine, as a unit of its own after boot. Each step tells on the second serial port, one
+JSON line, what it saw; the tests outside judge it. The argument is the system of mandatory access control."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HOME = Path("/opt/weave-vm")
+PACKAGE = Path("/usr/lib/weave-compute/lib/python3.11/site-packages/weave")
+PICTURE = Path("/home/alice/picture.png")
+# Where each process tries its attacks: in the file, before the line.
+ATTACKED = {
+    "broker/__main__.py": ("    harden(parent=inherited.parent)\n", "broker"),
+    "gpu_worker/worker.py": ("        keep_only(jobs, control)\n", "worker"),
+    "supervisor/main.py": ("        entrance = open_entrance(options, settings.config)\n", "supervisor"),
+}
+# A translated processor is slow.
+LIMITS = "[limits]\nstart_seconds = 900\nload_seconds = 900\njob_seconds = 900\nqueued_seconds = 900\n"
+
+
+def sh(command: str, seconds: float = 1200) -> dict[str, Any]:
+    command_line = ["/bin/sh", "-c", command]
+    done = subprocess.run(command_line, check=False, text=True, capture_output=True, timeout=seconds)
+    return {"status": done.returncode, "output": done.stdout[-20_000:], "errors": done.stderr[-4000:]}
+
+
+def as_user(name: str, command: str) -> dict[str, Any]:
+    return sh(f"setpriv --reuid={name} --regid={name} --init-groups env HOME=/home/{name} {command}")
+
+
+def draw() -> dict[str, Any]:
+    PICTURE.unlink(missing_ok=True)
+    prompt = "a red circle on a blue background"
+    done = as_user("alice", f"weavectl --json generate '{prompt}' --seed 1 --output {PICTURE}")
+    return done | {"picture": base64.b64encode(PICTURE.read_bytes()).decode() if PICTURE.exists() else None}
+
+
+def labels() -> dict[str, list[str]]:
+    """Of each of the daemon's processes, by what it runs as."""
+    found: dict[str, list[str]] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_text()
+            label = (process / "attr/current").read_text().strip("\0\n")
+        except OSError:
+            continue
+        for name in ("weave.gpu_worker", "weave.broker", "/usr/bin/weave-compute"):
+            if name in command.split("\0"):
+                found.setdefault(name, []).append(label)
+    return found
+
+
+def install() -> dict[str, Any]:
+    Path("/etc/weave/conf.d").mkdir(parents=True, exist_ok=True)
+    Path("/etc/weave/conf.d/vm.toml").write_text(LIMITS)
+    return sh(f"dpkg --install {HOME}/packages/*.deb")
+
+
+def service() -> dict[str, Any]:
+    return sh("systemctl start weave-compute.service; systemctl show weave-compute --property=ActiveState,StatusText")
+
+
+def status() -> dict[str, Any]:
+    return as_user("alice", "weavectl --json status")
+
+
+def doctor() -> dict[str, Any]:
+    return sh("weavectl doctor")
+
+
+def a_stranger() -> dict[str, Any]:
+    return as_user("eve", "weavectl status")
+
+
+def audit_log() -> str:
+    return Path("/var/log/audit/audit.log").read_text(errors="replace")
+
+
+def attacks(properties: str) -> dict[str, Any]:
+    """The attacks in a daemon that systemd holds by nothing else, and what the audit log says of it."""
+    before = len(audit_log())
+    sh("systemctl stop weave-compute.socket weave-compute.service")
+    sh(f"systemd-run --unit=weave-attacked --property=Type=notify --property=TimeoutStartSec=600 {properties} "
+       "/usr/bin/weave-compute --system")  # fmt: skip
+    picture = draw()
+    log = sh("journalctl --unit=weave-attacked --output=cat")["output"]
+    ended = sh("systemctl stop weave-attacked; systemctl reset-failed weave-attacked")
+    lines = [json.loads(line) for line in log.splitlines() if '"event":"attack"' in line]
+    denied = [
+        line for line in audit_log()[before:].splitlines() if 'apparmor="DENIED"' in line or "avc:  denied" in line
+    ]
+    sh("journalctl --rotate; journalctl --vacuum-time=1s")
+    return {"attacks": lines, "denied": denied, "picture": picture["picture"], "stopped": ended, "log": log[-4000:]}
+
+
+def arm() -> dict[str, Any]:
+    """From now on each process attacks."""
+    (PACKAGE / "attack.py").write_text((HOME / "attack.py").read_text())
+    for name, (line, process) in ATTACKED.items():
+        source = (PACKAGE / name).read_text()
+        assert source.count(line) == 1, name
+        indent = line[: len(line) - len(line.lstrip())]
+        attack = f'{indent}from weave import attack\n{indent}attack.run("{process}")\n'
+        (PACKAGE / name).write_text(source.replace(line, attack + line))
+        for compiled in (PACKAGE / name).parent.glob(f"__pycache__/{Path(name).stem}.*.pyc"):
+            compiled.unlink()
+    # A device that is not a GPU, and one that is by its name. Anybody may open both, as far as modes go.
+    return sh("mknod --mode=666 /dev/nvidia0 c 1 3; mknod --mode=666 /dev/weave-test c 1 3; rm -f /tmp/weave-attack")
+
+
+def refusals(units: dict[str, str]) -> dict[str, Any]:
+    """How the daemon ends where it would be held by nothing: by the way it is started."""
+    found = {}
+    for name, start in units.items():
+        sh(start)
+        found[name] = sh("journalctl --unit=weave-refused --output=cat")["output"]
+        found[name] += sh("systemctl show weave-refused --property=ExecMainStatus")["output"]
+        sh("systemctl stop weave-refused; systemctl reset-failed weave-refused; journalctl --rotate; "
+           "journalctl --vacuum-time=1s")  # fmt: skip
+    return found
+
+
+def inside(role: str, options: str) -> dict[str, Any]:
+    """The attacks from inside a process that is locked in, on this kernel (tests/security/attacker.py)."""
+    return sh(f"cd {HOME}/source && /usr/lib/weave-compute/bin/python -B -m tests.security.attacker {role} {options}")
+
+
+REFUSED = "systemd-run --wait --unit=weave-refused --property=NoNewPrivileges=yes --remain-after-exit"
+UNCONFINED = "sed -i s/require_mac.*/require_mac=false/ /etc/weave/weave-compute.toml"
+
+STEPS: dict[str, dict[str, Callable[[], Any]]] = {
+    "apparmor": {
+        "install": install,
+        "service": service,
+        "picture": draw,
+        "labels": labels,
+        "status": status,
+        "doctor": doctor,
+        "a stranger": a_stranger,
+        "landlock of this kernel, broker": lambda: inside("broker", ""),
+        "landlock of this kernel, worker": lambda: inside(
+            "worker", "--only 'read /etc/passwd' 'write a file' 'list /proc' 'socket AF_INET' execve truncate"
+        ),
+        "arm": arm,
+        "attacks": lambda: attacks("--property=NoNewPrivileges=yes --property=AppArmorProfile=weave-compute"),
+        "refusals": lambda: refusals(
+            {
+                "unconfined": f"{REFUSED} /usr/bin/weave-compute --system",
+                "complaining": "apparmor_parser --replace --Complain /etc/apparmor.d/weave-compute; "
+                f"{REFUSED} --property=AppArmorProfile=weave-compute /usr/bin/weave-compute --system",
+            }
+        ),
+        "not required": lambda: sh(UNCONFINED),
+        "attacks, unconfined": lambda: attacks("--property=NoNewPrivileges=yes"),
+    },
+    "selinux": {
+        "service": service,
+        "picture": draw,
+        "labels": labels,
+        "status": status,
+        "doctor": doctor,
+        "a stranger": a_stranger,
+        "arm": arm,
+        "attacks": lambda: attacks("--property=NoNewPrivileges=yes"),
+        "permissive": lambda: sh("setenforce 0"),
+        "refusals": lambda: refusals({"permissive": f"{REFUSED} /usr/bin/weave-compute --system"}),
+        "not required": lambda: sh(UNCONFINED),
+        "attacks, permissive": lambda: attacks("--property=NoNewPrivileges=yes"),
+    },
+}
+
+
+def main() -> None:
+    with open("/dev/ttyS1", "w") as answers:
+        for name, step in STEPS[sys.argv[1]].items():
+            started = time.monotonic()
+            try:
+                found = step()
+            except Exception as error:
+                found = {"error": repr(error)}
+            line = {"step": name, "seconds": round(time.monotonic() - started, 1), "found": found}
+            print(json.dumps(line), file=answers, flush=True)
+        print(json.dumps({"step": "end"}), file=answers, flush=True)
+    os.sync()
+
+
+if __name__ == "__main__":
+    main()

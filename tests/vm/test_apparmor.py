@@ -1,0 +1,85 @@
+"""The .deb, its unit and its AppArmor profiles, on a booted Debian with kernel 6.1, torch and the demo model."""
+
+import json
+
+import pytest
+
+from tests.vm.conftest import Answers
+from tests.vm.judged import ALLOWED, PROCESSES, gained, shows_a_red_circle, status_of
+
+# What a denial of each attack looks like in the audit log.
+DENIALS = {
+    "read a file of the system's": ('operation="open"', 'name="/etc/hostname"'),
+    "read the config": ('operation="open"', 'name="/etc/weave/weave-compute.toml"'),
+    "read a model": ('operation="open"', 'name="/usr/share/weave-compute/models/shapes/vae/config.json"'),
+    "open a GPU": ('operation="open"', 'name="/dev/nvidia0"'),
+    "open another device": ('operation="open"', 'name="/dev/weave-test"'),
+    "write a file": ('operation="mknod"', 'name="/tmp/weave-attack"'),
+    "execute": ('operation="exec"', 'name="/usr/bin/true"'),
+    "network": ('operation="create"', 'family="inet"'),
+    "routes": ('operation="create"', 'family="netlink"'),
+    "connect to another daemon": ('operation="connect"', 'name="/run/dbus/system_bus_socket"'),
+    "leave AppArmor": ('operation="change_profile"', 'target="unconfined"'),
+}
+
+
+def test_the_package_installs_and_its_service_serves(apparmor: Answers) -> None:
+    assert apparmor["install"]["status"] == 0, apparmor["install"]
+    assert "ActiveState=active" in apparmor["service"]["output"], apparmor["service"]
+
+
+def test_an_allowed_user_gets_a_picture_and_a_stranger_gets_nothing(apparmor: Answers) -> None:
+    assert shows_a_red_circle(apparmor["picture"]), apparmor["picture"]
+    assert apparmor["a stranger"]["status"] == 3 and apparmor["a stranger"]["output"] == ""
+
+
+def test_each_process_is_in_a_profile_of_its_own_that_is_enforced(apparmor: Answers) -> None:
+    roles = {"/usr/bin/weave-compute": "supervisor", "weave.broker": "broker", "weave.gpu_worker": "worker"}
+    assert set(apparmor["labels"]) == set(roles)
+    for program, labels in apparmor["labels"].items():
+        assert set(labels) == {f"weave-compute//&weave-compute-{roles[program]} (enforce)"}
+    assert len(apparmor["labels"]["weave.gpu_worker"]) == 2  # the zygote and its worker
+    sandbox = status_of(apparmor["status"])["sandbox"]
+    assert all("apparmor" in sandbox[process] for process in PROCESSES), sandbox
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_under_its_profile_alone_a_process_gains_only_what_it_is_for(apparmor: Answers, process: str) -> None:
+    assert gained(apparmor["attacks"], process) == ALLOWED[process]
+    assert shows_a_red_circle(apparmor["attacks"])
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_each_refusal_is_in_the_audit_log_with_its_profile(apparmor: Answers, process: str) -> None:
+    denied = [line for line in apparmor["attacks"]["denied"] if f'profile="weave-compute-{process}"' in line]
+    for attack in set(DENIALS) - ALLOWED[process]:
+        assert any(all(part in line for part in DENIALS[attack]) for line in denied), (attack, denied)
+
+
+def test_nothing_but_the_attacks_is_denied(apparmor: Answers) -> None:
+    expected = [parts[1] for parts in DENIALS.values()]
+    lines = apparmor["attacks"]["denied"]
+    assert [line for line in lines if not any(part in line for part in expected)] == []
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_without_apparmor_the_same_attacks_succeed(apparmor: Answers, process: str) -> None:
+    there = set(DENIALS) - {"leave AppArmor"}
+    assert gained(apparmor["attacks, unconfined"], process) >= there
+
+
+def test_where_it_is_required_the_daemon_does_not_serve_unconfined_or_under_a_profile_that_only_complains(
+    apparmor: Answers,
+) -> None:
+    for how, label in (("unconfined", "unconfined"), ("complaining", "supervisor (complain)")):
+        text = apparmor["refusals"][how]
+        assert "system.require_mac is true" in text and label in text and "ExecMainStatus=78" in text
+
+
+def test_the_older_landlock_holds_broker_and_worker(apparmor: Answers) -> None:
+    for role, least in (("broker", 60), ("worker", 6)):
+        done = apparmor[f"landlock of this kernel, {role}"]
+        outcomes = [json.loads(line) for line in done["output"].splitlines()]
+        assert done["status"] == 0 and len(outcomes) >= least, done
+        assert all("landlock-2" in outcome["layers"] and "attestation" not in outcome for outcome in outcomes)
+        assert [outcome for outcome in outcomes if outcome["result"].startswith("gained")] == []
