@@ -9,8 +9,10 @@ GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(B
 # daemons have short deadlines.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
+MAC_PACKAGES := apparmor checkpolicy policycoreutils python3-setools selinux-policy-default selinux-policy-dev \
+	selinux-utils semodule-utils setools
 
-.PHONY: demo test test-fast lint bench fuzz soak train-demo-model lock packages package-test clean
+.PHONY: demo test test-fast lint bench fuzz soak mac-test train-demo-model lock packages package-test clean
 
 demo: $(READY)
 	./scripts/demo.sh $(BIN)
@@ -52,6 +54,11 @@ packages: $(READY)
 package-test: $(READY)
 	./scripts/system-packages.sh mmdebstrap rpm systemd
 	$(BIN)/python -m pytest --timeout=1800 tests/packages
+
+# AppArmor's and SELinux's policies, against Debian's: nothing is loaded into this machine's kernel.
+mac-test: $(READY)
+	./scripts/system-packages.sh $(MAC_PACKAGES)
+	$(BIN)/python -m pytest tests/mac
 
 train-demo-model: $(READY)
 	$(BIN)/python -m training.shapes.train --output models/shapes

@@ -15,6 +15,16 @@ _STORE = Path("/var/lib/selinux/default")
 _COMMANDS = ("make", "m4", "checkmodule", "semodule", "semodule_package", "sesearch", "seinfo", "matchpathcon")
 # genhomedircon looks up every user of this machine, which the module has nothing to do with.
 _SEMANAGE = "module-store = direct\nexpand-check = 0\ndisable-genhomedircon = true\n"
+# Another module, as it would be written for a client.
+CLIENT = """policy_module(weave_client, 1.0.0)
+type weave_client_t;
+domain_type(weave_client_t)
+weave_stream_connect(weave_client_t)
+weave_receive_images(weave_client_t)
+type weave_librarian_t;
+domain_type(weave_librarian_t)
+weave_manage_models(weave_librarian_t)
+"""
 _RULE = re.compile(r"allow (\S+) (\S+):(\S+) (?:\{ (.+) \}|(\S+));(?: \[ (.+) \]:(\w+))?")
 
 
@@ -77,11 +87,13 @@ def link(folder: Path, rules: Iterable[str] = ()) -> Policy:
     required = "".join(f"\ttype {type_};\n" for type_ in sorted(types))
     added = "".join(f"{rule}\n" for rule in rules)
     module.write_text(module.read_text() + f"require {{\n{required}}}\n{added}" * bool(types))
+    (source / "weave_client.te").write_text(CLIENT)
     _output("make", "-C", source)
+    _output("make", "-C", source, "-f", _DEVEL, "weave_client.pp")
     shutil.copytree(_STORE, root / "var/lib/selinux/default")
     (root / "etc/selinux").mkdir(parents=True)
     (root / "etc/selinux/semanage.conf").write_text(_SEMANAGE)
-    _output("semodule", "-n", "-p", root, "-s", "default", "-i", source / "weave_compute.pp")
+    _output("semodule", "-n", "-p", root, "-s", "default", "-i", *sorted(source.glob("*.pp")))
     return Policy(root)
 
 
