@@ -35,8 +35,9 @@ def debian_tree(name: str) -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     base = CACHE / f"debian-{hashlib.sha256(' '.join(DEBIAN).encode()).hexdigest()[:12]}.tar"
     if not base.exists():
-        run("mmdebstrap", "--variant=minbase", f"--include={','.join(DEBIAN)}", "bookworm", f"{base}.part")
-        os.rename(f"{base}.part", base)
+        part = base.with_suffix(".part.tar")
+        run("mmdebstrap", "--variant=minbase", f"--include={','.join(DEBIAN)}", "bookworm", part)
+        part.rename(base)
     tree = CACHE / name
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir()
