@@ -18,6 +18,7 @@ from weave.sandbox.attestation import AttestationFailed
 from weave.sandbox.process import Account
 from weave.supervisor.broker import Broker
 from weave.supervisor.notify import Notifier
+from weave.supervisor.recorder import Recorder
 from weave.supervisor.socket import Entrance
 from weave.supervisor.textfile import write_textfile
 from weave.supervisor.worker import Worker, WorkerFailed
@@ -54,8 +55,14 @@ class Supervisor:
         entrance: Entrance,
         layers: tuple[str, ...],
         read_settings: Callable[[], Settings],
+        *,
+        recorder: Recorder | None = None,
     ) -> None:
-        """`layers` are those that we are locked in by; `read_settings` raises ConfigError, OSError."""
+        """`layers` are those that we are locked in by; `read_settings` raises ConfigError, OSError. `recorder` makes it
+        record mode, which there is in user mode only."""
+        if recorder is not None and settings.mode != "user":
+            raise ValueError(f"record mode in {settings.mode} mode")
+        self._recorder = recorder
         self._settings = settings
         self._entrance = entrance
         self._layers = layers
@@ -165,7 +172,7 @@ class Supervisor:
         if request.model not in self._settings.config.models:
             broker.worker_ended(request.worker, "the model is not in the config any more")
             return
-        self._worker = worker = Worker(request)
+        self._worker = worker = Worker(request, self._recorder)
         cause = "stopped"
         try:
             try:
