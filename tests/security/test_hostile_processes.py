@@ -59,7 +59,9 @@ BROKER: Changes = {
 class Hostile:
     """A daemon whose next worker or broker attacks as it is told."""
 
-    def __init__(self, changes: Changes, modules: dict[str, Path | str], config: str) -> None:
+    def __init__(
+        self, changes: Changes, modules: dict[str, Path | str], config: str, options: tuple[str, ...] = ()
+    ) -> None:
         folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
         self._armed = folder / "weave" / "attack"
         told = {
@@ -67,7 +69,7 @@ class Hostile:
             for name, lines in changes.items()
         }
         command = build(told, modules | {"armed.py": HOSTILE / "armed.py"})
-        self.daemon = Daemon(config, folder=folder, command=command).wait_until_serving()
+        self.daemon = Daemon(config, folder=folder, command=command, options=options).wait_until_serving()
         with self.daemon.client() as client:
             self.expected = images(draw(client, format="raw"))[0].data
 

@@ -42,9 +42,14 @@ class Daemon:
         self._log = open(self.folder / "log", "ab")  # noqa: SIM115 - lives as long as the daemon
         self._served_before = len(self.events("serving"))
         environment = os.environ | {"XDG_RUNTIME_DIR": str(self.folder), "XDG_CONFIG_HOME": str(self.folder / "config")}
-        self.process = subprocess.Popen(
-            [*prefix, *command, *options], env=environment | (variables or {}), stderr=self._log, pass_fds=pass_fds
-        )
+        with open(self.folder / "output", "ab") as output:
+            self.process = subprocess.Popen(
+                [*prefix, *command, *options],
+                env=environment | (variables or {}),
+                stdout=output,
+                stderr=self._log,
+                pass_fds=pass_fds,
+            )
 
     def wait_until_serving(self) -> "Daemon":
         wait_for(lambda: len(self.events("serving")) > self._served_before or self.process.poll() is not None)
@@ -62,6 +67,9 @@ class Daemon:
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
+
+    def output(self) -> str:
+        return (self.folder / "output").read_text()
 
     def all_events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]

@@ -77,7 +77,8 @@ class Zygote:
         if pid == 0:
             from weave.gpu_worker.worker import run_worker
 
-            run_worker(model, self._config.device, jobs=jobs, control=control, parent=zygote)
+            device = self._config.device
+            run_worker(model, device, jobs=jobs, control=control, parent=zygote, record=message.record)
         close_all([jobs, control])
         pidfd = os.pidfd_open(pid)  # our own child, not yet reaped: the PID cannot be another's
         self._control.send(Forked(worker=message.worker, pid=pid), (pidfd,))

@@ -25,7 +25,9 @@ from weave.sandbox import landlock, seccomp, worker_calls, worker_files
 from weave.sandbox.process import drop_capabilities, harden
 
 
-def run_worker(model: WorkerModel, config: DeviceConfig, *, jobs: int, control: int, parent: int) -> NoReturn:
+def run_worker(
+    model: WorkerModel, config: DeviceConfig, *, jobs: int, control: int, parent: int, record: bool
+) -> NoReturn:
     """What the forked child does, and all that it does. Never returns into the zygote's code."""
     status = 1
     try:
@@ -34,7 +36,7 @@ def run_worker(model: WorkerModel, config: DeviceConfig, *, jobs: int, control: 
         layers = confine(model)
         device = warm_up(config)
         channel: Channel[ToWorker] = Channel.from_fd(jobs, ToWorker)
-        lock_down(control, layers, device)
+        lock_down(control, layers, device, record=record)
         serve(channel, model, device, devices.choose_dtype(device, config.dtype))
     except ChannelClosed:
         status = 0
@@ -72,10 +74,12 @@ def warm_up(config: DeviceConfig) -> torch.device:
     return device
 
 
-def lock_down(control: int, layers: tuple[str, ...], device: torch.device) -> None:
+def lock_down(control: int, layers: tuple[str, ...], device: torch.device, *, record: bool = False) -> None:
     """Bind every thread to the allow list, and tell the supervisor. After this line nothing is privileged."""
     supervisor: Channel[None] = Channel.from_fd(control, None)
-    listener = seccomp.install(worker_calls.calls(os.getpid(), gpu=device.type == "cuda"))
-    supervisor.send(LockedDown(layers=(*layers, "seccomp", "no-new-privs")), (listener,))
+    calls = worker_calls.recording if record else worker_calls.calls
+    listener = seccomp.install(calls(os.getpid(), gpu=device.type == "cuda"))
+    layer = "seccomp-recording" if record else "seccomp"
+    supervisor.send(LockedDown(layers=(*layers, layer, "no-new-privs")), (listener,))
     close_all([listener])
     supervisor.close()

@@ -93,10 +93,12 @@ ToBroker: TypeAlias = Attested | Ping | NewSocket | WorkerStarted | WorkerEnded 
 
 class ForkWorker(_Message, frozen=True, kw_only=True, tag="fork_worker"):
     """Fork a worker for `model`. Two descriptors come along: its channel to the broker, its channel to the
-    supervisor. Answered by Forked, and by Exited when it is gone."""
+    supervisor. Answered by Forked, and by Exited when it is gone. `record`: its filter has the supervisor asked about
+    each ioctl as well. That alone lets nothing through: the supervisor's answer does, and only in record mode."""
 
     worker: int
     model: str
+    record: bool
 
 
 ToZygote: TypeAlias = ForkWorker | NewConfig

@@ -3,7 +3,8 @@
 A call that is not on the list is neither made nor answered: it waits in the kernel as a notification to the
 supervisor, which logs its name and kills the process (seccomp_unotify(2)). Killing at once, as the filter could,
 would leave no trace but a line in the kernel's log that an ordinary user may not read. When the supervisor is
-gone the call fails with ENOSYS, and PR_SET_PDEATHSIG has ended the process anyway.
+gone the call fails with ENOSYS, and PR_SET_PDEATHSIG has ended the process anyway. In record mode alone
+(weave/supervisor/recorder.py) the supervisor notes the call and lets it through.
 """
 
 import errno
@@ -23,6 +24,11 @@ pyseccomp = libseccomp.load()
 # linux/seccomp.h: SECCOMP_IOCTL_NOTIF_RECV is _IOWR('!', 0, struct seccomp_notif), 80 bytes.
 _NOTIF_RECV = 0xC0502100
 _NOTIF = struct.Struct("=QII iIQ 6Q")
+# SECCOMP_IOCTL_NOTIF_SEND is _IOWR('!', 1, struct seccomp_notif_resp), 24 bytes. A kernel with longer structs has
+# other numbers.
+_NOTIF_SEND = 0xC0182101
+_NOTIF_RESP = struct.Struct("=QqiI")
+_USER_NOTIF_FLAG_CONTINUE = 1
 
 
 class Condition(NamedTuple):
@@ -51,8 +57,10 @@ class Refusal(Struct, frozen=True):
 
 
 class Violation(NamedTuple):
-    """A system call that was refused, with its six raw arguments."""
+    """A system call that waits for the supervisor, with its six raw arguments. `notification` is the kernel's number
+    for it."""
 
+    notification: int
     pid: int
     call: str
     arguments: tuple[int, ...]
@@ -85,8 +93,30 @@ def receive_violation(listener: int) -> Violation | None:
         if error.errno in (errno.ENOENT, errno.EINTR):
             return None
         raise
-    _, pid, _, number, _, _, *arguments = _NOTIF.unpack(notification)
-    return Violation(pid, call_name(number), tuple(arguments))
+    identity, pid, _, number, _, _, *arguments = _NOTIF.unpack(notification)
+    return Violation(identity, pid, call_name(number), tuple(arguments))
+
+
+def let_through(listener: int, violation: Violation) -> None:
+    """Have the kernel make the call as if it were on the list."""
+    answer = _NOTIF_RESP.pack(violation.notification, 0, 0, _USER_NOTIF_FLAG_CONTINUE)
+    while True:
+        try:
+            fcntl.ioctl(listener, _NOTIF_SEND, answer)
+        except InterruptedError:
+            continue
+        except FileNotFoundError:  # its thread has ended, or was interrupted by a signal and will ask again
+            pass
+        return
+
+
+def allows(calls: Iterable[Call | Refusal], name: str, arguments: tuple[int, ...]) -> bool:
+    """Whether a filter of these `calls` would let this one through."""
+    return any(
+        all(arguments[condition.argument] & condition.mask == condition.value for condition in call.conditions)
+        for call in calls
+        if isinstance(call, Call) and call.name == name
+    )
 
 
 def has_ended(listener: int) -> bool:

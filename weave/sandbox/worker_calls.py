@@ -9,7 +9,7 @@ import fcntl
 import os
 import termios
 
-from weave.sandbox.seccomp import Call, Condition, Refusal
+from weave.sandbox.seccomp import Call, Condition, Refusal, allows
 
 # linux/sched.h, linux/prctl.h
 _CLONE_THREAD = 0x00010000
@@ -133,3 +133,13 @@ def calls(pid: int, *, gpu: bool) -> tuple[Call | Refusal, ...]:
     """The list for the worker that is process `pid`: it may signal nobody but itself, as abort(3) does."""
     own = Call("tgkill", "abort", (Condition(0, pid),))
     return (*_COMMON, own, *(_GPU if gpu else ()))
+
+
+def recording(pid: int, *, gpu: bool) -> tuple[Call | Refusal, ...]:
+    """The list in record mode: it allows no ioctl, so that the supervisor hears of every one but the refused."""
+    return tuple(call for call in calls(pid, gpu=gpu) if isinstance(call, Refusal) or call.name != "ioctl")
+
+
+def lists_ioctl(arguments: tuple[int, ...]) -> bool:
+    """Whether a worker with a GPU may make this ioctl outside record mode."""
+    return allows(calls(0, gpu=True), "ioctl", arguments)

@@ -16,6 +16,7 @@ from weave.config.files import open_own_folder
 from weave.sandbox import landlock, mac, worker_files
 from weave.sandbox.process import drop_capabilities, harden
 from weave.supervisor import accounts
+from weave.supervisor.recorder import Recorder
 from weave.supervisor.socket import (
     SYSTEM_SOCKET_PATH,
     ActivatedSocket,
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     entrance.add_argument(
         "--socket-path", type=Path, metavar="PATH", help="serve the one program that listens on PATH, and end with it"
     )
+    options.add_argument("--record", action="store_true", help="note the worker's forbidden calls and let them through")
     options.add_argument("--check-config", action="store_true", help="say whether the config is good, then exit")
     options.add_argument("--version", action="version", version=f"weave-compute {__version__}")
     return options
@@ -53,6 +55,9 @@ def main() -> None:
     options = parser().parse_args()
     if options.system and options.socket_path is not None:
         parser().error("--socket-path serves one program as its own user; --system is something else")
+    if options.record and (options.system or options.socket_path is not None):
+        parser().error("--record lets forbidden calls through, for yourself alone: not with --system or --socket-path")
+    recorder = Recorder() if options.record else None
     open_standard_streams()
     entrance: Entrance | None = None
     try:
@@ -67,7 +72,9 @@ def main() -> None:
         layers = lock_down(settings.config, entrance, other_users=settings.broker_account is not None)
         layers += mac.layer_of(confined)
         open_audit(settings.config)
-        asyncio.run(Supervisor(settings, entrance, layers, read_settings, confined).run())
+        if recorder is not None:
+            log.write("supervisor", "recording")
+        asyncio.run(Supervisor(settings, entrance, layers, read_settings, confined, recorder=recorder).run())
         log.write("supervisor", "stopped")
     except (ConfigError, OSError) as error:
         print(f"weave-compute: {error}", file=sys.stderr)
@@ -75,6 +82,9 @@ def main() -> None:
     finally:
         if entrance is not None:
             entrance.close()
+        if recorder is not None:
+            for line in recorder.summary():
+                print(line)
 
 
 def settings_reader(options: argparse.Namespace) -> Callable[[], Settings]:

@@ -19,6 +19,7 @@ from weave.sandbox.mac import Mac
 from weave.sandbox.process import Account
 from weave.supervisor.broker import Broker
 from weave.supervisor.notify import Notifier
+from weave.supervisor.recorder import Recorder
 from weave.supervisor.socket import Entrance
 from weave.supervisor.textfile import write_textfile
 from weave.supervisor.worker import Worker, WorkerFailed
@@ -56,9 +57,14 @@ class Supervisor:
         layers: tuple[str, ...],
         read_settings: Callable[[], Settings],
         mac: Mac | None,
+        *,
+        recorder: Recorder | None = None,
     ) -> None:
-        """`layers` are those that we are locked in by, `mac` what our children must be held by as well;
-        `read_settings` raises ConfigError, OSError."""
+        """`layers` are those that we are locked in by, `mac` what our children must be held by as well; `read_settings`
+        raises ConfigError, OSError. `recorder` makes it record mode, which there is in user mode only."""
+        if recorder is not None and settings.mode != "user":
+            raise ValueError(f"record mode in {settings.mode} mode")
+        self._recorder = recorder
         self._settings = settings
         self._entrance = entrance
         self._layers = layers
@@ -172,7 +178,7 @@ class Supervisor:
         if request.model not in self._settings.config.models:
             broker.worker_ended(request.worker, "the model is not in the config any more")
             return
-        self._worker = worker = Worker(request)
+        self._worker = worker = Worker(request, self._recorder)
         cause = "stopped"
         try:
             try:

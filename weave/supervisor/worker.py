@@ -10,6 +10,7 @@ from weave.sandbox import attestation, seccomp
 from weave.sandbox.mac import Mac, label_for, layer_of
 from weave.sandbox.process import Account
 from weave.supervisor.child import kill
+from weave.supervisor.recorder import Recorder
 from weave.supervisor.zygote import Zygote
 
 
@@ -20,10 +21,11 @@ class WorkerFailed(Exception):
 class Worker:
     """From fork to reaped. Only an attested worker's channel is handed on to the broker."""
 
-    def __init__(self, request: StartWorker) -> None:
+    def __init__(self, request: StartWorker, recorder: Recorder | None) -> None:
         self.id = request.worker
         self.model = request.model
         self.layers: tuple[str, ...] = ()
+        self._recorder = recorder
         self._pidfd: int | None = None
         self._listener: int | None = None
         self._stop_reason: str | None = None
@@ -53,7 +55,8 @@ class Worker:
         broker_end, job_end = socket_pair()
         supervisor_end, control_end = socket_pair()
         with job_end, control_end:
-            zygote.send(ForkWorker(worker=self.id, model=self.model), (job_end.fileno(), control_end.fileno()))
+            fork = ForkWorker(worker=self.id, model=self.model, record=self._recorder is not None)
+            zygote.send(fork, (job_end.fileno(), control_end.fileno()))
         control: Channel[LockedDown] = Channel(supervisor_end, FromWorkerStart)
         control.set_blocking(False)
         with broker_end:
@@ -83,7 +86,7 @@ class Worker:
         """Wait for the end, killing at the first forbidden system call. Returns the cause."""
         if self._pidfd is None:
             return self._stop_reason or "never started"
-        watching = asyncio.create_task(watch_violations("worker", self._listener, self._pidfd))
+        watching = asyncio.create_task(watch_violations("worker", self._listener, self._pidfd, self._recorder))
         try:
             await readable(self._pidfd)
         finally:
@@ -108,17 +111,24 @@ def take_listener(descriptors: list[int]) -> int:
     return descriptors[0]
 
 
-async def watch_violations(process: str, listener: int | None, pidfd: int) -> str | None:
-    """Wait for a forbidden system call of any thread, kill the process, log the call's name and return it."""
+async def watch_violations(
+    process: str, listener: int | None, pidfd: int, recorder: Recorder | None = None
+) -> str | None:
+    """Wait for a forbidden system call of any thread, kill the process, log the call's name and return it; with a
+    `recorder`, note each and let it through. However many come, all other tasks get their turn after each."""
     if listener is None:
         return None
     while True:
         await readable(listener)
+        # First: on older kernels receiving waits for ever where nobody is left to ask (seccomp_unotify(2), BUGS).
+        if seccomp.has_ended(listener):
+            return None
         violation = seccomp.receive_violation(listener)
-        if violation is not None:
+        if violation is not None and recorder is not None:
+            recorder.note(violation)
+            seccomp.let_through(listener, violation)
+        elif violation is not None:
             kill(pidfd)
             arguments = [hex(argument) for argument in violation.arguments]
             log.write("supervisor", "sandbox_violation", of=process, call=violation.call, arguments=arguments)
             return violation.call
-        if seccomp.has_ended(listener):
-            return None

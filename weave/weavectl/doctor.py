@@ -96,7 +96,10 @@ def _check_daemon(path: Path | None) -> Iterator[Finding]:
         return
     yield Finding("daemon", "ok", f"version {report.version}, worker {report.worker}")
     for process, layers in report.sandbox.items():
-        if layers:
+        if "seccomp-recording" in layers:
+            advice = "it records instead of enforcing; for finding what a new driver needs only"
+            yield Finding(f"sandbox of the {process}", "warn", ", ".join(layers), advice)
+        elif layers:
             yield Finding(f"sandbox of the {process}", "ok", ", ".join(layers))
         else:
             yield Finding(f"sandbox of the {process}", "ok", "not running; it is attested whenever it starts")

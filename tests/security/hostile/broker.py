@@ -3,6 +3,7 @@
 import array
 import asyncio
 import math
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -196,6 +197,8 @@ async def run(name: str, supervisor: Supervisor, _: BrokerConfig) -> None:
         outcome = await against_worker(supervisor, attack)
     elif kind == "request":
         outcome = await REQUESTS[attack][0](supervisor)
+    elif kind == "call":
+        outcome = f"got {os.getpgid(0)}"
     elif kind == "silence":
         outcome = "silent"
     else:

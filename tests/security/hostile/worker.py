@@ -1,6 +1,7 @@
 """A worker that was taken over, in the middle of a job that the real broker gave it."""
 
 import array
+import contextlib
 import fcntl
 import os
 import socket
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from weave.gpu_worker.pipeline import Job
+from weave.gpu_worker.pipeline import run as draw
 from weave.protocol.channel import sealed_memfd
 from weave.protocol.worker_messages import (
     Finished,
@@ -105,7 +107,27 @@ def read_passwd(_: Job) -> None:
     raise RuntimeError(f"/etc/passwd: {told}")
 
 
-ATTACKS: dict[str, Callable[[Job], Any]] = FORGERIES | CALLS | {"open /etc/passwd": read_passwd}
+CALLS_OF_A_NEW_DRIVER = 3000
+# Of NVIDIA's type, which is on the list for a GPU, and of none that is.
+LISTED_IOCTL, UNLISTED_IOCTL = 0xC0204625, 0x40045A17
+
+
+def behave_like_a_new_driver(job: Job) -> None:
+    """No attack: it asks for more than the list allows, very often, and then draws."""
+    for _ in range(CALLS_OF_A_NEW_DRIVER):
+        os.getpgid(0)
+    for request in (LISTED_IOCTL, UNLISTED_IOCTL):
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(0, request)
+    draw(job)
+
+
+ATTACKS: dict[str, Callable[[Job], Any]] = {
+    **FORGERIES,
+    **CALLS,
+    "open /etc/passwd": read_passwd,
+    "a new driver": behave_like_a_new_driver,
+}
 
 
 def run(name: str, job: Job) -> None:

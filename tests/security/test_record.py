@@ -1,0 +1,207 @@
+"""Record mode: what it lets through, what it notes, and that nothing but --record in user mode turns it on."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+from unittest.mock import Mock
+
+import pytest
+
+from tests.integration.test_weavectl import weavectl
+from tests.security.hostile.worker import CALLS_OF_A_NEW_DRIVER, LISTED_IOCTL, UNLISTED_IOCTL
+from tests.security.test_hostile_processes import BROKER, HOSTILE, WORKER, Hostile, attack, attack_as_broker
+from tests.support.builds import Changes
+from tests.support.daemon import COMMAND
+from tests.support.pictures import draw, images
+from tests.support.system import MODEL
+from weave.protocol.channel import received_descriptors
+from weave.protocol.client_messages import StatusReport
+from weave.protocol.errors import ErrorCode
+from weave.sandbox import broker_calls, seccomp, worker_calls
+from weave.sandbox.process import harden
+from weave.supervisor import recorder as recorders
+from weave.supervisor.recorder import Recorder
+from weave.supervisor.supervisor import Supervisor
+
+HOSTILE_WORKER: dict[str, Path | str] = {"gpu_worker/hostile.py": HOSTILE / "worker.py"}
+TOLD_TO_RECORD: Changes = {"supervisor/worker.py": [("record=self._recorder is not None", "record=True")]}
+
+
+class Recorded(NamedTuple):
+    """What a daemon that recorded had to say."""
+
+    picture_is_right: bool
+    status: StatusReport
+    doctor: str
+    events: list[dict[str, Any]]
+    output: str
+    exit_status: int
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Recorded:
+    hostile = Hostile(WORKER, HOSTILE_WORKER, MODEL, options=("--record",))
+    daemon = hostile.daemon
+    with daemon.client() as client:
+        client.unload()
+        hostile.arm("a new driver")
+        picture = images(draw(client, format="raw"))[0].data
+        status = client.status()
+    doctor = weavectl(daemon, "doctor").stdout
+    exit_status = daemon.stop()
+    return Recorded(picture == hostile.expected, status, doctor, daemon.all_events(), daemon.output(), exit_status)
+
+
+def named(recorded: Recorded, event: str) -> list[dict[str, Any]]:
+    return [line for line in recorded.events if line["event"] == event]
+
+
+def test_a_worker_that_makes_forbidden_calls_draws_its_picture_in_record_mode(recorded: Recorded) -> None:
+    assert recorded.picture_is_right and recorded.exit_status == 0
+    assert named(recorded, "recording") and not named(recorded, "sandbox_violation")
+    # The supervisor did not keep the broker waiting for all those calls.
+    assert not named(recorded, "broker_hung")
+
+
+def test_each_finding_is_logged_once_by_name_and_an_ioctl_by_its_request(recorded: Recorded) -> None:
+    found = [
+        (line["call"], line.get("request"), line.get("type"), line["listed"])
+        for line in named(recorded, "sandbox_recorded")
+    ]
+    assert found == [
+        ("getpgid", None, None, False),
+        ("ioctl", hex(LISTED_IOCTL), "F", True),
+        ("ioctl", hex(UNLISTED_IOCTL), "Z", False),
+    ]
+
+
+def test_the_summary_has_a_line_for_each_finding_and_nothing_else(recorded: Recorded) -> None:
+    assert [line.split() for line in recorded.output.splitlines()] == [
+        ["not", "listed", "getpgid", str(CALLS_OF_A_NEW_DRIVER)],
+        ["not", "listed", "ioctl", hex(UNLISTED_IOCTL), "(type", "Z)", "1"],
+        ["listed", "ioctl", hex(LISTED_IOCTL), "(type", "F)", "1"],
+    ]
+
+
+def test_status_and_doctor_say_that_the_worker_is_recorded(recorded: Recorded) -> None:
+    worker, broker = (set(recorded.status.sandbox[process]) for process in ("worker", "broker"))
+    assert "seccomp-recording" in worker and "seccomp" not in worker
+    assert {"no-capabilities", "no-new-privs"} < worker and any(layer.startswith("landlock-") for layer in worker)
+    assert "seccomp" in broker and "seccomp-recording" not in broker
+    warned = [line for line in recorded.doctor.splitlines() if "recording" in line]
+    assert len(warned) == 1 and warned[0].startswith("warn") and "instead of enforcing" in warned[0]
+
+
+@pytest.mark.parametrize("changes", [{}, TOLD_TO_RECORD], ids=["an ordinary worker", "one that is told to record"])
+def test_a_worker_gains_nothing_where_the_supervisor_does_not_record(changes: Changes) -> None:
+    """What lets a call through is the supervisor's answer alone."""
+    hostile = Hostile(WORKER | changes, HOSTILE_WORKER, MODEL)
+    try:
+        error, events = attack(hostile, "a new driver")
+        assert error.code is ErrorCode.WORKER_FAILED
+        assert [line["call"] for line in events if line["event"] == "sandbox_violation"] == ["getpgid"]
+    finally:
+        assert hostile.daemon.stop() == 0
+    assert hostile.daemon.output() == "" and not hostile.daemon.events("sandbox_recorded")
+
+
+def test_a_broker_that_makes_a_forbidden_call_is_killed_in_record_mode_too() -> None:
+    hostile = Hostile(BROKER, {"broker/hostile.py": HOSTILE / "broker.py"}, MODEL, options=("--record",))
+    try:
+        events = attack_as_broker(hostile, "call: ")
+        violations = [line for line in events if line["event"] == "sandbox_violation"]
+        assert [(line["of"], line["call"]) for line in violations] == [("broker", "getpgid")]
+        assert not [line for line in events if line["event"] == "attacked"]
+    finally:
+        hostile.daemon.stop()
+    # And the workers, who were honest, asked for nothing that is not on their list.
+    assert hostile.daemon.output() == ""
+
+
+@pytest.mark.parametrize("option", ["--system", "--socket-path=/run/none"])
+def test_record_is_refused_outside_user_mode(option: str) -> None:
+    ended = subprocess.run([COMMAND, "--record", option], capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 2 and "--record" in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("mode", ["system", "attached"])
+def test_a_supervisor_outside_user_mode_takes_no_recorder(mode: str) -> None:
+    with pytest.raises(ValueError, match=f"record mode in {mode} mode"):
+        Supervisor(cast(Any, Mock(mode=mode)), cast(Any, Mock()), (), Mock(), None, recorder=Recorder())
+
+
+@pytest.mark.parametrize("table", ["", "[device]\n", "[limits]\n", "[system]\n"])
+def test_the_config_cannot_turn_it_on(tmp_path: Path, table: str) -> None:
+    config = tmp_path / "weave-compute.toml"
+    config.write_text(f"{table}record = true\n{MODEL}")
+    ended = subprocess.run(
+        [COMMAND, "--config", config, "--check-config"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.returncode == 78 and "record" in ended.stderr
+
+
+@pytest.fixture
+def waiting() -> Iterator[tuple[int, int]]:
+    """A process that makes a forbidden call, and its listener. It ends with status 7 once the call is made."""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        harden()
+        socket.send_fds(theirs, [b"!"], [seccomp.install(broker_calls.CALLS)])
+        os.getpgid(0)
+        os._exit(7)
+    with ours, theirs:
+        _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
+    (listener,) = received_descriptors(ancillary)
+    assert select.select([listener], [], [], 60)[0]
+    yield pid, listener
+    os.close(listener)
+
+
+def test_a_call_that_is_let_through_is_made(waiting: tuple[int, int]) -> None:
+    pid, listener = waiting
+    violation = seccomp.receive_violation(listener)
+    assert violation is not None and violation.call == "getpgid"
+    seccomp.let_through(listener, violation)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_a_call_whose_thread_has_ended_meanwhile_harms_nobody(waiting: tuple[int, int]) -> None:
+    pid, listener = waiting
+    violation = seccomp.receive_violation(listener)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert violation is not None
+    seccomp.let_through(listener, violation)
+    assert seccomp.has_ended(listener)
+
+
+@pytest.mark.parametrize(
+    ("request_number", "listed"),
+    [
+        (LISTED_IOCTL, True),
+        (UNLISTED_IOCTL, False),
+        (0x5401, False),
+        (0x25, True),
+        (0x30000001, True),
+        (0x30000003, False),
+        (0x1_0000_0025, True),
+        (0x1_3000_0001, False),
+    ],
+)
+def test_an_ioctl_is_judged_as_the_filter_of_a_worker_with_a_gpu_would(request_number: int, listed: bool) -> None:
+    assert worker_calls.lists_ioctl((3, request_number, 0, 0, 0, 0)) == listed
+
+
+def test_findings_without_end_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorders, "_MOST_FINDINGS", 2)
+    recorder = Recorder()
+    for request in (0x5A00, 0x5A01, 0x5A02, 0x5A03, 0x5A01):
+        recorder.note(seccomp.Violation(1, 1, "ioctl", (3, request, 0, 0, 0, 0)))
+    assert [line.split()[-1] for line in recorder.summary()] == ["2", "2", "1"]
+    assert "(further ones)" in "".join(recorder.summary())
