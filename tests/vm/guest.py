@@ -20,7 +20,9 @@ ATTACKED = {
     "gpu_worker/worker.py": ("        keep_only(jobs, control)\n", "worker"),
     "supervisor/main.py": ("        entrance = open_entrance(options, settings.config)\n", "supervisor"),
 }
-# A translated processor is slow.
+# A translated processor is slow, and a thousand times so where it multiplies: two steps, without guidance.
+PROMPT = "a red circle on a blue background"
+PARAMETERS = {"seed": 1, "steps": 2, "cfg_scale": 1.0, "model": "shapes"}
 LIMITS = "[limits]\nstart_seconds = 900\nload_seconds = 900\njob_seconds = 900\nqueued_seconds = 900\n"
 
 
@@ -35,10 +37,10 @@ def as_user(name: str, command: str) -> dict[str, Any]:
 
 
 def draw() -> dict[str, Any]:
-    PICTURE.unlink(missing_ok=True)
-    prompt = "a red circle on a blue background"
-    done = as_user("alice", f"weavectl --json generate '{prompt}' --seed 1 --output {PICTURE}")
-    return done | {"picture": base64.b64encode(PICTURE.read_bytes()).decode() if PICTURE.exists() else None}
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in PARAMETERS.items())
+    done = as_user("alice", f"weavectl --json generate '{PROMPT}' {options} --output {PICTURE}")
+    picture = base64.b64encode(PICTURE.read_bytes()).decode() if PICTURE.exists() else None
+    return done | {"picture": picture, "denied": denied()}
 
 
 def labels() -> dict[str, list[str]]:
@@ -78,25 +80,24 @@ def a_stranger() -> dict[str, Any]:
     return as_user("eve", "weavectl status")
 
 
-def audit_log() -> str:
-    return Path("/var/log/audit/audit.log").read_text(errors="replace")
+def denied() -> list[str]:
+    """What the audit log has of denials, from the boot on."""
+    text = Path("/var/log/audit/audit.log").read_text(errors="replace")
+    return [line for line in text.splitlines() if 'apparmor="DENIED"' in line or "avc:  denied" in line]
 
 
 def attacks(properties: str) -> dict[str, Any]:
     """The attacks in a daemon that systemd holds by nothing else, and what the audit log says of it."""
-    before = len(audit_log())
+    before = len(denied())
     sh("systemctl stop weave-compute.socket weave-compute.service")
     sh(f"systemd-run --unit=weave-attacked --property=Type=notify --property=TimeoutStartSec=600 {properties} "
        "/usr/bin/weave-compute --system")  # fmt: skip
-    picture = draw()
+    load = as_user("alice", "weavectl --json load shapes")
     log = sh("journalctl --unit=weave-attacked --output=cat")["output"]
     ended = sh("systemctl stop weave-attacked; systemctl reset-failed weave-attacked")
     lines = [json.loads(line) for line in log.splitlines() if '"event":"attack"' in line]
-    denied = [
-        line for line in audit_log()[before:].splitlines() if 'apparmor="DENIED"' in line or "avc:  denied" in line
-    ]
     sh("journalctl --rotate; journalctl --vacuum-time=1s")
-    return {"attacks": lines, "denied": denied, "picture": picture["picture"], "stopped": ended, "log": log[-4000:]}
+    return {"attacks": lines, "denied": denied()[before:], "load": load, "stopped": ended, "log": log[-4000:]}
 
 
 def arm() -> dict[str, Any]:
