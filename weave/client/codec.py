@@ -57,13 +57,16 @@ class Answer(NamedTuple):
     memfd: int | None = None
 
 
+SYSTEM_SOCKET_PATH = Path("/run/weave/weave.sock")
+
+
 def default_socket_path() -> Path:
     """`$WEAVE_SOCKET`, else the user's daemon, else the system's."""
     if "WEAVE_SOCKET" in os.environ:
         return Path(os.environ["WEAVE_SOCKET"])
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    own, system = Path(runtime) / "weave" / "weave.sock", Path("/run/weave/weave.sock")
-    return system if system.exists() and not own.exists() else own
+    own = Path(runtime) / "weave" / "weave.sock"
+    return SYSTEM_SOCKET_PATH if SYSTEM_SOCKET_PATH.exists() and not own.exists() else own
 
 
 def request_frame(request: int, message: ClientMessage) -> bytes:

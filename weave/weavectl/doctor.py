@@ -5,25 +5,16 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from weave import config as weave_config
-from weave.client import Client, NotRunning, default_socket_path
+from weave.client import SYSTEM_SOCKET_PATH, Client, NotRunning, default_socket_path
 from weave.config import Config, ConfigError
 from weave.model_files import ModelFilesRefused, check_model_files
-from weave.sandbox import landlock
+from weave.weavectl.finding import Finding
+from weave.weavectl.layers import check_landlock, check_layers
 from weave.weavectl.output import Output
 
 EXIT_PROBLEM = 4
-
-
-class Finding(NamedTuple):
-    """`verdict` is ok, warn or fail; `advice` says what to do about the last two."""
-
-    check: str
-    verdict: str
-    detail: str
-    advice: str = ""
 
 
 def doctor(options: argparse.Namespace, output: Output) -> int:
@@ -53,25 +44,31 @@ def check_config(options: argparse.Namespace, output: Output) -> int:
 
 
 def _findings(options: argparse.Namespace) -> Iterator[Finding]:
-    yield from _check_socket(options.socket or default_socket_path())
-    yield from _check_daemon(options.socket)
+    socket = options.socket or default_socket_path()
+    system = socket == SYSTEM_SOCKET_PATH
+    yield from _check_socket(socket, system=system)
+    config: Config | None = None
     try:
-        config = weave_config.load(options.config)
-    except ConfigError as error:
+        config = weave_config.load(options.config, system=system)
+    except (ConfigError, PermissionError) as error:
         yield Finding("config", "fail", str(error), "see weave-compute(1) for an example")
     else:
-        yield Finding("config", "ok", f"{options.config or weave_config.default_path()}, {len(config.models)} models")
+        path = options.config or weave_config.default_path(system=system)
+        yield Finding("config", "ok", f"{path}, {len(config.models)} models")
         yield from _check_models(config)
-    yield _check_gpu()
-    version = landlock.abi()
-    yield (
-        Finding("landlock", "ok", f"ABI {version}")
-        if version
-        else Finding("landlock", "fail", "not in this kernel", "boot Linux 5.13 or later with lsm=landlock,...")
-    )
+    try:
+        with Client(socket, timeout=5) as client:
+            report = client.status()
+    except (NotRunning, PermissionError, TimeoutError) as error:
+        yield Finding("daemon", "fail", str(error), "start weave-compute, or look into its log")
+    else:
+        yield Finding("daemon", "ok", f"version {report.version}, worker {report.worker}")
+        yield from check_layers(report, config)
+    yield _check_gpu(system=system)
+    yield check_landlock()
 
 
-def _check_socket(path: Path) -> Iterator[Finding]:
+def _check_socket(path: Path, *, system: bool) -> Iterator[Finding]:
     try:
         folder, found = os.stat(path.parent), os.stat(path)
     except OSError as error:
@@ -79,30 +76,13 @@ def _check_socket(path: Path) -> Iterator[Finding]:
         return
     modes = stat.S_IMODE(folder.st_mode), stat.S_IMODE(found.st_mode)
     detail = f"{path}, mode {modes[1]:04o} in a folder of mode {modes[0]:04o}"
+    # In system mode the socket may be everybody's: the config's socket_mode.
     if not stat.S_ISSOCK(found.st_mode):
         yield Finding("socket", "fail", f"{path} is not a socket", "remove it and start weave-compute")
-    elif modes[1] & 0o007 or found.st_uid not in (0, os.getuid()):
+    elif (modes[1] & 0o007 and not system) or found.st_uid not in (0, os.getuid()):
         yield Finding("socket", "fail", detail, "restart weave-compute; it makes the socket anew with mode 0600")
     else:
         yield Finding("socket", "ok", detail)
-
-
-def _check_daemon(path: Path | None) -> Iterator[Finding]:
-    try:
-        with Client(path, timeout=5) as client:
-            report = client.status()
-    except (NotRunning, TimeoutError) as error:
-        yield Finding("daemon", "fail", str(error), "start weave-compute, or look into its log")
-        return
-    yield Finding("daemon", "ok", f"version {report.version}, worker {report.worker}")
-    for process, layers in report.sandbox.items():
-        if "seccomp-recording" in layers:
-            advice = "it records instead of enforcing; for finding what a new driver needs only"
-            yield Finding(f"sandbox of the {process}", "warn", ", ".join(layers), advice)
-        elif layers:
-            yield Finding(f"sandbox of the {process}", "ok", ", ".join(layers))
-        else:
-            yield Finding(f"sandbox of the {process}", "ok", "not running; it is attested whenever it starts")
 
 
 def _check_models(config: Config) -> Iterator[Finding]:
@@ -115,12 +95,13 @@ def _check_models(config: Config) -> Iterator[Finding]:
             yield Finding(f"model {name}", "ok", model.path)
 
 
-def _check_gpu() -> Finding:
+def _check_gpu(*, system: bool) -> Finding:
     nodes = [path for path in (Path("/dev/nvidiactl"), Path("/dev/kfd")) if path.exists()]
     if not nodes:
         return Finding("gpu", "warn", "no NVIDIA or ROCm device", "models run on the CPU; install the GPU's driver")
     for node in nodes:
-        if not os.access(node, os.R_OK | os.W_OK):
+        # The system daemon puts its worker into the group that owns the device.
+        if not system and not os.access(node, os.R_OK | os.W_OK):
             group = node.stat().st_gid
             return Finding("gpu", "fail", f"{node} is not accessible", f"join the group {group} that owns it")
     return Finding("gpu", "ok", ", ".join(map(str, nodes)))

@@ -1,0 +1,64 @@
+"""What doctor advises for what holds the daemon; the layers themselves are for tests/vm, where they are real."""
+
+import msgspec
+import pytest
+
+from weave.config.schema import Config, SystemConfig
+from weave.protocol.client_messages import StatusReport
+from weave.weavectl import layers
+from weave.weavectl.finding import Finding
+
+MAC = "mandatory access control"
+
+
+def report(layer: str | None, mode: str = "system") -> StatusReport:
+    held_by = ("seccomp", layer) if layer else ("seccomp",)
+    fields = {name: 0 for name in StatusReport.__struct_fields__} | {
+        **{name: None for name in ("model", "device", "dtype", "memory_used", "memory_total")},
+        **{"version": "1", "mode": mode, "worker": "none", "jobs": [], "metrics": {}},
+        "sandbox": {"supervisor": held_by, "broker": held_by, "worker": []},
+    }
+    return msgspec.convert(fields, StatusReport)
+
+
+def finding(layer: str | None, mode: str = "system", *, required: bool = False) -> Finding:
+    config = Config(system=SystemConfig(require_mac=required))
+    return next(found for found in layers.check_layers(report(layer, mode), config) if found.check == MAC)
+
+
+@pytest.mark.parametrize(
+    ("layer", "verdict", "advice"),
+    [
+        ("apparmor", "ok", "require_mac = true"),
+        ("selinux", "ok", "require_mac = true"),
+        ("apparmor-complaining", "warn", "aa-enforce"),
+        ("selinux-permissive", "warn", "setenforce 1"),
+        (None, "warn", "boot with apparmor=1"),
+    ],
+)
+def test_each_state_of_mandatory_access_control_has_its_advice(
+    monkeypatch: pytest.MonkeyPatch, layer: str | None, verdict: str, advice: str
+) -> None:
+    monkeypatch.setattr(layers, "_APPARMOR_ON", layers.Path("/nonexistent"))
+    monkeypatch.setattr(layers, "_SELINUX_ON", layers.Path("/nonexistent"))
+    found = finding(layer)
+    assert found.verdict == verdict and advice in found.advice
+
+
+def test_where_it_is_enforced_and_required_there_is_nothing_to_advise() -> None:
+    assert finding("apparmor", required=True) == Finding(
+        MAC, "ok", "apparmor holds each process, and it would not serve otherwise"
+    )
+
+
+def test_the_kernels_own_system_is_the_one_to_turn_on(monkeypatch: pytest.MonkeyPatch, tmp_path: layers.Path) -> None:
+    (tmp_path / "enabled").write_text("Y\n")
+    monkeypatch.setattr(layers, "_APPARMOR_ON", tmp_path / "enabled")
+    assert "apparmor_parser --replace" in finding(None).advice
+    monkeypatch.setattr(layers, "_APPARMOR_ON", tmp_path / "none")
+    monkeypatch.setattr(layers, "_SELINUX_ON", tmp_path / "enabled")
+    assert "semodule --install" in finding(None).advice
+
+
+def test_user_mode_needs_no_profile() -> None:
+    assert finding(None, "user").verdict == "ok"

@@ -1,0 +1,52 @@
+"""Which label each process must have; that the kernel gives it and holds them by it is for tests/vm."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from weave.sandbox import mac
+from weave.sandbox.attestation import AttestationFailed, attest
+from weave.sandbox.mac import Mac, apparmor_labels, selinux_labels
+from weave.sandbox.process import Account
+
+
+def test_apparmor_stacks_each_process_s_profile_on_the_one_the_daemon_was_started_in() -> None:
+    assert apparmor_labels("weave-compute (enforce)") == {
+        "supervisor": "weave-compute//&weave-compute-supervisor (enforce)",
+        "broker": "weave-compute//&weave-compute-broker (enforce)",
+        "worker": "weave-compute//&weave-compute-worker (enforce)",
+    }
+
+
+def test_selinux_changes_the_type_and_keeps_user_role_and_level() -> None:
+    labels = selinux_labels("system_u:system_r:weave_t:s0:c1,c2")
+    assert labels is not None and labels["broker"] == "system_u:system_r:weave_broker_t:s0:c1,c2"
+    labels = selinux_labels("system_u:system_r:weave_t")
+    assert labels is not None and labels["worker"] == "system_u:system_r:weave_worker_t"
+
+
+@pytest.mark.parametrize(
+    "label", ["unconfined", "firefox (enforce)", "weave-compute-worker (enforce)", "a:b:c_t:s0", ""]
+)
+def test_started_in_another_s_profile_or_domain_there_is_nothing_of_ours(label: str) -> None:
+    assert apparmor_labels(label) is None and selinux_labels(label) is None
+
+
+def test_a_child_gets_the_name_without_the_mode(tmp_path: Path) -> None:
+    attribute = os.open(tmp_path / "exec", os.O_WRONLY | os.O_CREAT)
+    labels = apparmor_labels("weave-compute (enforce)")
+    assert labels is not None
+    Mac("apparmor", True, labels, attribute, "exec ").at_next_exec("broker")
+    os.close(attribute)
+    assert (tmp_path / "exec").read_text() == "exec weave-compute//&weave-compute-broker"
+
+
+def test_a_child_with_another_label_is_not_attested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the label is wrong: what is not the label's is shown first to hold but for this process's seccomp."""
+    monkeypatch.setattr("weave.sandbox.attestation._REQUIRED", {})
+    own = {"parent": os.getppid(), "account": Account.own(), "bounding_set_empty": False}
+    monkeypatch.setattr(mac, "label_of", lambda task: "weave-compute (enforce)")
+    attest(os.getpid(), label="weave-compute (enforce)", **own)
+    with pytest.raises(AttestationFailed, match=r"Label is weave-compute \(enforce\), not .*broker \(enforce\)"):
+        attest(os.getpid(), label="weave-compute//&weave-compute-broker (enforce)", **own)
