@@ -51,7 +51,7 @@ def main() -> None:
         settle(tree)
         for packager in ("deb", "rpm"):
             write(packager, name, full_name, tree)
-        shutil.rmtree(tree)
+    shutil.rmtree(OUT / "tree")
 
 
 def time_of_commit() -> str:

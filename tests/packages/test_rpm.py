@@ -15,7 +15,9 @@ FROM_THE_DISTRIBUTION = {"/usr/bin/python3.11", "libcap", "libseccomp", "systemd
 
 
 def rpm(tree: Tree, *arguments: str | Path) -> str:
-    return run("rpm", "--root", tree.path, *arguments)
+    """With /proc in the tree, which systemd-tmpfiles wants."""
+    inside = 'mount -t proc proc "$0/proc" && exec rpm --root "$0" "$@"'
+    return run("unshare", "--mount", "sh", "-c", inside, tree.path, *arguments)
 
 
 @pytest.fixture(scope="module")
