@@ -12,7 +12,7 @@ SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
 MAC_PACKAGES := apparmor checkpolicy policycoreutils python3-setools selinux-policy-default selinux-policy-dev \
 	selinux-utils semodule-utils setools
 
-.PHONY: demo test test-fast lint bench fuzz soak mac-test train-demo-model lock packages package-test clean
+.PHONY: demo test test-fast lint bench fuzz soak mac-test train-demo-model lock packages package-test vm-test release clean
 
 demo: $(READY)
 	./scripts/demo.sh $(BIN)
@@ -59,6 +59,17 @@ package-test: $(READY)
 mac-test: $(READY)
 	./scripts/system-packages.sh $(MAC_PACKAGES)
 	$(BIN)/python -m pytest tests/mac
+
+# Boots two virtual machines of Debian, with AppArmor and with SELinux, and installs the packages there. ACCEL=kvm where
+# KVM works; without, it takes some twenty minutes. torch's package is made where there is none.
+vm-test: $(READY)
+	./scripts/system-packages.sh $(SYSTEM_PACKAGES) e2fsprogs mmdebstrap policycoreutils qemu-system-x86 rpm selinux-policy-dev
+	$(BIN)/python scripts/packages.py weave-compute weave-compute-model-shapes
+	test -n "$$(ls packages/weave-compute-torch-*.deb)" || $(BIN)/python scripts/packages.py weave-compute-torch
+	$(PYTEST) --timeout=2400 -rA tests/vm
+
+# All that a release must pass, and what runs every night: more than fits beside each change.
+release: lint test mac-test packages package-test vm-test
 
 train-demo-model: $(READY)
 	$(BIN)/python -m training.shapes.train --output models/shapes
