@@ -20,9 +20,9 @@ ATTACKED = {
     "gpu_worker/worker.py": ("        keep_only(jobs, control)\n", "worker"),
     "supervisor/main.py": ("        entrance = open_entrance(options, settings.config)\n", "supervisor"),
 }
-# A translated processor is slow, and a thousand times so where it multiplies: two steps, without guidance.
+# A translated processor is slow, and a thousand times so where it multiplies: one step, without guidance.
 PROMPT = "a red circle on a blue background"
-PARAMETERS = {"seed": 1, "steps": 2, "cfg_scale": 1.0, "model": "shapes"}
+PARAMETERS = {"seed": 1, "steps": 1, "cfg_scale": 1.0, "model": "shapes"}
 LIMITS = "[limits]\nstart_seconds = 900\nload_seconds = 900\njob_seconds = 900\nqueued_seconds = 900\n"
 
 
