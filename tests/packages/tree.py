@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "packages"
 BUILT = ROOT / "packages"
 # Who installs packages keeps books, and users stay when packages go.
-BOOKKEEPING = ("var/lib/dpkg", "var/lib/apt", "var/cache", "var/log/apt", "var/log/dpkg.log", "var/lib/rpm")
+BOOKKEEPING = ("var/lib/dpkg", "var/lib/apt", "var/cache", "var/log/apt", "var/log/dpkg.log", "root/.rpmdb")
 USERS = {f"etc/{name}{backup}" for name in ("passwd", "group", "shadow", "gshadow") for backup in ("", "-")}
 USERS |= {"etc/.pwd.lock"}
 
