@@ -14,6 +14,8 @@ from tests.vm.guest import PARAMETERS, PROMPT
 
 # Of 255.
 ROUNDING = 3
+# Its name in the log.
+LOGGED_AS = {"worker": "gpu_worker"}
 PROCESSES = ("supervisor", "broker", "worker")
 # What each process is there for, and so may do under its profile or domain as well.
 ALLOWED = {
@@ -34,7 +36,7 @@ def is_the_picture(found: dict[str, Any], daemon: Daemon) -> bool:
 
 def gained(found: dict[str, Any], process: str) -> set[str]:
     """The attacks of that process that were not refused. Raises AssertionError where it made none."""
-    attacks = [line for line in found["attacks"] if line["process"] == process]
+    attacks = [line for line in found["attacks"] if line["process"] == LOGGED_AS.get(process, process)]
     assert len(attacks) > 10, found["log"]
     return {line["name"] for line in attacks if line["result"] == "gained"}
 

@@ -8,6 +8,8 @@ from tests.support.daemon import Daemon
 from tests.vm.conftest import Answers
 from tests.vm.judged import ALLOWED, PROCESSES, gained, is_the_picture, status_of
 
+# AppArmor knows nothing of connect(2) to a path before Linux 6.17 (Ubuntu's kernels do): there seccomp stands alone.
+NOT_HELD = {"connect to another daemon"}
 # What a denial of each attack looks like in the audit log.
 DENIALS = {
     "read a file of the system's": ('operation="open"', 'name="/etc/hostname"'),
@@ -19,7 +21,6 @@ DENIALS = {
     "execute": ('operation="exec"', 'name="/usr/bin/true"'),
     "network": ('operation="create"', 'family="inet"'),
     "routes": ('operation="create"', 'family="netlink"'),
-    "connect to another daemon": ('operation="connect"', 'name="/run/dbus/system_bus_socket"'),
     "leave AppArmor": ('operation="change_profile"', 'target="unconfined"'),
 }
 
@@ -50,7 +51,7 @@ def test_each_process_is_in_a_profile_of_its_own_that_is_enforced(apparmor: Answ
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_under_its_profile_alone_a_process_gains_only_what_it_is_for(apparmor: Answers, process: str) -> None:
-    assert gained(apparmor["attacks"], process) == ALLOWED[process]
+    assert gained(apparmor["attacks"], process) == ALLOWED[process] | NOT_HELD
     assert apparmor["attacks"]["load"]["status"] == 0, apparmor["attacks"]
 
 

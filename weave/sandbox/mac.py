@@ -46,15 +46,16 @@ def enter() -> Mac | None:
     if started_as is None:
         return None
     if apparmor := apparmor_labels(started_as):
-        folder = Path("/proc/self/attr/apparmor")
-        (folder / "current").write_text(f"changeprofile {_name(apparmor['supervisor'])}")
+        current = _open("/proc/self/attr/apparmor/current")
+        os.write(current, f"changeprofile {_name(apparmor['supervisor'])}".encode())
+        os.close(current)
         enforced = apparmor["supervisor"].endswith(" (enforce)")
         layer = "apparmor" if enforced else "apparmor-complaining"
-        return Mac(layer, enforced, apparmor, _open(folder / "exec"), "exec ")
+        return Mac(layer, enforced, apparmor, _open("/proc/self/attr/apparmor/exec"), "exec ")
     if selinux := selinux_labels(started_as):
         enforced = _SELINUX_ENFORCE.read_text() == "1"
         layer = "selinux" if enforced else "selinux-permissive"
-        return Mac(layer, enforced, selinux, _open(Path("/proc/self/attr/exec")))
+        return Mac(layer, enforced, selinux, _open("/proc/self/attr/exec"))
     return None
 
 
@@ -100,5 +101,5 @@ def _name(label: str) -> str:
     return label.partition(" ")[0]
 
 
-def _open(path: Path) -> int:
+def _open(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
