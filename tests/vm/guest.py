@@ -4,6 +4,7 @@ JSON line, what it saw; the tests outside judge it. The argument is the system o
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,11 +15,21 @@ from typing import Any
 HOME = Path("/opt/weave-vm")
 PACKAGE = Path("/usr/lib/weave-compute/lib/python3.11/site-packages/weave")
 PICTURE = Path("/home/alice/picture.png")
-# Where each process tries its attacks: in the file, before the line.
-ATTACKED = {
-    "broker/__main__.py": ("    harden(parent=inherited.parent)\n", "broker"),
-    "gpu_worker/worker.py": ("        keep_only(jobs, control)\n", "worker"),
-    "supervisor/main.py": ("        entrance = open_entrance(options, settings.config)\n", "supervisor"),
+# What makes each process attack, before it locks itself in. The supervisor's Landlock, which the others inherit, goes.
+ARMED = {
+    "broker/__main__.py": (
+        "    harden(parent",
+        "    from weave import attack\n    attack.run('broker')\n    harden(parent",
+    ),
+    "gpu_worker/worker.py": (
+        "        keep_only(jobs, c",
+        "        from weave import attack\n        attack.run('worker')\n        keep_only(jobs, c",
+    ),
+    "supervisor/main.py": (
+        "        entrance = open_",
+        "        from weave import attack\n        attack.run('supervisor')\n        entrance = open_",
+    ),
+    "sandbox/landlock.py": ("def restrict_changes(", "def restrict_changes(**_): return 'none'\ndef unused("),
 }
 # A translated processor is slow, and a thousand times so where it multiplies: one step, without guidance.
 PROMPT = "a red circle on a blue background"
@@ -103,14 +114,12 @@ def attacks(properties: str) -> dict[str, Any]:
 def arm() -> dict[str, Any]:
     """From now on each process attacks."""
     (PACKAGE / "attack.py").write_text((HOME / "attack.py").read_text())
-    for name, (line, process) in ATTACKED.items():
+    for name, (line, instead) in ARMED.items():
         source = (PACKAGE / name).read_text()
         assert source.count(line) == 1, name
-        indent = line[: len(line) - len(line.lstrip())]
-        attack = f'{indent}from weave import attack\n{indent}attack.run("{process}")\n'
-        (PACKAGE / name).write_text(source.replace(line, attack + line))
-        for compiled in (PACKAGE / name).parent.glob(f"__pycache__/{Path(name).stem}.*.pyc"):
-            compiled.unlink()
+        (PACKAGE / name).write_text(source.replace(line, instead))
+    for compiled in PACKAGE.glob("**/__pycache__"):
+        shutil.rmtree(compiled)
     # A device that is not a GPU, and one that is by its name. Anybody may open both, as far as modes go.
     return sh("mknod --mode=666 /dev/nvidia0 c 1 3; mknod --mode=666 /dev/weave-test c 1 3; rm -f /tmp/weave-attack")
 
