@@ -1,4 +1,4 @@
-"""The AppArmor profiles as their compiler sees them; what they hold back is for tests/vm, where a kernel enforces it."""
+"""The AppArmor profiles as their compiler sees them. What they hold back is for tests/vm, where they are enforced."""
 
 import re
 import shutil
