@@ -87,6 +87,23 @@ def doctor() -> dict[str, Any]:
     return sh("weavectl doctor")
 
 
+def users_own() -> dict[str, Any]:
+    """A daemon of alice's own, by the units for one user."""
+    sh("loginctl enable-linger alice; until systemctl is-active user@$(id -u alice); do sleep 1; done", 120)
+    units = "systemctl --user start weave-compute.socket"
+    status = "weavectl --json status"
+    stop = "systemctl --user stop weave-compute.socket weave-compute.service"
+    return as_user("alice", f"XDG_RUNTIME_DIR=/run/user/$(id -u alice) sh -c '{units} && {status}; {stop}'")
+
+
+def purge() -> dict[str, Any]:
+    """What is left."""
+    purged = sh("dpkg --purge weave-compute weave-compute-model-shapes")
+    left = sh("systemctl is-active weave-compute.socket weave-compute.service; grep weave- /sys/kernel/security/apparmor/"
+              "profiles; find / -xdev -path /opt/weave-vm -prune -o -path '*weave*' -print")  # fmt: skip
+    return purged | {"left": left["output"]}
+
+
 def a_stranger() -> dict[str, Any]:
     return as_user("eve", "weavectl status")
 
@@ -153,6 +170,7 @@ STEPS: dict[str, dict[str, Callable[[], Any]]] = {
         "status": status,
         "doctor": doctor,
         "a stranger": a_stranger,
+        "a user's own": users_own,
         "landlock of this kernel, broker": lambda: inside("broker", ""),
         "landlock of this kernel, worker": lambda: inside(
             "worker", "--only 'read /etc/passwd' 'write a file' 'list /proc' 'socket AF_INET' execve truncate"
@@ -168,6 +186,7 @@ STEPS: dict[str, dict[str, Callable[[], Any]]] = {
         ),
         "not required": lambda: sh(UNCONFINED),
         "attacks, unconfined": lambda: attacks("--property=NoNewPrivileges=yes"),
+        "purge": purge,
     },
     "selinux": {
         "service": service,

@@ -13,7 +13,16 @@ CACHE = ROOT / ".cache" / "vm"
 # What a service manager, a boot and the two systems of mandatory access control need; the daemon's own needs are its
 # package's to say.
 DEBIAN = (
-    *("systemd", "systemd-sysv", "udev", "dbus", "libnss-systemd", "linux-image-cloud-amd64", "initramfs-tools"),
+    *(
+        "systemd",
+        "systemd-sysv",
+        "udev",
+        "dbus",
+        "libnss-systemd",
+        "libpam-systemd",
+        "linux-image-cloud-amd64",
+        "initramfs-tools",
+    ),
     *("apparmor", "auditd", "kmod", "procps", "python3", "libcap2", "libseccomp2", "adduser"),
     *("selinux-policy-default", "policycoreutils", "selinux-utils", "semodule-utils"),
 )

@@ -35,6 +35,18 @@ def test_an_allowed_user_gets_a_picture_and_a_stranger_gets_nothing(apparmor: An
     assert apparmor["a stranger"]["status"] == 3 and apparmor["a stranger"]["output"] == ""
 
 
+def test_a_user_has_a_daemon_of_her_own_by_the_user_units(apparmor: Answers) -> None:
+    status = status_of(apparmor["a user's own"])
+    assert (status["mode"], "apparmor" in status["sandbox"]["broker"]) == ("user", False)
+
+
+def test_purging_the_package_of_a_running_system_leaves_its_users_and_torch(apparmor: Answers) -> None:
+    assert apparmor["purge"]["status"] == 0, apparmor["purge"]
+    *_, profiles_and_files = apparmor["purge"]["left"].partition("inactive\ninactive\n")
+    others = ("weave-compute-torch", "weave-vm", "weave-attack", "weave-test", "/site-packages/torch")
+    assert [line for line in profiles_and_files.splitlines() if not any(other in line for other in others)] == []
+
+
 def test_nothing_that_the_daemon_does_is_denied(apparmor: Answers) -> None:
     assert apparmor["picture"]["denied"] == []
 
