@@ -97,11 +97,13 @@ def users_own() -> dict[str, Any]:
 
 
 def purge() -> dict[str, Any]:
-    """What is left."""
+    """What is left: of profiles in the kernel, units that run, and files by their name."""
+    (PACKAGE / "attack.py").unlink()
     purged = sh("dpkg --purge weave-compute weave-compute-model-shapes")
-    left = sh("systemctl is-active weave-compute.socket weave-compute.service; grep weave- /sys/kernel/security/apparmor/"
-              "profiles; find / -xdev -path /opt/weave-vm -prune -o -path '*weave*' -print")  # fmt: skip
-    return purged | {"left": left["output"]}
+    profiles = sh("grep --count weave-compute /sys/kernel/security/apparmor/profiles")
+    units = sh("systemctl list-units --plain --no-legend 'weave-compute*'")
+    files = sh(f"find / -xdev -path {HOME} -prune -o -path '*/torch' -prune -o -name '*weave*' -print")
+    return purged | {"profiles": profiles["output"], "units": units["output"], "files": files["output"].split()}
 
 
 def a_stranger() -> dict[str, Any]:
