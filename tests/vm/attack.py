@@ -24,8 +24,9 @@ def connect(path: str) -> None:
 
 
 def write_attribute(folder: str, text: str) -> None:
-    with open(f"/proc/self/attr/{folder}current", "w") as file:
-        file.write(text)
+    attribute = os.open(f"/proc/self/attr/{folder}current", os.O_WRONLY)
+    os.write(attribute, text.encode())
+    os.close(attribute)
 
 
 ATTACKS: dict[str, Callable[[], object]] = {
@@ -34,7 +35,7 @@ ATTACKS: dict[str, Callable[[], object]] = {
     "read a model": lambda: open_file(MODEL),
     "open a GPU": lambda: open_file("/dev/nvidia0", os.O_RDWR),
     "open another device": lambda: open_file("/dev/weave-test", os.O_RDWR),
-    "write a file": lambda: open_file("/tmp/weave-attack", os.O_WRONLY | os.O_CREAT),
+    "write a file": lambda: open_file(f"/tmp/weave-attack-{os.getpid()}", os.O_WRONLY | os.O_CREAT),
     "execute": execute,
     "network": lambda: socket.socket(socket.AF_INET).close(),
     "routes": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),

@@ -140,7 +140,7 @@ def arm() -> dict[str, Any]:
     for compiled in PACKAGE.glob("**/__pycache__"):
         shutil.rmtree(compiled)
     # A device that is not a GPU, and one that is by its name. Anybody may open both, as far as modes go.
-    return sh("mknod --mode=666 /dev/nvidia0 c 1 3; mknod --mode=666 /dev/weave-test c 1 3; rm -f /tmp/weave-attack")
+    return sh("mknod --mode=666 /dev/nvidia0 c 1 3; mknod --mode=666 /dev/weave-test c 1 3; restorecon /dev/nvidia0")
 
 
 def refusals(units: dict[str, str]) -> dict[str, Any]:
