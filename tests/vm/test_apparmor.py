@@ -114,3 +114,9 @@ def test_the_older_landlock_holds_broker_and_worker(apparmor: Answers) -> None:
         assert done["status"] == 0 and len(outcomes) >= least, done
         assert all("landlock-2" in outcome["layers"] and "attestation" not in outcome for outcome in outcomes)
         assert [outcome for outcome in outcomes if outcome["result"].startswith("gained")] == []
+
+
+def test_doctor_says_that_apparmor_holds_and_is_required_and_that_systemd_does(apparmor: Answers) -> None:
+    lines = apparmor["doctor"]["output"].splitlines()
+    assert "ok    mandatory access control: apparmor holds each process, and it would not serve otherwise" in lines
+    assert any(line.startswith("ok    service: weave-compute.service is active") for line in lines), lines

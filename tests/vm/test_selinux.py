@@ -65,3 +65,9 @@ def test_where_selinux_is_permissive_the_same_attacks_succeed(selinux: Answers, 
 def test_where_it_is_required_the_daemon_does_not_serve_under_a_permissive_policy(selinux: Answers) -> None:
     text = selinux["refusals"]["permissive"]
     assert "system.require_mac is true" in text and "ExecMainStatus=78" in text
+
+
+def test_doctor_says_that_selinux_holds_and_is_required_and_that_systemd_does(selinux: Answers) -> None:
+    lines = selinux["doctor"]["output"].splitlines()
+    assert "ok    mandatory access control: selinux holds each process, and it would not serve otherwise" in lines
+    assert any(line.startswith("ok    service: weave-compute.service is active") for line in lines), lines
