@@ -68,7 +68,7 @@ vm-test: $(READY)
 	test -n "$$(ls packages/weave-compute-torch-*.deb)" || $(BIN)/python scripts/packages.py weave-compute-torch
 	$(PYTEST) --timeout=2400 -rA tests/vm
 
-# All that a release must pass, and what runs every night: more than fits beside each change.
+# All that a release must pass: more than fits beside each change.
 release: lint test mac-test packages package-test vm-test
 
 train-demo-model: $(READY)

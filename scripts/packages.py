@@ -86,6 +86,8 @@ def stage_daemon(tree: Path) -> str:
     for file in ("README.md", *Path("docs").glob("*.md"), "docs/demo.png"):
         shutil.copy(file, put(documents / file))
     zipped(Path("CHANGELOG.md"), documents / "changelog.gz")
+    for file in ("apparmor/README.md", "selinux/README.md"):
+        shutil.copy(file, put(documents / file))
     shutil.copy("conf/weave-compute.toml", put(documents / "examples/weave-compute.toml"))
     stage_mac(tree)
     return "weave-compute"
@@ -96,6 +98,8 @@ def stage_mac(tree: Path) -> None:
     shutil.copytree("apparmor/profiles", tree / "etc/apparmor.d")
     subprocess.run(["make", "--silent", "-C", "selinux"], check=True)
     shutil.copy("selinux/weave_compute.pp", put(tree / "usr/share/selinux/packages/weave_compute.pp"))
+    for file in ("weave_compute.te", "weave_compute.fc", "weave_compute.if"):
+        shutil.copy(f"selinux/{file}", put(tree / "usr/share/selinux/packages/weave_compute" / file))
     interface = "usr/share/selinux/devel/include/contrib/weave_compute.if"
     shutil.copy("selinux/weave_compute.if", put(tree / interface))
 

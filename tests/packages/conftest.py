@@ -15,6 +15,12 @@ def built(pattern: str) -> Path:
     return found[0]
 
 
+def names() -> tuple[str, str, str]:
+    """Of the packages; torch's is named after its build."""
+    torch = built("weave-compute-torch-*.deb").name.split("_")[0]
+    return "weave-compute", torch, "weave-compute-model-shapes"
+
+
 def clone(folder: Path) -> Path:
     run("git", "clone", "--quiet", ROOT, folder)
     return folder

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.packages.conftest import built
+from tests.packages.conftest import built, names
 from tests.packages.tree import USERS, Tree, differences, run
 
 CONFIG = "etc/weave/weave-compute.toml"
-NAMES = ("weave-compute", "weave-compute-torch-cpu", "weave-compute-model-shapes")
 DRAW = """
 weave-compute --system 2>/tmp/log & daemon=$!
 until grep -q '"serving"' /tmp/log; do kill -0 $daemon || exit 1; sleep 0.1; done
@@ -29,7 +28,7 @@ def bare(tree: Tree) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def installed(tree: Tree, bare: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
     own = tree.copy(tmp_path_factory.mktemp("trees") / "deb")
-    debs = own.take(*(built(f"{name}_*.deb") for name in NAMES))
+    debs = own.take(*(built(f"{name}_*.deb") for name in names()))
     own.run("apt-get", "install", "-y", *debs)
     yield own
     run("rm", "-rf", own.path)
@@ -88,16 +87,16 @@ def test_upgrade_keeps_the_config_removal_too_and_purge_leaves_nothing(
     config.write_text(mine)
     (deb,) = installed.take(*later.glob("*.deb"))
     installed.run("apt-get", "install", "-y", "-o", "Dpkg::Options::=--force-confold", deb)
-    assert installed.run("dpkg-query", "--show", "--showformat=${Version}", NAMES[0]).endswith("-2")
+    assert installed.run("dpkg-query", "--show", "--showformat=${Version}", "weave-compute").endswith("-2")
     assert config.read_text() == mine
     assert "socket_mode" in Path(f"{config}.dpkg-dist").read_text()
     assert installed.run("weave-compute", "--check-config", "--system") == "good: 1 models\n"
 
-    installed.run("apt-get", "remove", "-y", *NAMES)
+    installed.run("apt-get", "remove", "-y", *names())
     assert config.read_text() == mine
     assert not (installed.path / "usr/lib/weave-compute").exists()
 
     log = installed.path / "var/log/weave/audit.log"
     log.write_text("{}\n")
-    installed.run("dpkg", "--purge", NAMES[0])
+    installed.run("dpkg", "--purge", "weave-compute")
     assert differences(bare, installed.files()) <= USERS

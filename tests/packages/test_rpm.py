@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.packages.conftest import built
+from tests.packages.conftest import built, names
 from tests.packages.tree import USERS, Tree, differences, run
 
 CONFIG = "etc/weave/weave-compute.toml"
-NAMES = ("weave-compute", "weave-compute-torch-cpu", "weave-compute-model-shapes")
 FROM_THE_DISTRIBUTION = {"/usr/bin/python3.11", "libcap", "libseccomp", "systemd"}
 
 
@@ -31,7 +30,7 @@ def installed(tree: Tree, bare: dict[str, str], tmp_path_factory: pytest.TempPat
     own = tree.copy(folder / "rpm")
     rpm(own, "--initdb")
     rpm(own, "--install", distribution(folder))
-    rpm(own, "--install", *(built(f"{name}-[0-9]*.rpm") for name in NAMES))
+    rpm(own, "--install", *(built(f"{name}-[0-9]*.rpm") for name in names()))
     yield own
     run("rm", "-rf", own.path)
 
@@ -60,7 +59,7 @@ def test_two_builds_of_torch_cannot_be_there_together() -> None:
 
 
 def test_all_is_as_the_packages_say(installed: Tree) -> None:
-    for name in NAMES:
+    for name in names():
         assert rpm(installed, "--verify", name) == ""
     assert installed.run("weave-compute", "--check-config", "--system") == "good: 1 models\n"
     assert installed.run("getent", "passwd", "weave-gpu").endswith("/nologin\n")
@@ -80,14 +79,14 @@ def test_upgrade_keeps_the_config_and_erasing_leaves_nothing_else(
     mine = config.read_text() + 'allowed_users = ["0"]\n'
     config.write_text(mine)
     rpm(installed, "--upgrade", *later.glob("*.rpm"))
-    assert rpm(installed, "--query", NAMES[0]).startswith("weave-compute-0.1.0-2")
+    assert rpm(installed, "--query", "weave-compute").startswith("weave-compute-0.1.0-2")
     assert config.read_text() == mine
     new = Path(f"{config}.rpmnew")
     assert "socket_mode" in new.read_text()
     new.unlink()
     assert (installed.path / "var/log/weave").is_dir()
 
-    rpm(installed, "--erase", *NAMES)
+    rpm(installed, "--erase", *names())
     # These belong to Fedora's own packages, so ours do not remove them.
     theirs = {"usr/lib/systemd/user", "usr/lib/sysusers.d"}
     assert differences(bare, installed.files()) - USERS - theirs == {"etc/weave", f"{CONFIG}.rpmsave"}

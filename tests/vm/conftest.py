@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.vm import machine
-from tests.vm.guest import LIMITS
+from tests.vm.guest import CONFIG
 from tests.vm.machine import ROOT
 
 Answers = dict[str, Any]
@@ -94,7 +94,7 @@ def selinux() -> Iterator[Answers]:
     machine.run("rpm", f"--root={tree}", "--initdb")
     machine.run("rpm", f"--root={tree}", "--install", "--nodeps", *packages)
     machine.run("chroot", tree, *LOAD_MODULE)
-    (tree / "etc/weave/conf.d/vm.toml").write_text(LIMITS)
+    (tree / "etc/weave/conf.d/vm.toml").write_text(CONFIG)
     (tree / "etc/selinux/config").write_text("SELINUX=enforcing\nSELINUXTYPE=default\n")
     contexts = tree / "etc/selinux/default/contexts/files/file_contexts"
     machine.run("setfiles", "-F", "-r", tree, contexts, tree)

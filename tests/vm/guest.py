@@ -34,7 +34,16 @@ ARMED = {
 # A translated processor is slow, and a thousand times so where it multiplies: one step, without guidance.
 PROMPT = "a red circle on a blue background"
 PARAMETERS = {"seed": 1, "steps": 1, "cfg_scale": 1.0, "model": "shapes"}
-LIMITS = "[limits]\nstart_seconds = 900\nload_seconds = 900\njob_seconds = 900\nqueued_seconds = 900\n"
+CONFIG = """
+[limits]
+start_seconds = 900
+load_seconds = 900
+job_seconds = 900
+queued_seconds = 900
+[audit]
+file = "/var/log/weave/audit.log"
+"""
+METRICS = '[metrics]\nfile = "/var/lib/prometheus/node-exporter/weave.prom"\n'
 
 
 def sh(command: str, seconds: float = 1200) -> dict[str, Any]:
@@ -71,7 +80,8 @@ def labels() -> dict[str, list[str]]:
 
 def install() -> dict[str, Any]:
     Path("/etc/weave/conf.d").mkdir(parents=True, exist_ok=True)
-    Path("/etc/weave/conf.d/vm.toml").write_text(LIMITS)
+    Path("/var/lib/prometheus/node-exporter").mkdir(parents=True)
+    Path("/etc/weave/conf.d/vm.toml").write_text(CONFIG + METRICS)
     return sh(f"dpkg --install {HOME}/packages/*.deb")
 
 
@@ -163,11 +173,15 @@ def inside(role: str, options: str) -> dict[str, Any]:
 REFUSED = "systemd-run --wait --unit=weave-refused --property=NoNewPrivileges=yes --remain-after-exit"
 UNCONFINED = "sed -i s/require_mac.*/require_mac=false/ /etc/weave/weave-compute.toml"
 
+# A metrics file is written every five seconds by then, the audit's first line is the model's.
+FILES = "cat /var/log/weave/audit.log /var/lib/prometheus/node-exporter/weave.prom"
+
 STEPS: dict[str, dict[str, Callable[[], Any]]] = {
     "apparmor": {
         "install": install,
         "service": service,
         "picture": draw,
+        "files": lambda: sh(FILES),
         "labels": labels,
         "status": status,
         "doctor": doctor,
@@ -182,6 +196,9 @@ STEPS: dict[str, dict[str, Callable[[], Any]]] = {
         "refusals": lambda: refusals(
             {
                 "unconfined": f"{REFUSED} /usr/bin/weave-compute --system",
+                "one complaining": "sed -i '/^profile weave-compute-supervisor/s/attach/complain,attach/' "
+                "/etc/apparmor.d/weave-compute; apparmor_parser --replace /etc/apparmor.d/weave-compute; "
+                f"{REFUSED} --property=AppArmorProfile=weave-compute /usr/bin/weave-compute --system",
                 "complaining": "apparmor_parser --replace --Complain /etc/apparmor.d/weave-compute; "
                 f"{REFUSED} --property=AppArmorProfile=weave-compute /usr/bin/weave-compute --system",
             }
@@ -193,6 +210,7 @@ STEPS: dict[str, dict[str, Callable[[], Any]]] = {
     "selinux": {
         "service": service,
         "picture": draw,
+        "files": lambda: sh(FILES),
         "labels": labels,
         "status": status,
         "doctor": doctor,

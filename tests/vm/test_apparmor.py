@@ -53,6 +53,11 @@ def test_purging_from_a_running_system_leaves_torch_and_what_the_administrator_m
     assert files == {"/etc/weave", "/usr/lib/weave-compute"}
 
 
+def test_audit_and_metrics_are_written(apparmor: Answers) -> None:
+    files = apparmor["files"]["output"]
+    assert '"event":"model_loaded"' in files and "weave_images_total" in files, apparmor["files"]
+
+
 def test_nothing_that_the_daemon_does_is_denied(apparmor: Answers) -> None:
     assert apparmor["picture"]["denied"] == []
 
@@ -101,7 +106,8 @@ def test_without_apparmor_the_same_attacks_succeed(apparmor: Answers, process: s
 def test_where_it_is_required_the_daemon_does_not_serve_unconfined_or_under_a_profile_that_only_complains(
     apparmor: Answers,
 ) -> None:
-    for how, label in (("unconfined", "unconfined"), ("complaining", "supervisor (complain)")):
+    labels = {"unconfined": "unconfined", "one complaining": "supervisor", "complaining": "supervisor (complain)"}
+    for how, label in labels.items():
         text = apparmor["refusals"][how]
         assert "system.require_mac is true" in text and label in text and "ExecMainStatus=78" in text
 

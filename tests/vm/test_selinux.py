@@ -27,7 +27,11 @@ def test_the_service_serves_and_an_allowed_user_gets_a_picture_and_a_stranger_no
 ) -> None:
     assert "ActiveState=active" in selinux["service"]["output"], selinux["service"]
     assert is_the_picture(selinux["picture"], shared_daemon), selinux["picture"]
-    assert selinux["a stranger"]["status"] != 0 and selinux["a stranger"]["output"] == ""
+    assert selinux["a stranger"]["status"] == 3 and selinux["a stranger"]["output"] == ""
+
+
+def test_the_audit_is_written(selinux: Answers) -> None:
+    assert '"event":"model_loaded"' in selinux["files"]["output"], selinux["files"]
 
 
 def test_each_process_is_in_a_domain_of_its_own(selinux: Answers) -> None:

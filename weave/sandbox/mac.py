@@ -34,7 +34,7 @@ class Mac(Struct, frozen=True):
 
     def at_next_exec(self, role: Role) -> None:
         """The next program that we start runs as `role`. It stays set: whoever starts one says as what."""
-        os.write(self.exec_attribute, (self.prefix + _name(self.labels[role])).encode())
+        _write(self.exec_attribute, self.prefix, _name(self.labels[role]))
 
 
 def enter() -> Mac | None:
@@ -47,9 +47,10 @@ def enter() -> Mac | None:
         return None
     if apparmor := apparmor_labels(started_as):
         current = _open("/proc/self/attr/apparmor/current")
-        os.write(current, f"changeprofile {_name(apparmor['supervisor'])}".encode())
+        _write(current, "changeprofile ", _name(apparmor["supervisor"]))
         os.close(current)
-        enforced = apparmor["supervisor"].endswith(" (enforce)")
+        # Asked again: of two profiles one may only complain.
+        enforced = label_of("self") == apparmor["supervisor"] and apparmor["supervisor"].endswith(" (enforce)")
         layer = "apparmor" if enforced else "apparmor-complaining"
         return Mac(layer, enforced, apparmor, _open("/proc/self/attr/apparmor/exec"), "exec ")
     if selinux := selinux_labels(started_as):
@@ -70,10 +71,13 @@ def label_for(mac: Mac | None, role: Role) -> str | None:
 
 
 def label_of(task: str) -> str | None:
-    """The label of `task`, a path below /proc; None where the kernel gives none. Raises FileNotFoundError."""
+    """The label of `task`, a path below /proc; None where the kernel gives none.
+
+    Raises FileNotFoundError, ProcessLookupError where it has ended.
+    """
     try:
         return Path("/proc", task, "attr/current").read_text().rstrip("\0\n") or None
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         raise
     except OSError:  # EINVAL: no such system is on
         return None
@@ -99,6 +103,13 @@ def selinux_labels(started_as: str) -> dict[Role, str] | None:
 def _name(label: str) -> str:
     """Without AppArmor's mode."""
     return label.partition(" ")[0]
+
+
+def _write(attribute: int, prefix: str, name: str) -> None:
+    try:
+        os.write(attribute, (prefix + name).encode())
+    except OSError as error:  # ENOENT, say: the kernel does not tell what it has not found
+        raise OSError(error.errno, f"{error.strerror}, for the profile or domain {name}; is it loaded?") from None
 
 
 def _open(path: str) -> int:

@@ -12,6 +12,11 @@ from weave.weavectl.finding import Finding
 _SERVICE = "weave-compute.service"
 # What each Landlock ABI added of what we use: weave/sandbox/landlock.py, landlock(7).
 _LANDLOCK_ADDED = {3: "truncating files", 4: "TCP", 5: "ioctl on devices", 6: "abstract sockets and signals"}
+# It enforces whatever is not marked to complain.
+_LOAD_APPARMOR = (
+    "rm -f /etc/apparmor.d/force-complain/weave-compute; apparmor_parser --replace /etc/apparmor.d/weave-compute; "
+    f"systemctl restart {_SERVICE}"
+)
 _APPARMOR_ON = Path("/sys/module/apparmor/parameters/enabled")
 _SELINUX_ON = Path("/sys/fs/selinux/enforce")
 
@@ -52,7 +57,7 @@ def _check_mac(report: StatusReport, config: Config | None) -> Finding:
     if report.mode != "system":
         return Finding(check, "ok", f"none in {report.mode} mode; the system service has profiles")
     if "apparmor-complaining" in layers:
-        return Finding(check, "warn", "AppArmor complains only", "aa-enforce weave-compute; then restart the service")
+        return Finding(check, "warn", "AppArmor only complains", _LOAD_APPARMOR)
     if "selinux-permissive" in layers:
         return Finding(check, "warn", "SELinux is permissive", "setenforce 1; then restart the service")
     return Finding(check, "warn", "none", _how_to_turn_mac_on())
@@ -61,14 +66,11 @@ def _check_mac(report: StatusReport, config: Config | None) -> Finding:
 def _how_to_turn_mac_on() -> str:
     try:
         if _APPARMOR_ON.read_text().startswith("Y"):
-            return f"apparmor_parser --replace /etc/apparmor.d/weave-compute; systemctl restart {_SERVICE}"
+            return _LOAD_APPARMOR
     except OSError:  # not in this kernel
         pass
     if _SELINUX_ON.exists():
-        return (
-            "semodule --install /usr/share/selinux/packages/weave_compute.pp; "
-            f"restorecon -R /usr/bin/weave-compute /usr/lib/weave-compute; systemctl restart {_SERVICE}"
-        )
+        return "load the module and label its files as selinux/README.md says; then restart the service"
     return "boot with apparmor=1 security=apparmor, or with selinux=1 security=selinux"
 
 
