@@ -1,6 +1,7 @@
 """What goes wrong around the daemon: a full disk, no descriptors, a socket or folder gone, a clock that jumps."""
 
 import asyncio
+import itertools
 import os
 import resource
 import shutil
@@ -33,14 +34,16 @@ def started(config: str = MODEL, folder: Path | None = None) -> Iterator[Daemon]
 
 @contextmanager
 def few_descriptors(pid: int) -> Iterator[None]:
-    """No more than it has now."""
+    """None beside those that it has now."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    highest = max(map(int, os.listdir(f"/proc/{pid}/fd")))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, before[1]))
+    taken = set(map(int, os.listdir(f"/proc/{pid}/fd")))
+    lowest_free = next(number for number in itertools.count() if number not in taken)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free, before[1]))
     try:
         yield
     finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 @root_only
@@ -88,13 +91,21 @@ def test_a_broker_without_descriptors_serves_those_it_has_and_the_others_later()
 
 
 @root_only
-@pytest.mark.parametrize("role", ["supervisor", "gpu_worker"])
-def test_a_process_without_descriptors_costs_one_worker_and_the_next_one_works(role: str) -> None:
+def test_a_zygote_without_descriptors_is_replaced_and_the_job_done_by_the_next() -> None:
     with started() as daemon, daemon.client() as client:
         expected = images(draw(client))[0].data
         client.unload()
-        pid = daemon.process.pid if role == "supervisor" else daemon.pid_of("gpu_worker")
-        with few_descriptors(pid), pytest.raises(WeaveError) as failed:
+        with few_descriptors(daemon.pid_of("gpu_worker")):
+            assert images(draw(client))[0].data == expected
+        assert daemon.events("zygote_ended")
+
+
+@root_only
+def test_a_supervisor_without_descriptors_costs_one_worker_and_the_next_one_works() -> None:
+    with started() as daemon, daemon.client() as client:
+        expected = images(draw(client))[0].data
+        client.unload()
+        with few_descriptors(daemon.process.pid), pytest.raises(WeaveError) as failed:
             draw(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
         assert images(draw(client))[0].data == expected
