@@ -50,7 +50,8 @@ def test_purging_from_a_running_system_leaves_torch_and_what_the_administrator_m
     assert (left["status"], left["profiles"], left["units"]) == (0, "0\n", ""), left
     ours = ("weave-vm", "weave-attack", "weave-compute-torch-")  # the tests', and the other package's
     files = {file for file in left["files"] if not any(name in file for name in ours)}
-    assert files == {"/etc/weave", "/usr/lib/weave-compute"}
+    metrics = "/var/lib/prometheus/node-exporter/weave.prom"
+    assert files == {"/etc/weave", "/usr/lib/weave-compute", metrics}
 
 
 def test_audit_and_metrics_are_written(apparmor: Answers) -> None:
