@@ -16,6 +16,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+from lock import OF_TORCH
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -28,8 +29,6 @@ SITE = Path("usr/lib/weave-compute/lib", Path(PYTHON).name, "site-packages")
 VERSION = os.environ.get("PACKAGE_VERSION", __version__)
 RELEASE = os.environ.get("PACKAGE_RELEASE", "1")
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-# As in scripts/lock.py: what only torch needs.
-OF_TORCH = ("torch", "nvidia-", "cuda-", "triton")
 # No path of this machine in what is compiled: python-prctl is.
 COMPILER = {"CFLAGS": "-g0 -ffile-prefix-map=/=/", "LDFLAGS": "-Wl,--build-id=none -Wl,--strip-all"}
 

@@ -45,6 +45,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
 
 
 @pytest.fixture(scope="session")
+def bare(tree: Tree) -> dict[str, str]:
+    return tree.files()
+
+
+@pytest.fixture(scope="session")
 def later(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of the daemon's next release, which sets another default."""
     folder = clone(tmp_path_factory.mktemp("later") / "clone")

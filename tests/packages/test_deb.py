@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.packages.conftest import built, names
-from tests.packages.tree import USERS, Tree, differences, run
+from tests.packages.tree import CONFIG, USERS, Tree, differences, run
 
-CONFIG = "etc/weave/weave-compute.toml"
 DRAW = """
 weave-compute --system 2>/tmp/log & daemon=$!
 until grep -q '"serving"' /tmp/log; do kill -0 $daemon || exit 1; sleep 0.1; done
@@ -18,11 +17,6 @@ weavectl --json status
 kill $daemon
 wait $daemon
 """
-
-
-@pytest.fixture(scope="module")
-def bare(tree: Tree) -> dict[str, str]:
-    return tree.files()
 
 
 @pytest.fixture(scope="module")

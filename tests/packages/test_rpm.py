@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.packages.conftest import built, names
-from tests.packages.tree import USERS, Tree, differences, run
+from tests.packages.tree import CONFIG, USERS, Tree, differences, run
 
-CONFIG = "etc/weave/weave-compute.toml"
 FROM_THE_DISTRIBUTION = {"/usr/bin/python3.11", "libcap", "libseccomp", "systemd"}
 
 
@@ -17,11 +16,6 @@ def rpm(tree: Tree, *arguments: str | Path) -> str:
     """With /proc in the tree, which systemd-tmpfiles wants."""
     inside = 'mount -t proc proc "$0/proc" && exec rpm --root "$0" "$@"'
     return run("unshare", "--mount", "sh", "-c", inside, tree.path, *arguments)
-
-
-@pytest.fixture(scope="module")
-def bare(tree: Tree) -> dict[str, str]:
-    return tree.files()
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,15 @@
 """A Debian tree to install packages into, and what is in it."""
 
+import hashlib
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CACHE = ROOT / ".cache" / "packages"
+CACHE = ROOT / ".cache"
 BUILT = ROOT / "packages"
+CONFIG = "etc/weave/weave-compute.toml"
 # Who installs packages keeps books, and users stay when packages go.
 BOOKKEEPING = ("var/lib/dpkg", "var/lib/apt", "var/cache", "var/log/apt", "var/log/dpkg.log", "root/.rpmdb")
 USERS = {f"etc/{name}{backup}" for name in ("passwd", "group", "shadow", "gshadow") for backup in ("", "-")}
@@ -63,15 +65,22 @@ def differences(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return changed
 
 
+def base(*packages: str) -> Path:
+    """Debian 12 with `packages`, as a tar. Fetched once for each list of them."""
+    tar = CACHE / f"debian-{hashlib.sha256(' '.join(packages).encode()).hexdigest()[:12]}.tar"
+    if not tar.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        part = tar.with_suffix(".part.tar")
+        included = [f"--include={','.join(packages)}"] if packages else []
+        run("mmdebstrap", "--variant=minbase", *included, "bookworm", part)
+        part.rename(tar)
+    return tar
+
+
 def debian(folder: Path, dependencies: str) -> Tree:
     """Debian 12 with `dependencies`, in the words of a control file, as apt finds them. Cached but for these."""
-    base = CACHE / "bookworm.tar"
-    if not base.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        run("mmdebstrap", "--variant=minbase", "bookworm", f"{base}.part.tar")
-        os.rename(f"{base}.part.tar", base)
     folder.mkdir()
-    run("tar", "--extract", "--directory", folder, "--file", base)
+    run("tar", "--extract", "--directory", folder, "--file", base())
     shutil.copy("/etc/resolv.conf", folder / "etc/resolv.conf")
     tree = Tree(folder)
     tree.run("apt-get", "update")

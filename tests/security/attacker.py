@@ -15,7 +15,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,14 +28,12 @@ from weave.sandbox.process import Account
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "models" / "shapes"
 _libc = ctypes.CDLL(None, use_errno=True)
-# More than Linux 6.18 has, on every architecture; an error that no call answers with; and linux/seccomp.h's
-# SECCOMP_IOCTL_NOTIF_SEND, _IOWR('!', 1, struct seccomp_notif_resp), 24 bytes.
+# More than Linux 6.18 has, on every architecture; and, below, an error that no call answers with.
 LAST_CALL = 600
 # uretprobe and uprobe: what the kernel itself puts into a probed program. No filter sees them, and they do nothing
 # but raise SIGILL where no probe is (kernel/seccomp.c).
 PROBES = {335, 336}
 SWEPT = errno.EMULTIHOP
-NOTIF_SEND = 0xC0182101
 # Asked for before lock_down, which refuses the question too.
 PARENT = os.getpid()
 
@@ -275,7 +272,7 @@ def sweep(calls: list[seccomp.Call | seccomp.Refusal], lock_down: Callable[[int]
         fcntl.ioctl(listener, seccomp._NOTIF_RECV, notification)
         identity, _, _, number, *_ = seccomp._NOTIF.unpack(notification)
         noticed.append(number)
-        fcntl.ioctl(listener, NOTIF_SEND, struct.pack("=Qqii", identity, 0, -SWEPT, 0))
+        fcntl.ioctl(listener, seccomp._NOTIF_SEND, seccomp._NOTIF_RESP.pack(identity, 0, -SWEPT, 0))
     made = json.loads(os.read(reading, 100_000))
     os.waitpid(pid, 0)
     return {"made": [seccomp.call_name(number) for number in made], "unnoticed": sorted({*swept} - {*noticed})}

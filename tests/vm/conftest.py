@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from tests.packages.conftest import built
+from tests.packages.tree import ROOT, run
 from tests.vm import machine
 from tests.vm.guest import CONFIG
-from tests.vm.machine import ROOT
 
 Answers = dict[str, Any]
-PACKAGES = ROOT / "packages"
 USERS = (
     ("groupadd", "--system", "weave"),
     ("useradd", "--create-home", "--groups", "weave", "alice"),
@@ -32,22 +32,10 @@ ExecStopPost=/usr/bin/systemctl poweroff --no-block
 """
 
 
-def package(name: str, kind: str) -> Path:
-    """Raises ValueError unless there is exactly one such package."""
-    (found,) = PACKAGES.glob(f"{name}[-_][0-9]*.{kind}")
-    return found
-
-
-def torch_package(kind: str) -> Path:
-    """Whichever build of torch there is. Raises ValueError unless there is exactly one."""
-    (found,) = PACKAGES.glob(f"weave-compute-torch-*.{kind}")
-    return found
-
-
 def put_tests(tree: Path, mac: str) -> None:
     """Users, and the unit that runs tests/vm/guest.py after boot."""
     for command in USERS:
-        machine.run("chroot", tree, *command)
+        run("chroot", tree, *command)
     home = tree / "opt" / "weave-vm"
     (home / "source").mkdir(parents=True)
     for name in ("guest.py", "attack.py"):
@@ -72,12 +60,12 @@ def answers(tree: Path, kernel_options: str, seconds: float) -> Answers:
 def apparmor() -> Iterator[Answers]:
     """torch is installed before the boot, which takes its unpacking off the slow machine; all else after it."""
     tree = machine.debian_tree("apparmor")
-    machine.run("dpkg", f"--root={tree}", "--install", torch_package("deb"))
+    run("dpkg", f"--root={tree}", "--install", built("weave-compute-torch-*.deb"))
     put_tests(tree, "apparmor")
     for name in ("weave-compute", "weave-compute-model-shapes"):
         target = tree / "opt" / "weave-vm" / "packages"
         target.mkdir(exist_ok=True)
-        shutil.copy(package(name, "deb"), target)
+        shutil.copy(built(f"{name}_*.deb"), target)
     yield answers(tree, "apparmor=1 security=apparmor", 1200)
 
 
@@ -88,14 +76,14 @@ def selinux() -> Iterator[Answers]:
     tree = machine.debian_tree("selinux")
     put_tests(tree, "selinux")
     packages = [
-        torch_package("rpm"),
-        *(package(name, "rpm") for name in ("weave-compute", "weave-compute-model-shapes")),
+        built("weave-compute-torch-*.rpm"),
+        *(built(f"{name}-[0-9]*.rpm") for name in ("weave-compute", "weave-compute-model-shapes")),
     ]
-    machine.run("rpm", f"--root={tree}", "--initdb")
-    machine.run("rpm", f"--root={tree}", "--install", "--nodeps", *packages)
-    machine.run("chroot", tree, *LOAD_MODULE)
+    run("rpm", f"--root={tree}", "--initdb")
+    run("rpm", f"--root={tree}", "--install", "--nodeps", *packages)
+    run("chroot", tree, *LOAD_MODULE)
     (tree / "etc/weave/conf.d/vm.toml").write_text(CONFIG)
     (tree / "etc/selinux/config").write_text("SELINUX=enforcing\nSELINUXTYPE=default\n")
     contexts = tree / "etc/selinux/default/contexts/files/file_contexts"
-    machine.run("setfiles", "-F", "-r", tree, contexts, tree)
+    run("setfiles", "-F", "-r", tree, contexts, tree)
     yield answers(tree, "security=selinux selinux=1 enforcing=1", 1200)

@@ -176,16 +176,19 @@ UNCONFINED = "sed -i s/require_mac.*/require_mac=false/ /etc/weave/weave-compute
 # A metrics file is written every five seconds by then, the audit's first line is the model's.
 FILES = "cat /var/log/weave/audit.log /var/lib/prometheus/node-exporter/weave.prom"
 
+SERVING: dict[str, Callable[[], Any]] = {
+    "service": service,
+    "picture": draw,
+    "files": lambda: sh(FILES),
+    "labels": labels,
+    "status": status,
+    "doctor": doctor,
+    "a stranger": a_stranger,
+}
 STEPS: dict[str, dict[str, Callable[[], Any]]] = {
     "apparmor": {
         "install": install,
-        "service": service,
-        "picture": draw,
-        "files": lambda: sh(FILES),
-        "labels": labels,
-        "status": status,
-        "doctor": doctor,
-        "a stranger": a_stranger,
+        **SERVING,
         "a user's own": users_own,
         "landlock of this kernel, broker": lambda: inside("broker", ""),
         "landlock of this kernel, worker": lambda: inside(
@@ -208,13 +211,7 @@ STEPS: dict[str, dict[str, Callable[[], Any]]] = {
         "purge": purge,
     },
     "selinux": {
-        "service": service,
-        "picture": draw,
-        "files": lambda: sh(FILES),
-        "labels": labels,
-        "status": status,
-        "doctor": doctor,
-        "a stranger": a_stranger,
+        **SERVING,
         "arm": arm,
         "attacks": lambda: attacks("--property=NoNewPrivileges=yes"),
         "permissive": lambda: sh("setenforce 0"),

@@ -17,6 +17,8 @@ ROUNDING = 3
 # Its name in the log.
 LOGGED_AS = {"worker": "gpu_worker"}
 PROCESSES = ("supervisor", "broker", "worker")
+# By what is in its command line.
+ROLES = {"/usr/bin/weave-compute": "supervisor", "weave.broker": "broker", "weave.gpu_worker": "worker"}
 # What each process is there for, and so may do under its profile or domain as well.
 ALLOWED = {
     "supervisor": {"read the config"},

@@ -1,6 +1,5 @@
 """A virtual machine of a Debian tree: made without loop devices, booted by QEMU, asked by its serial ports."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -8,22 +7,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.packages.tree import ROOT, base, run
+
 CACHE = ROOT / ".cache" / "vm"
 # What a service manager, a boot and the two systems of mandatory access control need; the daemon's own needs are its
 # package's to say.
 DEBIAN = (
-    *(
-        "systemd",
-        "systemd-sysv",
-        "udev",
-        "dbus",
-        "libnss-systemd",
-        "libpam-systemd",
-        "linux-image-cloud-amd64",
-        "initramfs-tools",
-    ),
-    *("apparmor", "auditd", "kmod", "procps", "python3", "libcap2", "libseccomp2", "adduser"),
+    *("systemd", "systemd-sysv", "udev", "dbus", "libnss-systemd", "libpam-systemd", "kmod", "procps", "adduser"),
+    *("linux-image-cloud-amd64", "initramfs-tools", "python3", "libcap2", "libseccomp2", "apparmor", "auditd"),
     *("selinux-policy-default", "policycoreutils", "selinux-utils", "semodule-utils"),
 )
 IMAGE_SIZE = "6G"
@@ -31,26 +22,12 @@ IMAGE_SIZE = "6G"
 ACCELERATION = os.environ.get("ACCEL", "tcg,thread=multi")
 
 
-def run(*command: str | Path, **more: Any) -> str:
-    """Its standard output. Raises with all it said where it fails."""
-    done = subprocess.run(command, check=False, text=True, capture_output=True, **more)
-    if done.returncode:
-        raise RuntimeError(f"{command}: status {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
 def debian_tree(name: str) -> Path:
-    """A fresh tree of its own for `name`. Debian's packages are fetched once for each list of them."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    base = CACHE / f"debian-{hashlib.sha256(' '.join(DEBIAN).encode()).hexdigest()[:12]}.tar"
-    if not base.exists():
-        part = base.with_suffix(".part.tar")
-        run("mmdebstrap", "--variant=minbase", f"--include={','.join(DEBIAN)}", "bookworm", part)
-        part.rename(base)
+    """A fresh tree of its own for `name`."""
     tree = CACHE / name
     shutil.rmtree(tree, ignore_errors=True)
-    tree.mkdir()
-    run("tar", "--extract", "--xattrs", "--xattrs-include=*", "--directory", tree, "--file", base)
+    tree.mkdir(parents=True)
+    run("tar", "--extract", "--xattrs", "--xattrs-include=*", "--directory", tree, "--file", base(*DEBIAN))
     return tree
 
 
@@ -80,7 +57,7 @@ def boot(tree: Path, image: Path, kernel_options: str, *, seconds: float) -> lis
     try:
         run(*command, timeout=seconds)
         lines = [json.loads(line) for line in answers.read_text().splitlines()]
-    except (RuntimeError, subprocess.TimeoutExpired, FileNotFoundError) as error:
+    except (AssertionError, subprocess.TimeoutExpired, FileNotFoundError) as error:
         text = console.read_text(errors="replace") if console.exists() else ""
         raise RuntimeError(f"{error}\nthe console's end:\n{text[-3000:]}") from None
     if not lines or lines[-1]["step"] != "end":

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.vm.conftest import Answers
-from tests.vm.judged import ALLOWED, PROCESSES, gained, is_the_picture, status_of
+from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_picture, status_of
 
 # AppArmor knows nothing of connect(2) to a path before Linux 6.17 (Ubuntu's kernels do): there seccomp stands alone.
 NOT_HELD = {"connect to another daemon"}
@@ -64,10 +64,9 @@ def test_nothing_that_the_daemon_does_is_denied(apparmor: Answers) -> None:
 
 
 def test_each_process_is_in_a_profile_of_its_own_that_is_enforced(apparmor: Answers) -> None:
-    roles = {"/usr/bin/weave-compute": "supervisor", "weave.broker": "broker", "weave.gpu_worker": "worker"}
-    assert set(apparmor["labels"]) == set(roles)
+    assert set(apparmor["labels"]) == set(ROLES)
     for program, labels in apparmor["labels"].items():
-        assert set(labels) == {f"weave-compute//&weave-compute-{roles[program]} (enforce)"}
+        assert set(labels) == {f"weave-compute//&weave-compute-{ROLES[program]} (enforce)"}
     assert len(apparmor["labels"]["weave.gpu_worker"]) == 2  # the zygote and its worker
     sandbox = status_of(apparmor["status"])["sandbox"]
     assert all("apparmor" in sandbox[process] for process in PROCESSES), sandbox

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.vm.conftest import Answers
-from tests.vm.judged import ALLOWED, PROCESSES, gained, is_the_picture, status_of
+from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_picture, status_of
 
 DOMAINS = {"supervisor": "weave_t", "broker": "weave_broker_t", "worker": "weave_worker_t"}
 # What a denial of each attack looks like in the audit log, beside the process's domain.
@@ -35,8 +35,7 @@ def test_the_audit_is_written(selinux: Answers) -> None:
 
 
 def test_each_process_is_in_a_domain_of_its_own(selinux: Answers) -> None:
-    roles = {"/usr/bin/weave-compute": "supervisor", "weave.broker": "broker", "weave.gpu_worker": "worker"}
-    for program, role in roles.items():
+    for program, role in ROLES.items():
         assert {label.split(":")[2] for label in selinux["labels"][program]} == {DOMAINS[role]}
     sandbox = status_of(selinux["status"])["sandbox"]
     assert all("selinux" in sandbox[process] for process in PROCESSES), sandbox

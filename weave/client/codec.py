@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.protocol.channel import ChannelViolation, check_sealed_memfd, close_all
 from weave.protocol.client_messages import (
     ClientMessage,
@@ -55,9 +56,6 @@ class Answer(NamedTuple):
     event: Event
     data: bytes = b""
     memfd: int | None = None
-
-
-SYSTEM_SOCKET_PATH = Path("/run/weave/weave.sock")
 
 
 def default_socket_path() -> Path:

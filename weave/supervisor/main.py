@@ -13,12 +13,12 @@ from weave import __version__, log
 from weave import config as weave_config
 from weave.config import Config, ConfigError
 from weave.config.files import open_own_folder
+from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.sandbox import landlock, mac, worker_files
 from weave.sandbox.process import drop_capabilities, harden
 from weave.supervisor import accounts
 from weave.supervisor.recorder import Recorder
 from weave.supervisor.socket import (
-    SYSTEM_SOCKET_PATH,
     ActivatedSocket,
     AttachedSocket,
     Entrance,

@@ -22,7 +22,6 @@ _LOCK_NAME = "weave.lock"
 _CONNECT_SECONDS = 5.0
 _STANDARD_INPUT = 0
 _FIRST_ACTIVATED = 3  # SD_LISTEN_FDS_START
-SYSTEM_SOCKET_PATH = Path("/run/weave/weave.sock")
 
 
 def default_socket_path() -> Path:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from weave import config as weave_config
-from weave.client import SYSTEM_SOCKET_PATH, Client, NotRunning, default_socket_path
+from weave.client import Client, NotRunning, default_socket_path
 from weave.config import Config, ConfigError
 from weave.model_files import ModelFilesRefused, check_model_files
+from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.weavectl.finding import Finding
 from weave.weavectl.layers import check_landlock, check_layers
 from weave.weavectl.output import Output
