@@ -222,7 +222,8 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
     supervisor.close()
     outcome: dict[str, object] = {"layers": message.layers}
     try:
-        attestation.attest(pid, parent=os.getpid(), account=Account.own(), bounding_set_empty=os.geteuid() == 0)
+        demanded = attestation.Confinement("worker", Account.own(), os.geteuid() == 0, None)
+        attestation.attest(pid, demanded, parent=os.getpid())
     except attestation.AttestationFailed as error:
         outcome["attestation"] = str(error)
     with starter:

@@ -21,7 +21,7 @@ from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd
 from weave.protocol.control_messages import Attested, FromBroker
 from weave.protocol.errors import ErrorCode
 from weave.protocol.worker_messages import FromWorker, Load
-from weave.sandbox.attestation import AttestationFailed, attest
+from weave.sandbox.attestation import AttestationFailed, Confinement, attest
 from weave.sandbox.process import Account
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user or to make a namespace")
@@ -91,10 +91,11 @@ def test_every_thread_of_broker_and_worker_is_locked_in(shared_daemon: Daemon) -
     with shared_daemon.client() as client:
         draw(client)
     broker, worker, zygote = (shared_daemon.pid_of(role) for role in ("broker", "worker", "gpu_worker"))
-    attest(broker, parent=shared_daemon.process.pid, account=Account.own(), bounding_set_empty=os.geteuid() == 0)
-    attest(worker, parent=zygote, account=Account.own(), bounding_set_empty=os.geteuid() == 0)
+    as_root = os.geteuid() == 0
+    attest(broker, Confinement("broker", Account.own(), as_root, None), parent=shared_daemon.process.pid)
+    attest(worker, Confinement("worker", Account.own(), as_root, None), parent=zygote)
     with pytest.raises(AttestationFailed, match="Seccomp is 0"):
-        attest(zygote, parent=shared_daemon.process.pid, account=Account.own(), bounding_set_empty=False)
+        attest(zygote, Confinement("worker", Account.own(), False, None), parent=shared_daemon.process.pid)
 
 
 def test_a_stopped_worker_is_killed_when_its_job_takes_too_long() -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.support.users import as_user
 from weave.config import default_config
 from weave.config.schema import AuditConfig, Config
-from weave.sandbox.attestation import AttestationFailed, attest
+from weave.sandbox.attestation import AttestationFailed, Confinement, attest
 from weave.sandbox.process import Account, harden
 from weave.supervisor import main as supervisor
 from weave.supervisor.socket import ListeningSocket
@@ -113,7 +113,7 @@ def test_attestation_refuses_a_child_that_runs_as_another_user() -> None:
     child = subprocess.Popen(["sleep", "60"], user=4001, group=4001, extra_groups=[], cwd="/")
     try:
         with pytest.raises(AttestationFailed, match="Uid is 4001"):
-            attest(child.pid, parent=os.getpid(), account=Account(4002, 4001, ()), bounding_set_empty=False)
+            attest(child.pid, Confinement("worker", Account(4002, 4001, ()), False, None), parent=os.getpid())
     finally:
         child.kill()
         child.wait()

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from weave.sandbox import mac
-from weave.sandbox.attestation import AttestationFailed, attest
-from weave.sandbox.mac import Mac, apparmor_labels, selinux_labels
+from weave.sandbox.attestation import AttestationFailed, Confinement, attest
+from weave.sandbox.mac import Mac, Role, apparmor_labels, selinux_labels
 from weave.sandbox.process import Account
 
 
@@ -42,11 +41,16 @@ def test_a_child_gets_the_name_without_the_mode(tmp_path: Path) -> None:
     assert (tmp_path / "exec").read_text() == "exec weave-compute//&weave-compute-broker"
 
 
+def held_by(labels: dict[Role, str] | None) -> Confinement:
+    assert labels is not None
+    return Confinement("broker", Account.own(), False, Mac("apparmor", True, labels, -1))
+
+
 def test_a_child_with_another_label_is_not_attested(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the label is wrong: what is not the label's is shown first to hold but for this process's seccomp."""
     monkeypatch.setattr("weave.sandbox.attestation._REQUIRED", {})
-    own = {"parent": os.getppid(), "account": Account.own(), "bounding_set_empty": False}
-    monkeypatch.setattr(mac, "label_of", lambda task: "weave-compute (enforce)")
-    attest(os.getpid(), label="weave-compute (enforce)", **own)
+    monkeypatch.setattr("weave.sandbox.attestation.label_of", lambda task: "weave-compute (enforce)")
+    wall: dict[Role, str] = {"broker": "weave-compute (enforce)"}
+    attest(os.getpid(), held_by(wall), parent=os.getppid())
     with pytest.raises(AttestationFailed, match=r"Label is weave-compute \(enforce\), not .*broker \(enforce\)"):
-        attest(os.getpid(), label="weave-compute//&weave-compute-broker (enforce)", **own)
+        attest(os.getpid(), held_by(apparmor_labels(wall["broker"])), parent=os.getppid())

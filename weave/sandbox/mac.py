@@ -19,6 +19,7 @@ Role: TypeAlias = Literal["supervisor", "broker", "worker"]
 _ROLES: tuple[Role, ...] = ("supervisor", "broker", "worker")
 _APPARMOR_PROFILE = "weave-compute"
 _SELINUX_DOMAIN = "weave_t"
+OURSELVES = Path("/proc/self")
 _SELINUX_ENFORCE = Path("/sys/fs/selinux/enforce")
 
 
@@ -42,7 +43,7 @@ def enter() -> Mac | None:
 
     no_new_privs must be set already: AppArmor takes the profile of this moment for the outer wall.
     """
-    started_as = label_of("self")
+    started_as = label_of(OURSELVES)
     if started_as is None:
         return None
     if apparmor := apparmor_labels(started_as):
@@ -50,7 +51,7 @@ def enter() -> Mac | None:
         _write(current, "changeprofile ", _name(apparmor["supervisor"]))
         os.close(current)
         # Asked again: of two profiles one may only complain.
-        enforced = label_of("self") == apparmor["supervisor"] and apparmor["supervisor"].endswith(" (enforce)")
+        enforced = label_of(OURSELVES) == apparmor["supervisor"] and apparmor["supervisor"].endswith(" (enforce)")
         layer = "apparmor" if enforced else "apparmor-complaining"
         return Mac(layer, enforced, apparmor, _open("/proc/self/attr/apparmor/exec"), "exec ")
     if selinux := selinux_labels(started_as):
@@ -65,18 +66,13 @@ def layer_of(mac: Mac | None) -> tuple[str, ...]:
     return () if mac is None else (mac.layer,)
 
 
-def label_for(mac: Mac | None, role: Role) -> str | None:
-    """What a process of that role must be held by, if anything."""
-    return None if mac is None else mac.labels[role]
-
-
-def label_of(task: str) -> str | None:
-    """The label of `task`, a path below /proc; None where the kernel gives none.
+def label_of(task: Path) -> str | None:
+    """The label of `task`, a process or thread in /proc; None where the kernel gives none.
 
     Raises FileNotFoundError, ProcessLookupError where it has ended.
     """
     try:
-        return Path("/proc", task, "attr/current").read_text().rstrip("\0\n") or None
+        return (task / "attr/current").read_text().rstrip("\0\n") or None
     except (FileNotFoundError, ProcessLookupError):
         raise
     except OSError:  # EINVAL: no such system is on

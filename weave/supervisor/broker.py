@@ -20,9 +20,8 @@ from weave.protocol.control_messages import (
     WorkerStarted,
 )
 from weave.protocol.waiting import receive
-from weave.sandbox import attestation
-from weave.sandbox.mac import Mac, label_for, layer_of
-from weave.sandbox.process import Account
+from weave.sandbox.attestation import Confinement, attest
+from weave.sandbox.mac import layer_of
 from weave.supervisor.child import Child, describe_status
 from weave.supervisor.worker import take_listener, watch_violations
 
@@ -30,9 +29,7 @@ from weave.supervisor.worker import take_listener, watch_violations
 class Broker:
     """A running broker."""
 
-    def __init__(
-        self, config: BrokerConfig, socket: int, *, attached: bool, account: Account | None, mac: Mac | None
-    ) -> None:
+    def __init__(self, config: BrokerConfig, socket: int, confinement: Confinement, *, attached: bool) -> None:
         """`socket` is one to accept clients on; attached, it is the one client."""
         memfd = to_memfd(config)
         try:
@@ -40,23 +37,18 @@ class Broker:
                 "weave.broker",
                 FromBroker,
                 {"config": memfd, "client" if attached else "listen": socket},
-                account=account,
-                mac=mac,
-                role="broker",
+                confinement,
                 audited=True,
             )
         finally:
             close_all([memfd])
         self.pid = self._child.pid
-        self._account = account or Account.own()
-        self._mac = mac
+        self._confinement = confinement
         self._listener: int | None = None
         self._watching: asyncio.Task[str | None] | None = None
         self._pings = 0
 
-    async def lock_down(
-        self, supervisor: tuple[str, ...], *, seconds: float, bounding_set_empty: bool
-    ) -> tuple[str, ...]:
+    async def lock_down(self, supervisor: tuple[str, ...], *, seconds: float) -> tuple[str, ...]:
         """Wait until it says that it is locked in, and see for ourselves; then it may serve. `supervisor` are our
         own layers. Returns its layers.
 
@@ -69,14 +61,8 @@ class Broker:
             raise ChannelViolation("the broker spoke before it was locked in")
         self._listener = take_listener(descriptors)
         self._child.channel.refuse_descriptors()
-        attestation.attest(
-            self.pid,
-            parent=os.getpid(),
-            account=self._account,
-            bounding_set_empty=bounding_set_empty,
-            label=label_for(self._mac, "broker"),
-        )
-        layers = (*message.layers, *layer_of(self._mac))
+        attest(self.pid, self._confinement, parent=os.getpid())
+        layers = (*message.layers, *layer_of(self._confinement.mac))
         self._child.send(Attested(supervisor=supervisor, broker=layers))
         self._watching = asyncio.create_task(watch_violations("broker", self._listener, self._child.pidfd))
         return layers

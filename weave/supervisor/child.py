@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from weave.protocol.channel import Channel, ChannelClosed, close_all, socket_pair
 from weave.protocol.waiting import readable
-from weave.sandbox.mac import Mac, Role
+from weave.sandbox.attestation import Confinement
 from weave.sandbox.process import Account
 from weave.supervisor.relay import relay, stderr_pipe
 
@@ -39,26 +39,25 @@ class Child(Generic[Incoming]):
         module: str,
         incoming: Any,
         descriptors: dict[str, int],
+        confinement: Confinement,
         *,
-        account: Account | None,
-        mac: Mac | None,
-        role: Role,
         audited: bool,
     ) -> None:
-        """`descriptors` are inherited, and named to the child in options; they stay open here. `account` is who
-        the child becomes before it runs anything, and `mac` what holds it as `role`; None: as we are."""
+        """`descriptors` are inherited, and named to the child in options; they stay open here.
+        `confinement` is what it becomes before it runs anything."""
         ours, theirs = socket_pair()
         self._log, log_end = stderr_pipe()
         passed = {"control": theirs.fileno(), **descriptors}
         options = [f"--{name}={descriptor}" for name, descriptor in passed.items()]
         # Without a home of its own Python looks for one in /etc/passwd, which is none of a child's business.
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"HOME": "/nonexistent"}
+        account, mac = confinement.account, confinement.mac
         user: dict[str, Any] = {}
-        if account is not None:
+        if account != Account.own():
             user = {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
         try:
             if mac is not None:
-                mac.at_next_exec(role)
+                mac.at_next_exec(confinement.role)
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-B", "-m", module, f"--parent={os.getpid()}", *options],
                 pass_fds=tuple(passed.values()),

@@ -108,7 +108,7 @@ def enter_profile(*, required: bool) -> mac.Mac | None:
     """AppArmor's or SELinux's hold on us and our children. Raises ConfigError where it is required and is not there."""
     confined = mac.enter()
     if required and (confined is None or not confined.enforced):
-        label = confined.labels["supervisor"] if confined else mac.label_of("self") or "none"
+        label = confined.labels["supervisor"] if confined else mac.label_of(mac.OURSELVES) or "none"
         raise ConfigError(
             f"system.require_mac is true, but our label is {label}, which confines nothing; start the service by "
             "systemd with AppArmor's profile weave-compute or SELinux's module weave_compute loaded and enforcing"

@@ -14,7 +14,7 @@ from weave.config.files import open_own_folder
 from weave.config.parts import Access, BrokerConfig, broker_config, worker_config
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Alive, StartWorker, StopWorker
-from weave.sandbox.attestation import AttestationFailed
+from weave.sandbox.attestation import AttestationFailed, Confinement
 from weave.sandbox.mac import Mac
 from weave.sandbox.process import Account
 from weave.supervisor.broker import Broker
@@ -69,10 +69,11 @@ class Supervisor:
         self._entrance = entrance
         self._layers = layers
         self._read_settings = read_settings
-        self._mac = mac
         self._notifier = Notifier()
         # Only a process that had CAP_SETPCAP could empty the bounding set, so only then can we demand it.
-        self._bounding_set_empty = _bounding_set_is_empty()
+        empty = _bounding_set_is_empty()
+        self._broker_confinement = Confinement("broker", settings.broker_account or Account.own(), empty, mac)
+        self._worker_confinement = Confinement("worker", settings.worker_account or Account.own(), empty, mac)
         self._broker: Broker | None = None
         self._zygote: Zygote | None = None
         self._worker: Worker | None = None
@@ -117,9 +118,7 @@ class Supervisor:
             raise ChildProcessError(f"the broker ended: {results[1]}")
 
     async def _run_zygote(self) -> str:
-        self._zygote = Zygote(
-            worker_config(self._settings.config), account=self._settings.worker_account, mac=self._mac
-        )
+        self._zygote = Zygote(worker_config(self._settings.config), self._worker_confinement)
         self._new_zygote.set()
         try:
             return await self._zygote.run()
@@ -132,15 +131,12 @@ class Supervisor:
         broker = Broker(
             self._broker_config(),
             socket.fileno(),
+            self._broker_confinement,
             attached=self._entrance.attached,
-            account=settings.broker_account,
-            mac=self._mac,
         )
         worker: asyncio.Task[None] | None = None
         try:
-            layers = await broker.lock_down(
-                self._layers, seconds=_BROKER_START_SECONDS, bounding_set_empty=self._bounding_set_empty
-            )
+            layers = await broker.lock_down(self._layers, seconds=_BROKER_START_SECONDS)
             # From here on it may be told more than that it is attested; and what changed meanwhile it is told now.
             self._broker = broker
             if self._settings is not settings:
@@ -206,13 +202,8 @@ class Supervisor:
     async def _start(self, worker: Worker) -> int:
         while self._zygote is None:
             await self._new_zygote.wait()
-        return await worker.start(
-            self._zygote,
-            seconds=self._settings.config.limits.start_seconds,
-            account=self._settings.worker_account or Account.own(),
-            bounding_set_empty=self._bounding_set_empty,
-            mac=self._mac,
-        )
+        seconds = self._settings.config.limits.start_seconds
+        return await worker.start(self._zygote, self._worker_confinement, seconds=seconds)
 
     def _reload(self) -> None:
         """SIGHUP. A config with an error changes nothing. Who our children run as stays as it was at the start."""

@@ -6,9 +6,9 @@ from weave import log
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all, socket_pair
 from weave.protocol.control_messages import ForkWorker, FromWorkerStart, LockedDown, StartWorker
 from weave.protocol.waiting import readable, receive
-from weave.sandbox import attestation, seccomp
-from weave.sandbox.mac import Mac, label_for, layer_of
-from weave.sandbox.process import Account
+from weave.sandbox import seccomp
+from weave.sandbox.attestation import AttestationFailed, Confinement, attest
+from weave.sandbox.mac import layer_of
 from weave.supervisor.child import kill
 from weave.supervisor.recorder import Recorder
 from weave.supervisor.zygote import Zygote
@@ -30,14 +30,12 @@ class Worker:
         self._listener: int | None = None
         self._stop_reason: str | None = None
 
-    async def start(
-        self, zygote: Zygote, *, seconds: float, account: Account, bounding_set_empty: bool, mac: Mac | None
-    ) -> int:
+    async def start(self, zygote: Zygote, confinement: Confinement, *, seconds: float) -> int:
         """Returns the broker's end of the worker's channel, which the caller closes. Raises WorkerFailed, and
         ZygoteEnded where it was not even forked."""
         try:
             async with asyncio.timeout(seconds):
-                return await self._start(zygote, account, bounding_set_empty, mac)
+                return await self._start(zygote, confinement)
         except TimeoutError:
             if self._pidfd is None and zygote.imported.done():
                 # It has nothing to do but to fork, so it hangs; the next one will not.
@@ -45,10 +43,10 @@ class Worker:
             raise WorkerFailed(f"not ready within {seconds:g} s") from None
         except ChannelClosed:
             raise WorkerFailed("ended before it was ready") from None
-        except (ChannelViolation, attestation.AttestationFailed) as error:
+        except (ChannelViolation, AttestationFailed) as error:
             raise WorkerFailed(str(error)) from None
 
-    async def _start(self, zygote: Zygote, account: Account, bounding_set_empty: bool, mac: Mac | None) -> int:
+    async def _start(self, zygote: Zygote, confinement: Confinement) -> int:
         await asyncio.shield(zygote.imported)
         if self.model not in zygote.models:
             raise WorkerFailed("the model is not in the config any more")
@@ -66,14 +64,8 @@ class Worker:
             finally:
                 control.close()
             self._listener = take_listener(descriptors)
-            attestation.attest(
-                pid,
-                parent=zygote.pid,
-                account=account,
-                bounding_set_empty=bounding_set_empty,
-                label=label_for(mac, "worker"),
-            )
-            self.layers = (*locked_down.layers, *layer_of(mac))
+            attest(pid, confinement, parent=zygote.pid)
+            self.layers = (*locked_down.layers, *layer_of(confinement.mac))
             return broker_end.detach()
 
     def stop(self, reason: str) -> None:

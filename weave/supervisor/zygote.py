@@ -8,8 +8,7 @@ from weave.config.parts import WorkerConfig, to_memfd
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, FromZygote, Imported, NewConfig
 from weave.protocol.waiting import receive
-from weave.sandbox.mac import Mac
-from weave.sandbox.process import Account
+from weave.sandbox.attestation import Confinement
 from weave.supervisor.child import Child, describe_status, kill
 
 # What fdinfo says of a process that is gone.
@@ -24,16 +23,14 @@ class Zygote:
     """A running zygote. `models` are the IDs that it knows; `imported` is done once it can fork, and raises
     ZygoteEnded where it never will."""
 
-    def __init__(self, config: WorkerConfig, *, account: Account | None, mac: Mac | None) -> None:
+    def __init__(self, config: WorkerConfig, confinement: Confinement) -> None:
         memfd = to_memfd(config)
         try:
             self._child: Child[FromZygote] = Child(
                 "weave.gpu_worker",
                 FromZygote,
                 {"config": memfd},
-                account=account,
-                mac=mac,
-                role="worker",
+                confinement,
                 audited=False,
             )
         finally:
