@@ -1,3 +1,4 @@
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -22,3 +23,10 @@ def daemon() -> Iterator[Daemon]:
     daemon = Daemon().wait_until_serving()
     yield daemon
     daemon.stop()
+
+
+@pytest.fixture
+def raw(shared_daemon: Daemon) -> Iterator[socket.socket]:
+    """A connection that speaks whatever a test makes it."""
+    with shared_daemon.connect() as connection:
+        yield connection

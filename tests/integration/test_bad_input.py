@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,14 +14,6 @@ from weave.broker.audit import LINES
 from weave.protocol.frames import Kind, pack_frame
 
 GENERATE = {"op": "generate", "model": "shapes", "prompt": "a red circle", "steps": 2}
-
-
-@pytest.fixture
-def raw(shared_daemon: Daemon) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(shared_daemon.socket))
-        connection.settimeout(60)
-        yield connection
 
 
 def send(connection: socket.socket, payload: bytes, request: int = 7) -> None:
@@ -183,9 +174,7 @@ def test_half_a_frame_and_then_nothing_is_dropped_without_harm(shared_daemon: Da
 
 
 def test_a_flood_of_refusals_is_counted_and_does_not_fill_the_log(daemon: Daemon) -> None:
-    with socket.socket(socket.AF_UNIX) as raw:
-        raw.connect(str(daemon.socket))
-        raw.settimeout(60)
+    with daemon.connect() as raw:
         for _ in range(500):
             send(raw, b'{"op":"exec"}')
             assert receive(raw)[1]["code"] == "invalid_request"

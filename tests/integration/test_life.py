@@ -2,9 +2,7 @@
 
 import os
 import signal
-import socket
 import stat
-import time
 
 import pytest
 
@@ -103,14 +101,11 @@ def test_a_config_that_others_can_write_is_refused_with_the_command_that_mends_i
 def test_a_slow_client_is_dropped_and_others_do_not_wait() -> None:
     daemon = Daemon("[limits]\nframe_seconds = 0.3\n[models]\n").wait_until_serving()
     try:
-        with socket.socket(socket.AF_UNIX) as slow:
-            slow.connect(str(daemon.socket))
+        with daemon.connect() as slow:
             slow.sendall(b"WEVE")
-            slow.settimeout(20)
             with daemon.client() as client:
                 assert client.status().version
-            started = time.monotonic()
-            assert slow.recv(1) == b"" and time.monotonic() - started < 20
+            assert slow.recv(1) == b""
         assert wait_for(lambda: daemon.events("client_dropped"))
     finally:
         daemon.stop()

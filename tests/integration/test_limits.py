@@ -35,14 +35,6 @@ def limited(limits: str) -> Iterator[Daemon]:
         assert daemon.stop() == 0
 
 
-@contextmanager
-def raw(daemon: Daemon) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(60)
-        connection.connect(str(daemon.socket))
-        yield connection
-
-
 def is_closed(connection: socket.socket) -> bool:
     try:
         while connection.recv(1 << 20):
@@ -65,7 +57,7 @@ def test_a_job_that_waits_too_long_is_told_so_and_the_running_one_goes_on() -> N
 
 @pytest.mark.parametrize("op", [GENERATE, {"op": "load_model", "model": "shapes"}, {"op": "unload"}])
 def test_a_rate_that_is_exceeded_tells_when_to_come_back_and_then_serves(op: dict[str, Any]) -> None:
-    with limited("burst_per_uid = 1\nrequests_per_second = 1.0") as daemon, raw(daemon) as connection:
+    with limited("burst_per_uid = 1\nrequests_per_second = 1.0") as daemon, daemon.connect() as connection:
 
         def end(request: int) -> dict[str, Any]:
             send_2(connection, op, request)
@@ -85,7 +77,7 @@ def test_a_rate_that_is_exceeded_tells_when_to_come_back_and_then_serves(op: dic
 
 def test_a_full_queue_tells_its_limit_in_the_total_and_for_each_uid() -> None:
     for limit in ("queue", "queue_per_uid"):
-        with limited(f"{limit} = 2") as daemon, raw(daemon) as connection:
+        with limited(f"{limit} = 2") as daemon, daemon.connect() as connection:
             send_2(connection, GENERATE | {"steps": 100, "images": 8}, 1)
             while receive_2(connection)["event"] != "progress":
                 pass
@@ -107,7 +99,7 @@ SLOW: dict[str, Callable[[bytes], list[bytes]]] = {
 @pytest.mark.parametrize("name", SLOW)
 def test_a_frame_that_does_not_get_finished_is_dropped(slow_daemon: Daemon, name: str) -> None:
     frame = pack_frame(Kind.CONTROL, 7, json.dumps(GENERATE).encode())
-    with raw(slow_daemon) as slow, slow_daemon.client() as client:
+    with slow_daemon.connect() as slow, slow_daemon.client() as client:
         dropped = len(slow_daemon.events("client_dropped"))
         try:
             for piece in SLOW[name](frame):
@@ -127,7 +119,7 @@ def slow_daemon() -> Iterator[Daemon]:
 
 
 def test_a_frame_may_be_long_in_coming_once_it_is_whole(slow_daemon: Daemon) -> None:
-    with raw(slow_daemon) as connection:
+    with slow_daemon.connect() as connection:
         time.sleep(0.6)
         send_2(connection, {"op": "status"})
         assert receive_2(connection)["event"] == "status"
@@ -144,7 +136,7 @@ UNREAD = {
 def test_a_client_that_does_not_read_is_dropped_and_its_user_s_others_are_served(name: str) -> None:
     limit, request = UNREAD[name]
     with limited(f"{limit}\nburst_per_uid = 1000\nqueue_per_uid = 100") as daemon:
-        with daemon.client() as client, raw(daemon) as deaf:
+        with daemon.client() as client, daemon.connect() as deaf:
             expected = images(draw(client))[0].data
             for number in range(30):
                 send_2(deaf, request, number)
@@ -160,7 +152,7 @@ def test_a_client_that_does_not_read_is_dropped_and_its_user_s_others_are_served
 
 def test_all_connections_of_a_user_count_together() -> None:
     limit = "outgoing_images = 20\nburst_per_uid = 1000\nqueue_per_uid = 100"
-    with limited(limit) as daemon, raw(daemon) as one, raw(daemon) as other:
+    with limited(limit) as daemon, daemon.connect() as one, daemon.connect() as other:
         fill_socket_buffers(one)
         fill_socket_buffers(other)
         for number in range(2):
@@ -186,7 +178,7 @@ def send_descriptors(connection: socket.socket, count: int) -> None:
 
 @pytest.mark.skipif(not KERNEL_REFUSES, reason="SO_PASSRIGHTS is of Linux 6.16")
 def test_a_descriptor_from_a_client_never_arrives(shared_daemon: Daemon) -> None:
-    with raw(shared_daemon) as connection:
+    with shared_daemon.connect() as connection:
         with pytest.raises(PermissionError):
             send_descriptors(connection, 1)
         send_2(connection, {"op": "status"})
@@ -203,7 +195,7 @@ def older_kernel() -> Iterator[Daemon]:
 
 @pytest.mark.parametrize("count", [1, 10, 200])
 def test_a_client_that_sends_a_descriptor_is_dropped(older_kernel: Daemon, count: int) -> None:
-    with raw(older_kernel) as connection, older_kernel.client() as client:
+    with older_kernel.connect() as connection, older_kernel.client() as client:
         before = descriptors_of(older_kernel.pid_of("broker")).count("/dev/null")
         dropped = len(older_kernel.events("client_dropped"))
         send_descriptors(connection, count)
@@ -222,7 +214,7 @@ def test_requests_for_what_is_over_or_under_way_are_told_so(shared_daemon: Daemo
         event: dict[str, Any] = json.loads(found[1])
         return event
 
-    with raw(shared_daemon) as connection:
+    with shared_daemon.connect() as connection:
         job = answer(connection, GENERATE, 5)["job"]
         while receive_2(connection)["event"] != "image":
             pass

@@ -20,19 +20,6 @@ from weave.protocol.version1 import Code, Failure, Response
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "version1.json").read_text())
 
 
-def connect(daemon: Daemon) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(str(daemon.socket))
-    connection.settimeout(60)
-    return connection
-
-
-@pytest.fixture
-def raw(shared_daemon: Daemon) -> Iterator[socket.socket]:
-    with connect(shared_daemon) as connection:
-        yield connection
-
-
 def ask(connection: socket.socket, frame: bytes) -> Response:
     connection.sendall(frame)
     reply = receive_1(connection)
@@ -120,7 +107,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 
 def test_a_model_is_picked_by_its_number_and_loads_by_itself(families: Daemon) -> None:
-    with connect(families) as raw, families.client() as client:
+    with families.connect() as raw, families.client() as client:
         for number, model in ((9, "shapes"), (5, "sdxl"), (0, "sdxl")):
             ask(raw, generate_1(model=number))
             assert client.status().model == model
@@ -131,7 +118,7 @@ def test_a_model_is_picked_by_its_number_and_loads_by_itself(families: Daemon) -
 def test_each_text_encoder_gets_its_own_prompt(families: Daemon) -> None:
     texts = b"a red circlea blue squarea green star"
     third = [(0, 12), (0, 12), (25, 12)]
-    with connect(families) as raw:
+    with families.connect() as raw:
         for number, sees_third in ((6, True), (5, False)):
             same = ask(raw, generate_1(model=number, data=texts, slices=[(0, 12)] * 3)).pixels
             assert same == ask(raw, generate_1(model=number, data=b"a red circle" * 3, slices=[(0, 12)] * 3)).pixels
@@ -141,7 +128,7 @@ def test_each_text_encoder_gets_its_own_prompt(families: Daemon) -> None:
 
 
 def test_a_full_queue_is_code_99(families: Daemon) -> None:
-    with connect(families) as raw:
+    with families.connect() as raw:
         for _ in range(6):
             raw.sendall(generate_1(model=9, steps=60))
         codes = [reply.code for reply in (receive_1(raw) for _ in range(6)) if isinstance(reply, Failure)]
@@ -152,7 +139,7 @@ def test_what_is_not_done_in_time_is_code_10_and_the_next_request_is_served() ->
     model = f'[models.shapes]\npath = "{DEMO_MODEL}"\nfamily = "sd1"\n'
     daemon = Daemon(f"[limits]\nv1_seconds = 0.4\n{model}").wait_until_serving()
     try:
-        with connect(daemon) as raw, daemon.client() as client:
+        with daemon.connect() as raw, daemon.client() as client:
             client.load_model("shapes")
             assert code_of(raw, generate_1(width=512, height=512, steps=100)) is Code.TIMED_OUT
             wait_for(lambda: client.status().worker == "idle")
@@ -162,7 +149,7 @@ def test_what_is_not_done_in_time_is_code_10_and_the_next_request_is_served() ->
 
 
 def test_a_worker_that_dies_is_code_99_and_the_next_request_gets_a_new_one(daemon: Daemon) -> None:
-    with connect(daemon) as raw, daemon.client() as client:
+    with daemon.connect() as raw, daemon.client() as client:
         expected = ask(raw, generate_1()).pixels
         raw.sendall(generate_1(steps=100))
         killed = None
@@ -178,7 +165,7 @@ def test_a_worker_that_dies_is_code_99_and_the_next_request_gets_a_new_one(daemo
 
 def test_a_client_that_leaves_takes_its_version_1_job_along(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
-        with connect(shared_daemon) as raw:
+        with shared_daemon.connect() as raw:
             raw.sendall(generate_1(steps=100) * 8)
             wait_for(lambda: client.status().queue_length >= 5)
         wait_for(lambda: client.status().queue_length == 0)

@@ -132,16 +132,7 @@ class Gpu:
             if job.parameters is None:
                 job.finish(Done(model=job.model.id, timings=timings))
                 return
-            try:
-                await self._generate(job)
-            except ChannelClosed:
-                if job.begun or self.worker is not held:
-                    raise
-                # It had ended before it began on this job: nobody need be told.
-                self._metrics.workers_lost += 1
-                await self._end_worker("the worker is gone")
-                await self._have_model(job)
-                await self._generate(job)
+            await self._generate_with(held, job)
             timings = Timings(queued=timings.queued, loading=timings.loading, generating=loop.time() - loaded)
             self._metrics.generating_seconds.observe(timings.generating)
             job.finish(Done(model=job.model.id, seed=job.parameters.seed, timings=timings))
@@ -220,6 +211,19 @@ class Gpu:
         if self.worker is not None:
             self.worker.close()
         self.worker, self.layers, self.state = None, (), "none"
+
+    async def _generate_with(self, held: WorkerLink | None, job: Job) -> None:
+        """Where the worker `held` from jobs before had ended before it began on this one, a new one does it: nobody
+        need be told. Raises as _generate does."""
+        try:
+            await self._generate(job)
+        except ChannelClosed:
+            if job.begun or self.worker is not held:
+                raise
+            self._metrics.workers_lost += 1
+            await self._end_worker("the worker is gone")
+            await self._have_model(job)
+            await self._generate(job)
 
     async def _generate(self, job: Job) -> None:
         """Raises WorkerError, TimeoutError, ChannelViolation, ChannelClosed."""

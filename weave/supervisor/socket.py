@@ -32,10 +32,18 @@ def default_socket_path() -> Path:
     return Path(runtime) / "weave" / "weave.sock"
 
 
-class ListeningSocket:
-    """The bound socket, in a folder of ours, and the lock that makes this daemon the only one on it."""
+class _Listener:
+    """What clients connect to."""
 
     attached = False
+
+    async def ended(self) -> None:
+        """Never: clients may always come."""
+        await asyncio.Event().wait()
+
+
+class ListeningSocket(_Listener):
+    """The bound socket, in a folder of ours, and the lock that makes this daemon the only one on it."""
 
     def __init__(self, path: Path, *, mode: int = 0o600, group: int | None = None) -> None:
         """`group` is for system mode, where others may look into the folder. Raises ConfigError where the folder
@@ -45,10 +53,6 @@ class ListeningSocket:
         self._group = group
         self._lock = _lock_folder(path.parent, private=group is None)
         self._bind()
-
-    async def ended(self) -> None:
-        """Never: clients may always come."""
-        await asyncio.Event().wait()
 
     def restore(self) -> bool:
         """Where somebody has removed the socket's file, bind anew: nobody could connect any more. Returns whether
@@ -89,10 +93,8 @@ class ListeningSocket:
         os.close(self._lock)
 
 
-class ActivatedSocket:
+class ActivatedSocket(_Listener):
     """A socket that systemd listens on and hands to us (sd_listen_fds(3)). Its file, mode and group are systemd's."""
-
-    attached = False
 
     def __init__(self) -> None:
         """Raises ConfigError unless there is exactly one, and it is a listening stream socket of AF_UNIX."""
@@ -113,10 +115,6 @@ class ActivatedSocket:
     def is_there() -> bool:
         """Whether systemd has handed us sockets."""
         return os.environ.get("LISTEN_PID") == str(os.getpid()) and "LISTEN_FDS" in os.environ
-
-    async def ended(self) -> None:
-        """Never: clients may always come."""
-        await asyncio.Event().wait()
 
     def restore(self) -> bool:
         """The file is not ours to make."""
