@@ -69,6 +69,7 @@ SHAPES = (
     r"signal \((send|receive|send, receive)\)( set=\(kill\))? peer=(unconfined|weave-compute//&weave-compute-\S+),",
     r"network unix (stream|seqpacket|dgram),",
     r"unix \([a-z, ]+\) type=(stream|seqpacket|dgram),",
+    r'unix \(bind, listen\) type=seqpacket addr="@cuda-uvmfd-\[0-9a-f\]\*",',
     r"deny network inet6 stream,",
 )
 HARMFUL = (

@@ -232,8 +232,13 @@ def test_a_rule_would_be_found_by_which(check: Check, rule: str, harmed: Policy)
 
 
 def test_the_worker_uses_the_gpu_where_the_boolean_is_on(policy: Policy) -> None:
-    used = {rule.target for rule in policy.by(WORKER) if rule.condition == "weave_use_gpu:True"}
-    assert used == set(GPU)
+    conditional = [rule for rule in policy.by(WORKER) if rule.condition == "weave_use_gpu:True"]
+    assert {rule.target for rule in conditional if rule.tclass == "chr_file"} == set(GPU)
+    # What CUDA asks for beside the devices (weave_compute.te).
+    beside = {(rule.target, rule.tclass) for rule in conditional if rule.tclass != "chr_file"}
+    own = {(WORKER, "unix_stream_socket"), (WORKER, "file"), ("weave_worker_tmpfs_t", "file")}
+    assert own | {("sysctl_vm_t", "file")} <= beside
+    assert {target for target, _ in beside} <= {WORKER, "weave_worker_tmpfs_t", "proc_t", "sysctl_t", "sysctl_vm_t"}
 
 
 def test_the_supervisor_starts_its_children_under_no_new_privs(policy: Policy) -> None:

@@ -24,8 +24,9 @@ def build(changes: Changes, modules: dict[str, Path | str] | None = None, everyw
     package = folder / "src" / "weave"
     shutil.copytree(Path(weave.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     # The libraries stay where they are, and there the build's worker may read them, as the product's may.
-    libraries: Changes = {"sandbox/worker_files.py": [("Path(sys.prefix)", f"Path({sys.prefix!r})")]}
-    for name, replacements in (libraries | changes).items():
+    readable = "sandbox/worker_files.py"
+    libraries = [("Path(sys.prefix)", f"Path({sys.prefix!r})"), *changes.get(readable, [])]
+    for name, replacements in (changes | {readable: libraries}).items():
         source = (package / name).read_text()
         for old, new in replacements:
             assert source.count(old) == 1, f"{name} has {source.count(old)} times {old!r}"

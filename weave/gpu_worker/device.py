@@ -19,6 +19,15 @@ def choose_device(setting: str) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
+def why_no_gpu() -> str:
+    """What CUDA says where choose_device found no GPU."""
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:  # torch's word for a build without CUDA is the first
+        return str(error)
+    return "torch sees no GPU"
+
+
 def choose_dtype(device: torch.device, setting: str) -> torch.dtype:
     """`auto`: bfloat16 on a GPU that computes in it, else float16; float32 on the CPU, where halves are slow."""
     if setting != "auto":

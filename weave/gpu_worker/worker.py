@@ -61,7 +61,8 @@ def keep_only(*descriptors: int) -> None:
 def confine(model: WorkerModel) -> tuple[str, ...]:
     """Landlock and capabilities bind one thread and what it starts, so this comes while there is just one."""
     models = [Path(path) for path in (model.path, model.layout) if path is not None]
-    layer = landlock.restrict(read=[*worker_files.READ, *models], read_write=worker_files.DEVICES)
+    own = Path(f"/proc/{os.getpid()}")  # memory maps, and the names of threads
+    layer = landlock.restrict(read=[*worker_files.READ, own, *models], read_write=[*worker_files.DEVICES, own / "task"])
     return (layer, drop_capabilities())
 
 
@@ -70,6 +71,8 @@ def warm_up(config: DeviceConfig) -> torch.device:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = devices.choose_device(config.device)
+    if device.type == "cpu" and config.device == "auto" and worker_files.NVIDIA:
+        log.write("worker", "gpu_not_used", reason=devices.why_no_gpu())
     devices.warm_up(device)
     return device
 

@@ -52,16 +52,17 @@ def abi() -> int:
         return 0
 
 
-def restrict_changes(*, folders: Iterable[Path] = (), devices: Iterable[Path] = ()) -> str:
-    """Leave this thread the making, changing and removing of files in `folders` alone, and writing to `devices`;
-    for ever, with all it will start. Reading stays as it is. Returns the layer's name. Raises OSError."""
+def restrict_changes(*, folders: Iterable[Path] = (), written: Iterable[Path] = ()) -> str:
+    """Leave this thread the making, changing and removing of files in `folders` alone, and writing to what is at or
+    below `written`; for ever, with all it will start. Reading stays as it is. Returns the layer's name. Raises OSError.
+    """
     version = _abi()
     handled = _ACCESS_FS_CHANGE & (1 << _FS_BITS_BY_ABI[min(version, 5)]) - 1
     ruleset = _create_ruleset(handled)
     try:
         for path in folders:
             _allow(ruleset, path, _ACCESS_FS_KEEP_FILES, handled)
-        for path in devices:
+        for path in written:
             _allow(ruleset, path, _ACCESS_FS_WRITE_FILE, handled)
         libc.syscall(libc.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
     finally:
@@ -118,5 +119,9 @@ def _allow(ruleset: int, path: Path, access: int, handled: int) -> None:
         attr = _PathBeneathAttr(allowed_access=access & handled, parent_fd=descriptor)
         pointer = ctypes.cast(ctypes.pointer(attr), ctypes.c_void_p)
         libc.syscall(libc.SYS_LANDLOCK_ADD_RULE, ruleset, _RULE_PATH_BENEATH, pointer, 0)
-    finally:
+    except BaseException:
+        os.close(descriptor)
+        raise
+    # A rule is about an inode, and procfs makes those anew that nobody has held for a while: this holds it.
+    if not path.is_relative_to("/proc"):
         os.close(descriptor)

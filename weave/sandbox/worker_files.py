@@ -24,7 +24,11 @@ READ = (
     Path("/sys/devices/system/node"),
     # The NVIDIA driver's and ROCm's own view of the card.
     Path("/proc/driver/nvidia"),
+    Path("/proc/driver/nvidia-uvm"),
     Path("/proc/devices"),
+    Path("/proc/modules"),
+    Path("/proc/sys/vm/mmap_min_addr"),
+    Path("/sys/devices/system/memory/block_size_bytes"),
     Path("/sys/bus/pci/devices"),
     Path("/sys/class/kfd"),
     Path("/sys/devices/virtual/kfd"),
@@ -32,9 +36,14 @@ READ = (
 )
 
 # NVIDIA's character devices, and for ROCm KFD with the render nodes.
+NVIDIA = tuple(sorted(Path("/dev").glob("nvidia*")))
 DEVICES = (
-    *sorted(Path("/dev").glob("nvidia*")),
+    *NVIDIA,
     Path("/dev/kfd"),
     *sorted(Path("/dev/dri").glob("renderD*")),
     Path("/dev/null"),
 )
+
+# What the supervisor leaves its workers to write. CUDA does not start where it cannot name its threads, which is done
+# by writing to /proc/PID/task/TID/comm (pthread_setname_np(3)); Landlock knows no patterns, and no PIDs to come.
+WRITABLE = (*DEVICES, *([Path("/proc")] if NVIDIA else []))

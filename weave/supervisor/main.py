@@ -141,7 +141,7 @@ def lock_down(config: Config, entrance: Entrance, *, other_users: bool) -> tuple
     if isinstance(entrance, ListeningSocket):
         files.append(entrance.path)
     keep = (prctl.CAP_KILL, prctl.CAP_SETGID, prctl.CAP_SETUID) if other_users else ()
-    landlocked = landlock.restrict_changes(folders=[file.parent for file in files], devices=worker_files.DEVICES)
+    landlocked = landlock.restrict_changes(folders=[file.parent for file in files], written=worker_files.WRITABLE)
     return (landlocked, drop_capabilities(keep=keep), "no-new-privs")
 
 
