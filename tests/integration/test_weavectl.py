@@ -14,6 +14,8 @@ import pytest
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import PROMPT
 from weave.client import AsyncClient, WeaveError
+from weave.weavectl.main import parser
+from weave.weavectl.output import Output
 
 COMMAND = Path(sys.executable).with_name("weavectl")
 
@@ -106,6 +108,43 @@ def test_doctor_is_content_with_a_good_daemon_and_not_without_one(daemon: Daemon
     daemon.config.write_text("[models.x]\nfamily = 5\n")
     checked = weavectl(daemon, "check-config")
     assert checked.returncode == 4 and "models" in checked.stdout
+
+
+@pytest.fixture
+def a_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with the packages on it, and no daemon that listens: a config that asks for AppArmor or SELinux."""
+    config = tmp_path / "etc" / "weave-compute.toml"
+    config.parent.mkdir()
+    config.write_text("[system]\nrequire_mac = true\n[models]\n")
+    monkeypatch.setattr(sys.modules["weave.config.load"], "_SYSTEM_PATH", config)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("weave.weavectl.doctor.SYSTEM_SOCKET_PATH", tmp_path / "run" / "weave.sock")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "user"))
+    return config
+
+
+def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    options = parser().parse_args(arguments)
+    options.run(options, Output(json=False))
+    return capsys.readouterr().out
+
+
+def test_where_only_the_system_s_daemon_is_installed_doctor_tells_why_it_may_not_serve(
+    a_system: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = asked(capsys, "doctor")
+    assert f"{a_system}, 0 models" in told and "fail  daemon" in told
+    assert "with require_mac it ends where neither AppArmor nor SELinux holds it" in told
+    assert "systemctl reset-failed" in told and "systemctl enable --now weave-compute.socket" in told
+    assert asked(capsys, "check-config") == f"good: {a_system}: \n"
+
+
+def test_a_user_s_own_config_is_the_one_that_is_meant(a_system: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = a_system.parents[1] / "home" / "weave" / "weave-compute.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("[models]\n")
+    assert asked(capsys, "check-config") == f"good: {own}: \n"
+    assert "require_mac" not in asked(capsys, "doctor")
 
 
 def test_no_daemon_is_exit_status_3(tmp_path: Path) -> None:

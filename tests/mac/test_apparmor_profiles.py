@@ -27,6 +27,11 @@ def profiles() -> dict[str, str]:
     return dict(re.findall(r"^profile (\S+) .*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
 
 
+def common() -> str:
+    """The rules that all of them include."""
+    return re.sub(r"#.*", "", (PROFILES / "abstractions" / "weave-compute").read_text())
+
+
 def test_they_compile_and_are_the_four_that_the_daemon_names(tmp_path: Path) -> None:
     assert parser(PROFILES).returncode == 0, parser(PROFILES).stderr
     assert set(parser(PROFILES, "--names").stdout.split()) == NAMES
@@ -87,20 +92,75 @@ HARMFUL = (
 )
 
 
+# What may be written to, and nothing else.
+WRITTEN = {
+    "abstractions/weave-compute": {"/dev/null", "@{PROC}/@{pid}/task/@{tid}/comm"},
+    "weave-compute-supervisor": {
+        "@{PROC}/@{pid}/attr/apparmor/exec",
+        "/run/systemd/{notify,journal/stdout}",
+        "/run/systemd/userdb/{,*}",
+        "/run/weave/{,weave.lock,weave.sock}",
+        "/var/log/weave/{,*}",
+        "/var/lib/prometheus/node-exporter/{,*weave*}",
+    },
+    "weave-compute-broker": set(),
+    "weave-compute-worker": {"/dev/nvidia*", "/dev/nvidia-caps/**", "/dev/dri/{,renderD*}", "/dev/kfd"},
+}
+# Not below what these name may anybody read everything: users' files, and secrets.
+PRIVATE = re.compile(r"/(\*|\{|home|root|tmp|var/\*|etc/(\*|shadow|ssl|ssh))|@\{HOME")
+
+
+def lines_of(rules: str) -> list[str]:
+    return [line for line in map(str.strip, rules.splitlines()) if line]
+
+
 def unforeseen(rules: str) -> list[str]:
-    lines = (line.strip() for line in rules.splitlines())
-    return [line for line in lines if line and not any(re.fullmatch(shape, line) for shape in SHAPES)]
+    return [line for line in lines_of(rules) if not any(re.fullmatch(shape, line) for shape in SHAPES)]
+
+
+def paths(rules: str, permissions: str) -> set[str]:
+    """What a rule names that gives all of `permissions`."""
+    found = (re.fullmatch(r"(?:owner )?([/@]\S*) ([a-z]+),", line) for line in lines_of(rules))
+    return {match[1] for match in found if match and set(permissions) <= set(match[2])}
 
 
 def test_every_rule_is_of_a_kind_that_is_foreseen() -> None:
     """No network but unix, nothing to execute, no capability beside the supervisor's, no way out."""
-    common = re.sub(r"#.*", "", (PROFILES / "abstractions" / "weave-compute").read_text())
-    assert unforeseen("\n".join([common, *profiles().values()])) == []
+    assert unforeseen("\n".join([common(), *profiles().values()])) == []
 
 
 @pytest.mark.parametrize("rule", HARMFUL)
 def test_a_harmful_rule_would_be_found(rule: str) -> None:
     assert unforeseen(profiles()["weave-compute-broker"] + rule) == [rule]
+
+
+def misplaced(rules: dict[str, str]) -> set[str]:
+    """Paths that are written to though they are not of those that may be, that are written and mapped as code, or that
+    have in them what is nobody's business."""
+    found = set()
+    for name, text in rules.items():
+        found |= (paths(text, "w") | paths(text, "a")) - WRITTEN[name]
+        found |= paths(text, "wm")
+        found |= {path for path in paths(text, "") if PRIVATE.match(path)}
+    return found
+
+
+def test_only_socket_log_and_devices_are_written_to_and_nobody_s_own_files_read() -> None:
+    all_rules = profiles() | {"abstractions/weave-compute": common()}
+    outer = all_rules.pop("weave-compute")
+    assert misplaced(all_rules) == set()
+    assert {name: paths(text, "w") for name, text in all_rules.items()} == WRITTEN
+    inner = set().union(*(paths(text, "w") for text in all_rules.values()))
+    # It may write to nothing beside what one of the others may; at its start it changes its own profile.
+    assert paths(outer, "w") <= inner | {"@{PROC}/@{pid}/attr/apparmor/{current,exec}"}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ("/** rw,", "/etc/shadow r,", "/home/** rwk,", "/tmp/** mrw,", "@{HOME}/** r,", "/usr/lib/** w,", "/etc/** r,"),
+)
+def test_a_path_too_many_would_be_found(rule: str) -> None:
+    assert misplaced({"weave-compute-broker": profiles()["weave-compute-broker"] + rule}) == {rule.split()[0]}
 
 
 def test_the_broker_and_the_worker_send_to_no_address() -> None:

@@ -1,5 +1,7 @@
 """What doctor advises for what holds the daemon; the layers themselves are for tests/vm, where they are real."""
 
+import subprocess
+
 import msgspec
 import pytest
 
@@ -58,6 +60,35 @@ def test_the_kernels_own_system_is_the_one_to_turn_on(monkeypatch: pytest.Monkey
     monkeypatch.setattr(layers, "_APPARMOR_ON", tmp_path / "none")
     monkeypatch.setattr(layers, "_SELINUX_ON", tmp_path / "enabled")
     assert "load the module" in finding(None).advice
+    (tmp_path / "enabled").write_text("0")
+    assert "setenforce 1" in finding(None).advice
+
+
+def test_where_nothing_answers_what_require_mac_needs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "_APPARMOR_ON", layers.Path("/nonexistent"))
+    monkeypatch.setattr(layers, "_SELINUX_ON", layers.Path("/nonexistent"))
+
+    def advice(config: Config | None, *, system: bool = True) -> list[str]:
+        return [found.advice for found in layers.check_what_it_needs(config, system=system) if found.check == MAC]
+
+    required = Config(system=SystemConfig(require_mac=True))
+    for config in (required, None):  # None: only root may read it
+        assert "boot with apparmor=1" in advice(config)[0] and "systemctl reset-failed" in advice(config)[0]
+    assert advice(Config()) == advice(required, system=False) == []
+
+
+@pytest.mark.parametrize(
+    "flags", ["attach_disconnected,complain", "attach_disconnected, complain", "complain, attach_disconnected"]
+)
+def test_the_advice_undoes_what_makes_apparmor_complain(tmp_path: layers.Path, flags: str) -> None:
+    """Only the file: what the kernel has loaded is for tests/vm."""
+    profiles = layers.Path(__file__).resolve().parents[2] / "apparmor" / "profiles" / "weave-compute"
+    complaining = tmp_path / "weave-compute"
+    complaining.write_text(profiles.read_text().replace("flags=(attach_disconnected)", f"flags=({flags})"))
+    assert complaining.read_text() != profiles.read_text()
+    edit = next(step for step in layers._ENFORCE_APPARMOR.split("; ") if step.startswith("sed"))
+    subprocess.run(["sh", "-c", edit.replace("/etc/apparmor.d/weave-compute", str(complaining))], check=True)
+    assert complaining.read_text() == profiles.read_text()
 
 
 def test_user_mode_needs_no_profile() -> None:

@@ -65,6 +65,24 @@ def test_a_folder_that_is_anothers_gets_no_file_of_ours(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+@root_only
+def test_only_right_above_may_a_group_write_and_only_if_it_is_root_s(tmp_path: Path) -> None:
+    """As to /var/log on Ubuntu, which is syslog's."""
+    folder = tmp_path / "log" / "weave" / "deeper"
+    folder.mkdir(parents=True)
+    (tmp_path / "log").chmod(0o775)
+    os.close(open_own_folder(folder.parent))
+    with pytest.raises(ConfigError, match="log: mode 0775 lets others write"):
+        open_own_folder(folder)
+    (tmp_path / "log").chmod(0o777)
+    with pytest.raises(ConfigError, match="log: mode 0777 lets others write"):
+        open_own_folder(folder.parent)
+    (tmp_path / "log").chmod(0o775)
+    os.chown(tmp_path / "log", 4001, -1)
+    with pytest.raises(ConfigError, match="log: belongs to UID 4001"):
+        open_own_folder(folder.parent)
+
+
 def test_a_folder_that_others_may_write_to_is_refused_and_so_are_a_link_and_the_root(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -12,6 +12,7 @@ from msgspec import structs
 from weave.config.files import read_checked
 from weave.config.schema import BoundsOverride, Config, ConfigError, DefaultsOverride, ModelConfig, check
 
+_SYSTEM_PATH = Path("/etc/weave/weave-compute.toml")
 _SOURCE_TREE = Path(__file__).resolve().parents[2]
 _DEMO_MODEL_FOLDERS = (
     _SOURCE_TREE / "models" / "shapes",
@@ -23,7 +24,7 @@ _DEMO_MODEL_FOLDERS = (
 def default_path(*, system: bool = False) -> Path:
     """Where the system's or a user's config file is looked for."""
     if system:
-        return Path("/etc/weave/weave-compute.toml")
+        return _SYSTEM_PATH
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(base) / "weave" / "weave-compute.toml"
 

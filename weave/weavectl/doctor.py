@@ -12,7 +12,7 @@ from weave.config import Config, ConfigError
 from weave.model_files import ModelFilesRefused, check_model_files
 from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.weavectl.finding import Finding
-from weave.weavectl.layers import check_landlock, check_layers
+from weave.weavectl.layers import check_landlock, check_layers, check_what_it_needs
 from weave.weavectl.output import Output
 
 EXIT_PROBLEM = 4
@@ -33,19 +33,30 @@ def doctor(options: argparse.Namespace, output: Output) -> int:
 
 def check_config(options: argparse.Namespace, output: Output) -> int:
     """Check the config and its models' files."""
+    system = _socket(options) == SYSTEM_SOCKET_PATH
+    path = options.config or weave_config.default_path(system=system)
     try:
-        config = weave_config.load(options.config)
+        config = weave_config.load(options.config, system=system)
         for model in config.models.values():
             check_model_files(Path(model.path))
-    except (ConfigError, ModelFilesRefused) as error:
+    except (ConfigError, ModelFilesRefused, PermissionError) as error:
         output.line(str(error), good=False, detail=str(error))
         return EXIT_PROBLEM
-    output.line(f"good: {', '.join(config.models)}", good=True, models=list(config.models))
+    output.line(f"good: {path}: {', '.join(config.models)}", good=True, path=str(path), models=list(config.models))
     return 0
 
 
+def _socket(options: argparse.Namespace) -> Path:
+    """Whose daemon is meant: where none has a socket, the system's if that alone has a config."""
+    found: Path = options.socket or default_socket_path()
+    own, systems = (weave_config.default_path(system=system).exists() for system in (False, True))
+    if options.socket is None and not found.exists() and systems and not own:
+        return SYSTEM_SOCKET_PATH
+    return found
+
+
 def _findings(options: argparse.Namespace) -> Iterator[Finding]:
-    socket = options.socket or default_socket_path()
+    socket = _socket(options)
     system = socket == SYSTEM_SOCKET_PATH
     yield from _check_socket(socket, system=system)
     config: Config | None = None
@@ -62,10 +73,12 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
             report = client.status()
     except (NotRunning, PermissionError, TimeoutError) as error:
         yield Finding("daemon", "fail", str(error), "start weave-compute, or look into its log")
+        yield from check_what_it_needs(config, system=system)
+        yield _check_gpu(None, system=system)
     else:
         yield Finding("daemon", "ok", f"version {report.version}, worker {report.worker}")
         yield from check_layers(report, config)
-    yield _check_gpu(system=system)
+        yield _check_gpu(report.device, system=system)
     yield check_landlock()
 
 
@@ -96,7 +109,8 @@ def _check_models(config: Config) -> Iterator[Finding]:
             yield Finding(f"model {name}", "ok", model.path)
 
 
-def _check_gpu(*, system: bool) -> Finding:
+def _check_gpu(used: str | None, *, system: bool) -> Finding:
+    """`used` is the device of the worker, if there is one."""
     nodes = [path for path in (Path("/dev/nvidiactl"), Path("/dev/kfd")) if path.exists()]
     if not nodes:
         return Finding("gpu", "warn", "no NVIDIA or ROCm device", "models run on the CPU; install the GPU's driver")
@@ -105,4 +119,10 @@ def _check_gpu(*, system: bool) -> Finding:
         if not system and not os.access(node, os.R_OK | os.W_OK):
             group = node.stat().st_gid
             return Finding("gpu", "fail", f"{node} is not accessible", f"join the group {group} that owns it")
+    if Path("/dev/nvidiactl") in nodes and not Path("/dev/nvidia-uvm").exists():
+        return Finding(
+            "gpu", "warn", "there is no /dev/nvidia-uvm, which CUDA needs", "nvidia-modprobe -u -c 0; restart"
+        )
+    if used == "cpu":
+        return Finding("gpu", "warn", f"{nodes[0]} is there, but the worker uses the CPU", "the log says why")
     return Finding("gpu", "ok", ", ".join(map(str, nodes)))

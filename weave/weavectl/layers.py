@@ -10,13 +10,16 @@ from weave.sandbox import landlock
 from weave.weavectl.finding import Finding
 
 _SERVICE = "weave-compute.service"
+_MAC = "mandatory access control"
 # What each Landlock ABI added of what we use: weave/sandbox/landlock.py, landlock(7).
 _LANDLOCK_ADDED = {3: "truncating files", 4: "TCP", 5: "ioctl on devices", 6: "abstract sockets and signals"}
-# It enforces whatever is not marked to complain.
-_LOAD_APPARMOR = (
-    "rm -f /etc/apparmor.d/force-complain/weave-compute; apparmor_parser --replace /etc/apparmor.d/weave-compute; "
-    f"systemctl restart {_SERVICE}"
+# Undoes aa-disable(8) and aa-complain(8), of which the latter writes into the profiles.
+_ENFORCE_APPARMOR = (
+    "rm -f /etc/apparmor.d/disable/weave-compute /etc/apparmor.d/force-complain/weave-compute; "
+    "sed -i -E '/^profile /s/complain, *|, *complain//' /etc/apparmor.d/weave-compute; "
+    "apparmor_parser --replace /etc/apparmor.d/weave-compute"
 )
+_RESTART = "systemctl reset-failed weave-compute.socket weave-compute.service; systemctl restart weave-compute.socket"
 _APPARMOR_ON = Path("/sys/module/apparmor/parameters/enabled")
 _SELINUX_ON = Path("/sys/fs/selinux/enforce")
 
@@ -34,6 +37,14 @@ def check_layers(report: StatusReport, config: Config | None) -> Iterator[Findin
     yield _check_service(user=report.mode != "system")
 
 
+def check_what_it_needs(config: Config | None, *, system: bool) -> Iterator[Finding]:
+    """Of a daemon that does not answer: whether it is because require_mac finds nothing that holds it."""
+    if system and (config is None or config.system.require_mac):
+        detail = "with require_mac it ends where neither AppArmor nor SELinux holds it"
+        yield Finding(_MAC, "warn", detail, f"{_how_to_turn_mac_on()}; then {_RESTART}")
+    yield _check_service(user=not system)
+
+
 def check_landlock() -> Finding:
     """What this kernel has."""
     version = landlock.abi()
@@ -46,31 +57,32 @@ def check_landlock() -> Finding:
 
 
 def _check_mac(report: StatusReport, config: Config | None) -> Finding:
-    check = "mandatory access control"
     layers = {layer for held_by in report.sandbox.values() for layer in held_by}
     required = config is not None and config.system.require_mac
     if enforced := layers & {"apparmor", "selinux"}:
         detail = f"{enforced.pop()} holds each process"
         if required:
-            return Finding(check, "ok", f"{detail}, and it would not serve otherwise")
-        return Finding(check, "ok", detail, "require_mac = true in [system] makes sure that it stays so")
+            return Finding(_MAC, "ok", f"{detail}, and it would not serve otherwise")
+        return Finding(_MAC, "ok", detail, "require_mac = true in [system] makes sure that it stays so")
     if report.mode != "system":
-        return Finding(check, "ok", f"none in {report.mode} mode; the system service has profiles")
+        return Finding(_MAC, "ok", f"none in {report.mode} mode; the system service has profiles")
     if "apparmor-complaining" in layers:
-        return Finding(check, "warn", "AppArmor only complains", _LOAD_APPARMOR)
+        return Finding(_MAC, "warn", "AppArmor only complains", f"{_ENFORCE_APPARMOR}; systemctl restart {_SERVICE}")
     if "selinux-permissive" in layers:
-        return Finding(check, "warn", "SELinux is permissive", "setenforce 1; then restart the service")
-    return Finding(check, "warn", "none", _how_to_turn_mac_on())
+        return Finding(_MAC, "warn", "SELinux is permissive", f"setenforce 1; then systemctl restart {_SERVICE}")
+    return Finding(_MAC, "warn", "none", f"{_how_to_turn_mac_on()}; then systemctl restart {_SERVICE}")
 
 
 def _how_to_turn_mac_on() -> str:
     try:
         if _APPARMOR_ON.read_text().startswith("Y"):
-            return _LOAD_APPARMOR
+            return _ENFORCE_APPARMOR
     except OSError:  # not in this kernel
         pass
     if _SELINUX_ON.exists():
-        return "load the module and label its files as selinux/README.md says; then restart the service"
+        if _SELINUX_ON.read_text() == "0":
+            return "setenforce 1"
+        return "load the module and label its files as selinux/README.md says"
     return "boot with apparmor=1 security=apparmor, or with selinux=1 security=selinux"
 
 
