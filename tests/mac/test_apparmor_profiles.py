@@ -101,7 +101,7 @@ WRITTEN = {
         "/run/systemd/userdb/{,*}",
         "/run/weave/{,weave.lock,weave.sock}",
         "/var/log/weave/{,*}",
-        "/var/lib/prometheus/node-exporter/{,*weave*}",
+        "/var/lib/weave/metrics/{,*}",
     },
     "weave-compute-broker": set(),
     "weave-compute-worker": {"/dev/nvidia*", "/dev/nvidia-caps/**", "/dev/dri/{,renderD*}", "/dev/kfd"},

@@ -158,7 +158,8 @@ def supervisor_changes_a_file(policy: Policy) -> Findings:
     audit = {("weave_log_t", tclass) for tclass in ("dir", "file")}
     # systemd's socket for notifications, and what it may hand to any service as standard streams.
     systemd = {("init_runtime_t", "sock_file"), ("init_t", "fifo_file"), ("init_tmpfs_t", "file")}
-    own = {(SUPERVISOR, "fifo_file"), ("weave_tmpfs_t", "file"), *runtime, *audit, *systemd}
+    metrics = {("weave_metrics_t", tclass) for tclass in ("dir", "file")}
+    own = {(SUPERVISOR, "fifo_file"), ("weave_tmpfs_t", "file"), *runtime, *audit, *metrics, *systemd}
     return found(_but(policy.by(SUPERVISOR), EVERY_DOMAINS | own), CHANGES)
 
 
@@ -272,6 +273,7 @@ def test_a_client_connects_and_receives_images_by_the_interfaces(policy: Policy)
         ("/run/weave", "dir", "weave_runtime_t"),
         ("/run/weave/weave.sock", "socket", "weave_runtime_t"),
         ("/var/log/weave/audit.log", "file", "weave_log_t"),
+        ("/var/lib/weave/metrics/weave.prom", "file", "weave_metrics_t"),
         ("/dev/nvidia0", "char", "xserver_misc_device_t"),
         ("/dev/dri/renderD128", "char", "dri_device_t"),
         ("/dev/kfd", "char", "dri_device_t"),
