@@ -14,6 +14,7 @@ from weave.config.families import FAMILIES
 from weave.gpu_worker import device
 from weave.gpu_worker import families as worker_families
 from weave.model_files import ModelFilesRefused, check_model_files, check_sha256
+from weave.sandbox import worker_files
 
 
 def test_broker_and_worker_agree_on_families_and_schedulers() -> None:
@@ -116,3 +117,14 @@ def test_a_pipe_in_a_models_folder_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
     with pytest.raises(ModelFilesRefused, match="not a regular file"):
         check_model_files(tmp_path)
+
+
+def test_the_cards_are_found_where_sysfs_really_has_them(tmp_path: Path) -> None:
+    links = tmp_path / "bus"
+    links.mkdir()
+    for name, kind in (("gpu", "0x030200"), ("accelerator", "0x120000"), ("network", "0x020000")):
+        (tmp_path / "pci0000:00" / name).mkdir(parents=True)
+        (tmp_path / "pci0000:00" / name / "class").write_text(f"{kind}\n")
+        (links / name).symlink_to(f"../pci0000:00/{name}")
+    (links / "gone").symlink_to("../pci0000:00/gone")
+    assert worker_files.cards(links) == [tmp_path / "pci0000:00" / name for name in ("accelerator", "gpu")]

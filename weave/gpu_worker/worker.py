@@ -62,7 +62,9 @@ def confine(model: WorkerModel) -> tuple[str, ...]:
     """Landlock and capabilities bind one thread and what it starts, so this comes while there is just one."""
     models = [Path(path) for path in (model.path, model.layout) if path is not None]
     own = Path(f"/proc/{os.getpid()}")  # memory maps, and the names of threads
-    layer = landlock.restrict(read=[*worker_files.READ, own, *models], read_write=[*worker_files.DEVICES, own / "task"])
+    layer = landlock.restrict(
+        read=[*worker_files.READ, *worker_files.cards(), own, *models], read_write=[*worker_files.DEVICES, own / "task"]
+    )
     return (layer, drop_capabilities())
 
 

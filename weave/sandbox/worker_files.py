@@ -1,5 +1,6 @@
 """All files that a GPU worker may still open, beside its own model: the program itself, and the GPU."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ READ = (
     Path("/proc/modules"),
     Path("/proc/sys/vm/mmap_min_addr"),
     Path("/sys/devices/system/memory/block_size_bytes"),
-    Path("/sys/bus/pci/devices"),
+    Path("/sys/bus/pci/devices"),  # links: see cards()
     Path("/sys/class/kfd"),
     Path("/sys/devices/virtual/kfd"),
     Path("/dev/urandom"),
@@ -47,3 +48,16 @@ DEVICES = (
 # What the supervisor leaves its workers to write. CUDA does not start where it cannot name its threads, which is done
 # by writing to /proc/PID/task/TID/comm (pthread_setname_np(3)); Landlock knows no patterns, and no PIDs to come.
 WRITABLE = (*DEVICES, *([Path("/proc")] if NVIDIA else []))
+
+# PCI's classes, as sysfs writes them, of display controllers and of processing accelerators.
+_CLASSES_OF_CARDS = ("0x03", "0x12")
+
+
+def cards(devices: Path = Path("/sys/bus/pci/devices")) -> list[Path]:
+    """Where in /sys the cards are that `devices` has links to."""
+    found = []
+    for device in sorted(devices.glob("*")):
+        with contextlib.suppress(OSError):
+            if (device / "class").read_text().startswith(_CLASSES_OF_CARDS):
+                found.append(device.resolve())
+    return found
