@@ -97,8 +97,9 @@ def stage_mac(tree: Path) -> None:
     shutil.copytree("apparmor/profiles", tree / "etc/apparmor.d")
     subprocess.run(["make", "--silent", "-C", "selinux"], check=True)
     shutil.copy("selinux/weave_compute.pp", put(tree / "usr/share/selinux/packages/weave_compute.pp"))
-    for file in ("weave_compute.te", "weave_compute.fc", "weave_compute.if"):
+    for file in ("weave_compute.te", "weave_compute.fc"):
         shutil.copy(f"selinux/{file}", put(tree / "usr/share/selinux/packages/weave_compute" / file))
+    # There alone: every build of a module reads all of them, and minds what is defined twice.
     interface = "usr/share/selinux/devel/include/contrib/weave_compute.if"
     shutil.copy("selinux/weave_compute.if", put(tree / interface))
 
