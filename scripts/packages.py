@@ -107,7 +107,7 @@ def stage_mac(tree: Path) -> None:
 def stage_torch(tree: Path) -> str:
     """torch in the build that pip picks here, with the libraries that only this build needs."""
     site = tree / SITE
-    torch = Path("requirements-torch.txt").read_text().strip()
+    torch = requirement_of_torch()
     options = ["install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", torch]
     found = json.loads(run_pip(*options, capture=True))["install"]
     pins = [(canonicalize_name(item["metadata"]["name"]), item["metadata"]["version"]) for item in found]
@@ -115,6 +115,11 @@ def stage_torch(tree: Path) -> str:
     compile_all(tree)
     built_for = re.findall(r"^(cuda|hip)\b.* = '", (site / "torch/version.py").read_text(), re.MULTILINE)
     return "weave-compute-torch-" + ({"cuda": "cuda", "hip": "rocm"}[built_for[0]] if built_for else "cpu")
+
+
+def requirement_of_torch() -> str:
+    """As the lock file's fellow has it: `torch==VERSION`."""
+    return Path("requirements-torch.txt").read_text().strip()
 
 
 def stage_shapes(tree: Path) -> str:
@@ -211,6 +216,8 @@ def write(packager: str, name: str, full_name: str, tree: Path) -> None:
         "MAINTAINER": maintainer(),
         "PYTHON": PYTHON,
         "PYTHON_NAME": Path(PYTHON).name,
+        # Another torch than the daemon was locked with, or one that lies where another Python looks, would not do.
+        "TORCH": f"weave-compute-torch-abi-{requirement_of_torch().split('==')[1]}-{Path(PYTHON).name}",
     }
     nfpm = Path(sys.executable).with_name("nfpm")
     command = [nfpm, "package", "--config", f"packaging/{name}.yaml", "--packager", packager, "--target", OUT]

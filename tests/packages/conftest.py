@@ -26,9 +26,9 @@ def clone(folder: Path) -> Path:
     return folder
 
 
-def build(folder: Path, **variables: str) -> Path:
-    """The daemon's packages, from that clone; where they are."""
-    run(sys.executable, "scripts/packages.py", "weave-compute", cwd=folder, env=os.environ | variables)
+def build(folder: Path, *packages: str, **variables: str) -> Path:
+    """These packages, from that clone; where they are."""
+    run(sys.executable, "scripts/packages.py", *packages, cwd=folder, env=os.environ | variables)
     return folder / "packages"
 
 
@@ -38,7 +38,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
     if os.geteuid() != 0:
         pytest.skip("only root can install packages")
     depends = run("dpkg-deb", "--field", built("weave-compute_*.deb"), "Depends")
-    others = [name for name in depends.strip().split(", ") if name != "weave-compute-torch"]
+    others = [name for name in depends.strip().split(", ") if not name.startswith("weave-compute-torch")]
     path = tmp_path_factory.mktemp("trees") / "debian"
     yield debian(path, ", ".join(others))
     shutil.rmtree(path.parent)
@@ -55,5 +55,5 @@ def later(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = clone(tmp_path_factory.mktemp("later") / "clone")
     with (folder / "conf/system.toml").open("a") as config:
         config.write('socket_mode = "0660"\n')
-    yield build(folder, PACKAGE_RELEASE="2")
+    yield build(folder, "weave-compute", PACKAGE_RELEASE="2")
     shutil.rmtree(folder)

@@ -1,13 +1,14 @@
 """The .debs in a Debian tree: installed, run, upgraded, removed, purged."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.packages.conftest import built, names
-from tests.packages.tree import CONFIG, USERS, Tree, differences, run
+from tests.packages.tree import CONFIG, ROOT, USERS, Tree, differences, run
 
 DRAW = """
 weave-compute --system 2>/tmp/log & daemon=$!
@@ -17,6 +18,18 @@ weavectl --json status
 kill $daemon
 wait $daemon
 """
+
+# Whose the libraries outside our packages are.
+OWNERS = {
+    **dict.fromkeys(("libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1"), "libc6"),
+    **{"ld-linux-x86-64.so.2": "libc6", "ld-linux-aarch64.so.1": "libc6", "libcap.so.2": "libcap2"},
+    **{"libgcc_s.so.1": "libgcc-s1", "libstdc++.so.6": "libstdc++6", "libz.so.1": "zlib1g"},
+}
+# As administrators leave them behind: additions, aa-disable, aa-complain.
+LEFT_IN_APPARMOR = (
+    *("local/weave-compute-supervisor", "local/weave-compute-worker"),
+    *("disable/weave-compute", "force-complain/weave-compute"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +48,28 @@ def test_files_belong_to_root_and_nobody_else_can_write_them(installed: Tree, ba
     # Links have all bits set; their targets count.
     writable = {name for name, kind in ours.items() if int(kind[-3:], 8) & 0o022 and not kind.endswith("120777")}
     assert writable == set()
+
+
+def test_torch_must_be_of_the_locked_version_and_for_the_same_python() -> None:
+    torch = (ROOT / "requirements-torch.txt").read_text().strip().removeprefix("torch==")
+    depends, provides = (
+        run("dpkg-deb", "--field", built(package), field).strip().split(", ")
+        for package, field in (("weave-compute_*.deb", "Depends"), ("weave-compute-torch-*.deb", "Provides"))
+    )
+    (python,) = (name.split()[0] for name in depends if name.startswith("python"))
+    (wanted,) = (name for name in depends if name.startswith("weave-compute-torch"))
+    assert wanted in provides and wanted.endswith(f"-{torch}-{python}")
+
+
+def test_a_library_that_is_needed_is_inside_or_depended_on(installed: Tree) -> None:
+    listed = {name: installed.run("dpkg-query", "--listfiles", name).split() for name in names()[:2]}
+    libraries = {name: [file for file in files if ".so" in Path(file).name] for name, files in listed.items()}
+    inside = {Path(file).name for files in libraries.values() for file in files}
+    for name, files in libraries.items():
+        said = run("readelf", "--dynamic", *(f"{installed.path}{file}" for file in files))
+        outside = set(re.findall(r"\(NEEDED\) .*\[(.+)\]", said)) - inside
+        depends = installed.run("dpkg-query", "--show", "--showformat=${Depends}", name).split(", ")
+        assert "libc.so.6" in outside and {OWNERS[library] for library in outside} <= set(depends)
 
 
 def test_folders_and_users_are_what_the_daemon_demands(installed: Tree) -> None:
@@ -92,5 +127,7 @@ def test_upgrade_keeps_the_config_removal_too_and_purge_leaves_nothing(
 
     log = installed.path / "var/log/weave/audit.log"
     log.write_text("{}\n")
+    for name in LEFT_IN_APPARMOR:
+        (installed.path / "etc/apparmor.d" / name).write_text("")
     installed.run("dpkg", "--purge", "weave-compute")
     assert differences(bare, installed.files()) <= USERS

@@ -9,7 +9,7 @@ import pytest
 from tests.packages.conftest import built, names
 from tests.packages.tree import CONFIG, USERS, Tree, differences, run
 
-FROM_THE_DISTRIBUTION = {"/usr/bin/python3.11", "libcap", "libseccomp", "systemd"}
+FROM_THE_DISTRIBUTION = {"/usr/bin/python3.11", "libcap", "libgcc", "libseccomp", "libstdc++", "systemd", "zlib"}
 
 
 def rpm(tree: Tree, *arguments: str | Path) -> str:
@@ -40,16 +40,21 @@ def distribution(folder: Path) -> Path:
     return target
 
 
-def test_it_requires_what_it_needs_under_fedoras_names() -> None:
-    requires = run("rpm", "--query", "--requires", "--package", built("weave-compute-[0-9]*.rpm")).splitlines()
-    named = {line for line in requires if not line.startswith("rpmlib(")}
-    assert named == FROM_THE_DISTRIBUTION | {"weave-compute-torch"}
+def said_by(package: Path, what: str) -> set[str]:
+    lines = run("rpm", "--query", what, "--package", package).splitlines()
+    return {line for line in lines if not line.startswith("rpmlib(")}
+
+
+def test_they_require_what_they_need_under_fedoras_names_and_torch_for_the_same_python() -> None:
+    torch = built("weave-compute-torch-*.rpm")
+    (abi,) = (name for name in said_by(torch, "--provides") if name.endswith("-python3.11"))
+    assert said_by(torch, "--requires") == {"libgcc", "libstdc++"}
+    assert said_by(built("weave-compute-[0-9]*.rpm"), "--requires") == FROM_THE_DISTRIBUTION | {abi}
 
 
 def test_two_builds_of_torch_cannot_be_there_together() -> None:
     package = built("weave-compute-torch-*.rpm")
-    assert "weave-compute-torch" in run("rpm", "--query", "--provides", "--package", package).split()
-    assert "weave-compute-torch" in run("rpm", "--query", "--conflicts", "--package", package).split()
+    assert "weave-compute-torch" in said_by(package, "--provides") & said_by(package, "--conflicts")
 
 
 def test_all_is_as_the_packages_say(installed: Tree) -> None:
@@ -66,7 +71,7 @@ def test_selinux_has_the_module_and_apparmor_no_profile(installed: Tree) -> None
     assert "etc/apparmor.d/weave-compute" not in files
 
 
-def test_upgrade_keeps_the_config_and_erasing_leaves_nothing_else(
+def test_upgrade_keeps_the_config_and_erasing_leaves_it_and_the_audit_and_nothing_else(
     installed: Tree, bare: dict[str, str], later: Path
 ) -> None:
     config = installed.path / CONFIG
@@ -78,9 +83,11 @@ def test_upgrade_keeps_the_config_and_erasing_leaves_nothing_else(
     new = Path(f"{config}.rpmnew")
     assert "socket_mode" in new.read_text()
     new.unlink()
-    assert (installed.path / "var/log/weave").is_dir()
+    audit = installed.path / "var/log/weave/audit.log"
+    audit.write_text("{}\n")
 
     rpm(installed, "--erase", *names())
     # These belong to Fedora's own packages, so ours do not remove them.
     theirs = {"usr/lib/systemd/user", "usr/lib/sysusers.d"}
-    assert differences(bare, installed.files()) - USERS - theirs == {"etc/weave", f"{CONFIG}.rpmsave"}
+    left = {"etc/weave", f"{CONFIG}.rpmsave", "var/log/weave", "var/log/weave/audit.log"}
+    assert differences(bare, installed.files()) - USERS - theirs == left
