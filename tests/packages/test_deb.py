@@ -63,7 +63,7 @@ def test_torch_must_be_of_the_locked_version_and_for_the_same_python() -> None:
 
 def test_a_library_that_is_needed_is_inside_or_depended_on(installed: Tree) -> None:
     listed = {name: installed.run("dpkg-query", "--listfiles", name).split() for name in names()[:2]}
-    libraries = {name: [file for file in files if ".so" in Path(file).name] for name, files in listed.items()}
+    libraries = {name: [file for file in files if re.search(r"\.so(\.|$)", file)] for name, files in listed.items()}
     inside = {Path(file).name for files in libraries.values() for file in files}
     for name, files in libraries.items():
         said = run("readelf", "--dynamic", *(f"{installed.path}{file}" for file in files))
