@@ -217,12 +217,14 @@ func TestCancelledJobEndsThoughTheDaemonDoesNotAnswer(t *testing.T) {
 
 func TestDeadlineEndsEveryRequest(t *testing.T) {
 	client, daemon := withFakeDaemon(t)
-	ctx, cancel := context.WithTimeout(background, 20*time.Millisecond)
+	ctx, cancel := context.WithTimeout(background, 200*time.Millisecond)
 	defer cancel()
 	job, err := client.Generate(ctx, GenerateRequest{Prompt: "x"})
 	must(t, err)
 	_, _, jobErr := job.Wait()
-	statusCtx, cancelStatus := context.WithTimeout(background, 20*time.Millisecond)
+	daemon.expect("generate")
+	daemon.expect("cancel")
+	statusCtx, cancelStatus := context.WithTimeout(background, 200*time.Millisecond)
 	defer cancelStatus()
 	_, statusErr := client.Status(statusCtx)
 	_, loadErr := client.LoadModel(ctx, "m")
@@ -231,8 +233,6 @@ func TestDeadlineEndsEveryRequest(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	}
-	daemon.expect("generate")
-	daemon.expect("cancel")
 	daemon.expect("status")
 }
 

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import PROMPT, draw, images
-from tests.support.stages import held, wait_for_client
+from tests.support.stages import held, wait_for_client, wait_until_alone
 from tests.support.system import MODEL
 from tests.support.wire import generate_1, send_2
 from weave.client import AsyncClient, NotRunning, ProtocolError, WeaveError
@@ -132,12 +132,12 @@ class Soak:
         while time.monotonic() < end - 5:
             await asyncio.sleep(self.random.uniform(1, 4))
             victim = self.random.choices(("worker", "broker", "gpu_worker", "reload"), (6, 2, 1, 3))[0]
-            self.found[f"harm: {victim}"] += 1
             try:
                 if victim == "reload":
                     self.daemon.process.send_signal(signal.SIGHUP)
                 else:
                     os.kill(self.daemon.pid_of(victim), signal.SIGKILL)
+                self.found[f"harm: {victim}"] += 1
             except (StopIteration, ProcessLookupError, FileNotFoundError):
                 pass
 
@@ -190,7 +190,8 @@ def run(seconds: float, seed: int) -> Soak:
         asyncio.run(soak.run(min(seconds / 4, 30)))
         with wait_for_client(daemon) as client:
             client.unload()
-        time.sleep(1)
+        wait_for(lambda: "worker" not in daemon.processes().values())
+        wait_until_alone(daemon)
         before, memory = held(daemon), memory_of(daemon)
         asyncio.run(soak.run(seconds))
         check(daemon, soak, before, memory)

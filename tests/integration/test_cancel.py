@@ -27,6 +27,8 @@ def begin(stage: str, daemon: Daemon, holder: Client, client: Client) -> tuple[A
     job = next(answer.event.job for answer in answers if isinstance(answer.event, Queued))
     if stage != "queued":
         reach({"loading": Loading, "running": Progress}[stage], answers)
+    if stage == "loading":  # which may be over soon
+        return answers, job
     with daemon.client() as witness:
         assert {found.job: found.state for found in witness.status().jobs}[job] == stage
     return answers, job
@@ -70,7 +72,7 @@ def test_a_cancelled_job_ends_and_the_next_picture_is_the_same(
 
 @pytest.mark.parametrize(
     "stage, limit",
-    [("queued", "queued_seconds = 1.0"), ("loading", "load_seconds = 0.001"), ("running", "job_seconds = 1.5")],
+    [("queued", "queued_seconds = 1.0"), ("loading", "load_seconds = 0.001"), ("running", "job_seconds = 6.0")],
 )
 def test_a_deadline_ends_a_job_and_the_next_picture_is_the_same(stage: str, limit: str) -> None:
     daemon = Daemon(f"[limits]\n{limit if stage != 'loading' else ''}\n" + MODEL).wait_until_serving()

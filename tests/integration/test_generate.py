@@ -125,7 +125,7 @@ def test_an_idle_worker_is_unloaded() -> None:
         with daemon.client() as client:
             draw(client)
             wait_for(lambda: client.status().worker == "none")
-            assert "worker" not in daemon.processes().values()
+            wait_for(lambda: "worker" not in daemon.processes().values())  # the zygote reaps it
             assert images(draw(client))
     finally:
         daemon.stop()

@@ -11,7 +11,15 @@ from collections.abc import Callable
 from weave import log
 
 FILES = (
-    *("/proc/self/maps", "/proc/self/status", "/proc/cpuinfo", "/proc/meminfo", "/proc/devices", "/proc/modules"),
+    *(
+        "/proc/self/maps",
+        "/proc/self/stat",
+        "/proc/self/status",
+        "/proc/cpuinfo",
+        "/proc/meminfo",
+        "/proc/devices",
+        "/proc/modules",
+    ),
     *("/proc/sys/vm/mmap_min_addr", "/sys/devices/system/cpu/online"),
 )
 

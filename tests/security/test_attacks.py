@@ -14,7 +14,7 @@ from tests.security.attacker import ATTACKS, BROKER_ONLY
 def attack(role: str, *options: str) -> dict[str, dict[str, Any]]:
     command = [sys.executable, "-m", "tests.security.attacker", role, *options]
     ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=110, check=False, cwd=Path(__file__).parents[2]
+        command, capture_output=True, text=True, timeout=500, check=False, cwd=Path(__file__).parents[2]
     )
     assert ended.returncode == 0, ended.stderr
     return {found["attack"]: found for found in map(json.loads, ended.stdout.splitlines())}
@@ -37,7 +37,9 @@ def test_the_worker_gains_nothing_by(outcomes: dict[str, dict[str, dict[str, Any
 
 def check(outcome: dict[str, Any]) -> None:
     assert "attestation" not in outcome, outcome
-    assert "violation" in outcome or outcome["result"].startswith("refused: "), outcome
+    # Another error would be the call's own: it was made.
+    refused = ("refused: EACCES", "refused: EPERM", "refused: ENOSYS")
+    assert "violation" in outcome or outcome["result"] in refused, outcome
 
 
 @pytest.mark.parametrize("role", ["broker", "worker"])

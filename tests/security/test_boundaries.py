@@ -101,7 +101,7 @@ def test_every_thread_of_broker_and_worker_is_locked_in(shared_daemon: Daemon) -
 def test_a_stopped_worker_is_killed_when_its_job_takes_too_long() -> None:
     small = "width = { min = 64, max = 64 }, height = { min = 64, max = 64 }"
     daemon = Daemon(
-        f'[limits]\njob_seconds = 2\n[models.shapes]\npath = "{DEMO_MODEL}"\nfamily = "sd1"\n'
+        f'[limits]\njob_seconds = 6\n[models.shapes]\npath = "{DEMO_MODEL}"\nfamily = "sd1"\n'
         f"bounds = {{ {small} }}\ndefaults = {{ width = 64, height = 64 }}\n"
     ).wait_until_serving()
     try:

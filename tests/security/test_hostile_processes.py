@@ -51,7 +51,6 @@ BROKER: Changes = {
     # Every attack ends a broker: no need to wait longer for each.
     "supervisor/supervisor.py": [
         ("_LONGEST_BACKOFF_SECONDS = 5.0", "_LONGEST_BACKOFF_SECONDS = 0.1"),
-        ("_TICK_SECONDS = 5.0", "_TICK_SECONDS = 2.0"),
     ],
 }
 

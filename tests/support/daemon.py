@@ -66,13 +66,14 @@ class Daemon:
         return connection
 
     def log(self) -> str:
-        return (self.folder / "log").read_text()
+        return (self.folder / "log").read_text(errors="replace")
 
     def output(self) -> str:
         return (self.folder / "output").read_text()
 
     def all_events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        whole = self.log().rpartition("\n")[0]  # the last line may be half written
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [line for line in self.all_events() if line["event"] == name]

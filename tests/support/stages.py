@@ -47,6 +47,14 @@ def draws_right(daemon: Daemon, expected: bytes) -> bool:
     return right and "Z" not in states
 
 
+def wait_until_alone(daemon: Daemon) -> None:
+    """Until the broker has no client's connection any more, but the listening socket, its channels to supervisor and
+    worker, and its event loop's pair."""
+    sockets = 4 + ("worker" in daemon.processes().values())
+    broker = daemon.pid_of("broker")
+    wait_for(lambda: sum(link.startswith("socket:") for link in descriptors_of(broker)) == sockets)
+
+
 def wait_for_client(daemon: Daemon) -> Client:
     def connect() -> Client | None:
         client = daemon.client()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weave import log
@@ -25,6 +25,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.text(max_size=200), st.dictionaries(st.text(max_size=100), values, max_size=10))
 def test_a_line_fits_a_pipe_whatever_is_in_it(event: str, fields: dict[str, Any]) -> None:
     line = log._line("broker", event, fields)

@@ -61,10 +61,11 @@ def keep_only(*descriptors: int) -> None:
 def confine(model: WorkerModel) -> tuple[str, ...]:
     """Landlock and capabilities bind one thread and what it starts, so this comes while there is just one."""
     models = [Path(path) for path in (model.path, model.layout) if path is not None]
-    own = Path(f"/proc/{os.getpid()}")  # memory maps, and the names of threads
-    layer = landlock.restrict(
-        read=[*worker_files.READ, *worker_files.cards(), own, *models], read_write=[*worker_files.DEVICES, own / "task"]
-    )
+    read = [*worker_files.READ, *worker_files.cards(), *models]
+    own = Path(f"/proc/{os.getpid()}")
+    read += [own / name for name in ("maps", "stat", "status")]
+    threads = own / "task"  # their names
+    layer = landlock.restrict(read=read, read_write=[*worker_files.DEVICES, threads])
     return (layer, drop_capabilities())
 
 

@@ -32,7 +32,7 @@ func TestWhatTakesTooLongGetsCode10(t *testing.T) {
 	if got := ask(t, connection, good().frame()); got.code != 10 || got.status != 500 || got.id != good().id {
 		t.Errorf("code %d, status %d: %s", got.code, got.status, got.message)
 	}
-	if took := time.Since(began); took > 2*time.Second {
+	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("it took %v to say so", took)
 	}
 }

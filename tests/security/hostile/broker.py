@@ -57,6 +57,12 @@ def two_workers(supervisor: Supervisor) -> None:
     supervisor.send(StartWorker(worker=2, model="shapes"))
 
 
+def alive_twice(supervisor: Supervisor) -> None:
+    """Once it may just have been asked."""
+    supervisor.send(ALIVE)
+    supervisor.send(ALIVE)
+
+
 async def metrics_of_another_shape(supervisor: Supervisor) -> None:
     while not isinstance((await receive(supervisor))[0], Ping):
         pass
@@ -69,7 +75,7 @@ async def metrics_of_another_shape(supervisor: Supervisor) -> None:
 FORGERIES: dict[str, Callable[[Supervisor], Any]] = {
     "a second worker": two_workers,
     "locked down again": lambda supervisor: supervisor.send(LockedDown(layers=())),
-    "alive unasked for": lambda supervisor: supervisor.send(ALIVE),
+    "alive unasked for": alive_twice,
     "the zygote's message": lambda supervisor: supervisor.send(Exited(worker=1, status=0)),
     "the supervisor's own message": lambda supervisor: supervisor.send(WorkerEnded(worker=1, cause="")),
     "not msgpack": lambda supervisor: raw(supervisor, b"\xc1"),
