@@ -1,5 +1,6 @@
 """The two machines: each is made, booted and asked once, by whichever of its tests comes first."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,6 @@ USERS = (
     ("useradd", "--create-home", "--groups", "weave", "alice"),
     ("useradd", "--create-home", "eve"),
 )
-# What the rpm's own scripts do where SELinux is on, which it is not while the tree is made.
-LOAD_MODULE = ("semodule", "--noreload", "--install", "/usr/share/selinux/packages/weave_compute.pp")
 UNIT = """
 [Unit]
 After=multi-user.target
@@ -32,12 +31,15 @@ ExecStopPost=/usr/bin/systemctl poweroff --no-block
 """
 
 
-def put_tests(tree: Path, mac: str) -> None:
-    """Users, and the unit that runs tests/vm/guest.py after boot."""
+def put_tests(tree: Path, mac: str, *packages: Path) -> None:
+    """Users, and the unit that runs tests/vm/guest.py after boot; packages that it installs."""
     for command in USERS:
         run("chroot", tree, *command)
     home = tree / "opt" / "weave-vm"
-    (home / "source").mkdir(parents=True)
+    for folder in ("source", "packages"):
+        (home / folder).mkdir(parents=True)
+    for package in packages:
+        shutil.copy(package, home / "packages")
     for name in ("guest.py", "attack.py"):
         shutil.copy(ROOT / "tests" / "vm" / name, home)
     for name in ("tests", "models"):
@@ -46,6 +48,19 @@ def put_tests(tree: Path, mac: str) -> None:
     (units / "weave-vm.service").write_text(UNIT.format(mac=mac))
     (units / "default.target.wants").mkdir(exist_ok=True)
     (units / "default.target.wants" / "weave-vm.service").symlink_to("../weave-vm.service")
+
+
+def next_release(deb: Path, folder: Path) -> None:
+    """The same files, but for the version, a default, and one AppArmor profile more. Packed for speed."""
+    tree = folder / "tree"
+    run("dpkg-deb", "--raw-extract", deb, tree)
+    control = tree / "DEBIAN/control"
+    control.write_text(re.sub(r"(?m)^(Version: .*)$", r"\1.later", control.read_text()))
+    for file, more in (("weave/weave-compute.toml", "# More."), ("apparmor.d/weave-compute", "profile weave-later {}")):
+        with (tree / "etc" / file).open("a") as text:
+            text.write(f"{more}\n")
+    run("dpkg-deb", "--build", "-Zzstd", "-z1", tree, folder)
+    shutil.rmtree(tree)
 
 
 def answers(tree: Path, kernel_options: str, seconds: float) -> Answers:
@@ -61,29 +76,25 @@ def apparmor() -> Iterator[Answers]:
     """torch is installed before the boot, which takes its unpacking off the slow machine; all else after it."""
     tree = machine.debian_tree("apparmor")
     run("dpkg", f"--root={tree}", "--install", built("weave-compute-torch-*.deb"))
-    put_tests(tree, "apparmor")
-    for name in ("weave-compute", "weave-compute-model-shapes"):
-        target = tree / "opt" / "weave-vm" / "packages"
-        target.mkdir(exist_ok=True)
-        shutil.copy(built(f"{name}_*.deb"), target)
-    yield answers(tree, "apparmor=1 security=apparmor", 1200)
+    put_tests(tree, "apparmor", *(built(f"{name}_*.deb") for name in ("weave-compute", "weave-compute-model-shapes")))
+    later = tree / "opt" / "weave-vm" / "packages" / "later"
+    later.mkdir()
+    next_release(built("weave-compute_*.deb"), later)
+    yield answers(tree, "apparmor=1 security=apparmor", 1800)
 
 
 @pytest.fixture(scope="session")
 def selinux() -> Iterator[Answers]:
-    """The same files that the .rpm holds, installed by rpm itself, on Debian: Fedora's tree cannot be had everywhere.
-    Every file is labelled before the image is made."""
+    """The .rpms by rpm itself, on Debian: Fedora's tree cannot be had everywhere. SELinux is off while they are put in,
+    as in every build of an image; each file is labelled before the image is made."""
     tree = machine.debian_tree("selinux")
-    put_tests(tree, "selinux")
-    packages = [
-        built("weave-compute-torch-*.rpm"),
-        *(built(f"{name}-[0-9]*.rpm") for name in ("weave-compute", "weave-compute-model-shapes")),
-    ]
+    model = built("weave-compute-model-shapes-[0-9]*.rpm")
+    put_tests(tree, "selinux", model)
     run("rpm", f"--root={tree}", "--initdb")
-    run("rpm", f"--root={tree}", "--install", "--nodeps", *packages)
-    run("chroot", tree, *LOAD_MODULE)
+    packages = (built("weave-compute-torch-*.rpm"), built("weave-compute-[0-9]*.rpm"), model)
+    said = run("sh", "-c", 'exec rpm "$@" 2>&1', "rpm", f"--root={tree}", "--install", "--nodeps", *packages)
     (tree / "etc/weave/conf.d/vm.toml").write_text(CONFIG)
     (tree / "etc/selinux/config").write_text("SELINUX=enforcing\nSELINUXTYPE=default\n")
     contexts = tree / "etc/selinux/default/contexts/files/file_contexts"
     run("setfiles", "-F", "-r", tree, contexts, tree)
-    yield answers(tree, "security=selinux selinux=1 enforcing=1", 1200)
+    yield answers(tree, "security=selinux selinux=1 enforcing=1", 1800) | {"install": said}

@@ -42,8 +42,9 @@ job_seconds = 900
 queued_seconds = 900
 [audit]
 file = "/var/log/weave/audit.log"
+[metrics]
+file = "/var/lib/weave/metrics/weave.prom"
 """
-METRICS = '[metrics]\nfile = "/var/lib/prometheus/node-exporter/weave.prom"\n'
 
 
 def sh(command: str, seconds: float = 1200) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def draw() -> dict[str, Any]:
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in PARAMETERS.items())
     done = as_user("alice", f"weavectl --json generate '{PROMPT}' {options} --output {PICTURE}")
     picture = base64.b64encode(PICTURE.read_bytes()).decode() if PICTURE.exists() else None
-    return done | {"picture": picture, "denied": denied()}
+    return done | {"picture": picture}
 
 
 def labels() -> dict[str, list[str]]:
@@ -80,8 +81,7 @@ def labels() -> dict[str, list[str]]:
 
 def install() -> dict[str, Any]:
     Path("/etc/weave/conf.d").mkdir(parents=True, exist_ok=True)
-    Path("/var/lib/prometheus/node-exporter").mkdir(parents=True)
-    Path("/etc/weave/conf.d/vm.toml").write_text(CONFIG + METRICS)
+    Path("/etc/weave/conf.d/vm.toml").write_text(CONFIG)
     return sh(f"dpkg --install {HOME}/packages/*.deb")
 
 
@@ -95,6 +95,46 @@ def status() -> dict[str, Any]:
 
 def doctor() -> dict[str, Any]:
     return sh("weavectl doctor")
+
+
+def reload() -> dict[str, Any]:
+    """After logrotate: the audit is another file."""
+    audit = Path("/var/log/weave/audit.log")
+    audit.rename(audit.with_suffix(".1"))
+    wait = f"until grep --no-messages '\"reloaded\"' {audit}; do sleep 1; done"
+    return sh(f"systemctl reload weave-compute.service && {wait}", 120) | {"serves": status()}
+
+
+def after(command: str) -> dict[str, Any]:
+    """What became of the service that ran before that command: how often it was started anew, and how it runs."""
+    count = "journalctl --unit=weave-compute --output=cat --grep=^Started | wc --lines"
+    before = int(sh(count)["output"])
+    done = sh(command)
+    state = sh("systemctl show weave-compute --property=ActiveState")["output"]
+    starts = int(sh(count)["output"]) - before
+    return done | {"starts": starts, "state": state, "serves": status(), "labels": labels()}
+
+
+def upgrade() -> dict[str, Any]:
+    """To the next release, while the service runs; the config is as the administrator has changed it."""
+    config = Path("/etc/weave/weave-compute.toml")
+    mine = config.read_text() + "# The administrator's own.\n"
+    config.write_text(mine)
+    upgraded = after(f"dpkg --force-confold --install {HOME}/packages/later/*.deb {HOME}/packages/*-model-*.deb")
+    version = sh("dpkg-query --show --showformat='${Version}' weave-compute")["output"]
+    profiles = Path("/sys/kernel/security/apparmor/profiles").read_text()
+    return upgraded | {"version": version, "kept": config.read_text() == mine, "profiles": profiles}
+
+
+def refused_by_policy() -> dict[str, Any]:
+    """What policy-rc.d refuses is left as it runs."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    try:
+        return after(f"dpkg --install {HOME}/packages/*-model-*.deb")
+    finally:
+        policy.unlink()
 
 
 def users_own() -> dict[str, Any]:
@@ -114,6 +154,16 @@ def purge() -> dict[str, Any]:
     units = sh("systemctl list-units --plain --no-legend 'weave-compute*'")
     files = sh(f"find / -xdev -path {HOME} -prune -o -path '*/torch' -prune -o -name '*weave*' -print")
     return purged | {"profiles": profiles["output"], "units": units["output"], "files": files["output"].split()}
+
+
+def erase() -> dict[str, Any]:
+    """What is left: of SELinux's modules, units that run, and labels of what the administrator keeps."""
+    (PACKAGE / "attack.py").unlink()
+    erased = sh("HOME=/root rpm --erase weave-compute weave-compute-model-shapes")
+    modules = sh("semodule --list-modules | grep weave")["output"]
+    units = sh("systemctl list-units --plain --no-legend 'weave-compute*'")["output"]
+    left = sh("find /etc/weave /var/log/weave /var/lib/weave -printf '%p %Z\\n'")["output"]
+    return erased | {"modules": modules, "units": units, "left": left.splitlines()}
 
 
 def a_stranger() -> dict[str, Any]:
@@ -174,7 +224,7 @@ REFUSED = "systemd-run --wait --unit=weave-refused --property=NoNewPrivileges=ye
 UNCONFINED = "sed -i s/require_mac.*/require_mac=false/ /etc/weave/weave-compute.toml"
 
 # A metrics file is written every five seconds by then, the audit's first line is the model's.
-FILES = "cat /var/log/weave/audit.log /var/lib/prometheus/node-exporter/weave.prom"
+FILES = "cat /var/log/weave/audit.log /var/lib/weave/metrics/weave.prom"
 
 SERVING: dict[str, Callable[[], Any]] = {
     "service": service,
@@ -184,16 +234,21 @@ SERVING: dict[str, Callable[[], Any]] = {
     "status": status,
     "doctor": doctor,
     "a stranger": a_stranger,
+    "reload": reload,
 }
 STEPS: dict[str, dict[str, Callable[[], Any]]] = {
     "apparmor": {
         "install": install,
         **SERVING,
+        "upgrade": upgrade,
+        "another model": lambda: after(f"dpkg --install {HOME}/packages/*-model-*.deb"),
+        "another model, refused": refused_by_policy,
         "a user's own": users_own,
         "landlock of this kernel, broker": lambda: inside("broker", ""),
         "landlock of this kernel, worker": lambda: inside(
             "worker", "--only 'read /etc/passwd' 'write a file' 'list /proc' 'socket AF_INET' execve truncate"
         ),
+        "denied": denied,
         "arm": arm,
         "attacks": lambda: attacks("--property=NoNewPrivileges=yes --property=AppArmorProfile=weave-compute"),
         "refusals": lambda: refusals(
@@ -212,12 +267,15 @@ STEPS: dict[str, dict[str, Callable[[], Any]]] = {
     },
     "selinux": {
         **SERVING,
+        "another model": lambda: after(f"HOME=/root rpm --upgrade --replacepkgs {HOME}/packages/*.rpm"),
+        "denied": denied,
         "arm": arm,
         "attacks": lambda: attacks("--property=NoNewPrivileges=yes"),
         "permissive": lambda: sh("setenforce 0"),
         "refusals": lambda: refusals({"permissive": f"{REFUSED} /usr/bin/weave-compute --system"}),
         "not required": lambda: sh(UNCONFINED),
         "attacks, permissive": lambda: attacks("--property=NoNewPrivileges=yes"),
+        "erase": erase,
     },
 }
 

@@ -43,5 +43,11 @@ def gained(found: dict[str, Any], process: str) -> set[str]:
     return {line["name"] for line in attacks if line["result"] == "gained"}
 
 
+def was_started_once(found: dict[str, Any]) -> bool:
+    """And is in order: whether a command that succeeded has had the service that ran start anew."""
+    assert found["status"] == 0 and found["serves"]["status"] == 0 and "ActiveState=active" in found["state"], found
+    return bool(found["starts"] == 1)
+
+
 def status_of(found: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(found["output"]))

@@ -15,7 +15,7 @@ CACHE = ROOT / ".cache" / "vm"
 DEBIAN = (
     *("systemd", "systemd-sysv", "udev", "dbus", "libnss-systemd", "libpam-systemd", "kmod", "procps", "adduser"),
     *("linux-image-cloud-amd64", "initramfs-tools", "python3", "libcap2", "libseccomp2", "apparmor", "auditd"),
-    *("selinux-policy-default", "policycoreutils", "selinux-utils", "semodule-utils"),
+    *("selinux-policy-default", "selinux-policy-dev", "policycoreutils", "selinux-utils", "semodule-utils", "rpm"),
 )
 IMAGE_SIZE = "6G"
 # KVM where it works: make vm-test ACCEL=kvm. QEMU's own translation is ten times slower and works everywhere.

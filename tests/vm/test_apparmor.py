@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.vm.conftest import Answers
-from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_picture, status_of
+from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_picture, status_of, was_started_once
 
 # AppArmor knows nothing of connect(2) to a path before Linux 6.17 (Ubuntu's kernels do): there seccomp stands alone.
 NOT_HELD = {"connect to another daemon"}
@@ -50,8 +50,7 @@ def test_purging_from_a_running_system_leaves_torch_and_what_the_administrator_m
     assert (left["status"], left["profiles"], left["units"]) == (0, "0\n", ""), left
     ours = ("weave-vm", "weave-attack", "weave-compute-torch-")  # the tests', and the other package's
     files = {file for file in left["files"] if not any(name in file for name in ours)}
-    metrics = "/var/lib/prometheus/node-exporter/weave.prom"
-    assert files == {"/etc/weave", "/usr/lib/weave-compute", metrics}
+    assert files == {"/etc/weave", "/usr/lib/weave-compute"}
 
 
 def test_audit_and_metrics_are_written(apparmor: Answers) -> None:
@@ -59,14 +58,36 @@ def test_audit_and_metrics_are_written(apparmor: Answers) -> None:
     assert '"event":"model_loaded"' in files and "weave_images_total" in files, apparmor["files"]
 
 
+def test_a_reload_opens_the_audit_anew_and_the_daemon_serves_on(apparmor: Answers) -> None:
+    reloaded = apparmor["reload"]
+    assert reloaded["status"] == 0 and '"reloaded"' in reloaded["output"], reloaded
+    assert reloaded["serves"]["status"] == 0, reloaded
+
+
+def test_an_upgrade_restarts_what_runs_once_and_keeps_the_config(apparmor: Answers) -> None:
+    upgraded = apparmor["upgrade"]
+    assert was_started_once(upgraded) and upgraded["version"].endswith(".later") and upgraded["kept"]
+    assert "weave-later (enforce)" in upgraded["profiles"].splitlines()
+    assert_each_in_its_profile(upgraded["labels"])
+
+
+def test_another_model_restarts_what_runs_but_where_policy_rc_d_refuses(apparmor: Answers) -> None:
+    assert was_started_once(apparmor["another model"])
+    assert not was_started_once(apparmor["another model, refused"])
+
+
 def test_nothing_that_the_daemon_does_is_denied(apparmor: Answers) -> None:
-    assert apparmor["picture"]["denied"] == []
+    assert apparmor["denied"] == []
+
+
+def assert_each_in_its_profile(found: dict[str, list[str]]) -> None:
+    assert set(found) == set(ROLES)
+    for program, labels in found.items():
+        assert set(labels) == {f"weave-compute//&weave-compute-{ROLES[program]} (enforce)"}
 
 
 def test_each_process_is_in_a_profile_of_its_own_that_is_enforced(apparmor: Answers) -> None:
-    assert set(apparmor["labels"]) == set(ROLES)
-    for program, labels in apparmor["labels"].items():
-        assert set(labels) == {f"weave-compute//&weave-compute-{ROLES[program]} (enforce)"}
+    assert_each_in_its_profile(apparmor["labels"])
     assert len(apparmor["labels"]["weave.gpu_worker"]) == 2  # the zygote and its worker
     sandbox = status_of(apparmor["status"])["sandbox"]
     assert all("apparmor" in sandbox[process] for process in PROCESSES), sandbox

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.vm.conftest import Answers
-from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_picture, status_of
+from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_picture, status_of, was_started_once
 
 DOMAINS = {"supervisor": "weave_t", "broker": "weave_broker_t", "worker": "weave_worker_t"}
 # What a denial of each attack looks like in the audit log, beside the process's domain.
@@ -22,6 +22,13 @@ DENIALS = {
 }
 
 
+def test_where_selinux_is_off_the_package_compiles_its_module_for_this_policy_without_an_error(
+    selinux: Answers,
+) -> None:
+    said = selinux["install"]
+    assert "Compiling default weave_compute module" in said and "rror" not in said and "not loaded" not in said, said
+
+
 def test_the_service_serves_and_an_allowed_user_gets_a_picture_and_a_stranger_nothing(
     selinux: Answers, shared_daemon: Daemon
 ) -> None:
@@ -30,13 +37,37 @@ def test_the_service_serves_and_an_allowed_user_gets_a_picture_and_a_stranger_no
     assert selinux["a stranger"]["status"] == 3 and selinux["a stranger"]["output"] == ""
 
 
-def test_the_audit_is_written(selinux: Answers) -> None:
-    assert '"event":"model_loaded"' in selinux["files"]["output"], selinux["files"]
+def test_audit_and_metrics_are_written(selinux: Answers) -> None:
+    files = selinux["files"]["output"]
+    assert '"event":"model_loaded"' in files and "weave_images_total" in files, selinux["files"]
+
+
+def assert_each_in_its_domain(found: dict[str, list[str]]) -> None:
+    for program, role in ROLES.items():
+        assert {label.split(":")[2] for label in found[program]} == {DOMAINS[role]}
+
+
+def test_a_reload_opens_the_audit_anew_and_the_daemon_serves_on(selinux: Answers) -> None:
+    reloaded = selinux["reload"]
+    assert reloaded["status"] == 0 and '"reloaded"' in reloaded["output"], reloaded
+    assert reloaded["serves"]["status"] == 0, reloaded
+
+
+def test_another_model_restarts_what_runs(selinux: Answers) -> None:
+    assert was_started_once(selinux["another model"])
+    assert_each_in_its_domain(selinux["another model"]["labels"])
+
+
+def test_erasing_takes_the_module_and_its_labels_and_leaves_config_and_audit(selinux: Answers) -> None:
+    erased = selinux["erase"]
+    assert (erased["status"], erased["units"], erased["modules"]) == (0, "", ""), erased
+    labels = dict(line.split(" ") for line in erased["left"])
+    assert {"/etc/weave/conf.d/vm.toml", "/var/log/weave/audit.log"} <= set(labels)
+    assert {label.split(":")[2] for label in labels.values()} == {"etc_t", "var_log_t"}
 
 
 def test_each_process_is_in_a_domain_of_its_own(selinux: Answers) -> None:
-    for program, role in ROLES.items():
-        assert {label.split(":")[2] for label in selinux["labels"][program]} == {DOMAINS[role]}
+    assert_each_in_its_domain(selinux["labels"])
     sandbox = status_of(selinux["status"])["sandbox"]
     assert all("selinux" in sandbox[process] for process in PROCESSES), sandbox
 
@@ -57,7 +88,7 @@ def test_each_denial_is_in_the_audit_log_with_its_domain(selinux: Answers, proce
 
 
 def test_nothing_that_the_daemon_does_is_denied_by_selinux(selinux: Answers) -> None:
-    assert [line for line in selinux["picture"]["denied"] if "weave" in line] == []
+    assert [line for line in selinux["denied"] if "weave" in line] == []
 
 
 @pytest.mark.parametrize("process", PROCESSES)
