@@ -3,6 +3,7 @@ or SELinux can still refuse, and logs what came of it."""
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 
 from weave import log
@@ -23,6 +24,17 @@ def connect(path: str) -> None:
         connection.connect(path)
 
 
+def name_a_thread() -> None:
+    """By way of /proc, as pthread_setname_np(3) does for another thread."""
+    open_file(f"/proc/self/task/{threading.get_native_id()}/comm", os.O_RDWR)
+
+
+def listen() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(f"\0cuda-uvmfd-4026531836-{os.getpid()}")
+        listening.listen()
+
+
 def write_attribute(folder: str, text: str) -> None:
     attribute = os.open(f"/proc/self/attr/{folder}current", os.O_WRONLY)
     os.write(attribute, text.encode())
@@ -34,6 +46,8 @@ ATTACKS: dict[str, Callable[[], object]] = {
     "read the config": lambda: open_file("/etc/weave/weave-compute.toml"),
     "read a model": lambda: open_file(MODEL),
     "open a GPU": lambda: open_file("/dev/nvidia0", os.O_RDWR),
+    "name a thread as CUDA does": name_a_thread,
+    "listen as CUDA does": listen,
     "open another device": lambda: open_file("/dev/weave-test", os.O_RDWR),
     "write a file": lambda: open_file(f"/tmp/weave-attack-{os.getpid()}", os.O_WRONLY | os.O_CREAT),
     "execute": execute,

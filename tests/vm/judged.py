@@ -21,9 +21,9 @@ PROCESSES = ("supervisor", "broker", "worker")
 ROLES = {"/usr/bin/weave-compute": "supervisor", "weave.broker": "broker", "weave.gpu_worker": "worker"}
 # What each process is there for, and so may do under its profile or domain as well.
 ALLOWED = {
-    "supervisor": {"read the config"},
-    "broker": set(),
-    "worker": {"read a model", "open a GPU"},
+    "supervisor": {"read the config", "name a thread as CUDA does"},
+    "broker": {"name a thread as CUDA does"},
+    "worker": {"read a model", "open a GPU", "name a thread as CUDA does", "listen as CUDA does"},
 }
 
 
