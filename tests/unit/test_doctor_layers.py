@@ -7,7 +7,7 @@ import pytest
 
 from weave.config.schema import Config, SystemConfig
 from weave.protocol.client_messages import StatusReport
-from weave.weavectl import layers
+from weave.weavectl import doctor, layers
 from weave.weavectl.finding import Finding
 
 MAC = "mandatory access control"
@@ -93,3 +93,15 @@ def test_the_advice_undoes_what_makes_apparmor_complain(tmp_path: layers.Path, f
 
 def test_user_mode_needs_no_profile() -> None:
     assert finding(None, "user").verdict == "ok"
+
+
+def test_a_gpu_that_cannot_be_used_or_is_not_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: layers.Path) -> None:
+    for name in ("_NVIDIA", "_NVIDIA_UVM", "_KFD"):
+        monkeypatch.setattr(doctor, name, tmp_path / name)
+    assert "no NVIDIA or ROCm device" in doctor._check_gpu(None, system=True).detail
+    (tmp_path / "_NVIDIA").touch()
+    assert "nvidia-modprobe" in doctor._check_gpu(None, system=True).advice
+    (tmp_path / "_NVIDIA_UVM").touch()
+    assert doctor._check_gpu("cuda:0", system=True) == Finding("gpu", "ok", str(tmp_path / "_NVIDIA"))
+    unused = doctor._check_gpu("cpu", system=True)
+    assert unused.verdict == "warn" and "the worker uses the CPU" in unused.detail

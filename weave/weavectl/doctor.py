@@ -16,6 +16,7 @@ from weave.weavectl.layers import check_landlock, check_layers, check_what_it_ne
 from weave.weavectl.output import Output
 
 EXIT_PROBLEM = 4
+_NVIDIA, _NVIDIA_UVM, _KFD = (Path("/dev") / name for name in ("nvidiactl", "nvidia-uvm", "kfd"))
 
 
 def doctor(options: argparse.Namespace, output: Output) -> int:
@@ -49,7 +50,7 @@ def check_config(options: argparse.Namespace, output: Output) -> int:
 def _socket(options: argparse.Namespace) -> Path:
     """Whose daemon is meant: where none has a socket, the system's if that alone has a config."""
     found: Path = options.socket or default_socket_path()
-    own, systems = (weave_config.default_path(system=system).exists() for system in (False, True))
+    own, systems = (os.path.exists(weave_config.default_path(system=system)) for system in (False, True))
     if options.socket is None and not found.exists() and systems and not own:
         return SYSTEM_SOCKET_PATH
     return found
@@ -111,7 +112,7 @@ def _check_models(config: Config) -> Iterator[Finding]:
 
 def _check_gpu(used: str | None, *, system: bool) -> Finding:
     """`used` is the device of the worker, if there is one."""
-    nodes = [path for path in (Path("/dev/nvidiactl"), Path("/dev/kfd")) if path.exists()]
+    nodes = [path for path in (_NVIDIA, _KFD) if path.exists()]
     if not nodes:
         return Finding("gpu", "warn", "no NVIDIA or ROCm device", "models run on the CPU; install the GPU's driver")
     for node in nodes:
@@ -119,10 +120,9 @@ def _check_gpu(used: str | None, *, system: bool) -> Finding:
         if not system and not os.access(node, os.R_OK | os.W_OK):
             group = node.stat().st_gid
             return Finding("gpu", "fail", f"{node} is not accessible", f"join the group {group} that owns it")
-    if Path("/dev/nvidiactl") in nodes and not Path("/dev/nvidia-uvm").exists():
-        return Finding(
-            "gpu", "warn", "there is no /dev/nvidia-uvm, which CUDA needs", "nvidia-modprobe -u -c 0; restart"
-        )
+    if _NVIDIA in nodes and not _NVIDIA_UVM.exists():
+        advice = "nvidia-modprobe -u -c 0; then restart weave-compute"
+        return Finding("gpu", "warn", f"there is no {_NVIDIA_UVM}, which CUDA needs", advice)
     if used == "cpu":
         return Finding("gpu", "warn", f"{nodes[0]} is there, but the worker uses the CPU", "the log says why")
     return Finding("gpu", "ok", ", ".join(map(str, nodes)))
