@@ -39,7 +39,8 @@ class Zygote:
         self.models = {model.offer.id for model in config.models}
         self.imported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._forked: dict[int, asyncio.Future[tuple[int, int]]] = {}
-        self._unwanted: set[int] = set()
+        # Each broker counts from 1, so that a number may be in it twice.
+        self._unwanted: list[int] = []
 
     def send(self, message: ForkWorker, descriptors: tuple[int, int]) -> None:
         """Ask for a worker; `forked` tells when it runs."""
@@ -48,11 +49,15 @@ class Zygote:
 
     async def forked(self, worker: int) -> tuple[int, int]:
         """The PID and pidfd of a worker that was asked for. Raises ZygoteEnded. Cancelled, the worker is killed
-        when it comes."""
+        when it comes, or now if it has just come."""
+        waiting = self._forked[worker]
         try:
-            return await self._forked[worker]
+            return await waiting
         except asyncio.CancelledError:
-            self._unwanted.add(worker)
+            if waiting.cancelled():
+                self._unwanted.append(worker)
+            elif waiting.exception() is None:
+                _end_unwanted(waiting.result()[1])
             raise
         finally:
             del self._forked[worker]
@@ -103,8 +108,7 @@ class Zygote:
         is_it = _pid_of(pidfd) in (message.pid, _REAPED)
         if message.worker in self._unwanted and is_it:
             self._unwanted.remove(message.worker)
-            kill(pidfd)
-            close_all([pidfd])
+            _end_unwanted(pidfd)
             return
         waiting = self._forked.get(message.worker)
         if waiting is None or waiting.done() or not is_it:
@@ -118,6 +122,12 @@ class Zygote:
             if not waiting.done():
                 waiting.set_exception(ZygoteEnded())
                 waiting.exception()  # whoever waits no longer need not be told
+
+
+def _end_unwanted(pidfd: int) -> None:
+    """Kill a worker that came too late."""
+    kill(pidfd)
+    close_all([pidfd])
 
 
 def _pid_of(pidfd: int) -> int | None:
