@@ -8,9 +8,8 @@ from tests.support.daemon import Daemon
 from tests.vm.conftest import Answers
 from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_picture, status_of, was_started_once
 
-# AppArmor knows nothing of connect(2) to a path, nor of names, before Linux 6.17 (Ubuntu's kernels do): there seccomp
-# stands alone.
-NOT_HELD = {"connect to another daemon", "listen as CUDA does"}
+# AppArmor knows nothing of connect(2) to a path before Linux 6.17 (Ubuntu's kernels do): there seccomp stands alone.
+NOT_HELD = {"connect to another daemon"}
 # What a denial of each attack looks like in the audit log.
 DENIALS = {
     "read a file of the system's": ('operation="open"', 'name="/etc/hostname"'),
