@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from weave.broker.job import Job
 from weave.broker.limits import TokenBucket
+from weave.broker.principal import Principal
 from weave.broker.queue import MAX_OVERTAKEN, JobQueue
 from weave.config.schema import Limits
 from weave.protocol.errors import RequestError
@@ -20,6 +21,7 @@ class Told:
 
     def __init__(self, uid: int) -> None:
         self.peer = Peer(1, uid, uid)
+        self.principal = Principal(uid)
         self.connection = self
         self.events: list[Any] = []
 

@@ -11,6 +11,7 @@ from weave.broker.connection import Connection
 from weave.broker.gpu import Gpu
 from weave.broker.job import Job
 from weave.broker.limits import Admission
+from weave.broker.principal import principal_of
 from weave.broker.reply import Reply, Version2Reply
 from weave.broker.requests import fill_in, pick_model, pick_v1_model
 from weave.config.parts import BrokerConfig, from_memfd
@@ -131,7 +132,8 @@ class Broker:
             self._metrics.connections_refused += 1
             self._audit.write("connection_refused", peer, reason="neither this UID nor a group of it is allowed")
             return
-        connection = Connection(sock, peer, self._admission, self._audit, self._metrics)
+        principal = principal_of(self._config.access, peer.uid)
+        connection = Connection(sock, peer, principal, self._admission, self._audit, self._metrics)
         try:
             self._admission.connect(connection)
         except RequestError as error:

@@ -10,6 +10,7 @@ from weave.broker.audit import Audit
 from weave.broker.job import Job
 from weave.broker.limits import Admission
 from weave.broker.outgoing import Outgoing
+from weave.broker.principal import Principal
 from weave.broker.reply import Reply, Version1Reply, Version2Reply
 from weave.protocol import version1
 from weave.protocol.channel import close_all
@@ -33,9 +34,18 @@ class ClientGone(Exception):
 class Connection:
     """`jobs` and `unloads` are its requests in flight."""
 
-    def __init__(self, sock: socket.socket, peer: Peer, admission: Admission, audit: Audit, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: Peer,
+        principal: Principal,
+        admission: Admission,
+        audit: Audit,
+        metrics: Metrics,
+    ) -> None:
         """`admission` and `metrics` are the broker's."""
         self.peer = peer
+        self.principal = principal
         self.jobs: set[Job] = set()
         self.unloads: set[int] = set()
         self.metrics = metrics

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Literal
 
+from weave.broker.principal import Principal
 from weave.broker.reply import Reply
 from weave.protocol.bounds import Parameters
 from weave.protocol.channel import close_all
@@ -38,8 +39,13 @@ class Job:
 
     @property
     def uid(self) -> int:
-        """Whose job it is."""
+        """Whose job it is: who may see and cancel it."""
         return self.connection.peer.uid
+
+    @property
+    def principal(self) -> Principal:
+        """Whose turn and whose limits it counts for."""
+        return self.connection.principal
 
     def tell(self, event: Event, memfd: int | None = None) -> None:
         """Send an event, unless the job is over; `memfd`, with an image, is not the caller's any more."""

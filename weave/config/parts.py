@@ -15,11 +15,13 @@ Part = TypeVar("Part")
 
 class Access(Struct, frozen=True, forbid_unknown_fields=True):
     """Who may connect: these UIDs, and whoever is in one of these groups. `members` are the UIDs that the group
-    database lists for them: what counts for a peer whose supplementary groups the kernel does not tell."""
+    database lists for them: what counts for a peer whose supplementary groups the kernel does not tell. `known` are
+    all UIDs that have limits of their own; the others share theirs (weave/broker/principal.py)."""
 
     uids: tuple[int, ...]
     gids: tuple[int, ...] = ()
     members: tuple[int, ...] = ()
+    known: frozenset[int] = frozenset()
 
 
 class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,5 +1,6 @@
 """Users and groups by name: who may connect, and who our children become when root starts us."""
 
+import contextlib
 import grp
 import os
 import pwd
@@ -10,20 +11,27 @@ from weave.config.parts import Access
 from weave.config.schema import SystemConfig
 from weave.sandbox.process import Account
 
+# What the kernel tells of a UID that is not mapped into our user namespace: no one user's. Its default; Debian and
+# Fedora call it nobody.
+_OVERFLOW_UID = 65534
+
 
 def own_access() -> Access:
     """User mode: ourselves and nobody else, not even root."""
-    return Access(uids=(os.geteuid(),))
+    uid = os.geteuid()
+    return Access(uids=(uid,), known=frozenset((uid,)))
 
 
 def system_access(system: SystemConfig) -> Access:
     """System mode: root, and whom the config names. Raises ConfigError where there is no such user or group."""
     groups = [_group("allowed_groups", name) for name in system.allowed_groups]
     users = [_user("allowed_users", name).pw_uid for name in system.allowed_users]
+    members = {uid for group in groups for uid in _members(group)}
     return Access(
         uids=(0, *users),
         gids=tuple(group.gr_gid for group in groups),
-        members=tuple(sorted({uid for group in groups for uid in _members(group)})),
+        members=tuple(sorted(members)),
+        known=frozenset((0, *users, *members, *_listed())) - {_OVERFLOW_UID},
     )
 
 
@@ -72,7 +80,15 @@ def _group(field: str, name: str) -> grp.struct_group:
         ) from None
 
 
+def _listed() -> set[int]:
+    """Every UID that has a name, as far as the database can be listed: of SSSD or LDAP only what they enumerate."""
+    return {user.pw_uid for user in pwd.getpwall()}
+
+
 def _members(group: grp.struct_group) -> set[int]:
-    """By supplementary membership and by primary group, as far as the database can be listed."""
-    listed = {user.pw_uid for user in pwd.getpwall() if user.pw_gid == group.gr_gid or user.pw_name in group.gr_mem}
-    return listed
+    """By supplementary membership, and by primary group as far as the database can be listed."""
+    members = {user.pw_uid for user in pwd.getpwall() if user.pw_gid == group.gr_gid}
+    for name in group.gr_mem:
+        with contextlib.suppress(KeyError):  # a name that has no user (any more)
+            members.add(pwd.getpwnam(name).pw_uid)
+    return members
