@@ -148,7 +148,9 @@ async def serve(path: Path) -> None:
     model = ModelOffer(
         id="m", family="sdxl", title="", bounds=family.bounds, defaults=family.defaults, schedulers=family.schedulers
     )
-    limits = Limits(queue=100, queue_per_uid=100, requests_per_second=10_000, burst_per_uid=100_000)
+    limits = Limits(
+        queue=100, queue_per_uid=100, requests_per_second=10_000, burst_per_uid=100_000, delivered_bytes=2**40
+    )
     config = BrokerConfig(
         mode="user",
         models=(model,),
@@ -156,6 +158,7 @@ async def serve(path: Path) -> None:
         limits=limits,
         access=Access(uids=(os.getuid(),)),
         audit_prompts=False,
+        deliver_fds=True,
     )
     listening = ListeningSocket(path)
     broker = Broker(config, listening.socket.fileno(), attached=False, account=None)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from math import prod
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 from unittest.mock import patch
 
 import msgspec
@@ -43,7 +43,13 @@ _OFFER = ModelOffer(
     schedulers=_FAMILY.schedulers,
 )
 _BROKER = BrokerConfig(
-    mode="user", models=(_OFFER,), default_model=None, limits=Limits(), access=Access((0,)), audit_prompts=False
+    mode="user",
+    models=(_OFFER,),
+    default_model=None,
+    limits=Limits(),
+    access=Access((0,)),
+    audit_prompts=False,
+    deliver_fds=True,
 )
 
 
@@ -58,25 +64,33 @@ def read_frames(data: bytes) -> None:
     assert _frames(stream, size, from_client=from_client) == whole
     if from_client:
         longest = max(frames.MAX_CONTROL_BYTES, frames.MAX_VERSION_1_REQUEST_BYTES)
-        assert all(len(payload) <= longest for _, payload in whole[0])
+        assert all(isinstance(frame, str) or len(frame[1]) <= longest for frame in whole[0])
 
 
-def _frames(stream: bytes, size: int, *, from_client: bool) -> tuple[list[tuple[frames.Header, bytes]], str | None]:
-    """Every frame, then why the stream ended where it did."""
+_Found: TypeAlias = tuple[frames.Header, bytes] | str
+
+
+def _frames(stream: bytes, size: int, *, from_client: bool) -> tuple[list[_Found], str | None]:
+    """Every frame, or why it is skipped, then why the stream ended where it did."""
     reader = frames.FrameReader(from_client=from_client)
-    found, fed, taken = [], 0, 0
-    try:
-        for piece in pieces(stream, size):
-            reader.feed(piece)
-            fed += len(piece)
-            while (frame := reader.next_frame()) is not None:
+    found: list[_Found] = []
+    fed = taken = 0
+    for piece in pieces(stream, size):
+        reader.feed(piece)
+        fed += len(piece)
+        while True:
+            try:
+                if (frame := reader.next_frame()) is None:
+                    break
                 found.append(frame)
                 taken += frames.HEADER_BYTES + len(frame[1])
-            assert reader.held <= fed - taken
-            assert not from_client or reader.held <= frames.MAX_CONTROL_BYTES + size
-    except FrameError as error:
-        _answerable(error)
-        return found, error.message
+            except FrameError as error:
+                _answerable(error)
+                if error.skip is None:
+                    return found, error.message
+                found.append(error.message)
+        assert reader.held <= fed - taken and not (reader.skipping and reader.held)
+        assert not from_client or reader.held <= frames.MAX_CONTROL_BYTES + size
     return found, None
 
 

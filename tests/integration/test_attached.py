@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import COMMAND, Daemon, wait_for
-from tests.support.wire import generate_1, receive_1, receive_2, receive_frame, send_2
-from weave.protocol.version1 import Response
+from tests.support.wire import generate_1, receive_1, receive_2, send_2
+from weave.protocol.frames import Kind, pack_header
+from weave.protocol.version1 import Code, Failure, Response
 
 
 class Owner:
     """Listens, starts `weave-compute --socket-path`, and accepts it."""
 
-    def __init__(self, stdin: int = subprocess.PIPE) -> None:
+    def __init__(self, stdin: int = subprocess.PIPE, config: str = "") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
+        (self.folder / "weave").mkdir()
+        (self.folder / "weave" / "weave-compute.toml").write_text(config)
         self.path = self.folder / "ui.sock"
         self.listening = socket.socket(socket.AF_UNIX)
         self.listening.bind(str(self.path))
@@ -105,11 +108,64 @@ def test_standard_input_that_is_dev_null_does_not_count_as_ended() -> None:
     assert owner.all_gone([])
 
 
-def test_a_bad_header_ends_the_connection_and_so_the_daemon(owner: Owner) -> None:
+BAD_HEADERS = {
+    "magic": (b"HTTP/1.1 200 OK!", Code.BAD_MAGIC),
+    "length": (pack_header(Kind.GENERATE, 0, 0xFFFFFFFF, version=1), Code.INTERNAL),
+    "version and length": (pack_header(Kind.GENERATE, 0, 0xFFFFFFFF, version=7), Code.UNSUPPORTED_VERSION),
+}
+
+
+@pytest.mark.parametrize("name", BAD_HEADERS)
+def test_a_bad_header_after_which_nothing_can_be_read_ends_the_daemon_in_order(owner: Owner, name: str) -> None:
+    header, code = BAD_HEADERS[name]
     with owner.accept() as connection:
-        connection.sendall(b"HTTP/1.1 200 OK!")
-        assert receive_frame(connection)[0].version == 1
+        connection.sendall(generate_1())
+        assert isinstance(receive_1(connection), Response)  # so a worker ends with it as well
+        connection.sendall(header)
+        reply = receive_1(connection)
+        assert isinstance(reply, Failure) and reply.code is code
         assert owner.all_gone([])
+    assert owner.daemon.process.returncode == 0
+    *_, last = owner.daemon.all_events()
+    assert (last["event"], last["reason"]) == (
+        "stopped",
+        "our one client was dropped; the broker's last line says why",
+    )
+    *_, refused = [line for line in owner.daemon.all_events() if line["process"] == "broker"]
+    assert refused["event"] == "frame_refused" and name.split()[0] in refused["reason"]
+    assert not owner.daemon.events("broker_ended")
+
+
+def test_half_a_frame_ends_the_daemon_in_order() -> None:
+    owner = Owner(config="[limits]\nframe_seconds = 0.3\n")
+    with owner.accept() as connection:
+        connection.sendall(generate_1()[:20])
+        assert connection.recv(1) == b"" and owner.all_gone([])
+    assert owner.daemon.process.returncode == 0
+    assert owner.daemon.all_events()[-1]["reason"] == "our one client was dropped; the broker's last line says why"
+    assert owner.daemon.events("client_dropped")[-1]["reason"] == "a frame was begun and not finished in time"
+
+
+def test_bad_headers_are_told_and_the_next_request_is_served(owner: Owner) -> None:
+    with owner.accept() as connection:
+        for header, code in (
+            (pack_header(Kind.GENERATE, 0, 100, version=2), Code.INTERNAL),
+            (pack_header(Kind.GENERATE, 0, 100, version=3), Code.UNSUPPORTED_VERSION),
+            (pack_header(Kind.RESPONSE, 0, 100, version=1), Code.INTERNAL),
+            (pack_header(Kind.GENERATE, 1, 100, version=1), Code.INTERNAL),
+        ):
+            connection.sendall(header + bytes(100))
+            if header[5] == 2:
+                assert receive_2(connection)["field"] == "kind"
+            else:
+                reply = receive_1(connection)
+                assert isinstance(reply, Failure) and (reply.request_id, reply.code) == (bytes(8), code)
+        connection.sendall(generate_1())
+        assert isinstance(receive_1(connection), Response)
+    assert owner.all_gone([])
+    assert owner.daemon.process.returncode == 0
+    last = owner.daemon.all_events()[-1]
+    assert (last["event"], last["reason"]) == ("stopped", "the connection or standard input has ended")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

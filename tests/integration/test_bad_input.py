@@ -12,6 +12,7 @@ from tests.support.daemon import Daemon
 from tests.support.wire import receive_frame
 from weave.broker.audit import LINES
 from weave.protocol.frames import Kind, pack_frame
+from weave.protocol.version1 import Code, Failure, decode_reply
 
 GENERATE = {"op": "generate", "model": "shapes", "prompt": "a red circle", "steps": 2}
 
@@ -30,16 +31,29 @@ def lives_on(connection: socket.socket) -> bool:
     return receive(connection)[1]["event"] == "status"
 
 
+# Where the next frame starts nobody knows.
 HEADERS = {
     "magic": struct.pack(">4sHHII", b"HTTP", 2, 0x10, 2, 1),
-    "version": struct.pack(">4sHHII", b"WEVE", 3, 0x10, 2, 1),
-    "version zero": struct.pack(">4sHHII", b"WEVE", 0, 0x10, 2, 1),
     "magic of another version": struct.pack(">4sHHII", b"HTTP", 3, 0x10, 2, 1),
-    "kind": struct.pack(">4sHHII", b"WEVE", 2, 0x12, 2, 1),
-    "kind of an image": struct.pack(">4sHHII", b"WEVE", 2, 0x11, 2, 1),
+    "version of no length": struct.pack(">4sHHII", b"WEVE", 3, 0x10, 0, 1),
+    "version and over 10 MiB": struct.pack(">4sHHII", b"WEVE", 3, 0x10, (10 << 20) + 1, 1),
+    "kind of no length": struct.pack(">4sHHII", b"WEVE", 2, 0x12, 0, 1),
+    "kind and over 64 KiB": struct.pack(">4sHHII", b"WEVE", 2, 0x12, 65537, 1),
     "length zero": struct.pack(">4sHHII", b"WEVE", 2, 0x10, 0, 1),
     "length over 64 KiB": struct.pack(">4sHHII", b"WEVE", 2, 0x10, 65537, 1),
     "length huge": struct.pack(">4sHHII", b"WEVE", 2, 0x10, 0xFFFFFFFF, 1),
+}
+# Where it does can be told. The length, and the version of the answer.
+IN_STEP = {
+    "version": (struct.pack(">4sHH", b"WEVE", 3, 0x10), 2, 2),
+    "version zero": (struct.pack(">4sHH", b"WEVE", 0, 0x10), 1, 2),
+    "version and 10 MiB": (struct.pack(">4sHH", b"WEVE", 9, 1), 10 << 20, 2),
+    "kind": (struct.pack(">4sHH", b"WEVE", 2, 0x12), 2, 2),
+    "kind and 64 KiB": (struct.pack(">4sHH", b"WEVE", 2, 0xFFFF), 65536, 2),
+    "kind of an image": (struct.pack(">4sHH", b"WEVE", 2, 0x11), 2, 2),
+    "kind of version 1": (struct.pack(">4sHH", b"WEVE", 1, 0x10), 3, 1),
+    "kind of version 1 and 10 MiB": (struct.pack(">4sHH", b"WEVE", 1, 2), 10 << 20, 1),
+    "reserved": (struct.pack(">4sHH", b"WEVE", 1, 1), 100, 1),
 }
 
 
@@ -52,6 +66,27 @@ def test_a_bad_header_is_told_and_the_connection_closed(raw: socket.socket, name
     assert (request, error["code"]) == (0, "invalid_frame")
     assert error["field"] == name.split()[0]
     assert raw.recv(1) == b""
+
+
+@pytest.mark.parametrize("name", IN_STEP)
+def test_a_bad_header_of_a_known_length_is_told_at_once_and_its_frame_skipped(raw: socket.socket, name: str) -> None:
+    assert lives_on(raw)
+    start, length, version = IN_STEP[name]
+    for _ in range(2):
+        raw.sendall(start + struct.pack(">II", length, 1))
+        # Before the payload has come.
+        header, payload = receive_frame(raw)
+        assert header.version == version
+        if version == 2:
+            error = json.loads(payload)
+            assert (header.request, error["code"], error["field"]) == (0, "invalid_frame", name.split()[0])
+        else:
+            reply = decode_reply(header.kind, payload)
+            assert isinstance(reply, Failure) and (reply.request_id, reply.code) == (bytes(8), Code.INTERNAL)
+        # A payload that looks like a frame is none.
+        status = pack_frame(Kind.CONTROL, 5, b'{"op":"status"}')
+        raw.sendall((status * (length // len(status) + 1))[:length])
+        assert lives_on(raw)
 
 
 PAYLOADS: dict[str, tuple[bytes, str | None]] = {

@@ -106,27 +106,6 @@ def test_limits_are_each_users_own(system: Daemon) -> None:
     assert in_parallel((ALICE, too_many), (BOB, too_many)) == [["served"] * 4 + ["rate_limited"]] * 2
 
 
-def test_whatever_the_totals_each_user_gets_a_connection_and_a_job(users: None) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
-    limits = "[limits]\nconnections = 1\nqueue = 1\n"
-    config = limits + SYSTEM.replace("[system]", '[system]\nsocket_mode = "0666"') + MODEL
-    daemon = system_daemon(folder, config).wait_until_serving()
-
-    def one_picture() -> int:
-        with Client(daemon.socket, timeout=100) as client:
-            return len(list(client.generate(PROMPT, model="shapes", steps=2)))
-
-    try:
-        with daemon.client() as root:
-            running = root.generate(PROMPT, model="shapes", steps=40)
-            wait_for(lambda: isinstance(next(running).event, Progress))
-            assert all(in_parallel((ALICE, one_picture), (BOB, one_picture), (CAROL, one_picture)))
-            with daemon.client() as second, pytest.raises(WeaveError, match="connections is 1"):
-                second.status()
-    finally:
-        assert daemon.stop() == 0
-
-
 def test_a_user_can_neither_see_nor_cancel_another_users_job(system: Daemon) -> None:
     with system.client() as root:
         running = root.generate(PROMPT, model="shapes", steps=100, images=8)

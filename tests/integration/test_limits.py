@@ -2,6 +2,8 @@
 
 import array
 import json
+import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from tests.support.pictures import PROMPT, draw, images
 from tests.support.system import MODEL
 from tests.support.wire import generate_1, receive_2, receive_frame, send_2
 from weave.client import WeaveError
+from weave.protocol.channel import close_all
 from weave.protocol.client_messages import Progress
 from weave.protocol.errors import ErrorCode
 from weave.protocol.frames import Kind, pack_frame
@@ -92,6 +95,7 @@ SLOW: dict[str, Callable[[bytes], list[bytes]]] = {
     "half a header": lambda frame: [frame[:8]],
     "half a payload": lambda frame: [frame[:30]],
     "a byte at a time": lambda frame: [bytes([byte]) for byte in frame],
+    "the rest of a frame that was refused": lambda _: [b"WEVE\0\3\0\1" + (1000).to_bytes(4, "big") + bytes(14)],
     "a version 1 payload of 10 MiB": lambda _: [generate_1()[:8] + (10 << 20).to_bytes(4, "big") + bytes(100)],
 }
 
@@ -167,6 +171,36 @@ def fill_socket_buffers(connection: socket.socket) -> None:
     """Answers that nobody reads, as many as the kernel takes: what comes after them waits in the broker."""
     for number in range(300):
         send_2(connection, {"op": "list_models"}, number + 1000)
+
+
+def deliveries(daemon: Daemon, **parameters: Any) -> tuple[list[str], list[bytes]]:
+    """How each image came that was asked for as a descriptor, and its pixels."""
+    with daemon.client() as client:
+        drawn = images(draw(client, steps=1, format="raw", deliver="fd", **parameters))
+        found = [os.pread(image.memfd, image.event.size, 0) if image.memfd else image.data for image in drawn]
+        close_all([image.memfd for image in drawn if image.memfd])
+        return [image.event.deliver for image in drawn], found
+
+
+def test_descriptors_are_handed_out_for_so_many_bytes_and_then_images_come_inline() -> None:
+    size = 64 * 64 * 3
+    with limited(f"delivered_bytes = {3 * size + 1}") as daemon:
+        ways, first = deliveries(daemon, images=2)
+        assert ways == ["fd", "fd"]
+        # Another connection is the same user's, and may hold what that one got.
+        ways, second = deliveries(daemon, images=2)
+        assert ways == ["fd", "inline"] and second == first and len(first[0]) == size
+        with daemon.client() as client:
+            client.unload()
+        # What a client still holds has not come back with the worker's memory; a reload changes nothing about it.
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: daemon.events("reloaded"))
+        assert deliveries(daemon, images=2) == (["inline", "inline"], first)
+
+
+def test_with_no_bytes_to_deliver_every_image_comes_inline() -> None:
+    with limited("delivered_bytes = 0") as daemon:
+        assert deliveries(daemon)[0] == ["inline"]
 
 
 def send_descriptors(connection: socket.socket, count: int) -> None:

@@ -86,8 +86,11 @@ def test_a_version_2_event(golden: dict[str, Any]) -> None:
 @cases(TWO["bad"], "client")
 def test_a_bad_version_2_request(golden: dict[str, Any]) -> None:
     data = bytes.fromhex(golden["hex"])
-    with pytest.raises(FrameError if golden["closes"] else RequestError) as refused:
+    in_header = golden["closes"] or golden.get("skipped")
+    with pytest.raises(FrameError if in_header else RequestError) as refused:
         decode_op(unframe(data, from_client=True)[1])
+    if isinstance(refused.value, FrameError):
+        assert refused.value.skip == (len(data) - 16 if golden.get("skipped") else None)
     assert getattr(refused.value, "field", None) == golden.get("field", getattr(refused.value, "field", None))
 
 

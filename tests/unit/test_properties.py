@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -16,6 +17,7 @@ from weave.protocol.errors import ErrorCode, FrameError, RequestError
 from weave.protocol.frames import (
     MAX_CONTROL_BYTES,
     FrameReader,
+    Header,
     Kind,
     pack_frame,
     pack_header,
@@ -70,19 +72,32 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 def read(data: bytes, cuts: list[int], *, from_client: bool) -> tuple[list[Any], str | None]:
-    """Every frame, then why the stream ended where it did."""
+    """Every frame, or why it is skipped, then why the stream ended where it did."""
     reader, frames = FrameReader(from_client=from_client), []
-    try:
-        for piece in pieces(data, cuts):
-            for part in (piece[at : at + PIECE] for at in range(0, len(piece), PIECE)):
-                reader.feed(part)
-                while (frame := reader.next_frame()) is not None:
-                    frames.append(frame)
-                if from_client:
-                    assert reader.held <= MAX_CONTROL_BYTES + PIECE
-    except FrameError as error:
-        return frames, error.message
+    for piece in pieces(data, cuts):
+        for part in (piece[at : at + PIECE] for at in range(0, len(piece), PIECE)):
+            reader.feed(part)
+            try:
+                frames += frames_of(reader)
+            except FrameError as error:
+                return frames, error.message
+            if from_client:
+                assert reader.held <= MAX_CONTROL_BYTES + PIECE
     return frames, None
+
+
+def frames_of(reader: FrameReader) -> Iterator[Any]:
+    while True:
+        try:
+            frame = reader.next_frame()
+        except FrameError as error:
+            if error.skip is None:
+                raise
+            yield error.message
+            continue
+        if frame is None:
+            return
+        yield frame
 
 
 @given(streams, st.lists(st.integers(0, 2**20), max_size=12), st.booleans())
@@ -100,6 +115,21 @@ def test_ten_mebibytes_of_a_request_are_never_held() -> None:
     size = 10 * 1024 * 1024
     frames, error = read(pack_header(Kind.GENERATE, 0, size, version=1) + bytes(size), [], from_client=True)
     assert error is None and frames[0][0].length == size and len(frames[0][1]) < 7000
+
+
+def test_nothing_is_held_of_a_frame_that_is_refused_and_the_next_one_comes_out() -> None:
+    size, reader = 10 * 1024 * 1024, FrameReader(from_client=True)
+    reader.feed(pack_header(Kind.GENERATE, 0, size, version=3))
+    with pytest.raises(FrameError, match="unsupported version 3") as refused:
+        reader.next_frame()
+    assert refused.value.skip == size
+    for _ in range(size // PIECE):
+        assert reader.skipping and reader.begun is False
+        reader.feed(bytes(PIECE))
+        assert reader.held == 0
+    assert not reader.skipping
+    reader.feed(pack_frame(Kind.CONTROL, 7, b"{}"))
+    assert reader.next_frame() == (Header(2, Kind.CONTROL, 2, 7), b"{}")
 
 
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=100).map(str.encode)))

@@ -3,16 +3,12 @@
 import asyncio
 from typing import Any, cast
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weave.broker.job import Job
-from weave.broker.limits import TokenBucket
 from weave.broker.principal import Principal
 from weave.broker.queue import MAX_OVERTAKEN, JobQueue
-from weave.config.schema import Limits
-from weave.protocol.errors import RequestError
 from weave.protocol.peer import Peer
 
 
@@ -42,14 +38,14 @@ def job(number: int, uid: int, model: str = "a") -> Job:
 
 
 def test_uids_take_turns_however_many_jobs_one_has() -> None:
-    queue = JobQueue(Limits())
+    queue = JobQueue()
     for number, uid in enumerate([1, 1, 1, 1, 2, 3, 2]):
         queue.add(job(number, uid))
     assert [queue.take("a").uid for _ in range(7)] == [1, 2, 3, 1, 2, 1, 1]
 
 
 def test_the_loaded_model_goes_first_but_nobody_is_overtaken_for_ever() -> None:
-    queue = JobQueue(Limits(queue_per_uid=100, queue=200))
+    queue = JobQueue()
     queue.add(job(0, 1, "b"))
     for number in range(1, 20):
         queue.add(job(number, 2, "a"))
@@ -57,7 +53,7 @@ def test_the_loaded_model_goes_first_but_nobody_is_overtaken_for_ever() -> None:
 
 
 def test_a_line_in_front_that_always_has_a_new_head_does_not_let_others_be_overtaken_for_ever() -> None:
-    queue = JobQueue(Limits(queue_per_uid=100, queue=200))
+    queue = JobQueue()
     front = [job(number, 1, "b") for number in range(20)]
     for waiting in front:
         queue.add(waiting)
@@ -74,30 +70,12 @@ def test_a_line_in_front_that_always_has_a_new_head_does_not_let_others_be_overt
 
 
 def test_a_client_is_told_its_position_only_when_it_changes() -> None:
-    queue = JobQueue(Limits())
+    queue = JobQueue()
     jobs = [job(number, 1) for number in range(3)]
     for waiting in jobs:
         queue.add(waiting)
     queue.remove(jobs[0])
     assert [event.position for event in cast(Any, jobs[2].connection).events] == [2, 1]
-
-
-@pytest.mark.parametrize("uids, refused", [([1] * 32, 1), (list(range(256)), 99)])
-def test_a_full_queue_is_refused_with_its_limit(uids: list[int], refused: int) -> None:
-    queue = JobQueue(Limits())
-    for number, uid in enumerate(uids):
-        queue.add(job(number, uid))
-    with pytest.raises(RequestError) as full:
-        queue.check_room(refused)
-    assert full.value.maximum == len(uids)
-    # Who has nothing in it yet is admitted all the same: no crowd can lock anybody out.
-    queue.check_room(1000)
-
-
-def test_a_token_bucket_gives_its_burst_then_its_rate() -> None:
-    bucket = TokenBucket(rate=2.0, burst=3, now=0.0)
-    assert [bucket.take(0.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
-    assert bucket.take(0.5) == 0.0
 
 
 MODELS = ("a", "b", "c")
@@ -112,7 +90,7 @@ happenings = st.lists(
 def test_within_a_uid_the_order_is_kept_and_whoever_is_next_in_line_waits_a_bounded_number_of_turns(
     happened: list[tuple[int, str] | None],
 ) -> None:
-    queue = JobQueue(Limits(queue=1000, queue_per_uid=1000))
+    queue = JobQueue()
     lines: dict[int, list[int]] = {}
     waited: dict[int, int] = {}
     loaded = None
@@ -133,7 +111,7 @@ def test_within_a_uid_the_order_is_kept_and_whoever_is_next_in_line_waits_a_boun
 
 
 def test_uids_with_different_models_cause_fewer_changes_than_strict_turns_would() -> None:
-    queue = JobQueue(Limits(queue=1000, queue_per_uid=1000))
+    queue = JobQueue()
     for number in range(60):
         queue.add(job(number, 1 + number % 3, MODELS[number % 2]))
     loaded, changes = None, 0

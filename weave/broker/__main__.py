@@ -8,7 +8,7 @@ import socket
 from weave.broker.broker import Broker
 from weave.config.parts import BrokerConfig, from_memfd
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
-from weave.protocol.control_messages import Attested, LockedDown, ToBroker
+from weave.protocol.control_messages import CLIENT_DROPPED_STATUS, Attested, LockedDown, ToBroker
 from weave.protocol.waiting import receive
 from weave.sandbox import broker_calls, landlock, seccomp
 from weave.sandbox.process import drop_capabilities, harden
@@ -33,21 +33,23 @@ def main() -> None:
     attached = inherited.client is not None
     sock = socket.socket(fileno=inherited.client if attached else inherited.listen)
     sock.setblocking(False)
-    asyncio.run(serve(config, supervisor, sock, attached=attached))
+    raise SystemExit(asyncio.run(serve(config, supervisor, sock, attached=attached)))
 
 
-async def serve(config: BrokerConfig, supervisor: Channel[ToBroker], sock: socket.socket, *, attached: bool) -> None:
+async def serve(config: BrokerConfig, supervisor: Channel[ToBroker], sock: socket.socket, *, attached: bool) -> int:
     """The event loop has its descriptors by now. The first client is accepted only below lock_down(), and when
-    the supervisor has attested us."""
+    the supervisor has attested us. Returns the exit status."""
     lock_down(supervisor)
     try:
         message, descriptors = await receive(supervisor)
         if descriptors or not isinstance(message, Attested):
             raise ChannelViolation("the supervisor spoke before it attested")
         sandbox = {"supervisor": message.supervisor, "broker": message.broker}
-        await Broker(config, sandbox, supervisor, sock, attached=attached).run()
+        broker = Broker(config, sandbox, supervisor, sock, attached=attached)
+        await broker.run()
+        return CLIENT_DROPPED_STATUS if broker.client_dropped else 0
     except ChannelClosed:
-        return
+        return 0
 
 
 def lock_down(supervisor: Channel[ToBroker]) -> None:

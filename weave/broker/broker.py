@@ -7,7 +7,7 @@ from itertools import count
 from weave import __version__, log
 from weave.broker.access import is_allowed
 from weave.broker.audit import Audit
-from weave.broker.connection import Connection
+from weave.broker.connection import Connection, refuse
 from weave.broker.gpu import Gpu
 from weave.broker.job import Job
 from weave.broker.limits import Admission
@@ -72,13 +72,15 @@ class Broker:
         self._socket = sock
         self._attached = attached
         self._new_sockets: asyncio.Queue[socket.socket] = asyncio.Queue()
-        self._audit = Audit()
+        self._audit = Audit(config.access)
         self._metrics = Metrics()
-        self._admission = Admission(config.limits)
+        self._admission = Admission(config)
         self._gpu = Gpu(supervisor, config.limits, self._audit, self._metrics)
         self._clients: dict[Connection, asyncio.Task[None]] = {}
         self._job_numbers = count(1)
         self._started_at = asyncio.get_running_loop().time()
+        # Attached: the one client was dropped by us, and did not go by itself.
+        self.client_dropped = False
 
     async def run(self) -> None:
         """Serve until the supervisor says stop or the client that we are attached to is gone.
@@ -97,7 +99,9 @@ class Broker:
 
     async def _serve_attached(self) -> None:
         self._welcome(self._socket)
-        await asyncio.gather(*self._clients.values())
+        for connection, serving in list(self._clients.items()):
+            await serving
+            self.client_dropped = connection.dropped
 
     async def _accept_for_ever(self) -> None:
         """On the socket that we were given, and on each that takes its place."""
@@ -130,17 +134,16 @@ class Broker:
         if not is_allowed(self._config.access, peer, sock):
             sock.close()
             self._metrics.connections_refused += 1
-            self._audit.write("connection_refused", peer, reason="neither this UID nor a group of it is allowed")
+            self._audit.stranger(peer)
             return
-        principal = principal_of(self._config.access, peer.uid)
-        connection = Connection(sock, peer, principal, self._admission, self._audit, self._metrics)
         try:
-            self._admission.connect(connection)
+            share = self._admission.enter(principal_of(self._config.access, peer.uid))
         except RequestError as error:
             self._metrics.connections_refused += 1
             self._audit.write("connection_refused", peer, reason=error.message)
-            connection.refuse(Error.from_exception(error))
+            refuse(sock, Error.from_exception(error))
             return
+        connection = Connection(sock, peer, share, self._admission, self._audit, self._metrics)
         self._metrics.connections += 1
         self._clients[connection] = asyncio.create_task(self._serve(connection))
 
@@ -149,7 +152,7 @@ class Broker:
             await connection.serve(self._handle)
         finally:
             del self._clients[connection]
-            self._admission.disconnect(connection)
+            self._admission.leave(connection)
             for job in list(connection.jobs):
                 self._gpu.cancel(job)
 
@@ -164,27 +167,27 @@ class Broker:
                 default = self._config.default_model
                 reply.send(Models(models=self._config.models, default=default, loaded=self._loaded()))
             case Generate():
-                self._admit(uid)
+                self._admit(reply)
                 model = pick_model(self._config, message.model, self._loaded())
                 self._submit(reply, model, message, fill_in(message, model))
             case version1.Request():
-                self._admit(uid)
+                self._admit(reply)
                 model = pick_v1_model(self._config, message.model_id)
                 generate = message.as_generate(model.id)
                 parameters = fill_in(generate, model, message.prompts)
                 self._submit(reply, model, generate, parameters, seconds=self._config.limits.v1_seconds)
             case LoadModel():
-                self._admit(uid)
+                self._admit(reply)
                 self._submit(reply, pick_model(self._config, message.model, None))
             case Unload():
-                self._admit(uid)
+                self._admit(reply)
                 self._unload(reply)
             case Cancel():
                 self._gpu.cancel(self._find_job(reply.connection, message))
                 reply.send(Done())
 
-    def _admit(self, uid: int) -> None:
-        self._admission.request(uid, asyncio.get_running_loop().time())
+    def _admit(self, reply: Reply) -> None:
+        self._admission.request(reply.connection.principal, asyncio.get_running_loop().time())
 
     def _submit(
         self,
@@ -196,7 +199,8 @@ class Broker:
         seconds: float | None = None,
     ) -> None:
         peer = reply.connection.peer
-        self._gpu.queue.check_room(peer.uid)
+        queue, principal = self._gpu.queue, reply.connection.principal
+        self._admission.check_queue(principal, waiting=len(queue), theirs=queue.waiting(principal))
         job = Job(next(self._job_numbers), reply, model, generate, parameters)
         reply.connection.jobs.add(job)
         if parameters is not None and self._config.audit_prompts:
@@ -291,8 +295,9 @@ class Broker:
         """Connections and jobs live on, but those of whoever is not allowed any more; the worker ends
         after its running job, since its model may have changed."""
         self._config = config
-        self._admission.reconfigure(config.limits)
-        self._gpu.limits = self._gpu.queue.limits = config.limits
+        self._admission.reconfigure(config)
+        self._audit.reconfigure(config.access)
+        self._gpu.limits = config.limits
         self._gpu.unload()
         for connection in self._clients:
             if not self._attached and not is_allowed(config.access, connection.peer, connection.sock):

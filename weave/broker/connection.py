@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TypeAlias
 
 from weave.broker.audit import Audit
 from weave.broker.job import Job
-from weave.broker.limits import Admission
+from weave.broker.limits import Admission, Share
 from weave.broker.outgoing import Outgoing
-from weave.broker.principal import Principal
 from weave.broker.reply import Reply, Version1Reply, Version2Reply
 from weave.protocol import version1
 from weave.protocol.channel import close_all
@@ -31,6 +30,13 @@ class ClientGone(Exception):
     """Nothing more can be read from the client, or must be."""
 
 
+def refuse(sock: socket.socket, error: Error) -> None:
+    """Say why, as far as it fits, and close: this connection is one too many to wait for."""
+    with contextlib.suppress(OSError):
+        sock.send(pack_frame(Kind.CONTROL, 0, encode(error)), socket.MSG_NOSIGNAL)
+    sock.close()
+
+
 class Connection:
     """`jobs` and `unloads` are its requests in flight."""
 
@@ -38,27 +44,30 @@ class Connection:
         self,
         sock: socket.socket,
         peer: Peer,
-        principal: Principal,
+        share: Share,
         admission: Admission,
         audit: Audit,
         metrics: Metrics,
     ) -> None:
-        """`admission` and `metrics` are the broker's."""
+        """`share` is its principal's; `admission` and `metrics` are the broker's."""
         self.peer = peer
-        self.principal = principal
+        self.share = share
+        self.principal = share.principal
         self.jobs: set[Job] = set()
         self.unloads: set[int] = set()
         self.metrics = metrics
-        self.outgoing = Outgoing(sock, admission.unread(peer.uid))
+        self.outgoing = Outgoing(sock, share.unread)
         self.sock = sock
         self._admission = admission
-        self._turn = admission.turn(peer.uid)
         self._audit = audit
         self._frames = FrameReader(from_client=True)
         # A client that has not been understood yet is told so in version 1, which is the simplest to read.
         self._version = 1
         self._open = True
+        # By us, and not gone by itself.
+        self.dropped = False
         self._serving: asyncio.Task[None] | None = None
+        share.connections.add(self)
 
     async def serve(self, handle: Handle) -> None:
         """Read requests until the client is gone or must go; write what there is to say meanwhile."""
@@ -82,20 +91,24 @@ class Connection:
                 self._close()
 
     async def _read_requests(self, handle: Handle) -> None:
-        """Returns when the stream cannot be trusted any further. Raises ClientGone."""
-        try:
-            while self._open:
+        """Returns when nobody can say where the next frame starts. Raises ClientGone."""
+        while self._open:
+            try:
                 header, payload = await self._next_frame()
-                self._version = header.version
-                async with self._turn:
-                    self._handle(header, payload, handle)
+            except FrameError as error:
+                async with self.share.turn:
+                    self._refuse_frame(error)
                     await asyncio.sleep(0)  # everybody else's turn
-        except FrameError as error:
-            self._audit.write("frame_refused", self.peer, reason=error.message)
-            version = error.version or self._version
-            reply = Version2Reply(self, 0) if version == 2 else Version1Reply(self, version1.NO_REQUEST)
-            reply.send(Error.from_exception(error))
-            await self.flush(seconds=1.0)
+                if error.skip is None:
+                    self.dropped = True
+                    await self.flush(seconds=1.0)
+                    return
+                await self._skip_refused()
+                continue
+            self._version = header.version
+            async with self.share.turn:
+                self._handle(header, payload, handle)
+                await asyncio.sleep(0)
 
     def write(self, data: bytes, memfd: int | None = None, *, size: int = 0, inline: bool = False) -> None:
         """Queue `data` and the `memfd` of `size` bytes, which is ours from here on."""
@@ -103,13 +116,11 @@ class Connection:
             close_all([memfd] if memfd is not None else [])
             return
         self.outgoing.add(data, memfd, size, inline=inline)
-        self._admission.check_unread(self.peer.uid)
+        self._admission.check_unread(self.share)
 
-    def refuse(self, error: Error) -> None:
-        """Say why, as far as it fits, and close: this connection is one too many to wait for."""
-        with contextlib.suppress(OSError):
-            self.sock.send(pack_frame(Kind.CONTROL, 0, encode(error)), socket.MSG_NOSIGNAL)
-        self._close()
+    def may_deliver(self, size: int) -> bool:
+        """Whether an image of `size` bytes may go as a descriptor, which then counts."""
+        return self._admission.may_deliver(self.principal, size)
 
     async def flush(self, *, seconds: float) -> None:
         """Wait until the client has been sent everything, or does not read."""
@@ -119,6 +130,7 @@ class Connection:
     def drop(self, reason: str) -> None:
         """End the connection; whatever the client has not read is lost."""
         if self._open:
+            self.dropped = True
             self.metrics.clients_dropped += 1
             self._audit.write("client_dropped", self.peer, reason=reason)
             self._end()
@@ -139,6 +151,13 @@ class Connection:
             code, field = error.code.value, error.field
             self._audit.write("request_refused", self.peer, code=code, field=field, request=reply.request)
             reply.send(Error.from_exception(error))
+
+    def _refuse_frame(self, error: FrameError) -> None:
+        """In the version that the header names, if there is one, else in the last one spoken."""
+        self._audit.write("frame_refused", self.peer, reason=error.message)
+        version = error.version or self._version
+        reply = Version2Reply(self, 0) if version == 2 else Version1Reply(self, version1.NO_REQUEST)
+        reply.send(Error.from_exception(error))
 
     def _on_write_failed(self, writing: "asyncio.Task[None]") -> None:
         if writing.cancelled():
@@ -168,11 +187,22 @@ class Connection:
         """A frame may be long in coming, but once begun it must be finished within frame_seconds."""
         if not self._frames.begun:
             await self._read()
+        async with self._in_time():
+            while (frame := self._frames.next_frame()) is None:
+                await self._read()
+            return frame
+
+    async def _skip_refused(self) -> None:
+        """The rest of a frame whose header was refused, which takes up no memory but no more time either."""
+        async with self._in_time():
+            while self._frames.skipping:
+                await self._read()
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self._admission.limits.frame_seconds):
-                while (frame := self._frames.next_frame()) is None:
-                    await self._read()
-                return frame
+                yield
         except TimeoutError:
             self.drop("a frame was begun and not finished in time")
             raise ClientGone from None

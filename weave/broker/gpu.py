@@ -35,7 +35,7 @@ class Gpu:
     """`worker` is the one that holds a model, if any; `running` the job that it works on."""
 
     def __init__(self, supervisor: Channel[ToBroker], limits: Limits, audit: Audit, metrics: Metrics) -> None:
-        self.queue = JobQueue(limits)
+        self.queue = JobQueue()
         self.limits = limits
         self.state: WorkerState = "none"
         self.worker: WorkerLink | None = None

@@ -1,15 +1,18 @@
-"""What one UID may use. Per UID and not per connection: a client could open many."""
+"""What one principal may use, and all together. Not per connection: a client could open many."""
 
 import asyncio
-from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from weave.broker.outgoing import Unread
-from weave.config.schema import Limits
+from weave.broker.principal import UNKNOWN, Principal
+from weave.config.parts import BrokerConfig
 from weave.protocol.errors import ErrorCode, RequestError
 
 if TYPE_CHECKING:
     from weave.broker.connection import Connection
+
+# The last slots of a total are for known principals that have none of them: one in this many.
+_RESERVED = 4
 
 
 class TokenBucket:
@@ -21,76 +24,125 @@ class TokenBucket:
         self._tokens = float(burst)
         self._filled = now
 
-    def take(self, now: float) -> float:
-        """Take a token: 0.0, or the seconds until there is one."""
+    def take(self, now: float, *, leave: int = 0) -> float:
+        """Take a token, if `leave` remain: 0.0, or the seconds until that is possible."""
         self._tokens = min(self._burst, self._tokens + (now - self._filled) * self._rate)
         self._filled = now
-        if self._tokens < 1:
-            return (1 - self._tokens) / self._rate
+        if self._tokens < 1 + leave:
+            return (1 + leave - self._tokens) / self._rate
         self._tokens -= 1
         return 0.0
 
 
+class Share:
+    """What one principal uses. Lives as long as it has a connection."""
+
+    def __init__(self, principal: Principal) -> None:
+        self.principal = principal
+        self.connections: set[Connection] = set()
+        self.unread = Unread()
+        # Held while a request is handled: principals take turns, however many connections each has.
+        self.turn = asyncio.Lock()
+
+
 class Admission:
-    """Counts connections, requests and unread output of each UID. Times are the event loop's, in seconds."""
+    """Counts connections, jobs, requests and output of each principal. Times are the event loop's, in seconds."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._connections: defaultdict[int, set[Connection]] = defaultdict(set)
-        self._unread: defaultdict[int, Unread] = defaultdict(Unread)
-        self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._buckets: dict[int, TokenBucket] = {}
+    def __init__(self, config: BrokerConfig) -> None:
+        self._shares: dict[Principal, Share] = {}
+        # One for each principal ever seen: no more than there are known UIDs.
+        self._buckets: dict[Principal, TokenBucket] = {}
+        self._delivered: dict[Principal, int] = {}
+        self.reconfigure(config)
 
-    def reconfigure(self, limits: Limits) -> None:
-        """From now on; whoever had used up its rate begins anew."""
-        self.limits = limits
+    def reconfigure(self, config: BrokerConfig) -> None:
+        """From now on. All rates start again with their burst."""
+        self.limits = config.limits
+        self._others = config.mode == "system"
+        self._deliver_fds = config.deliver_fds
         self._buckets.clear()
 
-    def connect(self, connection: "Connection") -> None:
-        """Raises RequestError (rate_limited) where there are too many connections already."""
-        theirs = self._connections[connection.peer.uid]
-        for name, count, limit in (
-            ("connections", self.connections(), self.limits.connections),
-            ("connections_per_uid", len(theirs), self.limits.connections_per_uid),
-        ):
-            if theirs and count >= limit:
-                raise RequestError(
-                    ErrorCode.RATE_LIMITED, f"too many connections ({name} is {limit})", field=name, maximum=limit
-                )
-        theirs.add(connection)
+    def enter(self, principal: Principal) -> Share:
+        """For a new connection, which is to be added to the share. Raises RequestError (rate_limited)."""
+        share = self._shares.get(principal) or Share(principal)
+        self._check_room("connections", principal, self.connections(), len(share.connections))
+        self._shares[principal] = share
+        return share
 
-    def disconnect(self, connection: "Connection") -> None:
-        """The connection that connect() admitted is gone."""
-        self._connections[connection.peer.uid].remove(connection)
+    def leave(self, connection: "Connection") -> None:
+        """The connection is gone."""
+        share = connection.share
+        share.connections.remove(connection)
+        if not share.connections:
+            del self._shares[share.principal]
 
     def connections(self) -> int:
         """All that are open."""
-        return sum(map(len, self._connections.values()))
+        return sum(len(share.connections) for share in self._shares.values())
 
-    def turn(self, uid: int) -> asyncio.Lock:
-        """Held while a request is handled: users take turns, however many connections each has."""
-        return self._turns[uid]
+    def check_queue(self, principal: Principal, *, waiting: int, theirs: int) -> None:
+        """Whether one more job may wait where `waiting` do, `theirs` of this principal. Raises RequestError
+        (queue_full)."""
+        self._check_room("queue", principal, waiting, theirs)
 
-    def unread(self, uid: int) -> Unread:
-        """What all connections of this UID have left unread."""
-        return self._unread[uid]
-
-    def check_unread(self, uid: int) -> None:
-        """Where it is too much, drop the connection that has left the most: the UID's others live on."""
-        for unit, limit in (("bytes", self.limits.outgoing_bytes), ("images", self.limits.outgoing_images)):
-            if getattr(self._unread[uid], unit) <= limit:
-                continue
-            for worst in sorted(self._connections[uid], key=lambda one: -getattr(one.outgoing.unread, unit)):
-                worst.drop(f"left too much unread: its user's connections have more than {limit} {unit} together")
-                if getattr(self._unread[uid], unit) <= limit:
-                    break
-
-    def request(self, uid: int, now: float) -> None:
+    def request(self, principal: Principal, now: float) -> None:
         """Raises RequestError (rate_limited) with the seconds to wait."""
         limits = self.limits
         fresh = TokenBucket(limits.requests_per_second, limits.burst_per_uid, now)
-        wait = self._buckets.setdefault(uid, fresh).take(now)
+        wait = self._buckets.setdefault(principal, fresh).take(now)
         if wait:
             raise RequestError(
                 ErrorCode.RATE_LIMITED, f"too many requests; try again in {wait:.2f} s", retry_after=wait
             )
+
+    def may_deliver(self, principal: Principal, size: int) -> bool:
+        """Whether `size` bytes may go as a descriptor, which then counts. The client can hold on to that memory after
+        everything else is gone, and nobody can see when it lets go: so the count never goes down."""
+        delivered = self._delivered.get(principal, 0) + size
+        if not self._deliver_fds or delivered > self.limits.delivered_bytes:
+            return False
+        self._delivered[principal] = delivered
+        return True
+
+    def check_unread(self, share: Share) -> None:
+        """After a write. Where it is too much, drop the connection that has left the most: the others live on."""
+        limits = self.limits
+        for unit, own, total in (
+            ("bytes", limits.outgoing_bytes, limits.outgoing_bytes_total),
+            ("images", limits.outgoing_images, limits.outgoing_images_total),
+        ):
+            while _unread(share, unit) > own:
+                _drop_worst(share, unit, f"its user's connections have more than {own} {unit} together")
+            while sum(_unread(each, unit) for each in self._shares.values()) > total:
+                most = max(self._shares.values(), key=lambda each: _unread(each, unit))
+                _drop_worst(most, unit, f"all clients have more than {total} {unit} together, and its user the most")
+
+    def _check_room(self, what: Literal["connections", "queue"], principal: Principal, total: int, theirs: int) -> None:
+        limit, own = getattr(self.limits, what), getattr(self.limits, f"{what}_per_uid")
+        reserved = limit // _RESERVED if self._others and (theirs or principal == UNKNOWN) else 0
+        if theirs >= own:
+            field, maximum, note = f"{what}_per_uid", own, ""
+            if principal == UNKNOWN:
+                note = ", which all users share whose names the daemon does not know"
+        elif total >= limit - reserved:
+            field, maximum, note = what, limit, f", of which {reserved} are kept for others" if reserved else ""
+        else:
+            return
+        code, full = _FULL[what]
+        raise RequestError(code, f"{full} ({field} is {maximum}{note})", field=field, maximum=maximum)
+
+
+_FULL = {
+    "connections": (ErrorCode.RATE_LIMITED, "too many connections"),
+    "queue": (ErrorCode.QUEUE_FULL, "the queue is full"),
+}
+
+
+def _unread(share: Share, unit: str) -> int:
+    count: int = getattr(share.unread, unit)
+    return count
+
+
+def _drop_worst(share: Share, unit: str, reason: str) -> None:
+    worst = max(share.connections, key=lambda connection: getattr(connection.outgoing.unread, unit))
+    worst.drop(f"left too much unread: {reason}")

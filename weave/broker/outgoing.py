@@ -48,11 +48,11 @@ class _Item(Struct):
 
 
 class Outgoing:
-    """One connection's. `unread` is what it holds; `of_uid` what all connections of its user do."""
+    """One connection's. `unread` is what it holds; `of_share` what all connections of its principal do."""
 
-    def __init__(self, sock: socket.socket, of_uid: Unread) -> None:
+    def __init__(self, sock: socket.socket, of_share: Unread) -> None:
         self.unread = Unread()
-        self._of_uid = of_uid
+        self._of_share = of_share
         self._sock = sock
         self._items: deque[_Item] = deque()
         self._more = asyncio.Event()
@@ -84,8 +84,8 @@ class Outgoing:
 
     def write_off(self) -> None:
         """Nobody will read this: it counts no more, though it is in memory until close()."""
-        self._of_uid.add(self.unread, -1)
-        self.unread, self._of_uid = Unread(), Unread()
+        self._of_share.add(self.unread, -1)
+        self.unread, self._of_share = Unread(), Unread()
 
     def close(self) -> None:
         """Nothing more is written."""
@@ -96,7 +96,7 @@ class Outgoing:
 
     def _count(self, unread: Unread, sign: int) -> None:
         self.unread.add(unread, sign)
-        self._of_uid.add(unread, sign)
+        self._of_share.add(unread, sign)
 
     async def _write_item(self, item: _Item) -> None:
         while item.sent < item.end:

@@ -4,9 +4,8 @@ from collections import deque
 from collections.abc import Iterator
 
 from weave.broker.job import Job
-from weave.config.schema import Limits
+from weave.broker.principal import Principal
 from weave.protocol.client_messages import Queued
-from weave.protocol.errors import ErrorCode, RequestError
 
 # A job for another model than the loaded one is overtaken at most this often.
 MAX_OVERTAKEN = 4
@@ -15,25 +14,16 @@ MAX_OVERTAKEN = 4
 class JobQueue:
     """One line for each UID; the UIDs take turns. Within a UID the order is kept."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self) -> None:
         # A dict keeps its order: the UID whose turn it is comes first.
         self._lines: dict[int, deque[Job]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
 
-    def check_room(self, uid: int) -> None:
-        """Raises RequestError (queue_full)."""
-        line = self._lines.get(uid, ())
-        for name, count, limit in (
-            ("queue", len(self), self.limits.queue),
-            ("queue_per_uid", len(line), self.limits.queue_per_uid),
-        ):
-            if line and count >= limit:
-                raise RequestError(
-                    ErrorCode.QUEUE_FULL, f"the queue is full ({name} is {limit})", field=name, maximum=limit
-                )
+    def waiting(self, principal: Principal) -> int:
+        """How many jobs of this principal wait."""
+        return sum(job.principal == principal for line in self._lines.values() for job in line)
 
     def add(self, job: Job) -> None:
         """Put it last in its UID's line, and tell its position."""

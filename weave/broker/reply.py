@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from msgspec import structs
+
 from weave.protocol import version1
 from weave.protocol.channel import close_all
 from weave.protocol.client_messages import Done, Error, Event, Image, Preview, encode
@@ -21,6 +23,8 @@ class Version2Reply:
     def send(self, event: Event, memfd: int | None = None) -> None:
         """An image's or preview's bytes come in `memfd`, which is not the caller's any more."""
         _count(self.connection, event)
+        if isinstance(event, Image) and event.deliver == "fd" and not self.connection.may_deliver(event.size):
+            event = structs.replace(event, deliver="inline")
         frame = pack_frame(Kind.CONTROL, self.request, encode(event))
         if isinstance(event, Image) and event.deliver == "fd":
             self.connection.write(frame, memfd, size=event.size)

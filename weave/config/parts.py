@@ -33,6 +33,7 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     limits: Limits
     access: Access
     audit_prompts: bool
+    deliver_fds: bool
 
 
 class WorkerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -61,6 +62,7 @@ def broker_config(config: Config, *, mode: str, access: Access) -> BrokerConfig:
         limits=config.limits,
         access=access,
         audit_prompts=config.audit.prompts,
+        deliver_fds=mode != "system" or config.system.deliver_fds,
     )
 
 

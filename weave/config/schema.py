@@ -37,7 +37,8 @@ class DeviceConfig(_Table, frozen=True, kw_only=True):
 class Limits(_Table, frozen=True, kw_only=True):
     """Per UID where its name or its comment says so: a client could open many connections."""
 
-    # A UID's first connection and its only job are admitted beyond the totals: no crowd can lock anybody out.
+    # "Per UID" is per principal (weave/broker/principal.py). In system mode the last quarter of connections and of
+    # queue is for the first of a known UID, so that no crowd locks anybody out.
     connections: Count = 512
     connections_per_uid: Count = 64
     queue: Count = 256
@@ -47,9 +48,15 @@ class Limits(_Table, frozen=True, kw_only=True):
     burst_per_uid: Count = 40
     # From a frame's first byte to its last, so that a client cannot hold a half frame open for ever.
     frame_seconds: Seconds = 10.0
-    # What all clients of a UID have not read yet; each image is also a descriptor that the broker holds open.
+    # What all clients of a UID have not read yet; each image is also a descriptor that the broker holds open. Beyond
+    # the totals of all clients, whoever has left the most unread is dropped.
     outgoing_bytes: Annotated[int, Meta(ge=1024 * 1024, le=2**34)] = 256 * 1024 * 1024
     outgoing_images: Count = 256
+    outgoing_bytes_total: Annotated[int, Meta(ge=1024 * 1024, le=2**36)] = 1024 * 1024 * 1024
+    outgoing_images_total: Count = 1024
+    # Images that went to clients of a UID as descriptors since the daemon's start, and so may still be held in memory.
+    # Further ones are sent inline.
+    delivered_bytes: Annotated[int, Meta(ge=0, le=2**40)] = 1024 * 1024 * 1024
     queued_seconds: Seconds = 600.0
     start_seconds: Seconds = 60.0
     load_seconds: Seconds = 600.0
@@ -72,6 +79,9 @@ class SystemConfig(_Table, frozen=True, kw_only=True):
     socket_mode: Literal["0660", "0666"] = "0660"
     broker_user: str = "weave"
     worker_user: str = "weave-gpu"
+    # Images as descriptors (deliver = "fd") for clients that ask for them, up to limits.delivered_bytes each: memory
+    # that counts as the daemon's until the client lets go. Else they get them inline.
+    deliver_fds: bool = False
     # Serve only where AppArmor or SELinux holds each process in its own profile or domain (weave/sandbox/mac.py).
     require_mac: bool = False
 

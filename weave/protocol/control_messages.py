@@ -6,6 +6,9 @@ from msgspec import Struct
 
 from weave.protocol.metrics import Metrics
 
+# The broker's exit status when, attached, it has dropped its one client. sysexits.h: EX_PROTOCOL
+CLIENT_DROPPED_STATUS = 76
+
 
 class _Message(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
     pass

@@ -57,16 +57,24 @@ class RequestError(Exception):
 
 
 class FrameError(Exception):
-    """The stream cannot be trusted any further: the client is told why, then the connection is closed.
+    """A frame is refused for its header, and the client is told why.
 
-    `version` is the one that the frame claims, where we speak it.
+    `version` is the one that the frame claims, where we speak it. `skip` is the payload's length where it can be
+    believed: after so many bytes the next frame starts. None: nobody can say where, so the connection is closed.
     """
 
     def __init__(
-        self, message: str, *, field: str | None = None, value: int | None = None, version: int | None = None
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        value: int | None = None,
+        version: int | None = None,
+        skip: int | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.value = value
         self.version = version
+        self.skip = skip

@@ -61,33 +61,35 @@ def pack_frame(kind: Kind, request: int, payload: bytes, *, version: int = 2) ->
 
 
 def parse_header(data: bytes, *, from_client: bool) -> Header:
-    """Check the 16 bytes `data`.
-
-    Raises FrameError: after a bad header nobody can say where the next one starts.
-    """
+    """Check the 16 bytes `data`. Raises FrameError."""
     magic, version, kind, length, request = _HEADER.unpack(data)
     spoken = version if version in SUPPORTED_VERSIONS else None
+    kinds = _KINDS.get((version, "client" if from_client else "daemon"), {})
+    # Of a kind or version that we do not know, no frame is longer than the longest that we do.
+    limit = kinds[Kind(kind)] if kind in kinds else max(kinds.values(), default=MAX_VERSION_1_BYTES)
+
+    def refused(message: str, field: str, value: int | None = None, *, in_step: bool = True) -> FrameError:
+        skip = length if in_step and 1 <= length <= limit else None
+        return FrameError(message, field=field, value=value, version=spoken, skip=skip)
+
     if magic != MAGIC:
-        raise FrameError(f"bad magic 0x{magic.hex()}; every frame starts with WEVE", field="magic", version=spoken)
+        raise refused(f"bad magic 0x{magic.hex()}; every frame starts with WEVE", "magic", in_step=False)
     if spoken is None:
         supported = ", ".join(str(known) for known in SUPPORTED_VERSIONS)
-        raise FrameError(f"unsupported version {version}; supported: {supported}", field="version", value=version)
-    kinds = _KINDS[version, "client" if from_client else "daemon"]
+        raise refused(f"unsupported version {version}; supported: {supported}", "version", version)
     if kind not in kinds:
         expected = ", ".join(f"0x{known:04x}" for known in kinds)
-        raise FrameError(f"unknown kind 0x{kind:04x}; expected {expected}", field="kind", value=kind, version=spoken)
-    limit = kinds[Kind(kind)]
+        raise refused(f"unknown kind 0x{kind:04x}; expected {expected}", "kind", kind)
     if not 1 <= length <= limit:
-        raise FrameError(
-            f"length is {length}; it must be from 1 to {limit}", field="length", value=length, version=spoken
-        )
+        raise refused(f"length is {length}; it must be from 1 to {limit}", "length", length)
     if version == 1 and request:
-        raise FrameError(f"reserved is {request}; it must be 0", field="reserved", value=request, version=spoken)
+        raise refused(f"reserved is {request}; it must be 0", "reserved", request)
     return Header(version, Kind(kind), length, request)
 
 
 class FrameReader:
-    """Bytes in, in any pieces; frames out. Holds at most one frame and what was fed beyond it."""
+    """Bytes in, in any pieces; frames out. Holds at most one frame and what was fed beyond it; nothing of a frame that
+    was refused for its header."""
 
     def __init__(self, *, from_client: bool) -> None:
         self._from_client = from_client
@@ -95,11 +97,17 @@ class FrameReader:
         self._header: Header | None = None
         self._payload = bytearray()
         self._missing = 0
+        self._skipping = 0
 
     @property
     def begun(self) -> bool:
         """Whether a frame was begun that is not finished."""
         return self._header is not None or bool(self._bytes)
+
+    @property
+    def skipping(self) -> bool:
+        """Whether some of a frame that was refused has yet to come."""
+        return self._skipping > 0
 
     @property
     def held(self) -> int:
@@ -109,15 +117,22 @@ class FrameReader:
     def feed(self, data: bytes) -> None:
         """What the socket gave. Take every frame that is there with next_frame() before feeding more."""
         self._bytes += data
+        self._skip(0)
 
     def next_frame(self) -> tuple[Header, bytes] | None:
         """The next frame once it is complete. A version 1 request longer than any that is valid is cut off at
-        MAX_VERSION_1_REQUEST_BYTES. Raises FrameError."""
+        MAX_VERSION_1_REQUEST_BYTES. Raises FrameError: if it has a `skip`, the frame is skipped and the next can be
+        read."""
         if self._header is None:
             if len(self._bytes) < HEADER_BYTES:
                 return None
-            self._header = parse_header(bytes(self._bytes[:HEADER_BYTES]), from_client=self._from_client)
+            header_bytes = bytes(self._bytes[:HEADER_BYTES])
             del self._bytes[:HEADER_BYTES]
+            try:
+                self._header = parse_header(header_bytes, from_client=self._from_client)
+            except FrameError as error:
+                self._skip(error.skip or 0)
+                raise
             self._missing = self._header.length
         header = self._header
         kept = header.length if header.kind != Kind.GENERATE else min(header.length, MAX_VERSION_1_REQUEST_BYTES)
@@ -131,3 +146,9 @@ class FrameReader:
         self._payload.clear()
         self._header = None
         return header, payload
+
+    def _skip(self, more: int) -> None:
+        self._skipping += more
+        arrived = min(self._skipping, len(self._bytes))
+        del self._bytes[:arrived]
+        self._skipping -= arrived

@@ -1,11 +1,13 @@
 """The broker as the supervisor sees it: started, attested, then believed as far as its few requests go."""
 
 import asyncio
+import contextlib
 import os
 
 from weave.config.parts import BrokerConfig, to_memfd
 from weave.protocol.channel import ChannelViolation, close_all
 from weave.protocol.control_messages import (
+    CLIENT_DROPPED_STATUS,
     Alive,
     Attested,
     FromBroker,
@@ -24,6 +26,13 @@ from weave.sandbox.attestation import Confinement, attest
 from weave.sandbox.mac import layer_of
 from weave.supervisor.child import Child, describe_status
 from weave.supervisor.worker import take_listener, watch_violations
+
+CLIENT_GONE = "the connection or standard input has ended"
+# Attached, by the cause that close() returns.
+ORDERLY_ENDS = {
+    "exit status 0": CLIENT_GONE,
+    f"exit status {CLIENT_DROPPED_STATUS}": "our one client was dropped; the broker's last line says why",
+}
 
 
 class Broker:
@@ -114,6 +123,12 @@ class Broker:
     def stop(self) -> None:
         """It tells its clients, then ends."""
         self._child.send(Stop())
+
+    async def ending(self, *, seconds: float) -> None:
+        """It has closed its channel: give it the time to end by itself, so that its status tells why."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._child.ended()
 
     async def close(self) -> str:
         """End it if it has not ended. Returns the cause."""

@@ -78,10 +78,13 @@ class Child(Generic[Incoming]):
         self._relaying = asyncio.create_task(relay(module.removeprefix("weave."), self._log, audited=audited))
 
     def send(self, message: Struct, descriptors: tuple[int, ...] = ()) -> None:
-        """A child that is gone or does not read its channel is on its way out: `ended` tells."""
+        """A child that does not read its channel is killed. One that has closed it is ending, as our reading finds too:
+        left alone, its exit status tells why."""
         try:
             self.channel.send(message, descriptors)
-        except (ChannelClosed, BlockingIOError):
+        except ChannelClosed:
+            pass
+        except BlockingIOError:
             self.kill()
 
     def kill(self) -> None:

@@ -74,8 +74,8 @@ def main() -> None:
         open_audit(settings.config)
         if recorder is not None:
             log.write("supervisor", "recording")
-        asyncio.run(Supervisor(settings, entrance, layers, read_settings, confined, recorder=recorder).run())
-        log.write("supervisor", "stopped")
+        supervisor = Supervisor(settings, entrance, layers, read_settings, confined, recorder=recorder)
+        log.write("supervisor", "stopped", reason=asyncio.run(supervisor.run()))
     except (ConfigError, OSError) as error:
         print(f"weave-compute: {error}", file=sys.stderr)
         raise SystemExit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_OS_ERROR) from None

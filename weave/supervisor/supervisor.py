@@ -17,7 +17,7 @@ from weave.protocol.control_messages import Alive, StartWorker, StopWorker
 from weave.sandbox.attestation import AttestationFailed, Confinement
 from weave.sandbox.mac import Mac
 from weave.sandbox.process import Account
-from weave.supervisor.broker import Broker
+from weave.supervisor.broker import CLIENT_GONE, ORDERLY_ENDS, Broker
 from weave.supervisor.notify import Notifier
 from weave.supervisor.recorder import Recorder
 from weave.supervisor.socket import Entrance
@@ -28,7 +28,8 @@ from weave.supervisor.zygote import Zygote, ZygoteEnded
 _BROKER_START_SECONDS = 20.0
 _STOP_SECONDS = 3.0
 _HANG_UP_SECONDS = 0.2
-_ORDERLY = "exit status 0"
+_ENDING_SECONDS = 2.0
+_ASKED = "a signal asked for it"
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 5.0
 # How often the broker is asked whether it lives, the socket's path looked at, and the metrics written.
@@ -79,8 +80,8 @@ class Supervisor:
         self._worker: Worker | None = None
         self._new_zygote = asyncio.Event()
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; attached, until whoever started us is gone."""
+    async def run(self) -> str:
+        """Serve until SIGTERM or SIGINT; attached, until whoever started us is gone, or is dropped. Returns why."""
         loop = asyncio.get_running_loop()
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -99,7 +100,7 @@ class Supervisor:
             await asyncio.wait([stopped, ended, zygotes, brokers, ticking], return_when=asyncio.FIRST_COMPLETED)
             if self._entrance.attached and brokers.done():
                 await asyncio.wait([ended], timeout=_HANG_UP_SECONDS)  # the broker may have seen it first
-            asked = stopped.done() or ended.done()
+            reason: str | None = _ASKED if stopped.done() else CLIENT_GONE if ended.done() else None
             stopping.set()
             log.write("supervisor", "stopping")
             self._notifier.stopping()
@@ -113,9 +114,12 @@ class Supervisor:
         for result in results:
             if isinstance(result, Exception):
                 raise result
-        if self._entrance.attached and not asked and results[1] != _ORDERLY:
+        if reason != _ASKED:
+            reason = ORDERLY_ENDS.get(str(results[1]), reason)
+        if reason is None:
             log.write("supervisor", "broker_ended", cause=results[1])
             raise ChildProcessError(f"the broker ended: {results[1]}")
+        return reason
 
     async def _run_zygote(self) -> str:
         self._zygote = Zygote(worker_config(self._settings.config), self._worker_confinement)
@@ -159,7 +163,7 @@ class Supervisor:
         except (ChannelViolation, AttestationFailed, TimeoutError) as error:
             log.write("supervisor", "broker_violation", detail=str(error) or type(error).__name__)
         except ChannelClosed:
-            pass
+            await broker.ending(seconds=_ENDING_SECONDS)
         finally:
             # No worker outlives the broker it answers to.
             if worker is not None:
