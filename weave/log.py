@@ -25,6 +25,7 @@ AUDITED = frozenset(
         "job_timed_out",
         "log_lost",
         "model_loaded",
+        "model_unloaded",
         "recording",
         "reloaded",
         "request_refused",
@@ -35,6 +36,7 @@ AUDITED = frozenset(
         "worker_ended",
         "worker_violation",
         "zygote_ended",
+        "zygote_replaced",
         "zygote_violation",
     )
 )

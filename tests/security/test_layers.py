@@ -92,6 +92,10 @@ UNATTESTED: dict[str, tuple[Changes, str]] = {
         },
         "Cap",
     ),
+    "a layer of its own words": (
+        {"gpu_worker/worker.py": [('"no-new-privs")', '"approved by the administrator")')]},
+        "not a message of this channel",
+    ),
     "a worker of another parent": (
         {"supervisor/worker.py": [("parent=zygote.pid", "parent=1")]},
         "is not a child of process 1",

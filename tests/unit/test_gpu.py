@@ -7,10 +7,21 @@ from tests.unit.test_queue import Model, Told
 from weave.broker.audit import Audit
 from weave.broker.gpu import Gpu
 from weave.broker.job import Job
+from weave.config.parts import Access, BrokerConfig
 from weave.config.schema import Limits
 from weave.protocol.control_messages import StartWorker, StopWorker, WorkerEnded
 from weave.protocol.errors import ErrorCode
 from weave.protocol.metrics import Metrics
+
+CONFIG = BrokerConfig(
+    mode="user",
+    models=(),
+    default_model=None,
+    limits=Limits(),
+    access=Access(uids=(1,)),
+    audit_prompts=False,
+    deliver_fds=True,
+)
 
 
 class SlowSupervisor:
@@ -30,7 +41,7 @@ class SlowSupervisor:
 class OldWorker:
     """Holds another model."""
 
-    model, device = "old", "cpu"
+    model, device, serves = "old", "cpu", None
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -39,8 +50,8 @@ class OldWorker:
 def test_a_job_whose_time_is_up_while_the_former_worker_ends_hears_of_it_once_and_gets_no_worker() -> None:
     async def main() -> tuple[list[Any], int]:
         supervisor = SlowSupervisor(0.3)
-        supervisor.gpu = gpu = Gpu(cast(Any, supervisor), Limits(), Audit(), Metrics())
-        gpu.worker, gpu._number = cast(Any, OldWorker()), 1
+        supervisor.gpu = gpu = Gpu(cast(Any, supervisor), CONFIG, Audit(), Metrics(), attached=False)
+        gpu.slot.worker, gpu.slot._number = cast(Any, OldWorker()), 1
         told = Told(uid=1)
         told.jobs = set()  # type: ignore[attr-defined]
         running = asyncio.create_task(gpu.run())
@@ -50,3 +61,7 @@ def test_a_job_whose_time_is_up_while_the_former_worker_ends_hears_of_it_once_an
         return [event.code for event in told.events if hasattr(event, "code")], supervisor.started
 
     assert asyncio.run(main()) == ([ErrorCode.TIMED_OUT], 0)
+
+
+def test_a_version_1_client_is_told_just_before_it_gives_up_after_120_seconds() -> None:
+    assert 115 <= Limits().v1_seconds < 120

@@ -1,6 +1,8 @@
 """Whose turn it is: the queue alone, with jobs that nobody runs."""
 
 import asyncio
+from collections.abc import Callable
+from itertools import count
 from typing import Any, cast
 
 from hypothesis import given, settings
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 
 from weave.broker.job import Job
 from weave.broker.principal import Principal
-from weave.broker.queue import MAX_OVERTAKEN, JobQueue
+from weave.broker.queue import MAX_AHEAD_SECONDS, MAX_OVERTAKEN, JobQueue
+from weave.config.schema import Limits
 from weave.protocol.peer import Peer
 
 
@@ -30,6 +33,19 @@ class Model:
         self.id = name
 
 
+class Clock:
+    """Stands still unless a test moves it."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def of_model(loaded: str | None) -> Callable[[Job], bool]:
+    return lambda job: job.model.id == loaded
+
+
 def job(number: int, uid: int, model: str = "a") -> Job:
     async def make() -> Job:
         return Job(number, cast(Any, Told(uid)), cast(Any, Model(model)))
@@ -38,22 +54,147 @@ def job(number: int, uid: int, model: str = "a") -> Job:
 
 
 def test_uids_take_turns_however_many_jobs_one_has() -> None:
-    queue = JobQueue()
+    queue = JobQueue(Clock())
     for number, uid in enumerate([1, 1, 1, 1, 2, 3, 2]):
         queue.add(job(number, uid))
-    assert [queue.take("a").uid for _ in range(7)] == [1, 2, 3, 1, 2, 1, 1]
+    assert [queue.take(of_model("a")).uid for _ in range(7)] == [1, 2, 3, 1, 2, 1, 1]
+
+
+def nothing_fits(_: Job) -> bool:
+    return False
+
+
+class Gpu:
+    """Does one job after the other; each takes as many seconds as `seconds` has for its UID."""
+
+    def __init__(self, seconds: dict[int, float]) -> None:
+        self.clock = Clock()
+        self.queue = JobQueue(self.clock)
+        self._seconds = seconds
+        self._numbers = count()
+
+    def ask(self, uid: int, jobs: int = 1, model: str = "a") -> Job:
+        for _ in range(jobs):
+            asked = job(next(self._numbers), uid, model)
+            self.queue.add(asked)
+        return asked
+
+    def do(self, jobs: int = 1, fits: Callable[[Job], bool] = nothing_fits) -> list[int]:
+        """Whose they were."""
+        done = []
+        for _ in range(jobs):
+            done.append(self.begin(fits))
+            self.end(done[-1])
+        return done
+
+    def begin(self, fits: Callable[[Job], bool] = nothing_fits) -> int:
+        return self.queue.take(fits).uid
+
+    def end(self, uid: int) -> None:
+        self.clock.now += self._seconds[uid]
+        self.queue.over()
+
+
+def test_users_share_the_gpus_seconds_not_the_number_of_their_jobs() -> None:
+    gpu = Gpu({1: 10.0, 2: 2.0, 3: 1.0})
+    for uid, jobs in ((1, 10), (2, 50), (3, 100)):
+        gpu.ask(uid, jobs)
+    done = gpu.do(80)
+    assert [done.count(1) * 10, done.count(2) * 2, done.count(3)] == [50, 50, 50]
+
+
+def test_a_newcomer_is_served_next_and_is_not_owed_what_others_had_before() -> None:
+    gpu = Gpu({1: 100.0, 2: 50.0})
+    gpu.ask(1, 10)
+    gpu.do(5)
+    gpu.begin()
+    gpu.clock.now += 40
+    gpu.ask(2, 20)
+    gpu.clock.now += 60
+    gpu.queue.over()
+    # 60 seconds of UID 1's sixth job were after UID 2 came, so it has 60 ahead of it, and no more.
+    assert gpu.do(8) == [2, 2, 1, 2, 2, 1, 2, 2]
+
+
+def test_a_debt_outlives_an_absence_while_others_wait_and_is_forgiven_when_nobody_does() -> None:
+    gpu = Gpu({1: 30.0, 2: 10.0})
+    gpu.ask(2, 6)
+    gpu.ask(1)
+    assert gpu.do(2) == [2, 1]
+    gpu.ask(1)  # gone meanwhile; the others have used 10
+    assert gpu.do(4) == [2, 2, 1, 2]
+    assert gpu.do(2) == [2, 2]  # and nobody is left
+    gpu.ask(1)
+    gpu.ask(2)
+    assert gpu.do(2) == [1, 2]
+
+
+def test_whose_job_cost_the_worker_pays_for_the_next_ones_start() -> None:
+    gpu = Gpu({1: 1.0, 2: 1.0})
+    gpu.ask(1, 3)
+    gpu.ask(2, 9)
+    assert gpu.do() == [1]
+    gpu.begin()
+    gpu.queue.bill(Principal(1))
+    gpu.clock.now += 6
+    gpu.queue.bill(Principal(2))
+    gpu.end(2)
+    assert gpu.do(9) == [2] * 6 + [1, 2, 1]
+
+
+def test_the_worker_that_there_is_goes_first_only_while_its_user_is_not_far_ahead() -> None:
+    for seconds, expected in ((10.0, [1, 1, 1, 1, 1, 2]), (MAX_AHEAD_SECONDS + 1, [1, 2, 1, 2])):
+        gpu = Gpu({1: seconds, 2: seconds})
+        gpu.ask(1, 9)
+        gpu.ask(2, 9)
+        assert gpu.do(len(expected), fits=lambda job: job.uid == 1) == expected
+
+
+def test_nobody_is_kept_from_the_gpu_by_the_longest_jobs_of_four_others_until_his_own_is_given_up() -> None:
+    limits = Limits()
+    longest = limits.start_seconds + limits.load_seconds + limits.job_seconds
+    others = range(1, 5)
+    gpu = Gpu(dict.fromkeys(others, longest) | {9: 1.0})
+    for uid in others:
+        gpu.ask(uid, 20)
+    gpu.do(5)
+    running = gpu.begin()
+    began = gpu.clock.now
+    gpu.ask(9)
+    gpu.end(running)
+    while 9 not in gpu.do(fits=lambda job: job.uid == running):
+        pass
+    # However bad the moment: one that runs, and each of the others once.
+    assert gpu.clock.now - began <= 5 * longest < limits.queued_seconds
+
+
+def test_positions_are_told_by_what_each_has_used_and_jobs_usually_take() -> None:
+    gpu = Gpu({1: 8.0, 2: 8.0, 3: 8.0})
+    gpu.ask(3, 30)
+    gpu.do(30)  # a job takes eight seconds
+    gpu.ask(1, 3)
+    gpu.ask(2, 3)
+    assert [found.uid for found in gpu.queue.in_order()] == [1, 2, 1, 2, 1, 2]
+    assert gpu.begin() == 1
+    # The one that runs will have used eight seconds when the next one starts.
+    assert [found.uid for found in gpu.queue.in_order()] == [2, 1, 2, 1, 2]
+    gpu.clock.now += 20  # it takes longer than it should
+    gpu.ask(2)
+    assert [found.uid for found in gpu.queue.in_order()] == [2, 2, 2, 1, 2, 1]
+    gpu.end(1)
+    assert gpu.do(6) == [2, 2, 2, 2, 1, 1]
 
 
 def test_the_loaded_model_goes_first_but_nobody_is_overtaken_for_ever() -> None:
-    queue = JobQueue()
+    queue = JobQueue(Clock())
     queue.add(job(0, 1, "b"))
     for number in range(1, 20):
         queue.add(job(number, 2, "a"))
-    assert [queue.take("a").model.id for _ in range(MAX_OVERTAKEN + 1)] == ["a"] * MAX_OVERTAKEN + ["b"]
+    assert [queue.take(of_model("a")).model.id for _ in range(MAX_OVERTAKEN + 1)] == ["a"] * MAX_OVERTAKEN + ["b"]
 
 
 def test_a_line_in_front_that_always_has_a_new_head_does_not_let_others_be_overtaken_for_ever() -> None:
-    queue = JobQueue()
+    queue = JobQueue(Clock())
     front = [job(number, 1, "b") for number in range(20)]
     for waiting in front:
         queue.add(waiting)
@@ -62,7 +203,7 @@ def test_a_line_in_front_that_always_has_a_new_head_does_not_let_others_be_overt
         queue.add(job(number, 3, "a"))
     taken = []
     for number in range(20):
-        taken.append(queue.take("a").number)
+        taken.append(queue.take(of_model("a")).number)
         if taken[-1] == 50:
             break
         queue.remove(front[number])  # cancelled just before its turn
@@ -70,7 +211,7 @@ def test_a_line_in_front_that_always_has_a_new_head_does_not_let_others_be_overt
 
 
 def test_a_client_is_told_its_position_only_when_it_changes() -> None:
-    queue = JobQueue()
+    queue = JobQueue(Clock())
     jobs = [job(number, 1) for number in range(3)]
     for waiting in jobs:
         queue.add(waiting)
@@ -90,7 +231,7 @@ happenings = st.lists(
 def test_within_a_uid_the_order_is_kept_and_whoever_is_next_in_line_waits_a_bounded_number_of_turns(
     happened: list[tuple[int, str] | None],
 ) -> None:
-    queue = JobQueue()
+    queue = JobQueue(Clock())
     lines: dict[int, list[int]] = {}
     waited: dict[int, int] = {}
     loaded = None
@@ -100,7 +241,7 @@ def test_within_a_uid_the_order_is_kept_and_whoever_is_next_in_line_waits_a_boun
             queue.add(job(number, *entry))
             lines.setdefault(entry[0], []).append(number)
         elif len(queue):
-            taken = queue.take(loaded)
+            taken = queue.take(of_model(loaded))
             loaded = taken.model.id
             assert lines[taken.uid].pop(0) == taken.number
             uids = sum(map(bool, lines.values())) + 1
@@ -111,12 +252,12 @@ def test_within_a_uid_the_order_is_kept_and_whoever_is_next_in_line_waits_a_boun
 
 
 def test_uids_with_different_models_cause_fewer_changes_than_strict_turns_would() -> None:
-    queue = JobQueue()
+    queue = JobQueue(Clock())
     for number in range(60):
         queue.add(job(number, 1 + number % 3, MODELS[number % 2]))
     loaded, changes = None, 0
     for _ in range(60):
-        taken = queue.take(loaded)
+        taken = queue.take(of_model(loaded))
         changes += taken.model.id != loaded
         loaded = taken.model.id
     assert changes < 60 / 2

@@ -4,16 +4,17 @@ import asyncio
 import socket
 from itertools import count
 
-from weave import __version__, log
+from weave import log
 from weave.broker.access import is_allowed
 from weave.broker.audit import Audit
 from weave.broker.connection import Connection, refuse
 from weave.broker.gpu import Gpu
-from weave.broker.job import Job
+from weave.broker.job import Job, UserNumbers
 from weave.broker.limits import Admission
 from weave.broker.principal import principal_of
 from weave.broker.reply import Reply, Version2Reply
 from weave.broker.requests import fill_in, pick_model, pick_v1_model
+from weave.broker.status import Standing, report_to
 from weave.config.parts import BrokerConfig, from_memfd
 from weave.protocol import version1
 from weave.protocol.bounds import Parameters
@@ -24,13 +25,11 @@ from weave.protocol.client_messages import (
     Done,
     Error,
     Generate,
-    JobStatus,
     ListModels,
     LoadModel,
     ModelOffer,
     Models,
     Status,
-    StatusReport,
     Unload,
 )
 from weave.protocol.control_messages import (
@@ -75,9 +74,10 @@ class Broker:
         self._audit = Audit(config.access)
         self._metrics = Metrics()
         self._admission = Admission(config)
-        self._gpu = Gpu(supervisor, config.limits, self._audit, self._metrics)
+        self._gpu = Gpu(supervisor, config, self._audit, self._metrics, attached=attached)
         self._clients: dict[Connection, asyncio.Task[None]] = {}
         self._job_numbers = count(1)
+        self._user_numbers = UserNumbers()
         self._started_at = asyncio.get_running_loop().time()
         # Attached: the one client was dropped by us, and did not go by itself.
         self.client_dropped = False
@@ -155,6 +155,8 @@ class Broker:
             self._admission.leave(connection)
             for job in list(connection.jobs):
                 self._gpu.cancel(job)
+            jobs = {job.uid for job in self._gpu.jobs()}
+            self._user_numbers.forget_all_but(jobs | {other.peer.uid for other in self._clients})
 
     def _handle(self, reply: Reply, message: ClientMessage | version1.Request) -> None:
         """The whitelist of what a client can ask. Raises RequestError."""
@@ -162,13 +164,13 @@ class Broker:
         self._metrics.requests += 1
         match message:
             case Status():
-                reply.send(self._status(uid))
+                reply.send(report_to(uid, self._standing()))
             case ListModels():
                 default = self._config.default_model
-                reply.send(Models(models=self._config.models, default=default, loaded=self._loaded()))
+                reply.send(Models(models=self._config.models, default=default, loaded=self._loaded(uid)))
             case Generate():
                 self._admit(reply)
-                model = pick_model(self._config, message.model, self._loaded())
+                model = pick_model(self._config, message.model, self._loaded(uid))
                 self._submit(reply, model, message, fill_in(message, model))
             case version1.Request():
                 self._admit(reply)
@@ -201,7 +203,9 @@ class Broker:
         peer = reply.connection.peer
         queue, principal = self._gpu.queue, reply.connection.principal
         self._admission.check_queue(principal, waiting=len(queue), theirs=queue.waiting(principal))
-        job = Job(next(self._job_numbers), reply, model, generate, parameters)
+        number = next(self._job_numbers)
+        theirs = self._user_numbers.next(peer.uid) if self._config.mode == "system" else number
+        job = Job(number, reply, model, generate, parameters, user_number=theirs)
         reply.connection.jobs.add(job)
         if parameters is not None and self._config.audit_prompts:
             self._audit.write("generate", peer, job=job.number, model=model.id, prompt=parameters.prompt)
@@ -210,13 +214,15 @@ class Broker:
     def _unload(self, reply: Reply) -> None:
         assert isinstance(reply, Version2Reply)  # version 1 has no word for it
         unloads = reply.connection.unloads
+        unloading = self._gpu.unload(reply.connection.peer)
         unloads.add(reply.request)
 
-        def tell(_: object) -> None:
+        def tell(done: "asyncio.Future[None]") -> None:
             unloads.remove(reply.request)
-            reply.send(Done())
+            refused = done.exception()
+            reply.send(Error.from_exception(refused) if isinstance(refused, RequestError) else Done())
 
-        self._gpu.unload().add_done_callback(tell)
+        unloading.add_done_callback(tell)
 
     def _find_job(self, connection: Connection, message: Cancel) -> Job:
         """Any connection of a user may cancel any job of that user, and of nobody else."""
@@ -229,42 +235,22 @@ class Broker:
             raise RequestError(
                 ErrorCode.INVALID_REQUEST, "no such request in flight", field="request", value=message.request
             )
-        for job in self._jobs():
-            if job.number == message.job and job.uid == connection.peer.uid:
+        for job in self._gpu.jobs():
+            if job.user_number == message.job and job.uid == connection.peer.uid:
                 return job
         raise RequestError(ErrorCode.INVALID_REQUEST, "no such job of yours", field="job", value=message.job)
 
-    def _jobs(self) -> list[Job]:
-        running = [self._gpu.running] if self._gpu.running is not None else []
-        return [*running, *self._gpu.queue.in_order()]
+    def _loaded(self, uid: int) -> str | None:
+        worker = self._gpu.worker_for(uid)
+        return worker.model if worker is not None else None
 
-    def _loaded(self) -> str | None:
-        return self._gpu.worker.model if self._gpu.worker is not None else None
-
-    def _status(self, uid: int) -> StatusReport:
-        worker = self._gpu.worker
-        memory = worker.memory if worker else None
-        return StatusReport(
-            version=__version__,
+    def _standing(self) -> Standing:
+        return Standing(
+            config=self._config,
             uptime=asyncio.get_running_loop().time() - self._started_at,
-            mode=self._config.mode,
-            worker=self._gpu.state,
-            model=self._loaded(),
-            device=worker.device if worker else None,
-            dtype=worker.dtype if worker else None,
-            memory_used=memory.used if memory else None,
-            memory_total=memory.total if memory else None,
-            queue_length=len(self._gpu.queue),
-            queue_limit=self._config.limits.queue,
-            connections=self._admission.connections(),
-            jobs=tuple(
-                JobStatus(job=job.number, model=job.model.id, state=job.state, position=max(job.position, 0))
-                for job in self._jobs()
-                if job.uid == uid and job.state != "over"
-            ),
-            sandbox=self._sandbox | {"worker": self._gpu.layers},
-            worker_restarts=self._metrics.workers_lost,
-            images_made=self._metrics.images,
+            sandbox=self._sandbox,
+            gpu=self._gpu,
+            connections=[connection.peer.uid for connection in self._clients],
             metrics=self._metrics,
         )
 
@@ -292,19 +278,17 @@ class Broker:
                     raise ChannelViolation("descriptors out of place")
 
     def _reconfigure(self, config: BrokerConfig) -> None:
-        """Connections and jobs live on, but those of whoever is not allowed any more; the worker ends
-        after its running job, since its model may have changed."""
+        """Connections and jobs live on, but those of whoever is not allowed any more."""
         self._config = config
         self._admission.reconfigure(config)
         self._audit.reconfigure(config.access)
-        self._gpu.limits = config.limits
-        self._gpu.unload()
+        self._gpu.reconfigure(config)
         for connection in self._clients:
             if not self._attached and not is_allowed(config.access, connection.peer, connection.sock):
                 connection.drop("its user is not allowed any more")
 
     async def _say_goodbye(self) -> None:
-        for job in self._jobs():
+        for job in self._gpu.jobs():
             job.fail(ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
         await asyncio.gather(*(connection.flush(seconds=_FLUSH_SECONDS) for connection in self._clients))
         self._audit.close()

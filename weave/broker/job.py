@@ -1,6 +1,7 @@
 """A job: a generate or load_model request from when it is accepted until its last event is sent."""
 
 import asyncio
+from itertools import count
 from typing import Literal
 
 from weave.broker.principal import Principal
@@ -12,7 +13,8 @@ from weave.protocol.errors import ErrorCode, RequestError
 
 
 class Job:
-    """`parameters` and `generate` are None for load_model. `position` is the last one that the client was told;
+    """`number` is the daemon's own, for the worker and the log; `user_number` is what the client knows it by.
+    `parameters` and `generate` are None for load_model. `position` is the last one that the client was told;
     `begun`: a worker has sent something of it."""
 
     def __init__(
@@ -22,8 +24,11 @@ class Job:
         model: ModelOffer,
         generate: Generate | None = None,
         parameters: Parameters | None = None,
+        *,
+        user_number: int | None = None,
     ) -> None:
         self.number = number
+        self.user_number = number if user_number is None else user_number
         self.reply = reply
         self.connection = reply.connection
         self.model = model
@@ -65,3 +70,19 @@ class Job:
     def fail(self, code: ErrorCode, message: str) -> None:
         """Finish with an error."""
         self.finish(Error.from_exception(RequestError(code, message)))
+
+
+class UserNumbers:
+    """What users call their jobs: from 1 for each UID, so that nobody learns from them how many others there are."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, count[int]] = {}
+
+    def next(self, uid: int) -> int:
+        """For a new job of this UID."""
+        return next(self._numbers.setdefault(uid, count(1)))
+
+    def forget_all_but(self, uids: set[int]) -> None:
+        """Those who have neither a connection nor a job begin at 1 again."""
+        for uid in self._numbers.keys() - uids:
+            del self._numbers[uid]

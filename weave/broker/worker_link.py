@@ -36,11 +36,12 @@ class WorkerError(Exception):
 
 
 class WorkerLink:
-    """An attested worker that holds, or will hold, one model."""
+    """An attested worker that holds, or will hold, one model; `serves` is the one UID whose jobs it does, None: all."""
 
-    def __init__(self, number: int, model: str, channel: int) -> None:
+    def __init__(self, number: int, model: str, channel: int, *, serves: int | None = None) -> None:
         self.number = number
         self.model = model
+        self.serves = serves
         self.device: str | None = None
         self.dtype: str | None = None
         self.memory: Memory | None = None

@@ -1,7 +1,7 @@
 """The part of the config that each child gets, in a sealed memfd: the broker never sees a path, the worker
 never sees who may connect."""
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -25,15 +25,16 @@ class Access(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Model IDs with their bounds, the limits, and who may connect."""
+    """Model IDs with their bounds, the limits, and who may connect. `isolate_users`: no worker serves two UIDs."""
 
-    mode: str
+    mode: Literal["user", "system", "attached"]
     models: tuple[ModelOffer, ...]
     default_model: str | None
     limits: Limits
     access: Access
     audit_prompts: bool
     deliver_fds: bool
+    isolate_users: bool = False
 
 
 class WorkerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -52,7 +53,7 @@ class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     models: tuple[WorkerModel, ...]
 
 
-def broker_config(config: Config, *, mode: str, access: Access) -> BrokerConfig:
+def broker_config(config: Config, *, mode: Literal["user", "system", "attached"], access: Access) -> BrokerConfig:
     """The broker's part."""
     models = offers(config)
     return BrokerConfig(
@@ -63,6 +64,7 @@ def broker_config(config: Config, *, mode: str, access: Access) -> BrokerConfig:
         access=access,
         audit_prompts=config.audit.prompts,
         deliver_fds=mode != "system" or config.system.deliver_fds,
+        isolate_users=mode == "system" and config.system.isolate_users,
     )
 
 

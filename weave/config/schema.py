@@ -57,14 +57,16 @@ class Limits(_Table, frozen=True, kw_only=True):
     # Images that went to clients of a UID as descriptors since the daemon's start, and so may still be held in memory.
     # Further ones are sent inline.
     delivered_bytes: Annotated[int, Meta(ge=0, le=2**40)] = 1024 * 1024 * 1024
-    queued_seconds: Seconds = 600.0
+    # More than others' longest jobs can take, or they would end one that waits: docs/design.md, "Whose turn it is".
+    queued_seconds: Seconds = 7200.0
     start_seconds: Seconds = 60.0
     load_seconds: Seconds = 600.0
     job_seconds: Seconds = 600.0
-    # The worker ends when it had nothing to do for this long, and all of its memory comes back.
+    # The worker ends when it had nothing to do for this long, and all of its memory comes back. Not in attached mode.
     idle_unload_seconds: Seconds = 300.0
-    # From a version 1 request's arrival to its reply: those clients give up after 65 s.
-    v1_seconds: Seconds = 60.0
+    # From a version 1 request's arrival to its reply, queue and loading included. Those clients give up after 120 s:
+    # what they still wait for is done, and what cannot be done in time they are told.
+    v1_seconds: Seconds = 118.0
 
 
 class SystemConfig(_Table, frozen=True, kw_only=True):
@@ -82,6 +84,9 @@ class SystemConfig(_Table, frozen=True, kw_only=True):
     # Images as descriptors (deliver = "fd") for clients that ask for them, up to limits.delivered_bytes each: memory
     # that counts as the daemon's until the client lets go. Else they get them inline.
     deliver_fds: bool = False
+    # A worker serves one UID, and the next UID gets a new one: a worker that one user's job took over never sees
+    # another user's prompt.
+    isolate_users: bool = True
     # Serve only where AppArmor or SELinux holds each process in its own profile or domain (weave/sandbox/mac.py).
     require_mac: bool = False
 

@@ -89,7 +89,7 @@ class Zygote:
         self._selector.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
-        self._control.send(Exited(worker=worker, status=os.waitstatus_to_exitcode(status)))
+        self._control.send(Exited(worker=worker, pid=pid, status=os.waitstatus_to_exitcode(status)))
 
 
 if __name__ == "__main__":

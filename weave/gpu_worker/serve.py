@@ -14,7 +14,7 @@ from weave.model_files import ModelFilesRefused, check_model_files, check_sha256
 from weave.protocol.bounds import check_parameters, check_preview_every
 from weave.protocol.channel import Channel, ChannelViolation, close_all
 from weave.protocol.errors import RequestError
-from weave.protocol.worker_messages import CancelRun, Failed, Finished, Load, Loaded, Run, ToWorker
+from weave.protocol.worker_messages import MAX_DETAIL, CancelRun, Failed, Finished, Load, Loaded, Run, ToWorker
 
 
 def serve(channel: Channel[ToWorker], model: WorkerModel, device: torch.device, dtype: torch.dtype) -> None:
@@ -65,10 +65,10 @@ def _failed(job: int, error: Exception, device: torch.device) -> Failed:
     if isinstance(error, Cancelled):
         return Failed(job=job, reason="cancelled", detail="")
     if isinstance(error, ModelFilesRefused | RequestError):
-        return Failed(job=job, reason="refused", detail=str(error))
+        return Failed(job=job, reason="refused", detail=str(error)[:MAX_DETAIL])
     out_of_memory = devices.is_out_of_memory(error)
     log.write("worker", "job_failed", job=job, detail="".join(traceback.format_exception(error))[-4000:])
     # The traceback holds the tensors of the failed job.
     error.__traceback__ = None
     devices.release_memory(device)
-    return Failed(job=job, reason="out_of_memory" if out_of_memory else "internal", detail=str(error)[:1000])
+    return Failed(job=job, reason="out_of_memory" if out_of_memory else "internal", detail=str(error)[:MAX_DETAIL])

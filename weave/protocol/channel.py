@@ -82,7 +82,8 @@ class Channel(Generic[Incoming]):
             return self._decoder.decode(data), descriptors
         except UNDECODABLE as error:
             close_all(descriptors)
-            raise ChannelViolation(str(error)[:200]) from None
+            # Not the decoder's words: they quote the sender's, and this ends up in the receiver's own log lines.
+            raise ChannelViolation(f"not a message of this channel: {type(error).__name__}") from None
 
     def refuse_descriptors(self) -> None:
         """From now on none may come, as far as the kernel can refuse them (peer.refuse_descriptors)."""

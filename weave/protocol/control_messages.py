@@ -1,10 +1,28 @@
 """What the supervisor says to its children and they to it. Descriptors travel beside the messages."""
 
-from typing import TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from weave.protocol.metrics import Metrics
+from weave.protocol.metrics import Count, Metrics
+
+# A child's words end up in the supervisor's own lines, in the audit and in status: so they come from closed sets.
+Layer: TypeAlias = Annotated[
+    str,
+    Meta(pattern=r"\A(landlock-[0-9]{1,3}|no-capabilities|seccomp|seccomp-recording|no-new-privs)\Z"),
+]
+Layers: TypeAlias = Annotated[tuple[Layer, ...], Meta(max_length=8)]
+StopReason: TypeAlias = Literal[
+    "unload",
+    "idle",
+    "the config has changed",
+    "another model is wanted",
+    "another user is served",
+    "the model could not be loaded",
+    "the job took too long",
+    "the worker broke the protocol",
+    "the worker is gone",
+]
 
 # The broker's exit status when, attached, it has dropped its one client. sysexits.h: EX_PROTOCOL
 CLIENT_DROPPED_STATUS = 76
@@ -19,7 +37,7 @@ class LockedDown(_Message, frozen=True, kw_only=True, tag="locked_down"):
     hears of every refused system call. `layers` is what the child says is in force; what counts is what the
     supervisor then reads in /proc itself."""
 
-    layers: tuple[str, ...]
+    layers: Layers
 
 
 # Broker and supervisor
@@ -28,23 +46,23 @@ class LockedDown(_Message, frozen=True, kw_only=True, tag="locked_down"):
 class StartWorker(_Message, frozen=True, kw_only=True, tag="start_worker"):
     """The broker needs a worker for `model`. Answered by WorkerStarted or WorkerEnded with the same `worker`."""
 
-    worker: int
+    worker: Count
     model: str
 
 
 class StopWorker(_Message, frozen=True, kw_only=True, tag="stop_worker"):
     """End that worker: SIGKILL, so that a worker that hangs in native code goes too. Answered by WorkerEnded."""
 
-    worker: int
-    reason: str
+    worker: Count
+    reason: StopReason
 
 
 class Alive(_Message, frozen=True, kw_only=True, tag="alive"):
     """The answer to Ping, and what there is to count."""
 
     metrics: Metrics
-    connections: int
-    queue_length: int
+    connections: Count
+    queue_length: Count
 
 
 FromBroker: TypeAlias = LockedDown | StartWorker | StopWorker | Alive
@@ -122,6 +140,7 @@ class Exited(_Message, frozen=True, kw_only=True, tag="exited"):
     """The worker is reaped. `status` is an exit status, or minus the number of the signal that ended it."""
 
     worker: int
+    pid: int
     status: int
 
 

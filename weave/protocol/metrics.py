@@ -18,7 +18,7 @@ class Histogram(Struct, forbid_unknown_fields=True):
     counts: Annotated[list[Count], Meta(min_length=len(BUCKETS) + 1, max_length=len(BUCKETS) + 1)] = field(
         default_factory=lambda: [0] * (len(BUCKETS) + 1)
     )
-    sum: float = 0.0
+    sum: Annotated[float, Meta(ge=0)] = 0.0
 
     def observe(self, seconds: float) -> None:
         """Count one value."""

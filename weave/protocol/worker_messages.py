@@ -11,6 +11,9 @@ from msgspec import Meta, Struct
 from weave.protocol.bounds import Parameters
 from weave.protocol.client_messages import ImageFormat
 
+# Of what a worker says for the log, in characters.
+MAX_DETAIL = 1000
+
 
 class _Message(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
     pass
@@ -98,7 +101,7 @@ class Failed(_Message, frozen=True, kw_only=True, tag="failed"):
 
     job: int
     reason: Literal["cancelled", "out_of_memory", "refused", "internal"]
-    detail: str
+    detail: Annotated[str, Meta(max_length=MAX_DETAIL)]
 
 
 FromWorker: TypeAlias = Loaded | Progressed | Previewed | Made | Finished | Failed

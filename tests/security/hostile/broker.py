@@ -6,7 +6,7 @@ import math
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import structs
@@ -57,6 +57,20 @@ def two_workers(supervisor: Supervisor) -> None:
     supervisor.send(StartWorker(worker=2, model="shapes"))
 
 
+# What an audit would be believed to say, had the supervisor written it.
+FORGED_REASON = "approved by the administrator"
+
+
+def a_reason_of_its_own(supervisor: Supervisor) -> None:
+    supervisor.send(StartWorker(worker=1, model="shapes"))
+    supervisor.send(StopWorker(worker=1, reason=cast(Any, FORGED_REASON)))
+
+
+def a_field_of_its_own(supervisor: Supervisor) -> None:
+    """A decoder's error would quote its name."""
+    raw(supervisor, msgspec.msgpack.encode({"type": "stop_worker", "worker": 1, FORGED_REASON: ""}))
+
+
 def alive_twice(supervisor: Supervisor) -> None:
     """Once it may just have been asked."""
     supervisor.send(ALIVE)
@@ -74,15 +88,19 @@ async def metrics_of_another_shape(supervisor: Supervisor) -> None:
 # Each breaks the protocol, which the supervisor must see.
 FORGERIES: dict[str, Callable[[Supervisor], Any]] = {
     "a second worker": two_workers,
+    "a reason of its own": a_reason_of_its_own,
+    "a field of its own": a_field_of_its_own,
+    "a negative worker": lambda supervisor: supervisor.send(StopWorker(worker=-1, reason="unload")),
+    "less than no connections": lambda supervisor: supervisor.send(structs.replace(ALIVE, connections=-1)),
     "locked down again": lambda supervisor: supervisor.send(LockedDown(layers=())),
     "alive unasked for": alive_twice,
-    "the zygote's message": lambda supervisor: supervisor.send(Exited(worker=1, status=0)),
+    "the zygote's message": lambda supervisor: supervisor.send(Exited(worker=1, pid=1, status=0)),
     "the supervisor's own message": lambda supervisor: supervisor.send(WorkerEnded(worker=1, cause="")),
     "not msgpack": lambda supervisor: raw(supervisor, b"\xc1"),
     "deep nesting": lambda supervisor: raw(supervisor, b"\x91" * 100_000),
     "a giant message": lambda supervisor: raw(supervisor, bytes(200_000)),
     "a request with a descriptor": lambda supervisor: raw(
-        supervisor, msgspec.msgpack.encode(StopWorker(worker=1, reason="")), 1
+        supervisor, msgspec.msgpack.encode(StopWorker(worker=1, reason="unload")), 1
     ),
     "a hundred descriptors": lambda supervisor: raw(supervisor, b"\x80", 100),
     "metrics of another shape": metrics_of_another_shape,
@@ -100,7 +118,7 @@ async def a_model_that_is_not_in_the_list(supervisor: Supervisor) -> str:
 async def the_end_of_another_worker(supervisor: Supervisor) -> str:
     """Only its own can be ended, by its number: not the supervisor, nor a process."""
     for number in (0, 2, 4000, 2**40):
-        supervisor.send(StopWorker(worker=number, reason="x" * 10_000))
+        supervisor.send(StopWorker(worker=number, reason="unload"))
     return type((await receive(supervisor))[0]).__name__
 
 

@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import ctypes
 import fcntl
 import os
 import socket
@@ -12,6 +13,8 @@ from weave.gpu_worker.pipeline import Job
 from weave.gpu_worker.pipeline import run as draw
 from weave.protocol.channel import sealed_memfd
 from weave.protocol.worker_messages import (
+    MAX_DETAIL,
+    Failed,
     Finished,
     Loaded,
     Made,
@@ -70,6 +73,9 @@ FORGERIES: dict[str, Callable[[Job], Any]] = {
     ),
     "loaded again": lambda job: job.channel.send(Loaded(device="cpu", dtype="float32", memory=MEMORY)),
     "a device of a name without end": lambda job: job.channel.send(Loaded(device="x" * 65, dtype="", memory=MEMORY)),
+    "more words than there may be": lambda job: job.channel.send(
+        Failed(job=job.run.job, reason="internal", detail="x" * (MAX_DETAIL + 1))
+    ),
     # About as much as the kernel lets through in one message.
     "a giant message": lambda job: job.channel.send(Loaded(device="x" * 200_000, dtype="", memory=MEMORY)),
     "not msgpack": lambda job: raw(job, b"\xc1"),
@@ -126,6 +132,8 @@ ATTACKS: dict[str, Callable[[Job], Any]] = {
     **FORGERIES,
     **CALLS,
     "open /etc/passwd": read_passwd,
+    # What is left of an exploit that guessed an address wrong.
+    "a fault": lambda _: ctypes.string_at(8),
     "a new driver": behave_like_a_new_driver,
 }
 

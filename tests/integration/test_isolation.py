@@ -1,0 +1,215 @@
+"""System mode: a worker serves one user, status tells nobody about others, nobody unloads another's model."""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.builds import Changes, build
+from tests.support.daemon import Daemon, wait_for
+from tests.support.pictures import PROMPT, draw, images
+from tests.support.system import MODEL, SYSTEM, system_daemon
+from tests.support.users import ALICE, BOB, as_user, uid
+from weave.client import Client, WeaveError
+from weave.protocol.client_messages import Loading, Progress, Queued
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+
+LONG: dict[str, Any] = {"model": "shapes", "steps": 100, "images": 8}
+
+
+@contextmanager
+def system(*, isolate_users: bool, changes: Changes | None = None) -> Iterator[Daemon]:
+    folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
+    more = {} if changes is None else {"command": readable(build(changes))}
+    table = f'[system]\nisolate_users = {str(isolate_users).lower()}\nsocket_mode = "0666"'
+    daemon = system_daemon(folder, SYSTEM.replace("[system]", table) + MODEL, **more).wait_until_serving()
+    try:
+        yield daemon
+    finally:
+        assert daemon.stop() == 0
+
+
+def readable(command: tuple[str, ...]) -> tuple[str, ...]:
+    """A build's folder is ours alone, but other users are to run it."""
+    Path(command[0]).parents[1].chmod(0o755)
+    return command
+
+
+@pytest.fixture(scope="module")
+def isolated(users: None) -> Iterator[Daemon]:
+    with system(isolate_users=True) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def shared(users: None) -> Iterator[Daemon]:
+    with system(isolate_users=False) as daemon:
+        yield daemon
+
+
+def by(name: str, daemon: Daemon, action: Callable[[Client], Any]) -> Any:
+    """What `action` returns, done by that user."""
+
+    def connected() -> Any:
+        with Client(daemon.socket, timeout=100) as client:
+            return action(client)
+
+    return as_user(name, connected)
+
+
+def a_picture(client: Client) -> int:
+    return len(images(draw(client)))
+
+
+def events_of_a_picture(client: Client) -> list[str]:
+    return [type(answer.event).__name__ for answer in draw(client)]
+
+
+def unload(client: Client) -> list[Any]:
+    try:
+        client.unload()
+    except WeaveError as error:
+        return [error.code.value, error.error.field, error.error.value, str(error)]
+    return ["done"]
+
+
+def told_of_the_worker(client: Client) -> list[Any]:
+    report = client.status()
+    return [report.worker, report.model, report.device, report.memory_used is None, client.list_models().loaded]
+
+
+def workers(daemon: Daemon, users: list[str]) -> list[int]:
+    """Which worker did the picture of each of these users, one after the other."""
+    with daemon.client() as root:
+        root.unload()
+    found = []
+    for name in users:
+        assert by(name, daemon, a_picture) == 1
+        found.append(daemon.pid_of("worker"))
+    return [sorted(set(found), key=found.index).index(worker) for worker in found]
+
+
+def test_each_user_s_jobs_are_done_by_a_worker_of_its_own(isolated: Daemon) -> None:
+    ended = len(isolated.events("worker_ended"))
+    assert workers(isolated, [ALICE, ALICE, BOB, ALICE]) == [0, 0, 1, 2]
+    causes = [line["cause"] for line in isolated.events("worker_ended")[ended:]]
+    assert causes[-2:] == ["another user is served"] * 2
+
+
+def test_without_isolation_one_worker_serves_all(shared: Daemon) -> None:
+    assert workers(shared, [ALICE, BOB, ALICE]) == [0, 0, 0]
+
+
+# A worker that was taken over by a job, and tells of every prompt that it gets to see from then on.
+CURIOUS: Changes = {
+    "gpu_worker/serve.py": [
+        (
+            "                run(Job(channel, pipeline, model.offer, message))\n",
+            "                SEEN.append(message.parameters.prompt)\n"
+            "                log.write('worker', 'seen', prompts=SEEN)\n"
+            "                run(Job(channel, pipeline, model.offer, message))\n",
+        ),
+        ("def serve(", "SEEN: list[str] = []\n\n\ndef serve("),
+    ]
+}
+
+
+@pytest.mark.parametrize("isolate_users", [True, False])
+def test_a_worker_that_one_user_took_over_sees_another_users_prompts_only_without_isolation(
+    users: None, isolate_users: bool
+) -> None:
+    with system(isolate_users=isolate_users, changes=CURIOUS) as daemon:
+        assert by(ALICE, daemon, lambda client: len(draw(client, "hers")))
+        assert by(BOB, daemon, lambda client: len(draw(client, "his")))
+        seen = wait_for(lambda: len(daemon.events("seen")) == 2 and daemon.events("seen"))
+    assert [line["prompts"] for line in seen] == [["hers"], ["his"] if isolate_users else ["hers", "his"]]
+
+
+def test_a_model_that_one_user_loaded_is_loaded_again_for_the_next_and_nobody_learns_of_it(isolated: Daemon) -> None:
+    by(ALICE, isolated, lambda client: client.load_model("shapes").model)
+    assert by(ALICE, isolated, told_of_the_worker) == ["idle", "shapes", "cpu", False, "shapes"]
+    assert by(BOB, isolated, told_of_the_worker) == ["none", None, None, True, None]
+    with isolated.client() as root:
+        assert told_of_the_worker(root) == ["idle", "shapes", "cpu", False, None]
+    assert "Loading" not in by(ALICE, isolated, events_of_a_picture)
+    assert by(BOB, isolated, events_of_a_picture)[:2] == ["Queued", "Loading"]
+    assert by(BOB, isolated, told_of_the_worker) == ["idle", "shapes", "cpu", False, "shapes"]
+    assert by(ALICE, isolated, told_of_the_worker) == ["none", None, None, True, None]
+
+
+def test_status_tells_a_user_its_own_and_root_everything(isolated: Daemon) -> None:
+    def numbers(client: Client) -> list[int]:
+        found = []
+        for _ in range(2):
+            found += [answer.event.job for answer in draw(client) if isinstance(answer.event, Queued)]
+        return found
+
+    def told(client: Client) -> list[Any]:
+        report = client.status()
+        sums = report.metrics
+        return [
+            *(report.worker, report.connections, report.queue_length, len(report.jobs)),
+            *(report.images_made, report.worker_restarts, sums.requests, sums.connections, sums.models_loaded),
+        ]
+
+    by(BOB, isolated, a_picture)
+    # Whatever Bob and root have had done, hers begin at 1.
+    assert sorted(set(by(ALICE, isolated, numbers))) == [1, 2]
+    with isolated.client() as root:
+        running = root.generate(PROMPT, **LONG)
+        wait_for(lambda: isinstance(next(running).event, Progress))
+        assert by(ALICE, isolated, told) == ["running", 1, 0, 0, 0, 0, 0, 0, 0]
+        state, connections, _, jobs, made, _, requests, opened, loaded = told(root)
+        assert (state, connections, jobs) == ("running", 1, 1)
+        assert made >= 3 and requests >= 3 and opened >= 3 and loaded >= 2
+        assert len(root.status().sandbox["worker"]) > 2
+        assert by(ALICE, isolated, lambda client: client.status().sandbox["worker"]) == []
+
+
+def test_a_worker_that_does_another_user_s_job_cannot_be_unloaded_and_an_idle_one_can(isolated: Daemon) -> None:
+    with isolated.client() as root:
+        running = root.generate(PROMPT, **LONG)
+        wait_for(lambda: isinstance(next(running).event, Progress))
+        worker = isolated.pid_of("worker")
+        code, field, value, message = by(BOB, isolated, unload)
+        assert (code, field, value) == ("invalid_request", "op", "unload") and "another user's job" in message
+        assert isinstance(next(running).event, Progress) and isolated.pid_of("worker") == worker
+        root.cancel(job=root.status().jobs[0].job)
+        with pytest.raises(WeaveError):
+            list(running)
+        wait_for(lambda: root.status().worker == "idle")
+        before = len(isolated.events("model_unloaded"))
+        assert by(BOB, isolated, unload) == ["done"]
+        assert root.status().worker == "none"
+        (line,) = wait_for(lambda: isolated.events("model_unloaded")[before:])
+        assert (line["peer"]["uid"], line["model"]) == (uid(BOB), "shapes")
+
+
+def test_who_unloads_behind_its_own_job_does_not_take_the_model_from_those_who_wait_for_it(shared: Daemon) -> None:
+    told: list[list[str]] = []
+
+    def draw_behind(client: Client) -> list[str]:
+        wait_for(lambda: client.status().worker == "running")
+        return events_of_a_picture(client)
+
+    bob = threading.Thread(target=lambda: told.append(by(BOB, shared, draw_behind)))
+
+    def alice(client: Client) -> list[Any]:
+        running = client.generate(PROMPT, **LONG)
+        wait_for(lambda: isinstance(next(running).event, Progress))
+        wait_for(lambda: client.status().queue_length == 1)
+        refused = unload(client)
+        client.cancel(job=client.status().jobs[0].job)
+        return refused
+
+    bob.start()
+    refused = by(ALICE, shared, alice)
+    bob.join()
+    assert refused[0] == "invalid_request"
+    assert Loading.__name__ not in told[0] and told[0][-1] == "Done"
