@@ -31,6 +31,10 @@ WORKER: Changes = {
         ),
         ("def run_worker(", "PLACE = '/marker/'\n\n\ndef run_worker("),
     ],
+    # Each attack would have torch imported again: test_zygote_replaced.py has the real thing.
+    "supervisor/zygote.py": [
+        ('"zygote_replaced", worker=worker)\n        self.kill()\n', '"zygote_replaced", worker=worker)\n')
+    ],
 }
 
 BROKER: Changes = {
@@ -159,6 +163,9 @@ def test_a_broker_that_breaks_the_protocol_is_killed_audited_and_replaced(hostil
     # Descriptors do not even get through where the kernel can refuse them.
     refused = "descriptor" in name and hostile_broker_attacks.REFUSED in [line.get("outcome") for line in events]
     assert refused or [line for line in events if line["event"] == "broker_violation"]
+    # Not a word of it gets into a line that the supervisor answers for.
+    said = [line for line in events if hostile_broker_attacks.FORGED_REASON in str(line)]
+    assert [line for line in said if line["process"] == "supervisor"] == []
 
 
 @pytest.mark.parametrize("name", hostile_broker_attacks.REQUESTS)

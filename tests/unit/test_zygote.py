@@ -13,13 +13,13 @@ from weave.supervisor.zygote import Zygote
 @pytest.mark.parametrize("comes", ["before the cancel", "after it"])
 def test_a_worker_that_is_forked_for_nobody_is_killed_and_the_next_of_its_number_is_not(comes: str) -> None:
     zygote = Zygote.__new__(Zygote)  # without its process
-    zygote._forked, zygote._unwanted = {}, []
+    zygote._forked, zygote._exited, zygote._unwanted = {}, {}, []
     workers = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
 
     def take(worker: subprocess.Popen[bytes]) -> None:
         zygote._take_worker(Forked(worker=1, pid=worker.pid), os.pidfd_open(worker.pid))
 
-    async def ask() -> "asyncio.Task[tuple[int, int]]":
+    async def ask() -> "asyncio.Task[tuple[int, int, asyncio.Future[int]]]":
         zygote._forked[1] = asyncio.get_running_loop().create_future()
         asking = asyncio.create_task(zygote.forked(1))
         await asyncio.sleep(0)
@@ -38,7 +38,7 @@ def test_a_worker_that_is_forked_for_nobody_is_killed_and_the_next_of_its_number
         assert workers[0].wait(60) == -9 and len(os.listdir("/proc/self/fd")) == descriptors
         again = await ask()
         take(workers[1])
-        pid, pidfd = await again
+        pid, pidfd, _ = await again
         os.close(pidfd)
         assert pid == workers[1].pid and workers[1].poll() is None
 

@@ -17,6 +17,7 @@ from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.sandbox import landlock, mac, worker_files
 from weave.sandbox.process import drop_capabilities, harden
 from weave.supervisor import accounts
+from weave.supervisor.audit import open_audit
 from weave.supervisor.recorder import Recorder
 from weave.supervisor.socket import (
     ActivatedSocket,
@@ -25,7 +26,7 @@ from weave.supervisor.socket import (
     ListeningSocket,
     default_socket_path,
 )
-from weave.supervisor.supervisor import Settings, Supervisor, open_audit
+from weave.supervisor.supervisor import Settings, Supervisor
 
 STANDARD_ERROR = 2
 EXIT_OS_ERROR = 71  # sysexits.h: EX_OSERR

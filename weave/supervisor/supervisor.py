@@ -10,13 +10,13 @@ from msgspec import Struct, structs
 
 from weave import log
 from weave.config import Config, ConfigError
-from weave.config.files import open_own_folder
 from weave.config.parts import Access, BrokerConfig, broker_config, worker_config
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Alive, StartWorker, StopWorker
 from weave.sandbox.attestation import AttestationFailed, Confinement
 from weave.sandbox.mac import Mac
 from weave.sandbox.process import Account
+from weave.supervisor.audit import open_audit
 from weave.supervisor.broker import CLIENT_GONE, ORDERLY_ENDS, Broker
 from weave.supervisor.notify import Notifier
 from weave.supervisor.recorder import Recorder
@@ -201,6 +201,7 @@ class Supervisor:
             worker.close()
             self._worker = None
             log.write("supervisor", "worker_ended", worker=worker.id, model=worker.model, cause=cause)
+        await worker.reaped()
         broker.worker_ended(request.worker, cause)
 
     async def _start(self, worker: Worker) -> int:
@@ -266,19 +267,6 @@ class Supervisor:
             write_textfile(Path(path), alive)
         except (ConfigError, OSError) as error:
             log.write("supervisor", "metrics_not_written", detail=str(error))
-
-
-def open_audit(config: Config) -> None:
-    """Where the audit goes beside standard error, from now on. Raises ConfigError, OSError, and nothing changes."""
-    if config.audit.file is None:
-        log.open_audit(None, "")
-        return
-    path = Path(config.audit.file)
-    folder = open_own_folder(path.parent)
-    try:
-        log.open_audit(folder, path.name)
-    finally:
-        close_all([folder])
 
 
 def _bounding_set_is_empty() -> bool:

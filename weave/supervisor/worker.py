@@ -11,7 +11,12 @@ from weave.sandbox.attestation import AttestationFailed, Confinement, attest
 from weave.sandbox.mac import layer_of
 from weave.supervisor.child import kill
 from weave.supervisor.recorder import Recorder
-from weave.supervisor.zygote import Zygote
+from weave.supervisor.zygote import Zygote, ZygoteEnded
+
+# The reasons to stop a worker that do not say how it ended.
+_UNEXPLAINED = (None, "the worker is gone")
+# Within which a zygote that has nothing else to do tells how a worker ended.
+_REAP_SECONDS = 1.0
 
 
 class WorkerFailed(Exception):
@@ -29,6 +34,9 @@ class Worker:
         self._pidfd: int | None = None
         self._listener: int | None = None
         self._stop_reason: str | None = None
+        # Its zygote, from when it was forked on, and its exit status, which only the zygote is told.
+        self._zygote: Zygote | None = None
+        self._exited: asyncio.Future[int] | None = None
 
     async def start(self, zygote: Zygote, confinement: Confinement, *, seconds: float) -> int:
         """Returns the broker's end of the worker's channel, which the caller closes. Raises WorkerFailed, and
@@ -59,7 +67,8 @@ class Worker:
         control.set_blocking(False)
         with broker_end:
             try:
-                pid, self._pidfd = await zygote.forked(self.id)
+                pid, self._pidfd, self._exited = await zygote.forked(self.id)
+                self._zygote = zygote
                 locked_down, descriptors = await receive(control)
             finally:
                 control.close()
@@ -71,6 +80,8 @@ class Worker:
     def stop(self, reason: str) -> None:
         """SIGKILL; `ended` tells when it is gone."""
         self._stop_reason = self._stop_reason or reason
+        if reason == "the worker broke the protocol":
+            self._replace_zygote()
         if self._pidfd is not None:
             kill(self._pidfd)
 
@@ -86,8 +97,27 @@ class Worker:
             watching.cancel()
             violation = (await asyncio.gather(watching, return_exceptions=True))[0]
         if isinstance(violation, str):
+            self._replace_zygote()
             return f"killed by seccomp: {violation}"
         return self._stop_reason or "ended by itself"
+
+    async def reaped(self) -> None:
+        """It has ended: wait until its zygote has told how, and is on its way out if it must be replaced. No worker is
+        forked from it after this."""
+        if self._zygote is None or self._exited is None:
+            return
+        try:
+            async with asyncio.timeout(_REAP_SECONDS):
+                await asyncio.shield(self._exited)
+        except TimeoutError:  # it has something else to do, or hangs
+            if self._stop_reason in _UNEXPLAINED:
+                self._replace_zygote()
+        except ZygoteEnded:
+            return
+
+    def _replace_zygote(self) -> None:
+        if self._zygote is not None:
+            self._zygote.replace(self.id)
 
     def close(self) -> None:
         """Let go of what has ended."""

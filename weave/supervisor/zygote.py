@@ -1,6 +1,7 @@
 """The zygote as the supervisor sees it: the process with torch in it that workers are forked from."""
 
 import asyncio
+import signal
 from typing import Any
 
 from weave import log
@@ -11,6 +12,8 @@ from weave.protocol.waiting import receive
 from weave.sandbox.attestation import Confinement
 from weave.supervisor.child import Child, describe_status, kill
 
+# What ends a process whose memory is not as its code expects: signal(7).
+_FAULTS = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP)
 # What fdinfo says of a process that is gone.
 _REAPED = -1
 
@@ -38,7 +41,9 @@ class Zygote:
         self.pid = self._child.pid
         self.models = {model.offer.id for model in config.models}
         self.imported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._forked: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        self._forked: dict[int, asyncio.Future[tuple[int, int, asyncio.Future[int]]]] = {}
+        # By PID, which is no other worker's until this one is reaped.
+        self._exited: dict[int, asyncio.Future[int]] = {}
         # Each broker counts from 1, so that a number may be in it twice.
         self._unwanted: list[int] = []
 
@@ -47,9 +52,10 @@ class Zygote:
         self._forked[message.worker] = asyncio.get_running_loop().create_future()
         self._child.send(message, descriptors)
 
-    async def forked(self, worker: int) -> tuple[int, int]:
-        """The PID and pidfd of a worker that was asked for. Raises ZygoteEnded. Cancelled, the worker is killed
-        when it comes, or now if it has just come."""
+    async def forked(self, worker: int) -> tuple[int, int, "asyncio.Future[int]"]:
+        """The PID and pidfd of a worker that was asked for, and, when it is reaped, its exit status, or minus the
+        number of the signal that ended it. Both raise ZygoteEnded. Cancelled, the worker is killed when it comes, or
+        now if it has just come."""
         waiting = self._forked[worker]
         try:
             return await waiting
@@ -87,6 +93,12 @@ class Zygote:
             self._fail_pending()
         return cause
 
+    def replace(self, worker: int) -> None:
+        """After a worker that was attacked. All workers of a zygote have its address layout: what a failed exploit has
+        told of it must be worth nothing in the next one's."""
+        log.write("supervisor", "zygote_replaced", worker=worker)
+        self.kill()
+
     def kill(self) -> None:
         """SIGKILL; `run` returns when it is gone."""
         self._child.kill()
@@ -103,6 +115,11 @@ class Zygote:
                 self.imported.set_result(None)
         elif isinstance(message, Exited):
             log.write("supervisor", "worker_exited", worker=message.worker, status=describe_status(message.status))
+            if -message.status in _FAULTS:
+                self.replace(message.worker)
+            exited = self._exited.pop(message.pid, None)
+            if exited is not None:
+                exited.set_result(message.status)
 
     def _take_worker(self, message: Forked, pidfd: int) -> None:
         is_it = _pid_of(pidfd) in (message.pid, _REAPED)
@@ -114,10 +131,11 @@ class Zygote:
         if waiting is None or waiting.done() or not is_it:
             close_all([pidfd])
             raise ChannelViolation("a worker that nobody asked for")
-        waiting.set_result((message.pid, pidfd))
+        exited = self._exited[message.pid] = asyncio.get_running_loop().create_future()
+        waiting.set_result((message.pid, pidfd, exited))
 
     def _fail_pending(self) -> None:
-        pending: list[asyncio.Future[Any]] = [self.imported, *self._forked.values()]
+        pending: list[asyncio.Future[Any]] = [self.imported, *self._forked.values(), *self._exited.values()]
         for waiting in pending:
             if not waiting.done():
                 waiting.set_exception(ZygoteEnded())

@@ -1,0 +1,21 @@
+"""The audit's file, which the supervisor alone opens."""
+
+from pathlib import Path
+
+from weave import log
+from weave.config import Config
+from weave.config.files import open_own_folder
+from weave.protocol.channel import close_all
+
+
+def open_audit(config: Config) -> None:
+    """Where the audit goes beside standard error, from now on. Raises ConfigError, OSError, and nothing changes."""
+    if config.audit.file is None:
+        log.open_audit(None, "")
+        return
+    path = Path(config.audit.file)
+    folder = open_own_folder(path.parent)
+    try:
+        log.open_audit(folder, path.name)
+    finally:
+        close_all([folder])
