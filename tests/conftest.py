@@ -1,12 +1,41 @@
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
 from tests.support.daemon import Daemon
+from tests.support.processes import Started, all_ended, reset_signals, temporary_folders
 from tests.support.users import users
 
 __all__ = ["users"]
+
+
+def pytest_configure() -> None:
+    reset_signals()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, Any, Any]:
+    """What a test has started is ended with it, even where it failed."""
+    with all_ended():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+    """What a fixture has started is ended with it, even where its own end failed or never came."""
+    started = Started()
+    fixturedef.addfinalizer(started.end)  # before its own, so that it runs last
+    with started:
+        return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_folder_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    tmp_path_factory.getbasetemp()  # pytest's own, which it keeps for a while
+    with temporary_folders():
+        yield
 
 
 @pytest.fixture(scope="session")

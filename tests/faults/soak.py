@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tests.support.builds import visible
 from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import PROMPT, draw, images
 from tests.support.stages import held, wait_for_client, wait_until_alone
@@ -181,7 +182,7 @@ def check(daemon: Daemon, soak: Soak, before: dict[str, int], memory: dict[str, 
 
 def run(seconds: float, seed: int) -> Soak:
     """Warm up, soak, check."""
-    daemon = Daemon(LIMITS + MODEL).wait_until_serving()
+    daemon = Daemon(LIMITS + MODEL, command=visible()).wait_until_serving()
     try:
         with daemon.client() as client:
             expected = [images(draw(client, seed=number))[0].data for number in range(SEEDS)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.builds import daemon_of
+from tests.support.builds import DUMPABLE, daemon_of
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import PROMPT, draw, images
 from tests.support.stages import STAGES, at_stage, draws_right, held, wait_until_alone
@@ -45,7 +45,7 @@ class Hurt:
 
 @pytest.fixture(scope="module")
 def hurt() -> Iterator[Hurt]:
-    daemon = daemon_of(IMPATIENT, LIMITS + MODEL)
+    daemon = daemon_of(IMPATIENT | DUMPABLE, LIMITS + MODEL)
     try:
         yield Hurt(daemon)
     finally:

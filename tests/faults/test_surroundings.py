@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.builds import daemon_of
+from tests.support.builds import daemon_of, visible
 from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import PROMPT, draw, images
 from tests.support.system import MODEL
@@ -25,7 +25,7 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount, o
 
 @contextmanager
 def started(config: str = MODEL, folder: Path | None = None) -> Iterator[Daemon]:
-    daemon = Daemon(config, folder=folder).wait_until_serving()
+    daemon = Daemon(config, folder=folder, command=visible()).wait_until_serving()
     try:
         yield daemon
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import COMMAND, Daemon, wait_for
+from tests.support.processes import start
 from tests.support.wire import generate_1, receive_1, receive_2, send_2
 from weave.protocol.frames import Kind, pack_header
 from weave.protocol.version1 import Code, Failure, Response
@@ -31,7 +32,7 @@ class Owner:
         self.daemon = Daemon.__new__(Daemon)
         self.daemon.folder = self.folder
         environment = {**os.environ, "XDG_RUNTIME_DIR": "/nonexistent", "XDG_CONFIG_HOME": str(self.folder)}
-        self.daemon.process = subprocess.Popen(
+        self.daemon.process = start(
             [COMMAND, "--socket-path", self.path], stdin=stdin, stderr=(self.folder / "log").open("ab"), env=environment
         )
 

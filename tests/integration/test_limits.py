@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.builds import daemon_of
+from tests.support.builds import DUMPABLE, daemon_of, visible
 from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import PROMPT, draw, images
 from tests.support.system import MODEL
@@ -31,7 +31,7 @@ GENERATE = {"op": "generate", "model": "shapes", "prompt": PROMPT, "steps": 1}
 
 @contextmanager
 def limited(limits: str) -> Iterator[Daemon]:
-    daemon = Daemon(f"[limits]\n{limits}\n" + MODEL).wait_until_serving()
+    daemon = Daemon(f"[limits]\n{limits}\n" + MODEL, command=visible()).wait_until_serving()
     try:
         yield daemon
     finally:
@@ -222,7 +222,8 @@ def test_a_descriptor_from_a_client_never_arrives(shared_daemon: Daemon) -> None
 @pytest.fixture(scope="module")
 def older_kernel() -> Iterator[Daemon]:
     """As on a kernel that cannot refuse descriptors for us."""
-    daemon = daemon_of({"protocol/peer.py": [("sock.setsockopt(", "raise OSError\n        sock.setsockopt(")]})
+    changes = {"protocol/peer.py": [("sock.setsockopt(", "raise OSError\n        sock.setsockopt(")]}
+    daemon = daemon_of(changes | DUMPABLE)
     yield daemon
     assert daemon.stop() == 0
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.security.hostile import broker as hostile_broker_attacks
 from tests.security.hostile import worker as hostile_worker
-from tests.support.builds import Changes, build
+from tests.support.builds import DUMPABLE, Changes, build
 from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import draw, images
 from tests.support.system import MODEL
@@ -69,7 +69,7 @@ class Hostile:
         self._armed = folder / "weave" / "attack"
         told = {
             name: [(old, new.replace("/marker/", str(self._armed))) for old, new in lines]
-            for name, lines in changes.items()
+            for name, lines in (changes | DUMPABLE).items()
         }
         command = build(told, modules | {"armed.py": HOSTILE / "armed.py"})
         self.daemon = Daemon(config, folder=folder, command=command, options=options).wait_until_serving()

@@ -1,6 +1,7 @@
 """Test-only builds: the daemon's own source with a few lines replaced, in a virtual environment of its own. What a
 test takes away or takes over is never a flag of the product."""
 
+import functools
 import os
 import shutil
 import site
@@ -10,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import weave
-from tests.support.daemon import Daemon
+from tests.support.daemon import COMMAND, Daemon
 from tests.support.system import MODEL
 
 # By file within weave/: the lines to replace, each of which must be there once, and what they become.
 Changes = dict[str, list[tuple[str, str]]]
+# Where others than root are to see a process's descriptors and memory in /proc. Root sees those of the product itself.
+DUMPABLE: Changes = (
+    {} if os.geteuid() == 0 else {"sandbox/process.py": [("prctl.set_dumpable(0)", "prctl.set_dumpable(1)")]}
+)
 
 
 def build(changes: Changes, modules: dict[str, Path | str] | None = None, everywhere: str = "") -> tuple[str, ...]:
@@ -39,10 +44,18 @@ def build(changes: Changes, modules: dict[str, Path | str] | None = None, everyw
     (packages / "everywhere.py").write_text(everywhere)
     lines = [str(folder / "src"), *site.getsitepackages(), "import everywhere"]
     (packages / "build.pth").write_text("\n".join(lines) + "\n")
-    (folder / "pyvenv.cfg").write_text(f"home = {Path(sys.base_prefix) / 'bin'}\n")
+    # Without its second line the distribution's own libraries would be found too, of other versions than ours.
+    settings = f"home = {Path(sys.base_prefix) / 'bin'}\ninclude-system-site-packages = false\n"
+    (folder / "pyvenv.cfg").write_text(settings)
     (folder / "bin").mkdir()
     (folder / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
     return (str(folder / "bin" / "python"), "-I", "-B", "-m", "weave.supervisor")
+
+
+@functools.cache
+def visible() -> tuple[str, ...]:
+    """The command of a daemon whose descriptors and memory this user may see."""
+    return build(DUMPABLE) if DUMPABLE else (str(COMMAND),)
 
 
 def daemon_of(changes: Changes, config: str = MODEL, *, everywhere: str = "", **more: Any) -> Daemon:

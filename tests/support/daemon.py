@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.support.processes import descendants, start
 from weave.client import Client, NotRunning
 
 COMMAND = Path(sys.executable).with_name("weave-compute")
@@ -43,7 +45,7 @@ class Daemon:
         self._served_before = len(self.events("serving"))
         environment = os.environ | {"XDG_RUNTIME_DIR": str(self.folder), "XDG_CONFIG_HOME": str(self.folder / "config")}
         with open(self.folder / "output", "ab") as output:
-            self.process = subprocess.Popen(
+            self.process = start(
                 [*prefix, *command, *options],
                 env=environment | (variables or {}),
                 stdout=output,
@@ -81,7 +83,7 @@ class Daemon:
     def processes(self) -> dict[int, str]:
         """Every process of this daemon, by what it is."""
         found = {}
-        for pid in _descendants(self.process.pid):
+        for pid in descendants(self.process.pid):
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             module = command[command.index(b"-m") + 1].decode() if b"-m" in command else "?"
             parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
@@ -99,9 +101,13 @@ class Daemon:
 
 
 def descriptors_of(pid: int) -> list[str]:
-    """What each of its descriptors is."""
+    """What each of its descriptors is. Others than root see them in tests.support.builds.visible() alone."""
+    try:
+        descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+    except PermissionError:
+        pytest.skip("needs root to read /proc/PID/fd of a process that is not dumpable")
     found = []
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+    for descriptor in descriptors:
         with contextlib.suppress(FileNotFoundError):  # closed since
             found.append(os.readlink(descriptor))
     return found
@@ -118,8 +124,3 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
             pass
         time.sleep(0.02)
     raise AssertionError("it never came to that")
-
-
-def _descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid for child in children for pid in (int(child), *_descendants(int(child)))]

@@ -20,6 +20,13 @@ class Account(Struct, frozen=True):
         return cls(os.geteuid(), os.getegid(), tuple(os.getgroups()))
 
 
+def own_signals() -> None:
+    """Whoever started us may have blocked what stops us, or ignored SIGCHLD, without which no child's status is known;
+    both are inherited."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 def harden(*, parent: int | None = None) -> None:
     """No new privileges, no core dump, no ptrace by the same user; and no life without `parent`.
 

@@ -15,7 +15,7 @@ from weave.config import Config, ConfigError
 from weave.config.files import open_own_folder
 from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.sandbox import landlock, mac, worker_files
-from weave.sandbox.process import drop_capabilities, harden
+from weave.sandbox.process import drop_capabilities, harden, own_signals
 from weave.supervisor import accounts
 from weave.supervisor.audit import open_audit
 from weave.supervisor.recorder import Recorder
@@ -67,6 +67,7 @@ def main() -> None:
         if options.check_config:
             print(f"good: {len(settings.config.models)} models")
             return
+        own_signals()
         harden()
         confined = enter_profile(required=options.system and settings.config.system.require_mac)
         entrance = open_entrance(options, settings.config)

@@ -84,8 +84,11 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT; attached, until whoever started us is gone, or is dropped. Returns why."""
         loop = asyncio.get_running_loop()
         stopping = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        if (
+            signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+        ):  # as a shell's background has it: Ctrl-C is not for us
+            loop.add_signal_handler(signal.SIGINT, stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         zygotes = asyncio.create_task(_keep("zygote", self._run_zygote, stopping))
         # Attached, a new broker could not know where in the connection's bytes the old one was.

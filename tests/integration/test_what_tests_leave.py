@@ -1,0 +1,156 @@
+"""What tests start is ended whatever happens to them, and whoever starts them may ignore or block signals."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.daemon import Daemon, wait_for
+from tests.support.pictures import draw
+from tests.support.processes import children, start
+
+ROOT = Path(__file__).resolve().parents[2]
+# Each notes its processes and folders, and never stops what it has started.
+CARELESS = """
+import os, subprocess, tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.builds import daemon_of
+from tests.support.daemon import Daemon
+from tests.support.pictures import draw
+
+NOTES = Path({notes!r})
+
+
+def note(*words):
+    with NOTES.open("a") as file:
+        file.write(" ".join(map(str, words)) + "\\n")
+
+
+def note_daemon(daemon):
+    with daemon.client() as client:
+        draw(client)
+    note("processes", daemon.process.pid, *daemon.processes())
+    note("folder", daemon.folder)
+    return daemon
+
+
+@pytest.fixture(scope="module")
+def kept():
+    daemon = note_daemon(Daemon().wait_until_serving())
+    yield daemon
+    raise RuntimeError("before it is stopped")
+
+
+def test_fails(kept):
+    note_daemon(daemon_of({{}}))
+    sleeping = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    note("processes", sleeping.pid, sleeping.stdout.readline().strip())
+    if (forked := os.fork()) == 0:
+        os.execvp("sleep", ["sleep", "600"])
+    note("processes", forked)
+    assert False
+
+
+def test_another_still_has_what_is_kept(kept):
+    assert kept.processes() and kept.process.poll() is None
+    note("kept")
+    {then}
+"""
+
+
+class Run:
+    """pytest on CARELESS, in a process of its own."""
+
+    def __init__(self, folder: Path, then: str) -> None:
+        self._notes = folder / "notes"
+        test = folder / "test_careless.py"
+        test.write_text(CARELESS.format(notes=str(self._notes), then=then))
+        options = ["-p", "tests.conftest", "-p", "no:cacheprovider", f"--basetemp={folder / 'base'}"]
+        command = [sys.executable, "-m", "pytest", *options, f"--rootdir={folder}", "-c", os.devnull, str(test)]
+        self.process = start(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def noted(self, what: str) -> list[str]:
+        lines = self._notes.read_text().splitlines() if self._notes.exists() else []
+        return [word for line in lines if line.split()[0] == what for word in line.split()[1:]]
+
+    def has_kept(self) -> bool:
+        return self._notes.exists() and "kept" in self._notes.read_text().splitlines()
+
+    def left(self) -> list[str]:
+        return [pid for pid in self.noted("processes") if os.path.exists(f"/proc/{pid}")]
+
+
+def test_a_test_that_fails_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
+    run = Run(tmp_path, "")
+    said, _ = run.process.communicate(timeout=200)
+    assert run.has_kept() and "1 failed, 1 passed, 1 error" in said, said
+    # Two daemons of four processes, a shell and its child, a fork.
+    assert len(set(run.noted("processes"))) == 11 and len(run.noted("folder")) == 2
+    wait_for(lambda: not run.left(), seconds=10)  # the grandchildren are for init to wait for
+    assert not any(os.path.exists(folder) for folder in run.noted("folder"))
+
+
+def test_where_the_tests_are_killed_their_daemons_end(tmp_path: Path) -> None:
+    run = Run(tmp_path, "import time; time.sleep(600)")
+    wait_for(run.has_kept, seconds=200)
+    kept = run.noted("processes")[:4]
+    assert set(kept) <= set(run.left())
+    run.process.kill()
+    run.process.communicate()
+    wait_for(lambda: not set(kept) & set(run.left()), seconds=10)
+
+
+STARTED_BADLY = """
+import os, signal, sys
+for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    try:
+        signal.signal(number, signal.SIG_IGN)
+    except OSError:
+        pass
+signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+SAY_WHAT_A_CHILD_HAS = """
+import subprocess
+from tests.support.processes import reset_signals
+reset_signals()
+print(subprocess.run(["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"], capture_output=True, text=True).stdout)
+"""
+
+
+def test_a_child_has_its_signals_although_we_were_started_with_all_ignored_and_blocked() -> None:
+    command = [sys.executable, "-c", STARTED_BADLY, sys.executable, "-c", SAY_WHAT_A_CHILD_HAS]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+
+
+def test_a_daemon_that_was_started_so_ends_by_sigterm_and_knows_how_its_children_end() -> None:
+    daemon = Daemon(prefix=(sys.executable, "-c", STARTED_BADLY)).wait_until_serving()
+    os.kill(daemon.pid_of("broker"), signal.SIGKILL)
+    wait_for(lambda: len(daemon.events("serving")) == 2)
+    assert [line["cause"] for line in daemon.events("broker_ended")] == ["signal SIGKILL"]
+    with daemon.client() as client:
+        draw(client)
+        os.kill(daemon.pid_of("worker"), signal.SIGKILL)
+        wait_for(lambda: daemon.events("worker_ended"))
+        draw(client)  # the zygote has waited for its child too
+    assert daemon.stop() == 0
+
+
+def test_sigint_stops_a_daemon_unless_it_was_started_with_it_ignored() -> None:
+    in_background = Daemon(prefix=("sh", "-c", '"$@" & wait', "sh")).wait_until_serving()
+    (supervisor,) = children(in_background.process.pid)
+    os.kill(supervisor, signal.SIGINT)
+    with in_background.client() as client:
+        assert client.status().version
+    daemon = Daemon().wait_until_serving()
+    daemon.process.send_signal(signal.SIGINT)
+    assert daemon.process.wait(60) == 0
+    with in_background.client() as client:
+        assert client.status().version
+    os.kill(supervisor, signal.SIGTERM)
+    assert in_background.process.wait(60) == 0
