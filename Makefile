@@ -12,7 +12,8 @@ SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
 MAC_PACKAGES := apparmor checkpolicy policycoreutils python3-setools selinux-policy-default selinux-policy-dev \
 	selinux-utils semodule-utils setools
 
-.PHONY: demo test test-fast lint bench fuzz soak mac-test train-demo-model lock packages package-test vm-test release clean
+.PHONY: demo test test-fast test-as-user try lint bench fuzz soak mac-test train-demo-model lock packages package-test \
+	vm-test release clean
 
 demo: $(READY)
 	./scripts/demo.sh $(BIN)
@@ -26,6 +27,21 @@ test: $(READY)
 test-fast: $(READY)
 	$(PYTEST) tests/unit tests/integration
 
+# As root: what an ordinary user gets who has nothing but the system's Python.
+test-as-user: $(READY)
+	./scripts/as-user.sh demo test
+
+# Each of the targets below for a few seconds, so that none rots; what needs more than that is collected.
+try: $(READY)
+	$(MAKE) demo
+	$(MAKE) bench SECONDS=10
+	$(MAKE) fuzz SECONDS=20 DISCARD=1
+	$(MAKE) soak SECONDS=10
+	$(MAKE) lock CHECK=1
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(MAKE) train-demo-model STEPS=3 OUTPUT="$$folder/shapes"
+	$(MAKE) packages PACKAGES=weave-compute-model-shapes
+	$(BIN)/python -m pytest --collect-only -q tests/packages tests/vm
+
 lint: $(READY)
 	test -z "$$($$($(GO) env GOROOT)/bin/gofmt -l clients/go | tee /dev/stderr)"
 	$(BIN)/ruff format --check .
@@ -33,12 +49,13 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# make bench SECONDS=30 for fewer rounds.
 bench: $(READY)
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.run $(if $(SECONDS),--seconds $(SECONDS))
 
-# make fuzz SECONDS=3600 for all targets together; else two minutes.
+# make fuzz SECONDS=3600 for all targets together; else two minutes. DISCARD=1: the corpus stays as it is.
 fuzz: $(READY)
-	$(BIN)/python -m fuzz.run $(if $(SECONDS),--seconds $(SECONDS))
+	$(BIN)/python -m fuzz.run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(DISCARD),--discard)
 
 # make soak SECONDS=60 for less than ten minutes.
 soak: $(READY)
@@ -69,23 +86,26 @@ vm-test: $(READY)
 	$(PYTEST) --timeout=2400 -rA tests/vm
 
 # All that a release must pass: more than fits beside each change.
-release: lint test mac-test packages package-test vm-test
+release: lint mac-test test test-as-user try packages package-test vm-test
 
+# make train-demo-model STEPS=3 OUTPUT=/tmp/model shows that it works; without, half an hour for the real one.
 train-demo-model: $(READY)
-	$(BIN)/python -m training.shapes.train --output models/shapes
+	$(BIN)/python -m training.shapes.train --output $(or $(OUTPUT),models/shapes) \
+		$(if $(STEPS),--pictures 64 --vae-steps $(STEPS) --unet-steps $(STEPS))
 
-# torch comes by version alone: which of its builds (CPU, CUDA, ROCm) is right differs from machine to machine.
-$(READY): requirements.lock pyproject.toml
+# What builds comes first, so that pip fetches nothing to build with. torch: the build that pip picks, if it is listed.
+$(READY): requirements.lock requirements-build.lock requirements-torch.lock pyproject.toml
 	./scripts/system-packages.sh $(SYSTEM_PACKAGES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements.lock
-	$(BIN)/pip install --quiet "$$(cat requirements-torch.txt)"
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements-build.lock
+	$(BIN)/pip install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 -r requirements.lock
+	$(BIN)/python scripts/install_torch.py
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# After a change of dependencies in pyproject.toml.
+# After a change of dependencies in pyproject.toml. CHECK=1: only says whether it is needed.
 lock: $(READY)
-	$(BIN)/python scripts/lock.py
+	$(BIN)/python scripts/lock.py $(if $(CHECK),--check)
 
 clean:
 	rm -rf $(VENV) packages .cache

@@ -1,5 +1,11 @@
-"""make bench: a table on the terminal, bench-results/figures.json and bench-results/figures.png."""
+"""make bench: a table on the terminal, figures.json and figures.png in bench-results.
 
+    python -m benchmarks.run [--seconds N]
+
+Seconds depend on the machine and on what else it does; compare the ratios, whose two sides are measured in turns.
+"""
+
+import argparse
 import json
 import socket
 import statistics
@@ -18,36 +24,54 @@ from rich.table import Table
 from benchmarks import hostility, transport
 from tests.support.daemon import COMMAND, DEMO_MODEL, Daemon, wait_for
 from tests.support.pictures import draw
+from tests.support.processes import all_ended, reset_signals, start, temporary_folders
 from tests.support.wire import generate_1, receive_1
 from weave.client import Client
 
-ROUNDS = 15
-RESULTS = Path("bench-results")
-STEPS = {"steps": 20, "format": "raw"}
+ROUNDS, ASKED, ATTACHED = 15, 500, 5
+# As long as all rounds take, on two cores.
+USUAL_SECONDS = 150
+STEPS: dict[str, Any] = {"steps": 20, "format": "raw"}
 
 
 def main() -> None:
+    options = argparse.ArgumentParser(prog="python -m benchmarks.run", description="All that make bench measures.")
+    options.add_argument(
+        "--seconds", type=float, metavar="N", help="roughly, by fewer rounds; into bench-results/short"
+    )
+    seconds = options.parse_args().seconds
+    reset_signals()
+    with temporary_folders(), all_ended():
+        figures = measure(1 if seconds is None else min(1, seconds / USUAL_SECONDS))
+    report(figures, Path("bench-results") if seconds is None else Path("bench-results/short"))
+
+
+def measure(share: float) -> dict[str, Any]:
+    """`share` of the usual rounds."""
     figures: dict[str, Any] = {}
     daemon = Daemon().wait_until_serving()
     try:
         with daemon.client() as client:
             figures |= {"MiB before the first picture": memory(daemon)}
             draw(client, **STEPS)
-            figures |= against_plain(client)
-            figures |= status_during_a_job(daemon, client)
+            figures |= against_plain(client, share)
+            figures |= status_during_a_job(daemon, client, share)
             figures |= {"MiB with the model loaded": memory(daemon)}
             client.unload()
             figures |= {"MiB after unload": memory(daemon)}
     finally:
         daemon.stop()
     figures |= cold_start()
-    figures |= attached()
-    figures |= transport.measure()
-    figures |= hostility.measure()
-    report(figures)
+    figures |= attached(share)
+    figures |= transport.measure(share)
+    figures |= hostility.measure(share)
+    for fault, value in list(figures.items()):
+        if fault.startswith(hostility.RECOVERY):
+            figures[f"ratio to a cold start,{fault.removeprefix(hostility.RECOVERY)}"] = value / figures["to a picture"]
+    return figures
 
 
-def against_plain(client: Client) -> dict[str, float]:
+def against_plain(client: Client, share: float) -> dict[str, float]:
     """Interleaved, so that whatever else the machine does hits both."""
     command = [sys.executable, "-m", "benchmarks.plain", str(DEMO_MODEL)]
     ours, theirs = [], []
@@ -61,7 +85,7 @@ def against_plain(client: Client) -> dict[str, float]:
             return float(plain.stdout.readline())
 
         plain_seconds()
-        for _ in range(ROUNDS):
+        for _ in range(max(1, round(ROUNDS * share))):
             theirs.append(plain_seconds())
             started = time.perf_counter()
             draw(client, **STEPS)
@@ -76,7 +100,7 @@ def against_plain(client: Client) -> dict[str, float]:
     }
 
 
-def status_during_a_job(daemon: Daemon, client: Client) -> dict[str, float]:
+def status_during_a_job(daemon: Daemon, client: Client, share: float) -> dict[str, float]:
     done = threading.Event()
 
     def work() -> None:
@@ -87,7 +111,7 @@ def status_during_a_job(daemon: Daemon, client: Client) -> dict[str, float]:
     worker = threading.Thread(target=work)
     worker.start()
     times = []
-    for _ in range(500):
+    for _ in range(max(2, round(ASKED * share))):
         started = time.perf_counter()
         client.status()
         times.append((time.perf_counter() - started) * 1000)
@@ -110,16 +134,16 @@ def cold_start() -> dict[str, float]:
         daemon.stop()
 
 
-def attached() -> dict[str, float]:
+def attached(share: float) -> dict[str, float]:
     """As a UI that owns the socket sees it, each from the start of the command or the end of the connection."""
     connects, ends = [], []
-    for _ in range(5):
+    for _ in range(max(1, round(ATTACHED * share))):
         with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
             listening.bind(f"{folder}/ui.sock")
             listening.listen()
             started = time.perf_counter()
-            command = [COMMAND, "--socket-path", f"{folder}/ui.sock"]
-            with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as daemon:
+            command = (COMMAND, "--socket-path", f"{folder}/ui.sock")
+            with start(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as daemon:
                 connection, _ = listening.accept()
                 connects.append(time.perf_counter() - started)
                 connection.sendall(generate_1(steps=1))
@@ -142,24 +166,24 @@ def memory(daemon: Daemon) -> dict[str, float]:
     }
 
 
-def report(figures: dict[str, Any]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "figures.json").write_text(json.dumps(figures, indent=2))
+def report(figures: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "figures.json").write_text(json.dumps(figures, indent=2))
     table = Table("figure", "value")
     for name, value in figures.items():
         table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
     Console(width=140).print(table)
-    plot(figures)
+    plot(figures, folder)
 
 
-def plot(figures: dict[str, Any]) -> None:
+def plot(figures: dict[str, Any], folder: Path) -> None:
     from matplotlib import pyplot
 
     names = [name for name in figures if name.startswith("seconds") or name == "to a picture"]
     _, axes = pyplot.subplots(figsize=(8, 3), layout="constrained")
     axes.barh(names[::-1], [figures[name] for name in names[::-1]])
     axes.set_xlabel("seconds")
-    pyplot.savefig(RESULTS / "figures.png")
+    pyplot.savefig(folder / "figures.png")
 
 
 if __name__ == "__main__":

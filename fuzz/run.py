@@ -50,6 +50,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(prog="python -m fuzz.run", description=__doc__)
     parser.add_argument("--seconds", type=int, default=120, metavar="N", help="for all targets together (default: 120)")
+    parser.add_argument("--discard", action="store_true", help="do not add to the corpus what reaches new code")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
     arguments = parser.parse_args()
     if unknown := set(arguments.targets) - set(TARGETS):
@@ -62,12 +63,12 @@ def main() -> int:
     outcomes = []
     for target in targets:
         print(f"{target}: {seconds} s", file=sys.stderr)
-        outcomes.append(fuzz(target, seconds))
+        outcomes.append(fuzz(target, seconds, discard=arguments.discard))
     report(outcomes)
     return int(any(outcome.failed for outcome in outcomes))
 
 
-def fuzz(target: str, seconds: int) -> Outcome:
+def fuzz(target: str, seconds: int, *, discard: bool) -> Outcome:
     """One target in a process of its own, which a crash ends."""
     corpus, crashes = CORPUS / target, CRASHES / target
     corpus.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,8 @@ def fuzz(target: str, seconds: int) -> Outcome:
         status, output = _atheris(target, folder, *options, str(new), str(corpus))
         took = time.monotonic() - started
         found = sorted(set(crashes.iterdir()) - before)
-        keep(target, new, folder)
+        if not discard:
+            keep(target, new, folder)
     if not any(crashes.iterdir()):
         crashes.rmdir()
     return Outcome(

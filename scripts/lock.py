@@ -1,71 +1,146 @@
-"""Writes requirements.lock: every dependency but torch, with the hashes of its files as the index tells them."""
+"""Writes requirements.lock, requirements-build.lock and requirements-torch.lock: every dependency with its hashes.
 
-import json
-import subprocess
+    python scripts/lock.py [--check]
+
+--check asks no index: it says whether the files have all that pyproject.toml names, each with a hash.
+"""
+
+import argparse
+import os
+import re
 import sys
 import tomllib
 from collections import defaultdict
 from itertools import product
 from pathlib import Path
+from subprocess import CalledProcessError
 
+from install_torch import LOCK as TORCH
+from install_torch import OF_TORCH, report, requirement
+from install_torch import hashes as hashes_in
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+LOCK, BUILD = Path("requirements.lock"), Path("requirements-build.lock")
 HEADER = "# Made by `make lock`. torch has a file of its own: its builds differ from machine to machine.\n"
+BUILD_HEADER = "# Made by `make lock`: what builds this project and the source distributions among its dependencies.\n"
+TORCH_HEADER = (
+    "# Made by `make lock`: torch and what only it needs, as PyPI has them (CUDA); torch for processors alone\n"
+    "# (CPU), as https://download.pytorch.org/whl/cpu has it. Other builds are not in here.\n"
+)
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
-GLIBC_MINORS = (17, 24, 26, 27, 28, 31, 34, 35)
-# What only torch's own builds need, each in the version that this torch names.
-OF_TORCH = ("torch", "nvidia-", "cuda-", "triton")
+GLIBC_MINORS = range(17, 40)
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+BUILDERS = ("setuptools",)
+PIP = [sys.executable, "-m", "pip"]
+# As an index for all has it: no folder or index of this machine's beside it.
+PUBLIC = {name: value for name, value in os.environ.items() if name not in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL")}
+PUBLIC |= {"PIP_CONFIG_FILE": os.devnull}
+Hashes = dict[str, set[str]]
 
 
 def main() -> None:
     """Resolve pyproject.toml's dependencies here, then ask for the files of each platform that is supported."""
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--check", action="store_true")
+    wanted = dependencies()
+    if options.parse_args().check:
+        check(wanted)
+        return
     # Of what has builds for some platforms only: the marker that pyproject.toml gives it.
-    markers = {needed.name: needed.marker for needed in map(Requirement, wanted) if needed.marker}
-    found = report("--ignore-installed", *wanted)
+    markers = {needed.name: str(needed.marker) for needed in wanted if needed.marker}
+    found = resolved("--ignore-installed", *map(str, wanted))
     versions = {name: version for name, version, _ in found}
-    hashes: dict[str, set[str]] = defaultdict(set)
+    hashes: Hashes = defaultdict(set)
     locked = [f"{name}=={version}" for name, version in versions.items() if not name.startswith(OF_TORCH)]
     from_source = {name for name, _, url in found if not url.endswith(".whl")}
     wheels = [pin for pin in locked if pin.split("==")[0] not in from_source]
-    for python, machine in product(PYTHONS, MACHINES):
-        platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in GLIBC_MINORS]
-        platforms += [f"--platform=manylinux{year}_{machine}" for year in (1, 2010, 2014)]
-        options = ["--only-binary=:all:", "--no-deps", "--target=/nonexistent", f"--python-version={python}"]
-        platform = {"python_version": python, "platform_machine": machine}
-        skipped = {name for name, marker in markers.items() if not marker.evaluate(platform)}
-        hash_files(hashes, *options, *platforms, *(pin for pin in wheels if pin.split("==")[0] not in skipped))
+    for options_of, environment in platforms():
+        skipped = {needed.name for needed in wanted if needed.marker and not needed.marker.evaluate(environment)}
+        hash_files(hashes, *options_of, *(pin for pin in wheels if pin.split("==")[0] not in skipped))
     hash_files(hashes, "--ignore-installed", "--no-deps", *locked)
+    lock_torch(f"torch=={versions['torch'].split('+')[0]}")
+    LOCK.write_text(HEADER + entries(locked, hashes, markers))
+    builders = [pin for pin in locked if pin.split("==")[0] in BUILDERS]
+    BUILD.write_text(BUILD_HEADER + entries(builders, hashes, {}))
+
+
+def lock_torch(torch: str) -> None:
+    """PyPI's builds, then the other index's. What an index that cannot be reached told before is kept."""
+    same = TORCH.exists() and requirement() == torch
+    hashes: Hashes = defaultdict(set, hashes_in(TORCH) if same else {})
+    found = [(name, version) for name, version, _ in resolved("--ignore-installed", torch, environment=PUBLIC)]
+    pins = [f"{name}=={version}" for name, version in found if name.startswith(OF_TORCH)]
+    for options, _ in platforms():
+        hash_files(hashes, *options, *pins, environment=PUBLIC)
+        try:
+            hash_files(hashes, *options, "--retries=0", f"--index-url={CPU_INDEX}", torch, environment=PUBLIC)
+        except CalledProcessError:
+            print(f"{CPU_INDEX} told nothing, {' '.join(options[3:5])}: what it told before is kept", file=sys.stderr)
+    TORCH.write_text(TORCH_HEADER + entries(pins, hashes, {}))
+
+
+def platforms() -> list[tuple[list[str], dict[str, str]]]:
+    """Options of pip that ask for another platform's wheels, and what markers are true there."""
+    found = []
+    for python, machine in product(PYTHONS, MACHINES):
+        names = [f"--platform=manylinux{year}_{machine}" for year in (1, 2010, 2014)]
+        names += [f"--platform=manylinux_2_{minor}_{machine}" for minor in GLIBC_MINORS]
+        options = ["--only-binary=:all:", "--no-deps", "--target=/nonexistent", f"--python-version={python}", *names]
+        found.append((options, {"python_version": python, "platform_machine": machine}))
+    return found
+
+
+def entries(pins: list[str], hashes: Hashes, markers: dict[str, str]) -> str:
+    """Lines of a requirements file."""
     lines = []
-    for pin in sorted(locked):
+    for pin in sorted(pins):
         name = pin.split("==")[0]
         where = f" ; {markers[name]}" if name in markers else ""
-        lines.append(" \\\n    ".join([pin + where, *sorted(hashes[name])]))
-    Path("requirements.lock").write_text(HEADER + "\n".join(lines) + "\n")
-    Path("requirements-torch.txt").write_text(f"torch=={versions['torch'].split('+')[0]}\n")
+        digests = [f"--hash=sha256:{digest}" for digest in sorted(hashes[canonicalize_name(name)])]
+        lines.append(" \\\n    ".join([pin + where, *digests]))
+    return "\n".join(lines) + "\n"
 
 
-def hash_files(hashes: dict[str, set[str]], *arguments: str) -> None:
+def hash_files(hashes: Hashes, *arguments: str, environment: dict[str, str] | None = None) -> None:
     """Add the digest of each file that pip would install."""
-    for item in pip_report(*arguments):
-        name = item["metadata"]["name"].lower()
-        hashes[name].add("--hash=sha256:" + item["download_info"]["archive_info"]["hashes"]["sha256"])
+    for item in report(PIP, list(arguments), environment):
+        name = canonicalize_name(item["metadata"]["name"])
+        hashes[name].add(item["download_info"]["archive_info"]["hashes"]["sha256"])
 
 
-def report(*arguments: str) -> list[tuple[str, str, str]]:
+def resolved(*arguments: str, environment: dict[str, str] | None = None) -> list[tuple[str, str, str]]:
     """Name, version and address of all that pip would install."""
     return [
         (item["metadata"]["name"].lower(), item["metadata"]["version"], item["download_info"]["url"])
-        for item in pip_report(*arguments)
+        for item in report(PIP, list(arguments), environment)
     ]
 
 
-def pip_report(*arguments: str) -> list[dict]:  # type: ignore[type-arg]
-    """Raises subprocess.CalledProcessError."""
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-", *arguments]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["install"]
+def dependencies() -> list[Requirement]:
+    """Those of the program, of its development and of its build."""
+    text = tomllib.loads(Path("pyproject.toml").read_text())
+    project = text["project"]
+    named = [*project["dependencies"], *project["optional-dependencies"]["dev"], *text["build-system"]["requires"]]
+    return list(map(Requirement, named))
+
+
+def check(wanted: list[Requirement]) -> None:
+    """Raises SystemExit."""
+    wrong = []
+    pinned: dict[str, str] = {}
+    for file in (LOCK, BUILD, TORCH):
+        for name, rest in re.findall(r"^(\S+)==(.*(?:\n    .*)*)", file.read_text(), re.MULTILINE):
+            pinned[canonicalize_name(name)] = re.split(r"[\s;]", rest)[0]
+            if "--hash=sha256:" not in rest:
+                wrong.append(f"{file}: {name} has no hash")
+    for needed in wanted:
+        version = pinned.get(canonicalize_name(needed.name))
+        if version is None or not needed.specifier.contains(version):
+            wrong.append(f"{needed} is locked as {version}: make lock")
+    if wrong:
+        raise SystemExit("\n".join(wrong))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ Each is staged as a tree below packages/, then nfpm writes it as .deb and .rpm (
 the same bytes. Variables: PACKAGE_PYTHON, PACKAGE_VERSION, PACKAGE_RELEASE, MAINTAINER, SOURCE_DATE_EPOCH.
 """
 
+import fcntl
 import gzip
-import json
 import os
 import platform
 import re
@@ -16,7 +16,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-from lock import OF_TORCH
+import install_torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -29,6 +29,8 @@ SITE = Path("usr/lib/weave-compute/lib", Path(PYTHON).name, "site-packages")
 VERSION = os.environ.get("PACKAGE_VERSION", __version__)
 RELEASE = os.environ.get("PACKAGE_RELEASE", "1")
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+BUILDER = OUT / "tree/builder"
+PIP = [sys.executable, "-m", "pip", "--python", str(BUILDER / "bin/python"), "--disable-pip-version-check"]
 # No path of this machine in what is compiled: python-prctl is.
 COMPILER = {"CFLAGS": "-g0 -ffile-prefix-map=/=/", "LDFLAGS": "-Wl,--build-id=none -Wl,--strip-all"}
 
@@ -41,9 +43,12 @@ def main() -> None:
         "weave-compute-torch": stage_torch,
         "weave-compute-model-shapes": stage_shapes,
     }
+    OUT.mkdir(exist_ok=True)
+    fcntl.flock(os.open(OUT, os.O_RDONLY), fcntl.LOCK_EX)  # until we end: another build would clear our trees
+    shutil.rmtree(OUT / "tree", ignore_errors=True)
+    make_builder()
     for name in sys.argv[1:]:
         tree = OUT / "tree" / name
-        shutil.rmtree(tree, ignore_errors=True)
         tree.mkdir(parents=True)
         full_name = makers[name](tree)
         document(tree, full_name)
@@ -82,8 +87,8 @@ def stage_daemon(tree: Path) -> str:
     shutil.copy("conf/system.toml", put(tree / "etc/weave/weave-compute.toml"))
     (tree / "etc/weave/conf.d").mkdir()
     documents = tree / "usr/share/doc/weave-compute"
-    for file in ("README.md", *Path("docs").glob("*.md"), "docs/demo.png"):
-        shutil.copy(file, put(documents / file))
+    for document in (Path("README.md"), *Path("docs").glob("*.md"), Path("docs/demo.png")):
+        shutil.copy(document, put(documents / document))
     zipped(Path("CHANGELOG.md"), documents / "changelog.gz")
     for file in ("apparmor/README.md", "selinux/README.md"):
         shutil.copy(file, put(documents / file))
@@ -107,19 +112,14 @@ def stage_mac(tree: Path) -> None:
 def stage_torch(tree: Path) -> str:
     """torch in the build that pip picks here, with the libraries that only this build needs."""
     site = tree / SITE
-    torch = requirement_of_torch()
-    options = ["install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", torch]
-    found = json.loads(run_pip(*options, capture=True))["install"]
-    pins = [(canonicalize_name(item["metadata"]["name"]), item["metadata"]["version"]) for item in found]
-    pip(site, "--no-deps", *(f"{name}=={version}" for name, version in pins if name.startswith(OF_TORCH)))
+    file = tree.parent / "requirements-torch.txt"
+    pins = install_torch.of_torch(PIP, options=["--ignore-installed"])
+    file.write_text("\n".join(pins) + "\n")
+    hashed = ["--require-hashes"] if all("--hash" in pin for pin in pins) else []
+    pip(site, "--no-deps", *hashed, "--requirement", str(file))
     compile_all(tree)
     built_for = re.findall(r"^(cuda|hip)\b.* = '", (site / "torch/version.py").read_text(), re.MULTILINE)
     return "weave-compute-torch-" + ({"cuda": "cuda", "hip": "rocm"}[built_for[0]] if built_for else "cpu")
-
-
-def requirement_of_torch() -> str:
-    """As the lock file's fellow has it: `torch==VERSION`."""
-    return Path("requirements-torch.txt").read_text().strip()
 
 
 def stage_shapes(tree: Path) -> str:
@@ -150,7 +150,8 @@ def pinned(folder: Path) -> str:
 def pip(site: Path, *what: str) -> None:
     """Install into `site`, without what differs from one installation to the next."""
     # The cache may hold a python-prctl that another interpreter has compiled.
-    run_pip("install", "--quiet", "--no-cache-dir", "--no-compile", "--target", str(site), *what)
+    options = ["--quiet", "--no-cache-dir", "--no-compile", "--no-build-isolation", "--use-pep517"]
+    subprocess.run([*PIP, "install", *options, "--target", str(site), *what], check=True, env=os.environ | COMPILER)
     for folder in ("bin", "share"):  # the libraries' own commands and man pages
         shutil.rmtree(site / folder, ignore_errors=True)
     for name in ("INSTALLER", "REQUESTED", "direct_url.json"):
@@ -162,15 +163,10 @@ def pip(site: Path, *what: str) -> None:
         record.write_text("".join(f"{line}\n" for line in lines if (site / line.split(",")[0]).exists()))
 
 
-def run_pip(*arguments: str, capture: bool = False) -> str:
-    """As the package's Python. What builds a source distribution (setuptools) is of the lock file's version too."""
-    constraints = OUT / "tree/constraints.txt"
-    versions = re.findall(r"^(\S+==\S+)", Path("requirements.lock").read_text(), re.MULTILINE)
-    constraints.write_text("\n".join(versions) + "\n")
-    environment = os.environ | COMPILER | {"PIP_CONSTRAINT": str(constraints.resolve())}
-    command = [sys.executable, "-m", "pip", "--python", PYTHON, "--disable-pip-version-check", *arguments]
-    output = subprocess.PIPE if capture else None
-    return subprocess.run(command, check=True, stdout=output, text=True, env=environment).stdout
+def make_builder() -> None:
+    """The package's Python with what builds a source distribution, and nothing of the system's."""
+    subprocess.run([PYTHON, "-m", "venv", "--without-pip", BUILDER], check=True)
+    subprocess.run([*PIP, "install", "--quiet", "--require-hashes", "-r", "requirements-build.lock"], check=True)
 
 
 def compile_all(tree: Path) -> None:
@@ -217,10 +213,10 @@ def write(packager: str, name: str, full_name: str, tree: Path) -> None:
         "PYTHON": PYTHON,
         "PYTHON_NAME": Path(PYTHON).name,
         # Another torch than the daemon was locked with, or one that lies where another Python looks, would not do.
-        "TORCH": f"weave-compute-torch-abi-{requirement_of_torch().split('==')[1]}-{Path(PYTHON).name}",
+        "TORCH": f"weave-compute-torch-abi-{install_torch.requirement().split('==')[1]}-{Path(PYTHON).name}",
     }
     nfpm = Path(sys.executable).with_name("nfpm")
-    command = [nfpm, "package", "--config", f"packaging/{name}.yaml", "--packager", packager, "--target", OUT]
+    command = [str(nfpm), "package", "--config", f"packaging/{name}.yaml", "--packager", packager, "--target", str(OUT)]
     subprocess.run(command, check=True, env=os.environ | variables)
 
 

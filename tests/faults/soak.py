@@ -23,11 +23,12 @@ from rich.table import Table
 from tests.support.builds import visible
 from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import PROMPT, draw, images
+from tests.support.processes import all_ended, reset_signals, temporary_folders
 from tests.support.stages import held, wait_for_client, wait_until_alone
 from tests.support.system import MODEL
 from tests.support.wire import generate_1, send_2
 from weave.client import AsyncClient, NotRunning, ProtocolError, WeaveError
-from weave.protocol.client_messages import Cancel, Progress, Queued
+from weave.protocol.client_messages import Progress, Queued
 
 LIMITS = """
 [limits]
@@ -103,8 +104,8 @@ class Soak:
             job = None
             async for answer in client.generate(PROMPT, model="shapes", steps=100, images=8):
                 job = answer.event.job if isinstance(answer.event, Queued) else job
-                if isinstance(answer.event, Progress) or self.random.random() < 0.3:
-                    await other._expect(Cancel(job=job), object)
+                if job is not None and (isinstance(answer.event, Progress) or self.random.random() < 0.3):
+                    await other.cancel(job=job)
 
     async def _vanish(self) -> None:
         async with AsyncClient(self.daemon.socket) as client:
@@ -210,7 +211,9 @@ def main() -> int:
     chosen = options.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    soak = run(chosen.seconds, chosen.seed)
+    reset_signals()
+    with temporary_folders(), all_ended():
+        soak = run(chosen.seconds, chosen.seed)
     table = Table("what", "how often")
     for name, number in soak.found.most_common():
         table.add_row(name, str(number))

@@ -196,7 +196,7 @@ HUNG = {
 
 @pytest.fixture(scope="module")
 def hangs() -> Iterator[Hurt]:
-    daemon = daemon_of(IMPATIENT | HUNG, "[limits]\njob_seconds = 6.0\n" + MODEL)
+    daemon = daemon_of(IMPATIENT | HUNG | DUMPABLE, "[limits]\njob_seconds = 6.0\n" + MODEL)
     try:
         yield Hurt(daemon)
     finally:

@@ -51,7 +51,7 @@ def test_files_belong_to_root_and_nobody_else_can_write_them(installed: Tree, ba
 
 
 def test_torch_must_be_of_the_locked_version_and_for_the_same_python() -> None:
-    torch = (ROOT / "requirements-torch.txt").read_text().strip().removeprefix("torch==")
+    torch = re.findall(r"^torch==([^\s;]+)", (ROOT / "requirements-torch.lock").read_text(), re.MULTILINE)[0]
     depends, provides = (
         run("dpkg-deb", "--field", built(package), field).strip().split(", ")
         for package, field in (("weave-compute_*.deb", "Depends"), ("weave-compute-torch-*.deb", "Provides"))

@@ -1,9 +1,13 @@
 """A Debian tree to install packages into, and what is in it."""
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,10 +37,8 @@ class Tree:
         """In there, as root."""
         inside = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
         variables = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
-        return run(
-            *("unshare", "--mount", "--pid", "--fork", "sh", "-c", inside, self.path, *command),
-            env=os.environ | variables,
-        )
+        unshared = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", inside, str(self.path))
+        return run(*unshared, *command, env=os.environ | variables)
 
     def copy(self, path: Path) -> "Tree":
         run("cp", "--archive", "--reflink=auto", self.path, path)
@@ -67,14 +69,33 @@ def differences(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 def base(*packages: str) -> Path:
     """Debian 12 with `packages`, as a tar. Fetched once for each list of them."""
-    tar = CACHE / f"debian-{hashlib.sha256(' '.join(packages).encode()).hexdigest()[:12]}.tar"
-    if not tar.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        part = tar.with_suffix(".part.tar")
-        included = [f"--include={','.join(packages)}"] if packages else []
-        run("mmdebstrap", "--variant=minbase", *included, "bookworm", part)
-        part.rename(tar)
-    return tar
+    name = f"debian-{hashlib.sha256(' '.join(packages).encode()).hexdigest()[:12]}.tar"
+    included = [f"--include={','.join(packages)}"] if packages else []
+    return cached(
+        CACHE / name, lambda part: run("mmdebstrap", "--variant=minbase", "--format=tar", *included, "bookworm", part)
+    )
+
+
+def cached(file: Path, make: Callable[[Path], object]) -> Path:
+    """`file`, made where it is not there yet, under another name until it is whole. Whoever comes meanwhile waits."""
+    with locked(file.parent):
+        if not file.exists():
+            with tempfile.TemporaryDirectory(prefix=f"{file.name}-", dir=file.parent) as folder:
+                make(Path(folder, file.name))
+                Path(folder, file.name).rename(file)
+    return file
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """For us alone, until the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def debian(folder: Path, dependencies: str) -> Tree:

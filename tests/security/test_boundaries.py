@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
+from tests.support.builds import visible
+from tests.support.daemon import DEMO_MODEL, Daemon, descriptors_of, wait_for
 from tests.support.pictures import draw, images
 from weave.client import Client, WeaveError
 from weave.config import default_config
@@ -64,18 +65,16 @@ def test_a_picture_is_made_where_there_is_no_network() -> None:
         daemon.stop()
 
 
-def test_no_process_of_the_daemon_has_a_network_socket(shared_daemon: Daemon) -> None:
-    with shared_daemon.client() as client:
+def test_no_process_of_the_daemon_has_a_network_socket() -> None:
+    daemon = Daemon(command=visible()).wait_until_serving()
+    with daemon.client() as client:
         draw(client)
-    for pid, role in {**shared_daemon.processes(), shared_daemon.process.pid: "supervisor"}.items():
-        try:
-            descriptors = os.listdir(f"/proc/{pid}/fd")
-        except PermissionError:
-            pytest.skip("not dumpable, so only root may look")
-        inodes = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in descriptors}
+    for pid, role in {**daemon.processes(), daemon.process.pid: "supervisor"}.items():
+        sockets = {link for link in descriptors_of(pid) if link.startswith("socket:")}
         with open(f"/proc/{pid}/net/unix") as table:
             local = {f"socket:[{line.split()[6]}]" for line in list(table)[1:]}
-        assert {inode for inode in inodes if inode.startswith("socket:")} <= local, role
+        assert sockets and sockets <= local, role
+    assert daemon.stop() == 0
 
 
 def test_the_daemon_says_which_layers_are_in_force(shared_daemon: Daemon) -> None:

@@ -73,8 +73,8 @@ class Started:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pids = children() - self._before - self._taken
-        self._taken |= self._pids
+        self._pids = children() - self._before - Started._taken
+        Started._taken |= self._pids
 
     def end(self) -> None:
         """All of it."""

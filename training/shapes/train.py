@@ -34,6 +34,7 @@ def main() -> None:
     """Train, save, tell how long it took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--pictures", type=int, default=PICTURES)
     parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
     parser.add_argument("--unet-steps", type=int, default=UNET_STEPS)
     options = parser.parse_args()
@@ -41,7 +42,7 @@ def main() -> None:
     started = time.monotonic()
 
     rng = random.Random(SEED)
-    shown = [rng.choice(scenes()[0]) for _ in range(PICTURES)]
+    shown = [rng.choice(scenes()[0]) for _ in range(options.pictures)]
     pictures = torch.from_numpy(np.stack([draw(scene, rng) for scene in shown])).permute(0, 3, 1, 2)
     vae = train_vae(pictures, options.vae_steps)
     latents = encode_all(vae, pictures)
