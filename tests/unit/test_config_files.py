@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,23 @@ def test_a_drop_in_is_checked_like_any_file_and_named(file: Path) -> None:
     drop_in.chmod(0o666)
     with pytest.raises(ConfigError, match=r"chmod go-w .*10\.toml"):
         load(file)
+
+
+@pytest.mark.parametrize("drop_in", [False, True])
+def test_in_system_mode_a_missing_config_is_refused_with_the_command_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drop_in: bool
+) -> None:
+    """Without it nothing would ask for require_mac; a drop-in alone, which is about something else, changes nothing."""
+    path = tmp_path / "weave-compute.toml"
+    monkeypatch.setattr(sys.modules[load.__module__], "_SYSTEM_PATH", path)
+    if drop_in:
+        (tmp_path / "conf.d").mkdir()
+        (tmp_path / "conf.d" / "10.toml").write_text("[limits]\nqueue = 2\n")
+    with pytest.raises(ConfigError) as refused:
+        load(system=True)
+    assert str(refused.value).startswith(f"{path}: there is no such file; in system mode")
+    subprocess.run(["sh", "-c", str(refused.value).partition("with: ")[2]], check=True)
+    assert load(system=True).system.require_mac
 
 
 def test_the_systems_config_is_looked_for_in_etc(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,17 @@ def open_own_folder(path: Path) -> int:
     return descriptor
 
 
+def check_folder(path: Path) -> None:
+    """That `path` and all above it are root's or ours, and nobody else can write there. Raises ConfigError, OSError."""
+    folder = path.resolve()
+    _check_folders(folder, os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+def check_open_folder(folder: Path, descriptor: int) -> None:
+    """The same for a folder that is open as `descriptor`, and stays open. Raises ConfigError."""
+    _check_folders(folder, os.dup(descriptor))
+
+
 def _check_folders(folder: Path, descriptor: int, *, group_above: bool = False) -> None:
     """`folder`, open as `descriptor`, which is closed, and all above it: each by way of the one below, so that
     what is checked are the folders that the file really is in. `group_above`: see open_own_folder."""

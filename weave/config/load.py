@@ -32,9 +32,14 @@ def default_path(*, system: bool = False) -> Path:
 def load(path: Path | None = None, *, system: bool = False) -> Config:
     """The config in `path`, or the system's or user's, then, in the order of their names, the *.toml in the folder
     conf.d beside it, of which the later win. Where none of them has [models], the demo model is what there is.
-    Raises ConfigError."""
+    Raises ConfigError; in system mode also where the system's file is missing: only it may ask for require_mac."""
     given = path is not None
     path = path or default_path(system=system)
+    if system and not given and not path.exists():
+        raise ConfigError(
+            f"{path}: there is no such file; in system mode it says whether require_mac is true. Get the packages' "
+            f"back with: printf '[system]\\nrequire_mac = true\\n' > {path}"
+        )
     drop_ins = sorted(path.parent.glob("conf.d/*.toml"))
     files = [path, *drop_ins] if given or path.exists() else drop_ins
     merged: dict[str, Any] = {}

@@ -38,17 +38,27 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="weave-compute", description="Owns one GPU for diffusion models and serves local clients."
     )
-    options.add_argument("--config", type=Path, metavar="FILE", help="the config file, instead of the usual one")
+    options.add_argument("--config", type=path, metavar="FILE", help="the config file, instead of the usual one")
     options.add_argument("--system", action="store_true", help="serve other users too, as the config says")
     entrance = options.add_mutually_exclusive_group()
-    entrance.add_argument("--socket", type=Path, metavar="PATH", help="the socket, instead of the usual one")
+    entrance.add_argument("--socket", type=path, metavar="PATH", help="the socket, instead of the usual one")
     entrance.add_argument(
-        "--socket-path", type=Path, metavar="PATH", help="serve the one program that listens on PATH, and end with it"
+        *("-s", "--socket-path"),
+        type=path,
+        metavar="PATH",
+        help="serve the one program that listens on PATH, and end with it",
     )
     options.add_argument("--record", action="store_true", help="note the worker's forbidden calls and let them through")
     options.add_argument("--check-config", action="store_true", help="say whether the config is good, then exit")
     options.add_argument("--version", action="version", version=f"weave-compute {__version__}")
     return options
+
+
+def path(text: str) -> Path:
+    """An option's; Path("") would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
 
 
 def main() -> None:

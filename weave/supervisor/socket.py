@@ -3,6 +3,7 @@ started us."""
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -13,6 +14,8 @@ from typing import TypeAlias
 
 from weave import log
 from weave.config import ConfigError
+from weave.config.files import check_folder, check_open_folder
+from weave.protocol.channel import close_all
 from weave.protocol.peer import Peer, refuse_descriptors
 from weave.protocol.waiting import readable
 
@@ -46,37 +49,36 @@ class ListeningSocket(_Listener):
     """The bound socket, in a folder of ours, and the lock that makes this daemon the only one on it."""
 
     def __init__(self, path: Path, *, mode: int = 0o600, group: int | None = None) -> None:
-        """`group` is for system mode, where others may look into the folder. Raises ConfigError where the folder
-        is not ours or another daemon has the socket."""
+        """`group` is for system mode, where others may look into the folder. Raises ConfigError where the folder is not
+        ours, others may write above it, or another program has the socket."""
         self.path = path
         self._mode = mode
         self._group = group
-        self._lock = _lock_folder(path.parent, private=group is None)
+        self._folder, self._lock = _lock_folder(path.parent, private=group is None)
         self._bind()
 
     def restore(self) -> bool:
-        """Where somebody has removed the socket's file, bind anew: nobody could connect any more. Returns whether
-        `socket` is another one now. Raises ConfigError."""
+        """Where somebody has removed the socket's file, bind again: nobody could connect any more. Returns whether
+        `socket` is another one now. Raises ConfigError where another program listens there by now."""
         if _identity(self.path) == self._identity:
             return False
         if _identity(self.path.parent / _LOCK_NAME) != _file(os.fstat(self._lock)):
-            lock = _lock_folder(self.path.parent, private=self._group is None)
-            os.close(self._lock)
-            self._lock = lock
+            folder, lock = _lock_folder(self.path.parent, private=self._group is None)
+            close_all([self._folder, self._lock])
+            self._folder, self._lock = folder, lock
         self.socket.close()
         self._bind()
         return True
 
     def _bind(self) -> None:
-        _remove_stale(self.path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Nobody may connect before owner and mode are right.
-        previous = os.umask(0o777)
+        # Nobody can connect before listen(), when owner and mode are right.
+        previous = os.umask(0o777 & ~self._mode)
         try:
+            _remove_stale(self.path)
             self.socket.bind(str(self.path))
             if self._group is not None:
-                os.chown(self.path, -1, self._group)
-            os.chmod(self.path, self._mode)
+                os.chown(self.path.name, -1, self._group, dir_fd=self._folder, follow_symlinks=False)
         except OSError as error:
             raise ConfigError(f"{self.path}: {error.strerror or error}") from None
         finally:
@@ -86,11 +88,11 @@ class ListeningSocket(_Listener):
         self._identity = _identity(self.path)
 
     def close(self) -> None:
-        """Stop listening; the file goes if it is still ours."""
-        self.socket.close()
+        """Stop listening; the file goes if it is still ours. While the socket is open, no other file has its inode."""
         if _identity(self.path) == self._identity:
             self.path.unlink()
-        os.close(self._lock)
+        self.socket.close()
+        close_all([self._folder, self._lock])
 
 
 class ActivatedSocket(_Listener):
@@ -169,41 +171,75 @@ class AttachedSocket:
 Entrance: TypeAlias = ListeningSocket | ActivatedSocket | AttachedSocket
 
 
-def _lock_folder(folder: Path, *, private: bool) -> int:
-    wanted = 0o700 if private else 0o755
+def _lock_folder(path: Path, *, private: bool) -> tuple[int, int]:
+    """The socket's folder, made where it is not there, and the lock in it. Raises ConfigError."""
+    folder = _open_folder(path, 0o700 if private else 0o755)
     try:
-        folder.mkdir(mode=wanted, parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        lock = os.open(_LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
     except OSError as error:
-        mend = f"install -d -o {os.geteuid()} -m {wanted:04o} {folder}"
-        raise ConfigError(f"{folder}: {error.strerror}; make it with: {mend}") from None
-    found = os.fstat(descriptor)
-    mode = stat.S_IMODE(found.st_mode)
-    if found.st_uid != os.geteuid() or mode & ~wanted:
-        os.close(descriptor)
-        mend = f"chown {os.geteuid()} {folder} && chmod {wanted:04o} {folder}"
-        raise ConfigError(
-            f"{folder}: owner {found.st_uid}, mode {mode:04o}; it must be ours with mode {wanted:04o}: {mend}"
-        )
-    lock = os.open(_LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=descriptor)
-    os.close(descriptor)
+        os.close(folder)
+        raise ConfigError(f"{path / _LOCK_NAME}: {error.strerror}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(lock)
-        raise ConfigError(f"{folder}: another weave-compute is running here") from None
-    return lock
+        close_all([folder, lock])
+        raise ConfigError(f"{path}: another weave-compute is running here") from None
+    return folder, lock
+
+
+def _open_folder(path: Path, wanted: int) -> int:
+    """Ours, with no mode beyond `wanted`, and nobody but root and us can write above it: what is bound and given to
+    a group in it is what we made. Raises ConfigError."""
+    try:
+        if not path.exists():  # before anything is made in a folder of somebody else's
+            check_folder(next(above for above in path.absolute().parents if above.exists()))
+        path.mkdir(mode=wanted, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        fix = f"install -d -o {os.geteuid()} -m {wanted:04o} {path}"
+        raise ConfigError(f"{path}: {error.strerror}; make it with: {fix}") from None
+    try:
+        found = os.fstat(descriptor)
+        mode = stat.S_IMODE(found.st_mode)
+        if found.st_uid != os.geteuid() or mode & ~wanted:
+            fix = f"chown {os.geteuid()} {path} && chmod {wanted:04o} {path}"
+            raise ConfigError(
+                f"{path}: owner {found.st_uid}, mode {mode:04o}; it must be ours with mode {wanted:04o}: {fix}"
+            )
+        check_open_folder(path.resolve(), descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _remove_stale(path: Path) -> None:
-    """We hold the lock, so no daemon of ours listens on what is there; anything but a socket is not ours to remove."""
+    """What a daemon that was killed has left. A socket that a program has open stays, whoever it belongs to.
+
+    Raises ConfigError. What a program binds between the question and unlink(2) is lost: no call does both at once.
+    """
     try:
         found = os.lstat(path)
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         raise ConfigError(f"{path}: exists and is not a socket of ours; remove it")
+    error = _error_of_connecting(path)
+    if error in (0, errno.EPROTOTYPE, errno.EPERM):  # EPERM: one that hears its own peer only
+        raise ConfigError(
+            f"{path}: another program has this socket open, and it stays as it is; end that program, or choose another "
+            "path with --socket"
+        )
+    if error != errno.ECONNREFUSED:
+        raise ConfigError(f"{path}: cannot tell whether a program listens there: {os.strerror(error)}; remove it")
     path.unlink()
+
+
+def _error_of_connecting(path: Path) -> int:
+    """ECONNREFUSED where no process has the socket open. A datagram socket asks, which no listener takes notice of:
+    its type is wrong, EPROTOTYPE, even where the backlog is full or the other does not listen yet."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+        return asking.connect_ex(str(path))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

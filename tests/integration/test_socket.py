@@ -1,0 +1,174 @@
+"""The socket's path: whose it is, who may write above it, and the options that name it."""
+
+import grp
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import COMMAND, Daemon
+from tests.support.system import MODEL, SYSTEM, system_daemon
+from tests.support.users import EVE, GROUP, uid
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")
+
+
+def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, *options], capture_output=True, text=True, check=False, timeout=60)
+
+
+@contextmanager
+def bound(path: Path, kind: socket.SocketKind, *, backlog: int | None = None) -> Iterator[socket.socket]:
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with socket.socket(socket.AF_UNIX, kind) as program:
+        program.bind(str(path))
+        if backlog is not None:
+            program.listen(backlog)
+            program.setblocking(False)
+        yield program
+
+
+@contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    with bound(path, socket.SOCK_STREAM, backlog=5) as program:
+        yield program
+        with pytest.raises(BlockingIOError):  # nobody has knocked
+            program.accept()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+
+
+@contextmanager
+def full(path: Path) -> Iterator[socket.socket]:
+    with bound(path, socket.SOCK_STREAM, backlog=0) as program, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        with socket.socket(socket.AF_UNIX) as another, pytest.raises(BlockingIOError):
+            another.setblocking(False)
+            another.connect(str(path))
+        yield program
+
+
+@contextmanager
+def connected_elsewhere(path: Path) -> Iterator[socket.socket]:
+    with bound(path, socket.SOCK_DGRAM) as program, bound(path.with_name("peer"), socket.SOCK_DGRAM):
+        program.connect(str(path.with_name("peer")))
+        yield program
+
+
+PROGRAMS: dict[str, Callable[[Path], AbstractContextManager[socket.socket]]] = {
+    "listens": listening,
+    "has a full backlog": full,
+    "does not listen yet": lambda path: bound(path, socket.SOCK_STREAM),
+    "has a datagram socket": lambda path: bound(path, socket.SOCK_DGRAM),
+    "has one that hears its peer alone": connected_elsewhere,
+    "has a socket that keeps messages apart": lambda path: bound(path, socket.SOCK_SEQPACKET, backlog=5),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_socket_that_a_program_has_open_is_never_taken(name: str) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
+    path = folder / "weave" / "weave.sock"
+    with PROGRAMS[name](path):
+        inode = path.stat().st_ino
+        daemon = Daemon(folder=folder)
+        assert daemon.process.wait(60) == 78
+        assert f"{path}: another program has this socket open" in daemon.log()
+        assert path.stat().st_ino == inode
+    # And once it is gone, what it has left is replaced.
+    daemon = Daemon(folder=folder).wait_until_serving()
+    with daemon.client() as client:
+        assert client.status().version
+    assert daemon.stop() == 0 and not path.exists()
+
+
+def test_a_program_that_takes_the_path_later_keeps_it_and_the_daemon_ends_and_says_so() -> None:
+    daemon = Daemon("[models]\n").wait_until_serving()
+    daemon.socket.unlink()
+    with listening(daemon.socket):
+        assert daemon.process.wait(60) == 78
+        assert f"{daemon.socket}: another program has this socket open" in daemon.log()
+
+
+def test_a_daemon_that_stops_leaves_another_programs_socket() -> None:
+    daemon = Daemon("[models]\n").wait_until_serving()
+    daemon.process.send_signal(signal.SIGSTOP)  # it finds out after the signal to end, not before
+    daemon.socket.unlink()
+    with listening(daemon.socket):
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.send_signal(signal.SIGCONT)
+        daemon.process.wait(60)
+
+
+@pytest.mark.parametrize("level", [0, 1], ids=["its parent", "further up"])
+def test_a_socket_below_a_folder_that_others_can_write_is_refused_and_nothing_made_there(
+    tmp_path: Path, level: int
+) -> None:
+    path = tmp_path / "a" / "b" / "weave" / "weave.sock"
+    writable = path.parents[1 + level]
+    path.parents[1].mkdir(parents=True)
+    writable.chmod(0o777)
+    refused = run("--socket", path)
+    assert refused.returncode == 78
+    assert f"{writable}: mode 0777 lets others write to it; mend it with: chmod go-w {writable}" in refused.stderr
+    assert not path.parent.exists()
+    # Made by whoever can write there, though it looks like ours.
+    path.parent.mkdir(mode=0o700)
+    assert run("--socket", path).returncode == 78
+    assert os.listdir(path.parent) == []
+
+
+@root_only
+def test_root_gives_nothing_away_below_a_folder_of_another_user(users: None) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
+    os.chmod(folder, 0o755)
+    theirs = folder / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, uid(EVE), -1)
+    config = folder / "weave-compute.toml"
+    config.write_text(SYSTEM + MODEL)
+    refused = run("--system", "--config", config, "--socket", theirs / "weave" / "weave.sock")
+    assert refused.returncode == 78 and f"{theirs}: belongs to UID {uid(EVE)}" in refused.stderr
+    assert os.listdir(theirs) == []
+
+
+@root_only
+def test_the_socket_has_its_group_and_mode_from_the_start(users: None) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
+    daemon = system_daemon(folder)
+    found = None
+    while found is None and daemon.process.poll() is None:
+        with suppress(FileNotFoundError):
+            found = os.stat(daemon.socket)
+    assert found is not None and found.st_mode & 0o777 == 0o660
+    daemon.wait_until_serving()
+    assert os.stat(daemon.socket).st_gid == grp.getgrnam(GROUP).gr_gid
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("option", ["--socket", "--socket-path", "-s", "--config"])
+def test_an_empty_path_is_refused_by_the_name_of_its_option(option: str) -> None:
+    refused = run(option, "")
+    name = "-s/--socket-path" if option in ("-s", "--socket-path") else option
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1] == f"weave-compute: error: argument {name}: the path is empty"
+    assert run(f"{option}=").stderr == refused.stderr
+
+
+def test_minus_s_is_socket_path_in_short(tmp_path: Path) -> None:
+    nobody = tmp_path / "none"
+    long, short = run("--socket-path", nobody), run("-s", nobody)
+    assert long.returncode == short.returncode == 78
+    assert long.stderr == short.stderr == f"weave-compute: {nobody}: No such file or directory\n"
+
+
+def test_a_path_that_is_too_long_is_refused_with_the_path(tmp_path: Path) -> None:
+    path = tmp_path / "weave" / ("x" * 120)
+    refused = run("--socket", path)
+    assert refused.returncode == 78 and f"{path}: AF_UNIX path too long" in refused.stderr
