@@ -26,6 +26,7 @@ queue = 100
 queue_per_uid = 100
 requests_per_second = 10000.0
 burst_per_uid = 100000
+delivered_bytes = 17179869184
 [models.shapes]
 path = "{DEMO_MODEL}"
 family = "sd1"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import prctl
 from msgspec import Struct
@@ -25,6 +26,17 @@ def own_signals() -> None:
     both are inherited."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def unmapped_uid() -> int:
+    """What the kernel shows for each UID that our user namespace has no number for (user_namespaces(7)): it is nobody's
+    identity, for it may be several users'."""
+    return int(Path("/proc/sys/kernel/overflowuid").read_text())
+
+
+def unmapped_gid() -> int:
+    """The same for groups."""
+    return int(Path("/proc/sys/kernel/overflowgid").read_text())
 
 
 def harden(*, parent: int | None = None) -> None:

@@ -9,21 +9,31 @@ from pathlib import Path
 from weave.config import ConfigError
 from weave.config.parts import Access
 from weave.config.schema import SystemConfig
-from weave.sandbox.process import Account
+from weave.sandbox.process import Account, unmapped_gid, unmapped_uid
 
-# What the kernel tells of a UID that is not mapped into our user namespace: no one user's. Its default; Debian and
-# Fedora call it nobody.
-_OVERFLOW_UID = 65534
+# user_namespaces(7): overflowuid, overflowgid.
+_SHARED = "the kernel shows for everybody whom it has no number for"
 
 
 def own_access() -> Access:
-    """User mode: ourselves and nobody else, not even root."""
+    """User mode: ourselves and nobody else, not even root. Raises ConfigError."""
+    check_own()
     uid = os.geteuid()
     return Access(uids=(uid,), known=frozenset((uid,)))
 
 
+def check_own() -> None:
+    """Raise ConfigError where the kernel shows other users under our UID too."""
+    if os.geteuid() == unmapped_uid():
+        raise ConfigError(
+            f"our UID is {os.geteuid()}, which {_SHARED}; start as a user of your own, who is mapped if this is a user "
+            "namespace"
+        )
+
+
 def system_access(system: SystemConfig) -> Access:
     """System mode: root, and whom the config names. Raises ConfigError where there is no such user or group."""
+    check_own()
     groups = [_group("allowed_groups", name) for name in system.allowed_groups]
     users = [_user("allowed_users", name).pw_uid for name in system.allowed_users]
     members = {uid for group in groups for uid in _members(group)}
@@ -31,7 +41,7 @@ def system_access(system: SystemConfig) -> Access:
         uids=(0, *users),
         gids=tuple(group.gr_gid for group in groups),
         members=tuple(sorted(members)),
-        known=frozenset((0, *users, *members, *_listed())) - {_OVERFLOW_UID},
+        known=frozenset((0, *users, *members, *_listed())) - {unmapped_uid()},
     )
 
 
@@ -65,19 +75,25 @@ def _child(field: str, name: str) -> pwd.struct_passwd:
 
 def _user(field: str, name: str) -> pwd.struct_passwd:
     try:
-        return pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+        user = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
     except (KeyError, OverflowError):
         mend = f"useradd --system --no-create-home --shell /usr/sbin/nologin {name}"
         raise ConfigError(f"system.{field}: there is no user {name!r}; make it with: {mend}") from None
+    if user.pw_uid == unmapped_uid():
+        raise ConfigError(f"system.{field}: {name!r} is UID {user.pw_uid}, which {_SHARED}; choose another user")
+    return user
 
 
 def _group(field: str, name: str) -> grp.struct_group:
     try:
-        return grp.getgrgid(int(name)) if name.isdecimal() else grp.getgrnam(name)
+        group = grp.getgrgid(int(name)) if name.isdecimal() else grp.getgrnam(name)
     except (KeyError, OverflowError):
         raise ConfigError(
             f"system.{field}: there is no group {name!r}; make it with: groupadd --system {name}"
         ) from None
+    if group.gr_gid == unmapped_gid():
+        raise ConfigError(f"system.{field}: {name!r} is GID {group.gr_gid}, which {_SHARED}; choose another group")
+    return group
 
 
 def _listed() -> set[int]:
