@@ -237,6 +237,14 @@ def test_where_the_kernel_tells_no_groups_the_group_database_decides(monkeypatch
         assert not broker_access.is_allowed(access, Peer(1, 1002, 100), unused)
 
 
+def test_a_peer_whom_the_kernel_has_no_number_for_is_nobody_whatever_its_groups() -> None:
+    """As one of a user namespace in which its group is mapped and its UID is not."""
+    access = Access(uids=(0, 65533), gids=(50,), unmapped=65533)
+    with socket.socket() as unused:
+        assert not broker_access.is_allowed(access, Peer(1, 65533, 50), unused)
+        assert broker_access.is_allowed(access, Peer(1, 65534, 50), unused)
+
+
 def test_systemd_is_told_of_every_turn(users: None, folder: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(folder / "notify"))

@@ -34,7 +34,8 @@ NO_BOUNDS_AT_ALL: Changes = NO_BOUNDS_IN_THE_BROKER | {
 
 @root_only
 def test_without_the_peer_check_a_stranger_would_be_answered() -> None:
-    daemon = daemon_of({"broker/access.py": [("    if peer.uid in access.uids", "    if True")]})
+    check = "    if peer.uid == access.unmapped:\n        return False\n    if peer.uid in access.uids"
+    daemon = daemon_of({"broker/access.py": [(check, "    if True")]})
     try:
         for path, mode in ((daemon.folder, 0o755), (daemon.socket.parent, 0o755), (daemon.socket, 0o666)):
             path.chmod(mode)

@@ -19,7 +19,7 @@ def own_access() -> Access:
     """User mode: ourselves and nobody else, not even root. Raises ConfigError."""
     check_own()
     uid = os.geteuid()
-    return Access(uids=(uid,), known=frozenset((uid,)))
+    return Access(uids=(uid,), known=frozenset((uid,)), unmapped=unmapped_uid())
 
 
 def check_own() -> None:
@@ -42,6 +42,7 @@ def system_access(system: SystemConfig) -> Access:
         gids=tuple(group.gr_gid for group in groups),
         members=tuple(sorted(members)),
         known=frozenset((0, *users, *members, *_listed())) - {unmapped_uid()},
+        unmapped=unmapped_uid(),
     )
 
 
