@@ -9,7 +9,7 @@ import select
 import time
 from typing import Any
 
-import msgspec
+from weave.protocol.text import json_line
 
 # What the audit is: who was refused what, who hit a limit, which process was ended and why.
 AUDITED = frozenset(
@@ -45,7 +45,6 @@ _LONGEST_EVENT = 64
 _LONGEST_TEXT = 2000
 # What a pipe takes whole or not at all, and never waits for once poll(2) said that it can be written to: pipe(7).
 _LONGEST_LINE = select.PIPE_BUF
-_encoder = msgspec.json.Encoder()
 
 
 class _Sink:
@@ -105,11 +104,11 @@ def _line(process: str, event: str, fields: dict[str, Any]) -> bytes:
         for name, value in fields.items()
         if name not in head  # whose line it is, and of when, is ours to say
     }
-    line = _encoder.encode(head | cut) + b"\n"
+    line = json_line(head | cut) + b"\n"
     if len(line) > _LONGEST_LINE:
         # As text once more, of which each character takes four bytes at most.
-        start = _encoder.encode(cut)[: _LONGEST_LINE // 5].decode(errors="ignore")
-        line = _encoder.encode(head | {"cut": start}) + b"\n"
+        start = json_line(cut)[: _LONGEST_LINE // 5].decode(errors="ignore")
+        line = json_line(head | {"cut": start}) + b"\n"
     return line
 
 

@@ -7,6 +7,7 @@ import pytest
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import PROMPT, draw, images, pixels
 from tests.support.shapes_checker import look
+from tests.support.system import MODEL
 from training.shapes.data import scenes
 from weave.client import AsyncClient, WeaveError
 from weave.protocol.client_messages import Done, Image, Preview, Progress, Queued
@@ -94,11 +95,30 @@ def test_every_scheduler_runs_in_the_locked_down_worker(shared_daemon: Daemon, s
         assert pixels(images(draw(client, scheduler=scheduler, steps=8))[0]).std() > 0
 
 
-def test_no_model_is_an_error_until_one_is_loaded_and_unload_ends_the_worker(daemon: Daemon) -> None:
-    with daemon.client() as client:
-        with pytest.raises(WeaveError) as refused:
+def test_without_any_model_in_the_config_that_is_the_error() -> None:
+    daemon = Daemon("[models]\n").wait_until_serving()
+    try:
+        with daemon.client() as client, pytest.raises(WeaveError, match="has no model") as refused:
             draw(client, model=None)
         assert refused.value.code is ErrorCode.NO_MODEL
+    finally:
+        daemon.stop()
+
+
+def test_without_a_model_the_loaded_one_is_taken_else_the_default_one() -> None:
+    one, two = (MODEL.replace("models.shapes", f"models.{name}") for name in ("one", "two"))
+    daemon = Daemon(f'default_model = "two"\n{one}{two}').wait_until_serving()
+    try:
+        with daemon.client() as client:
+            assert list(client.generate(PROMPT, steps=1))[-1].event.model == "two"  # type: ignore[union-attr]
+            client.load_model("one")
+            assert list(client.generate(PROMPT, steps=1))[-1].event.model == "one"  # type: ignore[union-attr]
+    finally:
+        daemon.stop()
+
+
+def test_unload_ends_the_worker(daemon: Daemon) -> None:
+    with daemon.client() as client:
         assert client.load_model("shapes").model == "shapes"
         assert client.status().worker == "idle" and client.status().memory_used
         assert images(draw(client, model=None))

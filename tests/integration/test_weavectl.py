@@ -14,7 +14,7 @@ import pytest
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import PROMPT
 from weave.client import AsyncClient, WeaveError
-from weave.weavectl.main import parser
+from weave.weavectl.options import parser
 from weave.weavectl.output import Output
 
 COMMAND = Path(sys.executable).with_name("weavectl")

@@ -6,7 +6,7 @@ import msgspec
 
 from weave.config.schema import Config
 from weave.supervisor.main import parser as daemon_parser
-from weave.weavectl.main import parser as client_parser
+from weave.weavectl.options import parser as client_parser
 
 ROOT = Path(__file__).parents[2]
 

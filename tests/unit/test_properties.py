@@ -23,6 +23,7 @@ from weave.protocol.frames import (
     pack_header,
 )
 from weave.protocol.metrics import Histogram, Metrics
+from weave.protocol.text import MODEL_ID
 
 settings.register_profile("weave", max_examples=150, deadline=None, derandomize=True)
 settings.load_profile("weave")
@@ -64,6 +65,29 @@ valid = st.one_of(
     st.builds(lambda p: pack_frame(Kind.GENERATE, 0, p, version=1), st.binary(min_size=1, max_size=20_000)),
 )
 streams = st.lists(st.one_of(valid, headers, st.binary(max_size=100)), max_size=6).map(b"".join)
+
+# Nor of its patterns. Whatever can be a model's ID can be a name or a title, too.
+IDS = st.from_regex(MODEL_ID, alphabet=st.characters(codec="ascii"))
+MAYBE = st.none() | IDS
+PATTERNED: dict[type, dict[str, Any]] = {
+    client_messages.Loading: {"model": IDS},
+    client_messages.Done: {"model": MAYBE, "seed": ..., "timings": ...},
+    client_messages.JobStatus: {"model": IDS},
+    client_messages.StatusReport: {
+        **dict.fromkeys(("version", "mode"), IDS),
+        **dict.fromkeys(("model", "device", "dtype"), MAYBE),
+        "sandbox": st.dictionaries(IDS, st.lists(IDS, max_size=3).map(tuple), max_size=3),
+    },
+    client_messages.Defaults: {"scheduler": IDS},
+    client_messages.ModelOffer: {
+        **dict.fromkeys(("id", "family", "title"), IDS),
+        "schedulers": st.lists(IDS, max_size=3).map(tuple),
+        "v1_id": ...,
+    },
+    client_messages.Models: {"default": MAYBE, "loaded": MAYBE},
+}
+for struct_type, patterned in PATTERNED.items():
+    st.register_type_strategy(struct_type, st.builds(struct_type, **patterned))
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:

@@ -9,15 +9,19 @@ from weave.protocol.errors import ErrorCode, RequestError
 
 
 def pick_model(config: BrokerConfig, name: str | None, loaded: str | None) -> ModelOffer:
-    """The model of that ID; with no ID the loaded one. Raises RequestError (unknown_model, no_model)."""
-    wanted = loaded if name is None else name
-    if wanted is None:
-        raise RequestError(ErrorCode.NO_MODEL, "no model is loaded; name one, or load one first", field="model")
-    for model in config.models:
-        if model.id == wanted:
-            return model
+    """The model of that ID; with no ID the loaded one, else the default model.
+
+    Raises RequestError (unknown_model, no_model).
+    """
+    offers = {model.id: model for model in config.models}
+    # A reload may have taken the loaded model from the list, and then its worker is about to end.
+    for wanted in (name,) if name is not None else (loaded, config.default_model):
+        if wanted in offers:
+            return offers[wanted]
+    if name is None:
+        raise RequestError(ErrorCode.NO_MODEL, "the daemon's config has no model", field="model")
     raise RequestError(
-        ErrorCode.UNKNOWN_MODEL, "no such model; list_models tells which there are", field="model", value=wanted[:64]
+        ErrorCode.UNKNOWN_MODEL, "no such model; list_models tells which there are", field="model", value=name[:64]
     )
 
 

@@ -1,7 +1,23 @@
 """The Python client: `Client` for plain code, `AsyncClient` for asyncio. See docs/protocol.md."""
 
 from weave.client.asynchronous import AsyncClient
-from weave.client.codec import Answer, NotRunning, ProtocolError, WeaveError, default_socket_path
+from weave.client.codec import (
+    Answer,
+    InvalidRequest,
+    NotRunning,
+    ProtocolError,
+    WeaveError,
+    default_socket_path,
+)
 from weave.client.synchronous import Client
 
-__all__ = ["Answer", "AsyncClient", "Client", "NotRunning", "ProtocolError", "WeaveError", "default_socket_path"]
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "Client",
+    "InvalidRequest",
+    "NotRunning",
+    "ProtocolError",
+    "WeaveError",
+    "default_socket_path",
+]

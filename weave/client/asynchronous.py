@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,8 @@ from weave.client.codec import (
     READ_BYTES,
     Answer,
     Decoder,
+    Inbox,
+    InvalidRequest,
     Last,
     NotRunning,
     ProtocolError,
@@ -41,17 +43,19 @@ _RETRY_SECONDS = 0.01
 
 
 class AsyncClient:
-    """`async with AsyncClient() as client`. Raises NotRunning; requests raise WeaveError and ProtocolError."""
+    """`async with AsyncClient() as client`. Raises NotRunning; requests raise InvalidRequest, WeaveError and
+    ProtocolError. Deadlines are asyncio.timeout's."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or default_socket_path()
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.setblocking(False)
         self._decoder = Decoder()
-        self._waiting: dict[int, asyncio.Queue[Answer | Exception]] = {}
+        self._inbox = Inbox()
+        self._arrived: dict[int, asyncio.Event] = {}
         self._numbers = count(1)
         self._sending = asyncio.Lock()
-        self._reader: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ended: Exception | None = None
 
     async def __aenter__(self) -> "AsyncClient":
@@ -60,7 +64,10 @@ class AsyncClient:
         except OSError as error:
             self._socket.close()
             raise NotRunning(f"{self._path}: {error.strerror or error}") from None
-        self._reader = asyncio.create_task(self._read())
+        except BaseException:
+            self._socket.close()
+            raise
+        self._start(self._read())
         return self
 
     async def _connect(self) -> None:
@@ -77,11 +84,14 @@ class AsyncClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._reader is not None
-        self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
-        self._decoder.close()
+        self._end(NotRunning("the client is closed"))
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._socket.close()
+        self._inbox.close()
+        self._decoder.close()
 
     async def status(self) -> StatusReport:
         """What the daemon is doing."""
@@ -104,50 +114,70 @@ class AsyncClient:
         return await self._expect(Cancel(job=job), Done)
 
     async def generate(self, prompt: str, **parameters: Any) -> AsyncIterator[Answer]:
-        """Draw; `parameters` are the fields of Generate. The last answer is Done. Cancelling the task that
-        iterates cancels the job."""
+        """Draw; `parameters` are the fields of Generate. The last answer is Done. Cancelling the task that iterates
+        cancels the job, and what it still sends is dropped; so does leaving the iterator, once it is closed
+        (contextlib.aclosing closes it at once)."""
         request = next(self._numbers)
         finished = False
         try:
-            async for answer in self._answers(request, Generate(prompt=prompt, **parameters)):
-                finished = isinstance(answer.event, Done)
-                yield answer
-        except WeaveError:
+            async with contextlib.aclosing(self._answers(request, Generate(prompt=prompt, **parameters))) as answers:
+                async for answer in answers:
+                    finished = isinstance(answer.event, Done)
+                    yield answer
+        except (InvalidRequest, WeaveError):
             finished = True
             raise
         finally:
-            if not finished and self._reader is not None and not self._reader.done():
-                await self._send(next(self._numbers), Cancel(request=request))
+            if not finished and self._ended is None:
+                # Whoever leaves need not wait until the daemon reads it.
+                self._start(self._write(request_frame(next(self._numbers), Cancel(request=request))))
 
-    async def _answers(self, request: int, message: ClientMessage) -> AsyncIterator[Answer]:
-        arrived = self._waiting[request] = asyncio.Queue()
+    async def _answers(self, request: int, message: ClientMessage) -> AsyncGenerator[Answer, None]:
+        frame = request_frame(request, message)
+        if self._ended is not None:
+            raise self._ended
+        arrived = self._arrived[request] = asyncio.Event()
+        self._inbox.expect(request)
         try:
-            if self._ended is not None:
-                raise self._ended
-            await self._send(request, message)
+            self._start(self._write(frame))
             while True:
-                answer = await arrived.get()
-                if isinstance(answer, Exception):
-                    raise answer
-                if isinstance(answer.event, Error):
-                    raise WeaveError(answer.event)
-                yield answer
-                if isinstance(answer.event, Done | StatusReport | Models):
-                    return
+                arrived.clear()
+                while (answer := self._inbox.take(request)) is not None:
+                    if isinstance(answer.event, Error):
+                        raise WeaveError(answer.event)
+                    yield answer
+                    if isinstance(answer.event, Done | StatusReport | Models):
+                        return
+                if self._ended is not None:
+                    raise self._ended
+                await arrived.wait()
         finally:
-            del self._waiting[request]
+            del self._arrived[request]
+            self._inbox.forget(request)
 
     async def _expect(self, message: ClientMessage, kind: type[Last]) -> Last:
-        async for answer in self._answers(next(self._numbers), message):
-            if isinstance(answer.event, kind):
-                return answer.event
+        async with contextlib.aclosing(self._answers(next(self._numbers), message)) as answers:
+            async for answer in answers:
+                if isinstance(answer.event, kind):
+                    return answer.event
         raise ProtocolError(f"no {kind.__name__} came")
 
-    async def _send(self, request: int, message: ClientMessage) -> None:
-        # Of a connection that the daemon has closed the reader finds the end, and why.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+    def _start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _write(self, frame: bytes) -> None:
+        """In a task of its own: a frame that was begun is finished even where whoever asked is cancelled, since what
+        follows it must be understood."""
+        try:
             async with self._sending:
-                await asyncio.get_running_loop().sock_sendall(self._socket, request_frame(request, message))
+                await asyncio.get_running_loop().sock_sendall(self._socket, frame)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # of a connection that the daemon has closed the reader finds the end, and why
+        except OSError as error:
+            self._end(error)
 
     async def _read(self) -> None:
         try:
@@ -161,14 +191,20 @@ class AsyncClient:
                 if not data:
                     raise NotRunning("the daemon closed the connection")
         except (ProtocolError, NotRunning, OSError) as error:
-            self._ended = self._ended or error
-            for arrived in self._waiting.values():
-                arrived.put_nowait(self._ended)
+            self._decoder.close()
+            self._end(error)
 
     def _deliver(self, answer: Answer) -> None:
         """An error with number 0 concerns the connection, and so every request."""
         if answer.request == 0 and isinstance(answer.event, Error):
-            self._ended = WeaveError(answer.event)
-        for request, arrived in self._waiting.items():
-            if answer.request in (request, 0):
-                arrived.put_nowait(answer)
+            self._end(WeaveError(answer.event))
+            return
+        self._inbox.put(answer)
+        if (arrived := self._arrived.get(answer.request)) is not None:
+            arrived.set()
+
+    def _end(self, error: Exception) -> None:
+        """The first reason counts. What has come already can still be taken."""
+        self._ended = self._ended or error
+        for arrived in self._arrived.values():
+            arrived.set()

@@ -1,12 +1,15 @@
 """Version 2 from the client's side, without any input or output: bytes and descriptors in, answers out."""
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from weave.protocol import SYSTEM_SOCKET_PATH
+from weave.protocol.bounds import MAX_SEED
 from weave.protocol.channel import ChannelViolation, check_sealed_memfd, close_all
 from weave.protocol.client_messages import (
     ClientMessage,
@@ -21,7 +24,7 @@ from weave.protocol.client_messages import (
     encode,
 )
 from weave.protocol.errors import UNDECODABLE, FrameError
-from weave.protocol.frames import FrameReader, Header, Kind, pack_frame
+from weave.protocol.frames import MAX_CONTROL_BYTES, FrameReader, Header, Kind, pack_frame
 
 # What ends a request that went well.
 Last = TypeVar("Last", Done, StatusReport, Models)
@@ -29,6 +32,8 @@ Last = TypeVar("Last", Done, StatusReport, Models)
 # Of one read from the daemon.
 READ_BYTES = 1024 * 1024
 MAX_DESCRIPTORS = 16
+# Of one request, that nobody has taken yet.
+_MOST_PREVIEW_BYTES = 16 * 1024 * 1024
 
 
 class NotRunning(Exception):
@@ -48,6 +53,10 @@ class WeaveError(Exception):
         self.code = error.code
 
 
+class InvalidRequest(ValueError):
+    """The request cannot be sent as it is; the message names the field, and nothing was sent."""
+
+
 class Answer(NamedTuple):
     """One event of one request. An image or preview has its bytes in `data`, or a sealed memfd in `memfd`,
     which is the caller's to close."""
@@ -60,16 +69,93 @@ class Answer(NamedTuple):
 
 def default_socket_path() -> Path:
     """`$WEAVE_SOCKET`, else the user's daemon, else the system's."""
-    if "WEAVE_SOCKET" in os.environ:
-        return Path(os.environ["WEAVE_SOCKET"])
+    if given := os.environ.get("WEAVE_SOCKET"):
+        return Path(given)
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     own = Path(runtime) / "weave" / "weave.sock"
-    return SYSTEM_SOCKET_PATH if SYSTEM_SOCKET_PATH.exists() and not own.exists() else own
+    # Unlike Path.exists(), this answers for a folder that may not be looked into, too.
+    return SYSTEM_SOCKET_PATH if os.path.exists(SYSTEM_SOCKET_PATH) and not os.path.exists(own) else own
 
 
 def request_frame(request: int, message: ClientMessage) -> bytes:
-    """A whole frame, ready to send."""
-    return pack_frame(Kind.CONTROL, request, encode(message))
+    """A whole frame, ready to send. Raises InvalidRequest."""
+    for field in message.__struct_fields__:
+        _check_sendable(field, getattr(message, field))
+    payload = encode(message)
+    if len(payload) > MAX_CONTROL_BYTES:
+        raise InvalidRequest(f"the request has {len(payload)} bytes; it must have at most {MAX_CONTROL_BYTES}")
+    return pack_frame(Kind.CONTROL, request, payload)
+
+
+def _check_sendable(field: str, value: object) -> None:
+    """JSON has no word for NaN and the infinities: msgspec writes null, which would mean the model's default."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidRequest(f"{field} is {value}; it must be a finite number")
+    if isinstance(value, int) and not -(2**63) <= value <= MAX_SEED:
+        raise InvalidRequest(f"{field} is {hex(value)[:40]}; it must fit 64 bits")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest(f"{field} is not valid Unicode") from None
+
+
+class Inbox:
+    """Answers that somebody may still take, by request. All others are dropped, and their memfds closed."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, deque[Answer]] = {}
+
+    def expect(self, request: int) -> None:
+        """Hold the answers to this request until they are taken."""
+        self._held[request] = deque()
+
+    def expects(self, request: int) -> bool:
+        """Whether answers to it are held."""
+        return request in self._held
+
+    def put(self, answer: Answer) -> None:
+        """Takes ownership of its memfd. Of previews that nobody takes only the newest are held."""
+        answers = self._held.get(answer.request)
+        if answers is None:
+            _drop(answer)
+            return
+        answers.append(answer)
+        if isinstance(answer.event, Preview):
+            previews = [held for held in answers if isinstance(held.event, Preview)]
+            excess = sum(len(held.data) for held in previews) - _MOST_PREVIEW_BYTES
+            for oldest in previews[:-1]:
+                if excess > 0:
+                    answers.remove(oldest)
+                    excess -= len(oldest.data)
+
+    def take(self, request: int) -> Answer | None:
+        """The oldest, which is the caller's; None where there is none."""
+        answers = self._held.get(request)
+        return answers.popleft() if answers else None
+
+    def forget(self, request: int) -> None:
+        """Nobody takes answers to this request any more."""
+        for answer in self._held.pop(request, ()):
+            _drop(answer)
+
+    def close(self) -> None:
+        """Forget all of them."""
+        for request in list(self._held):
+            self.forget(request)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._held.values()))
+
+    def __iter__(self) -> Iterator[Answer]:
+        return chain.from_iterable(self._held.values())
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _drop(answer: Answer) -> None:
+    close_all([] if answer.memfd is None else [answer.memfd])
 
 
 class Decoder:
@@ -86,31 +172,46 @@ class Decoder:
         self._descriptors += descriptors
         try:
             while (frame := self._frames.next_frame()) is not None:
+                self._check_expected(frame[0])
                 answer = self._answer(*frame)
                 if answer is not None:
                     yield answer
+            if self._frames.header is not None:
+                self._check_expected(self._frames.header)  # before more of it is held
+            if len(self._descriptors) > (MAX_DESCRIPTORS if self._frames.begun else 0):
+                raise ChannelViolation("a descriptor came without an image")
         except (FrameError, ChannelViolation, *UNDECODABLE) as error:
             self.close()
             raise ProtocolError(str(error)) from None
 
     def close(self) -> None:
-        """Close descriptors that nobody took."""
+        """Close descriptors that nobody took, and let go of what has come of an image."""
         close_all(list(self._descriptors))
         self._descriptors.clear()
+        self._frames = FrameReader(from_client=False)
+        self._announced = None
 
-    def _answer(self, header: Header, payload: bytes) -> Answer | None:
+    def __del__(self) -> None:
+        self.close()
+
+    def _check_expected(self, header: Header) -> None:
         if header.version != 2:
             raise ChannelViolation("the answer is in version 1")
+        announced = self._announced
+        if announced is None:
+            if header.kind == Kind.IMAGE:
+                raise ChannelViolation("an image came that was not announced")
+            return
+        assert isinstance(announced.event, Image | Preview)
+        if header.kind != Kind.IMAGE or header.request != announced.request:
+            raise ChannelViolation("an image was announced, and something else came")
+        if header.length != announced.event.size:
+            raise ChannelViolation(f"{header.length} bytes of image; {announced.event.size} were announced")
+
+    def _answer(self, header: Header, payload: bytes) -> Answer | None:
         if self._announced is not None:
             announced, self._announced = self._announced, None
-            if header.kind != Kind.IMAGE or header.request != announced.request:
-                raise ChannelViolation("an image was announced, and something else came")
-            assert isinstance(announced.event, Image | Preview)
-            if header.length != announced.event.size:
-                raise ChannelViolation(f"{header.length} bytes of image; {announced.event.size} were announced")
             return announced._replace(data=payload)
-        if header.kind == Kind.IMAGE:
-            raise ChannelViolation("an image came that was not announced")
         answer = Answer(header.request, decode_event(payload))
         if isinstance(answer.event, Image) and answer.event.deliver == "fd":
             if not self._descriptors:

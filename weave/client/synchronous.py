@@ -2,7 +2,8 @@
 
 import contextlib
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from weave.client.codec import (
     READ_BYTES,
     Answer,
     Decoder,
+    Inbox,
     Last,
     NotRunning,
     ProtocolError,
@@ -34,24 +36,53 @@ from weave.protocol.client_messages import (
     StatusReport,
     Unload,
 )
+from weave.protocol.peer import Peer
+
+_RETRY_SECONDS = 0.01
 
 
 class Client:
-    """A connection. Raises NotRunning; each request raises WeaveError, ProtocolError, and TimeoutError where
-    `timeout`, in seconds without a byte from the daemon, is given."""
+    """A connection. Raises NotRunning; each request raises InvalidRequest, WeaveError, ProtocolError, and TimeoutError
+    where `timeout`, in seconds without a byte from the daemon, is given."""
 
     def __init__(self, path: Path | None = None, *, timeout: float | None = None) -> None:
-        path = path or default_socket_path()
+        self.path = path or default_socket_path()
+        self._decoder = Decoder()
+        self._arrived = Inbox()
+        self._failed: WeaveError | None = None
+        self._numbers = count(1)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(timeout)
-        self._decoder = Decoder()
-        self._arrived: list[Answer] = []
-        self._numbers = count(1)
         try:
-            self._socket.connect(str(path))
+            self._connect(timeout)
         except OSError as error:
             self._socket.close()
-            raise NotRunning(f"{path}: {error.strerror or error}") from None
+            raise NotRunning(f"{self.path}: {error.strerror or error}") from None
+
+    def _connect(self, timeout: float | None) -> None:
+        """A connect with a deadline does not wait where too many wait to be accepted, but says EAGAIN (unix(7))."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                return self._socket.connect(str(self.path))
+            except BlockingIOError:
+                if end is not None and time.monotonic() > end:
+                    raise TimeoutError(0, f"whoever listens did not accept a connection in {timeout:g} s") from None
+                time.sleep(_RETRY_SECONDS)
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds to wait for the daemon's next byte; None waits as long as it takes."""
+        return self._socket.gettimeout()
+
+    @timeout.setter
+    def timeout(self, seconds: float | None) -> None:
+        self._socket.settimeout(seconds)
+
+    @property
+    def listener(self) -> Peer:
+        """The process that listens on the socket, or did when it handed the socket on, as systemd does."""
+        return Peer.of(self._socket)
 
     def __enter__(self) -> "Client":
         return self
@@ -62,9 +93,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """The daemon cancels what this connection still waits for."""
-        self._decoder.close()
+        """The daemon cancels what this connection still waits for; memfds that nobody took are closed."""
         self._socket.close()
+        self._arrived.close()
+        self._decoder.close()
 
     def status(self) -> StatusReport:
         """What the daemon is doing."""
@@ -88,45 +120,73 @@ class Client:
 
     def generate(self, prompt: str, **parameters: Any) -> Iterator[Answer]:
         """Draw; `parameters` are the fields of Generate. The last answer is Done. Leaving the iterator early
-        (break, or an exception such as KeyboardInterrupt) cancels the job."""
+        (break, or an exception such as KeyboardInterrupt) cancels the job, and drops what it still sends."""
         request = self.send(Generate(prompt=prompt, **parameters))
         finished = False
         try:
-            for answer in self.answers(request):
-                finished = isinstance(answer.event, Done)
-                yield answer
+            with contextlib.closing(self._answers(request)) as answers:
+                for answer in answers:
+                    finished = isinstance(answer.event, Done)
+                    yield answer
         except WeaveError:
             finished = True
             raise
         finally:
+            self._arrived.forget(request)
             if not finished and self._socket.fileno() >= 0:
-                self.send(Cancel(request=request))
+                self._send(next(self._numbers), Cancel(request=request))
 
     def send(self, message: ClientMessage) -> int:
-        """Send a request; its number."""
+        """Send a request; its number. Its answers are held until answers() gives them or forget() drops them."""
         request = next(self._numbers)
-        # Of a connection that the daemon has closed, why it did is still to be read, and then the end.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._socket.sendall(request_frame(request, message))
+        self._send(request, message)
+        self._arrived.expect(request)
         return request
 
     def answers(self, request: int) -> Iterator[Answer]:
-        """All answers to a request, up to its last. Raises WeaveError for the daemon's error."""
-        while True:
-            for answer in [answer for answer in self._arrived if answer.request in (request, 0)]:
-                self._arrived.remove(answer)
+        """All answers to a request, up to its last; none where it is over. May be left, and called again for those
+        that follow. Raises WeaveError for the daemon's error."""
+        return self._answers(request)
+
+    def forget(self, request: int) -> None:
+        """Drop what has come for a request, and whatever comes."""
+        self._arrived.forget(request)
+
+    def _answers(self, request: int) -> Generator[Answer, None, None]:
+        while self._arrived.expects(request):
+            while (answer := self._arrived.take(request)) is not None:
                 if isinstance(answer.event, Error):
+                    self._arrived.forget(request)
                     raise WeaveError(answer.event)
-                yield answer
                 if isinstance(answer.event, Done | StatusReport | Models):
+                    self._arrived.forget(request)
+                    yield answer
                     return
-            self._receive()
+                yield answer
+            if self._failed is not None:
+                raise self._failed
+            if self._arrived.expects(request):
+                self._receive()
 
     def _expect(self, message: ClientMessage, kind: type[Last]) -> Last:
-        for answer in self.answers(self.send(message)):
-            if isinstance(answer.event, kind):
-                return answer.event
+        request = self.send(message)
+        try:
+            for answer in self._answers(request):
+                if isinstance(answer.event, kind):
+                    return answer.event
+        finally:
+            self._arrived.forget(request)
         raise ProtocolError(f"no {kind.__name__} came")
+
+    def _send(self, request: int, message: ClientMessage) -> None:
+        frame = request_frame(request, message)
+        try:
+            self._socket.sendall(frame)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # of a connection that the daemon has closed, why it did is still to be read, and then the end
+        except BaseException:
+            self.close()  # half a frame may be sent: nothing that follows would be understood
+            raise
 
     def _receive(self) -> None:
         try:
@@ -135,6 +195,19 @@ class Client:
             )
         except ConnectionResetError:
             raise NotRunning("the daemon closed the connection") from None
-        self._arrived += self._decoder.feed(data, received_descriptors(ancillary))
+        descriptors = received_descriptors(ancillary)
+        try:
+            for answer in self._decoder.feed(data, descriptors):
+                self._deliver(answer)
+        except ProtocolError:
+            self.close()
+            raise
         if not data:
             raise NotRunning("the daemon closed the connection")
+
+    def _deliver(self, answer: Answer) -> None:
+        """An error with number 0 concerns the connection, and so every request."""
+        if answer.request == 0 and isinstance(answer.event, Error):
+            self._failed = WeaveError(answer.event)
+        else:
+            self._arrived.put(answer)

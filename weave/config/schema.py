@@ -1,7 +1,6 @@
 """The config file as frozen structs: one a table, each field with a default that suits one desktop."""
 
 import math
-import re
 from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct, field, structs
@@ -10,12 +9,11 @@ from weave.config.families import FAMILIES
 from weave.protocol.bounds import Bounds, Parameters, check_parameters
 from weave.protocol.client_messages import ModelOffer
 from weave.protocol.errors import RequestError
+from weave.protocol.text import LONGEST_TITLE, hidden_in, is_model_id
 
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=86400)]
 Bound: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=100_000)]
-
-_MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class ConfigError(Exception):
@@ -29,7 +27,7 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class DeviceConfig(_Table, frozen=True, kw_only=True):
     """Where models run. `threads` is for the CPU; 0 means one a core."""
 
-    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Meta(pattern=r"\A(auto|cpu|cuda(:[0-9]{1,4})?)\Z")] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
 
@@ -176,8 +174,12 @@ def check(config: Config) -> None:
 
 def _offer(model_id: str, model: ModelConfig) -> ModelOffer:
     where = f"models.{model_id}"
-    if not _MODEL_ID.fullmatch(model_id):
+    if not is_model_id(model_id):
         raise ConfigError(f"{where}: a model's ID is up to 64 of a-z, 0-9, '.', '_' and '-'")
+    if (hidden := hidden_in(model.title)) is not None:
+        raise ConfigError(f"{where}.title holds {hidden}, which does not show, or which a terminal obeys; take it out")
+    if len(model.title) > LONGEST_TITLE:
+        raise ConfigError(f"{where}.title has {len(model.title)} characters; it must have at most {LONGEST_TITLE}")
     family = FAMILIES.get(model.family)
     if family is None:
         raise ConfigError(f"{where}.family is {model.family!r}; it must be one of {', '.join(FAMILIES)}")

@@ -102,7 +102,8 @@ def check_range(field: str, value: int, bound: Range) -> None:
     if not bound.min <= value <= bound.max:
         raise _out_of_bounds(field, value, bound.min, bound.max, f"it must be from {bound.min} to {bound.max}")
     if value % bound.multiple:
-        raise _out_of_bounds(field, value, bound.min, bound.max, f"it must be a multiple of {bound.multiple}")
+        rule = f"it must be a multiple of {bound.multiple}, from {bound.min} to {bound.max}"
+        raise _out_of_bounds(field, value, bound.min, bound.max, rule)
 
 
 def check_cfg_scale(value: float, bound: FloatRange) -> None:

@@ -12,6 +12,7 @@ from msgspec import Struct
 from weave.protocol.bounds import Bounds
 from weave.protocol.errors import UNDECODABLE, ErrorCode, FrameError, RequestError
 from weave.protocol.metrics import Metrics
+from weave.protocol.text import ModelId, Name, Title
 
 ImageFormat: TypeAlias = Literal["png", "raw"]
 Delivery: TypeAlias = Literal["inline", "fd"]
@@ -28,7 +29,8 @@ class LoadModel(_Op, frozen=True, kw_only=True, tag="load_model"):
 
 
 class Generate(_Op, frozen=True, kw_only=True, tag="generate"):
-    """Draw pictures. What is left out takes the model's default; no model means the one that is loaded.
+    """Draw pictures. What is left out takes the model's default; no model means the one that is loaded, else the
+    default model.
 
     Answered by queued, loading, progress, preview and image events, then one done or error.
     """
@@ -87,7 +89,7 @@ class Queued(_Event, frozen=True, kw_only=True, tag="queued"):
 class Loading(_Event, frozen=True, kw_only=True, tag="loading"):
     """The job waits for its model to be loaded."""
 
-    model: str
+    model: ModelId
 
 
 class Progress(_Event, frozen=True, kw_only=True, tag="progress"):
@@ -135,7 +137,7 @@ class Timings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Done(_Event, frozen=True, kw_only=True, tag="done"):
     """The request is finished. A generation tells its model, its first seed and where the time went."""
 
-    model: str | None = None
+    model: ModelId | None = None
     seed: int | None = None
     timings: Timings | None = None
 
@@ -171,7 +173,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
     """One of the asking user's own jobs."""
 
     job: int
-    model: str
+    model: ModelId
     state: Literal["queued", "loading", "running"]
     position: int
 
@@ -179,20 +181,20 @@ class JobStatus(Struct, frozen=True, kw_only=True):
 class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_defaults=False):
     """What the daemon is doing. Memory is in bytes, uptime in seconds; `jobs` holds only the asker's own."""
 
-    version: str
+    version: Name
     uptime: float
-    mode: str
+    mode: Name
     worker: Literal["none", "starting", "loading", "idle", "running", "stopping"]
-    model: str | None
-    device: str | None
-    dtype: str | None
+    model: ModelId | None
+    device: Name | None
+    dtype: Name | None
     memory_used: int | None
     memory_total: int | None
     queue_length: int
     queue_limit: int
     connections: int
     jobs: tuple[JobStatus, ...]
-    sandbox: dict[str, tuple[str, ...]]
+    sandbox: dict[Name, tuple[Name, ...]]
     worker_restarts: int
     images_made: int
     metrics: Metrics
@@ -205,19 +207,19 @@ class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     height: int
     steps: int
     cfg_scale: float
-    scheduler: str
+    scheduler: Name
 
 
 class ModelOffer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All that the broker and its clients know of a model: no path, no file. `v1_id` is its number in version 1,
     where 0 stands for the default model."""
 
-    id: str
-    family: str
-    title: str
+    id: ModelId
+    family: Name
+    title: Title
     bounds: Bounds
     defaults: Defaults
-    schedulers: tuple[str, ...]
+    schedulers: tuple[Name, ...]
     v1_id: int | None = None
 
 
@@ -225,8 +227,8 @@ class Models(_Event, frozen=True, kw_only=True, tag="models", omit_defaults=Fals
     """The models that can be asked for; `default` is what a person who names none most likely wants."""
 
     models: tuple[ModelOffer, ...]
-    default: str | None
-    loaded: str | None
+    default: ModelId | None
+    loaded: ModelId | None
 
 
 Event: TypeAlias = Queued | Loading | Progress | Preview | Image | Done | Error | StatusReport | Models

@@ -105,6 +105,11 @@ class FrameReader:
         return self._header is not None or bool(self._bytes)
 
     @property
+    def header(self) -> Header | None:
+        """Of the frame whose payload is not complete yet."""
+        return self._header
+
+    @property
     def skipping(self) -> bool:
         """Whether some of a frame that was refused has yet to come."""
         return self._skipping > 0

@@ -4,12 +4,13 @@ A worker holds one model for its whole life, so nothing here names a model. Each
 a message that its state machine does not expect ends the worker.
 """
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from weave.protocol.bounds import Parameters
 from weave.protocol.client_messages import ImageFormat
+from weave.protocol.text import Device, Dtype
 
 # Of what a worker says for the log, in characters.
 MAX_DETAIL = 1000
@@ -54,8 +55,8 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True):
 class Loaded(_Message, frozen=True, kw_only=True, tag="loaded"):
     """The model is on `device`, its weights as `dtype`."""
 
-    device: Annotated[str, Meta(max_length=64)]
-    dtype: Annotated[str, Meta(max_length=64)]
+    device: Device
+    dtype: Dtype
     memory: Memory
 
 

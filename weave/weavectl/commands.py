@@ -1,18 +1,18 @@
 """What each command does. Each returns the exit status."""
 
 import argparse
-import os
-from pathlib import Path
+import contextlib
 
-from weave.client import Answer, Client, WeaveError
+from weave.client import Answer, Client
 from weave.protocol.client_messages import Done, Image, Loading, Preview, Progress, Queued, StatusReport
-from weave.protocol.errors import ErrorCode
-from weave.weavectl.output import Output
+from weave.weavectl.connect import connect, connect_for_long
+from weave.weavectl.image_files import ImageFiles, open_image_files
+from weave.weavectl.output import Output, UsageError
 
 
 def status(options: argparse.Namespace, output: Output) -> int:
     """What the daemon is doing."""
-    with Client(options.socket) as client:
+    with connect(options) as client:
         report = client.status()
     output.event(report)
     if not output.json:
@@ -23,7 +23,7 @@ def status(options: argparse.Namespace, output: Output) -> int:
 
 def models(options: argparse.Namespace, output: Output) -> int:
     """The models that can be asked for."""
-    with Client(options.socket) as client:
+    with connect(options) as client:
         answer = client.list_models()
     output.event(answer)
     for model in answer.models if not output.json else ():
@@ -35,14 +35,14 @@ def models(options: argparse.Namespace, output: Output) -> int:
 
 def load(options: argparse.Namespace, output: Output) -> int:
     """Load a model."""
-    with Client(options.socket) as client:
+    with connect_for_long(options) as client:
         output.line(f"{options.model} is loaded", event="done", model=client.load_model(options.model).model)
     return 0
 
 
 def unload(options: argparse.Namespace, output: Output) -> int:
     """Give all of the worker's memory back."""
-    with Client(options.socket) as client:
+    with connect_for_long(options) as client:
         client.unload()
     output.line("unloaded", event="done")
     return 0
@@ -50,7 +50,7 @@ def unload(options: argparse.Namespace, output: Output) -> int:
 
 def cancel(options: argparse.Namespace, output: Output) -> int:
     """Cancel jobs by number, or all of this user's."""
-    with Client(options.socket) as client:
+    with connect(options) as client:
         jobs = [job.job for job in client.status().jobs] if options.all else options.job
         if not jobs:
             output.line("no job to cancel; name one that status lists, or --all", event="done", jobs=[])
@@ -61,81 +61,50 @@ def cancel(options: argparse.Namespace, output: Output) -> int:
 
 
 def generate(options: argparse.Namespace, output: Output) -> int:
-    """Draw pictures into files."""
-    targets = _targets(options.output, options.images)
-    for target in targets:
-        if target.exists() and not options.force:
-            raise FileExistsError(f"{target} exists; --force overwrites it")
-    parameters = {
-        name: getattr(options, name)
-        for name in (
-            "negative_prompt",
-            "width",
-            "height",
-            "steps",
-            "cfg_scale",
-            "seed",
-            "scheduler",
-            "images",
-            "format",
-        )
-    }
-    with Client(options.socket) as client:
-        try:
-            _draw(client, options, {"model": options.model, **parameters}, targets, output)
-        except WeaveError as error:
-            if error.code is not ErrorCode.NO_MODEL:
-                raise
-            _draw(client, options, {"model": client.list_models().default, **parameters}, targets, output)
+    """Generate images into files."""
+    if options.output == "-" and output.json:
+        raise UsageError("-o - and --json would both write to standard output")
+    previews = options.preview != 0
+    files = open_image_files(options.output, options.images, force=options.force, previews=previews)
+    with contextlib.closing(files), connect(options) as client:
+        _generate(client, options, files, output)
     return 0
 
 
-def _draw(
-    client: Client, options: argparse.Namespace, parameters: dict[str, object], targets: list[Path], output: Output
-) -> None:
+def _generate(client: Client, options: argparse.Namespace, files: ImageFiles, output: Output) -> None:
+    names = ("model", "negative_prompt", "width", "height", "steps", "cfg_scale", "seed", "scheduler", "images")
+    parameters = {name: getattr(options, name) for name in (*names, "format")}
     with output.progress() as progress:
         task = progress.add_task("queued", total=None)
         for answer in client.generate(options.prompt, preview_every=options.preview, **parameters):
+            client.timeout = None  # it answers; what follows may take as long as it takes
             match answer.event:
                 case Queued(position=position):
                     progress.update(task, description=f"queued, {position} before")
                 case Loading(model=model):
                     progress.update(task, description=f"loading {model}")
                 case Progress(image=image, step=step, steps=steps):
-                    described = f"image {image + 1} of {len(targets)}"
+                    described = f"image {image + 1} of {options.images}"
                     progress.update(task, description=described, completed=step, total=steps)
-                case Preview(image=image):
-                    _write(targets[image], answer)
-                case Image(image=image):
-                    _write(targets[image], answer)
-            _tell(answer, targets, output)
+                case Preview(image=image) | Image(image=image):
+                    files.write(image, answer.data)
+            _tell(answer, options, files, output)
 
 
-def _tell(answer: Answer, targets: list[Path], output: Output) -> None:
+def _tell(answer: Answer, options: argparse.Namespace, files: ImageFiles, output: Output) -> None:
+    # Where the image itself is on standard output, nothing else is.
+    say = output.note if options.output == "-" else output.line
     if isinstance(answer.event, Image):
-        target = targets[answer.event.image]
-        output.line(f"{target} (seed {answer.event.seed})", event="image", file=str(target), seed=answer.event.seed)
+        shown, seed = files.shown(answer.event.image), answer.event.seed
+        if output.json:
+            output.line("", event="image", file=shown, seed=seed)
+        else:
+            say(f"{shown} (seed {seed})")
     elif isinstance(answer.event, Done) and answer.event.timings is not None and not output.json:
         timings = answer.event.timings
-        output.line(f"{timings.generating:.2f} s, and {timings.loading:.2f} s to load the model")
+        say(f"{timings.generating:.2f} s, and {timings.loading:.2f} s to load the model")
     else:
         output.event(answer.event)
-
-
-def _targets(output: Path, images: int) -> list[Path]:
-    if images <= 1:
-        return [output]
-    return [output.with_stem(f"{output.stem}-{number}") for number in range(1, images + 1)]
-
-
-def _write(target: Path, answer: Answer) -> None:
-    """Through a file beside it, so that nobody ever sees half a picture."""
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        part.write_bytes(answer.data)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _describe(report: StatusReport) -> list[tuple[str, str]]:
@@ -149,7 +118,7 @@ def _describe(report: StatusReport) -> list[tuple[str, str]]:
         ("device", f"{report.device or '-'} {report.dtype or ''}"),
         ("memory", memory),
         ("queue", f"{report.queue_length} of {report.queue_limit}"),
-        ("made", f"{report.images_made} images; {sum(report.metrics.errors.values())} errors told"),
+        ("made", f"{report.images_made} images; {sum(report.metrics.errors.values())} errors returned"),
     ]
     lines += [(f"{process}", ", ".join(layers) or "not running") for process, layers in report.sandbox.items()]
     lines += [(f"job {job.job}", f"{job.state}, {job.model}, {job.position} before it") for job in report.jobs]

@@ -1,44 +1,68 @@
-"""What a person or a script sees: rich on a terminal, plain lines elsewhere, JSON lines where asked."""
+"""What a person or a script sees: plain lines, a progress bar on a terminal, JSON lines where asked."""
 
+import contextlib
 import sys
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from weave.protocol.client_messages import Error
+from weave.protocol.text import json_line, visible
+
+
+class UsageError(Exception):
+    """The options do not go together, or with what there is; the message says what to do."""
 
 
 class Output:
-    """Results go to standard output, everything else to standard error."""
+    """Results go to standard output, everything else to standard error. Text may come from anybody, so control
+    characters are shown, and not obeyed."""
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
-        self.console = Console(highlight=False, soft_wrap=True)
-        self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def line(self, text: str, **fields: Any) -> None:
         """`text` for people, `fields` for scripts."""
         if self.json:
-            sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
             sys.stdout.flush()
+            sys.stdout.buffer.write(json_line(fields) + b"\n")
         else:
-            self.console.print(text, markup=False)
+            sys.stdout.write(visible(text) + "\n")
+        sys.stdout.flush()
 
     def event(self, event: msgspec.Struct) -> None:
         """A daemon's event as it is, for scripts only."""
         if self.json:
             self.line("", **msgspec.to_builtins(event))
 
+    def note(self, text: str) -> None:
+        """For people alone, where standard output is the image."""
+        self._tell(Text(visible(text)))
+
     def error(self, error: Error) -> None:
-        """The daemon's error, with the bound where it names one."""
+        """The daemon's error; its message names the bound, if that is what it is about."""
         if self.json:
             self.event(error)
-        bound = "" if error.min is None else f" (allowed: {error.min} to {error.max})"
-        self._errors.print(f"weavectl: {error.code.value}: {error.message}{bound}", markup=False, style="red")
+        self.problem(f"{error.code.value}: {error.message}")
+
+    def problem(self, text: str) -> None:
+        """What went wrong."""
+        self._tell(Text(f"weavectl: {visible(text)}", style="red"))
 
     def progress(self) -> Progress:
         """A bar; silent where there is no terminal to draw it on."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         return Progress(*columns, console=self._errors, disable=self.json or not self._errors.is_terminal)
+
+    def _tell(self, text: Text) -> None:
+        with contextlib.suppress(OSError):  # nowhere to say that it cannot be said
+            self._errors.print(text)

@@ -1,0 +1,115 @@
+"""weavectl's options. The completions in conf/completions are made from them: scripts/completions.py."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import NoReturn
+
+from weave import __version__
+from weave.protocol.text import visible
+from weave.weavectl import commands, doctor
+
+_EXIT_STATUS = """exit status:
+  0 done; 1 the daemon refused or failed the request, or a file could not be written; 2 wrong usage;
+  3 no daemon answers; 4 doctor or check-config found a problem; 130 interrupted (the job is cancelled);
+  141 nobody reads standard output any more"""
+_ANSWER_SECONDS = 10.0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Shows what it does not know escaped: an argument may come from a file's name or a script's input."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; weavectl(1) says more."""
+    options = _Parser(
+        prog="weavectl",
+        description="Talks to weave-compute.",
+        epilog=_EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_common(options)
+    options.set_defaults(socket=None, json=False, timeout=_ANSWER_SECONDS)
+    options.add_argument("--version", action="version", version=f"weavectl {__version__}")
+    common = _Parser(add_help=False)
+    _add_common(common)
+    verbs = options.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=text, parents=[common])
+
+    add("status", "what the daemon is doing").set_defaults(run=commands.status)
+    add("models", "the models that can be asked for").set_defaults(run=commands.models)
+    load = add("load", "load a model, so that the next image starts at once")
+    load.add_argument("model", help="its ID")
+    load.set_defaults(run=commands.load)
+    add("unload", "give all of the worker's memory back").set_defaults(run=commands.unload)
+    _add_generate(add("generate", "generate images"))
+    cancel = add("cancel", "cancel your jobs")
+    cancel.add_argument("job", type=int, nargs="*", help="as status lists them")
+    cancel.add_argument("--all", action="store_true", help="every job of yours")
+    cancel.set_defaults(run=commands.cancel)
+    for name, run in (("doctor", doctor.doctor), ("check-config", doctor.check_config)):
+        verb = add(name, (run.__doc__ or "").splitlines()[0].rstrip(".").lower())
+        verb.add_argument("--config", type=Path, metavar="FILE", help="the config file, instead of the usual one")
+        verb.set_defaults(run=run)
+    return options
+
+
+def _add_common(options: argparse.ArgumentParser) -> None:
+    """For before and after the command: what is not given after it must not undo what was given before."""
+    options.add_argument(
+        "-s", "--socket", type=_path, default=argparse.SUPPRESS, metavar="PATH", help="the daemon's socket"
+    )
+    options.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object a line")
+    options.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=argparse.SUPPRESS,
+        metavar="SECONDS",
+        help=f"how long the daemon may take to give its first answer; {_ANSWER_SECONDS:g} by default",
+    )
+
+
+def _add_generate(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("prompt", help="what to generate")
+    verb.add_argument("-o", "--output", default="weave.png", metavar="FILE", help="where to; - is standard output")
+    verb.add_argument("-f", "--force", action="store_true", help="overwrite FILE")
+    verb.add_argument("--model", metavar="ID", help="the model; else the loaded one, else the default one")
+    verb.add_argument("--negative-prompt", default="", metavar="PROMPT", help="what the image is not to show")
+    for name, text in (("width", "pixels"), ("height", "pixels"), ("steps", "how many"), ("seed", "random by default")):
+        verb.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    verb.add_argument("--cfg-scale", type=_finite, metavar="X", help="how closely to follow the prompt")
+    verb.add_argument("--scheduler", metavar="NAME", help="one of those that the model has")
+    verb.add_argument("--images", type=int, default=1, metavar="N", help="how many; image i has seed + i")
+    verb.add_argument("--format", choices=("png", "raw"), default="png", help="png, or the pixels alone")
+    verb.add_argument(
+        "--preview", type=int, default=0, metavar="N", help="write an unfinished image to FILE every N steps"
+    )
+    verb.set_defaults(run=commands.generate)
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a finite number")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = _finite(text)
+    if not 0 < number <= 86400:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not from 0 to 86400")
+    return number
