@@ -80,6 +80,9 @@ def stage_daemon(tree: Path) -> str:
         script.write_text(f"#!/usr/lib/weave-compute/bin/python -IB\nfrom {module} import main\n\nmain()\n")
         script.chmod(0o755)
         shutil.copy(f"conf/completions/{name}.bash", put(tree / "usr/share/bash-completion/completions" / name))
+        shutil.copy(f"conf/completions/{name}.fish", put(tree / f"usr/share/fish/vendor_completions.d/{name}.fish"))
+        for folder in ("vendor-completions", "site-functions"):  # Debian's, Fedora's
+            shutil.copy(f"conf/completions/{name}.zsh", put(tree / "usr/share/zsh" / folder / f"_{name}"))
         zipped(Path(f"docs/man/{name}.1"), tree / f"usr/share/man/man1/{name}.1.gz")
     shutil.copytree("conf/systemd", tree / "usr/lib/systemd")
     shutil.copy("conf/sysusers.conf", put(tree / "usr/lib/sysusers.d/weave-compute.conf"))

@@ -14,6 +14,7 @@ from weave import config as weave_config
 from weave.config import Config, ConfigError
 from weave.config.files import open_own_folder
 from weave.protocol import SYSTEM_SOCKET_PATH
+from weave.protocol.text import visible
 from weave.sandbox import landlock, mac, worker_files
 from weave.sandbox.process import drop_capabilities, harden, own_signals
 from weave.supervisor import accounts
@@ -89,7 +90,7 @@ def main() -> None:
         supervisor = Supervisor(settings, entrance, layers, read_settings, confined, recorder=recorder)
         log.write("supervisor", "stopped", reason=asyncio.run(supervisor.run()))
     except (ConfigError, OSError) as error:
-        print(f"weave-compute: {error}", file=sys.stderr)
+        print(f"weave-compute: {visible(str(error))}", file=sys.stderr)
         raise SystemExit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_OS_ERROR) from None
     finally:
         if entrance is not None:

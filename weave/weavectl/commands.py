@@ -17,7 +17,7 @@ def status(options: argparse.Namespace, output: Output) -> int:
     output.event(report)
     if not output.json:
         for name, value in _describe(report):
-            output.line(f"{name:<12}{value}")
+            output.line(f"{name:<11} {value}")
     return 0
 
 
@@ -29,7 +29,7 @@ def models(options: argparse.Namespace, output: Output) -> int:
     for model in answer.models if not output.json else ():
         marks = [word for word, who in (("default", answer.default), ("loaded", answer.loaded)) if who == model.id]
         suffix = f" ({', '.join(marks)})" if marks else ""
-        output.line(f"{model.id:<24}{model.family:<8}{model.title}{suffix}")
+        output.line(f"{model.id:<23} {model.family:<7} {model.title}{suffix}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """A connection for a command: with a deadline, and with words for whoever listens but is no weave-compute."""
 
 import argparse
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,14 @@ def connect_for_long(options: argparse.Namespace) -> Iterator[Client]:
         client.status()
         client.timeout = None
         yield client
+
+
+def who_listens(path: Path) -> str:
+    """Raises OSError: ConnectionRefusedError where nobody does, BlockingIOError where no more connections may wait."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        sock.connect(str(path))
+        return describe(Peer.of(sock))
 
 
 def describe(listener: Peer) -> str:

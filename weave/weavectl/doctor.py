@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from weave import config as weave_config
-from weave.client import Client, NotRunning, default_socket_path
+from weave.client import NotRunning, ProtocolError, WeaveError, default_socket_path
 from weave.config import Config, ConfigError
 from weave.model_files import ModelFilesRefused, check_model_files
 from weave.protocol import SYSTEM_SOCKET_PATH
+from weave.protocol.client_messages import StatusReport
+from weave.weavectl.connect import connect, who_listens
 from weave.weavectl.finding import Finding
 from weave.weavectl.layers import check_landlock, check_layers, check_what_it_needs
 from weave.weavectl.output import Output
@@ -35,12 +37,12 @@ def doctor(options: argparse.Namespace, output: Output) -> int:
 def check_config(options: argparse.Namespace, output: Output) -> int:
     """Check the config and its models' files."""
     system = _socket(options) == SYSTEM_SOCKET_PATH
-    path = options.config or weave_config.default_path(system=system)
     try:
+        path = options.config or weave_config.default_path(system=system)
         config = weave_config.load(options.config, system=system)
         for model in config.models.values():
             check_model_files(Path(model.path))
-    except (ConfigError, ModelFilesRefused, PermissionError) as error:
+    except (ConfigError, ModelFilesRefused, OSError, RuntimeError) as error:  # RuntimeError: nobody has that home
         output.line(str(error), good=False, detail=str(error))
         return EXIT_PROBLEM
     output.line(f"good: {path}: {', '.join(config.models)}", good=True, path=str(path), models=list(config.models))
@@ -50,62 +52,92 @@ def check_config(options: argparse.Namespace, output: Output) -> int:
 def _socket(options: argparse.Namespace) -> Path:
     """Whose daemon is meant: where none has a socket, the system's if that alone has a config."""
     found: Path = options.socket or default_socket_path()
-    own, systems = (os.path.exists(weave_config.default_path(system=system)) for system in (False, True))
-    if options.socket is None and not found.exists() and systems and not own:
-        return SYSTEM_SOCKET_PATH
-    return found
+    if options.socket is not None or os.path.exists(found):
+        return found
+    own, systems = (_exists(system=system) for system in (False, True))
+    return SYSTEM_SOCKET_PATH if systems and not own else found
+
+
+def _exists(*, system: bool) -> bool:
+    try:
+        return os.path.exists(weave_config.default_path(system=system))
+    except RuntimeError:  # without HOME, of a user whom nobody knows
+        return False
 
 
 def _findings(options: argparse.Namespace) -> Iterator[Finding]:
     socket = _socket(options)
     system = socket == SYSTEM_SOCKET_PATH
-    yield from _check_socket(socket, system=system)
+    report, daemon = _ask(argparse.Namespace(socket=socket, timeout=options.timeout))
+    yield _check_socket(socket, system=system, answers=report is not None)
     config: Config | None = None
     try:
         config = weave_config.load(options.config, system=system)
-    except (ConfigError, PermissionError) as error:
+    except (ConfigError, OSError, RuntimeError) as error:
         yield Finding("config", "fail", str(error), "see weave-compute(1) for an example")
     else:
         path = options.config or weave_config.default_path(system=system)
         yield Finding("config", "ok", f"{path}, {len(config.models)} models")
         yield from _check_models(config)
-    try:
-        with Client(socket, timeout=5) as client:
-            report = client.status()
-    except (NotRunning, PermissionError, TimeoutError) as error:
-        yield Finding("daemon", "fail", str(error), "start weave-compute, or look into its log")
+    yield daemon
+    if report is None:
         yield from check_what_it_needs(config, system=system)
-        yield _check_gpu(None, system=system)
     else:
-        yield Finding("daemon", "ok", f"version {report.version}, worker {report.worker}")
         yield from check_layers(report, config)
-        yield _check_gpu(report.device, system=system)
+    yield _check_gpu(report.device if report else None, system=system)
     yield check_landlock()
 
 
-def _check_socket(path: Path, *, system: bool) -> Iterator[Finding]:
+def _ask(options: argparse.Namespace) -> tuple[StatusReport | None, Finding]:
+    try:
+        with connect(options) as client:
+            report = client.status()
+    except (NotRunning, ProtocolError, WeaveError, OSError) as error:
+        return None, Finding("daemon", "fail", str(error), "start weave-compute, or look into its log")
+    return report, Finding("daemon", "ok", f"version {report.version}, worker {report.worker}")
+
+
+def _check_socket(path: Path, *, system: bool, answers: bool) -> Finding:
+    """Its modes say something of weave-compute only where that listens."""
     try:
         folder, found = os.stat(path.parent), os.stat(path)
     except OSError as error:
-        yield Finding("socket", "fail", f"{path}: {error.strerror}", "start weave-compute")
-        return
+        return Finding("socket", "fail", f"{path}: {error.strerror}", "start weave-compute")
+    if not answers and stat.S_ISSOCK(found.st_mode):
+        return _check_listener(path)
     modes = stat.S_IMODE(folder.st_mode), stat.S_IMODE(found.st_mode)
     detail = f"{path}, mode {modes[1]:04o} in a folder of mode {modes[0]:04o}"
     # In system mode the socket may be everybody's: the config's socket_mode.
     if not stat.S_ISSOCK(found.st_mode):
-        yield Finding("socket", "fail", f"{path} is not a socket", "remove it and start weave-compute")
-    elif (modes[1] & 0o007 and not system) or found.st_uid not in (0, os.getuid()):
-        yield Finding("socket", "fail", detail, "restart weave-compute; it makes the socket anew with mode 0600")
-    else:
-        yield Finding("socket", "ok", detail)
+        return Finding("socket", "fail", f"{path} is not a socket", "remove it and start weave-compute")
+    if (modes[1] & 0o007 and not system) or found.st_uid not in (0, os.getuid()):
+        return Finding("socket", "fail", detail, "restart weave-compute; it makes a new socket with mode 0600")
+    return Finding("socket", "ok", detail)
+
+
+def _check_listener(path: Path) -> Finding:
+    """Of a socket on which nobody has answered as weave-compute does."""
+    try:
+        listener = who_listens(path)
+    except ConnectionRefusedError:
+        return Finding("socket", "fail", f"{path}: nobody listens on it any more", "start weave-compute")
+    except BlockingIOError:
+        detail = f"{path}: a program listens, but accepts no connection, and as many as it allows wait already"
+        return Finding("socket", "fail", detail, f"ss -xlp src {path} names it")
+    except OSError as error:
+        return Finding("socket", "fail", f"{path}: {error.strerror or error}", "join the group that owns it")
+    if listener.startswith("weave-compute "):
+        return Finding("socket", "fail", f"{path}: {listener} listens, but does not answer", "restart weave-compute")
+    advice = f"end it, give either another socket, or have it served by weave-compute --socket-path {path}"
+    return Finding("socket", "fail", f"{path}: another program listens, {listener}", advice)
 
 
 def _check_models(config: Config) -> Iterator[Finding]:
     for name, model in config.models.items():
         try:
             check_model_files(Path(model.path))
-        except ModelFilesRefused as error:
-            yield Finding(f"model {name}", "fail", str(error), f"mend {model.path}, or take it out of the config")
+        except (ModelFilesRefused, OSError) as error:
+            yield Finding(f"model {name}", "fail", str(error), f"fix {model.path}, or take it out of the config")
         else:
             yield Finding(f"model {name}", "ok", model.path)
 

@@ -1,0 +1,59 @@
+#compdef weave-compute
+# Made by scripts/completions.py with shtab, from the options themselves; do not edit.
+
+_shtab_weave_compute_commands() {
+  local _commands=(
+
+  )
+  _describe 'weave-compute commands' _commands
+}
+
+_shtab_weave_compute_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[the config file, instead of the usual one]:FILE:_files"
+  "--system[serve other users too, as the config says]"
+  "--socket[the socket, instead of the usual one]:PATH:_files"
+  "--socket-path[serve the one program that listens on PATH, and end with it]:PATH:_files"
+  "--record[note the worker\'s forbidden calls and let them through]"
+  "--check-config[say whether the config is good, then exit]"
+  "(- : *)--version[show program\'s version number and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_weave_compute_defaults_added=0
+
+
+_shtab_weave_compute() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->weave-compute'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_weave_compute_defaults_added )); then
+    if (( ${_shtab_weave_compute_options[(I)${(q)one_or_more}*]} +          ${_shtab_weave_compute_options[(I)${(q)remainder}*]} +          ${_shtab_weave_compute_options[(I)${(q)default}]} == 0 )); then
+      _shtab_weave_compute_options+=(': :_shtab_weave_compute_commands' '*::: :->weave-compute')
+    fi
+    _shtab_weave_compute_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_weave_compute_options
+
+  case $state in
+    weave-compute)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_weave_compute-$line[1]:"
+      case $line[1] in
+
+      esac
+  esac
+}
+
+
+
+typeset -A opt_args
+
+if [[ $zsh_eval_context[-1] == eval ]]; then
+  # eval/source/. command, register function for later
+  compdef _shtab_weave_compute -N weave-compute
+else
+  # autoload from fpath, call function directly
+  _shtab_weave_compute "$@"
+fi

@@ -1,0 +1,125 @@
+# Made by scripts/completions.py with shtab, from the options themselves; do not edit.
+
+function _weavectl_models
+  weavectl --timeout 2 models 2>/dev/null | string replace -rf '^([a-z0-9][a-z0-9._-]{0,63}) .*$' '$1'
+end
+function _weavectl_jobs
+  weavectl --timeout 2 status 2>/dev/null | string replace -rf '^job ([0-9]{1,19}) .*$' '$1'
+end
+
+# End Custom Preamble
+
+# Parse current commandline:
+# - _shtab_weavectl_cmdpath=(sub)command path seen so far
+# - _shtab_weavectl_npos=number of positional arguments given after it
+# - options are skipped based on _shtab_weavectl_opts_with_value & _shtab_weavectl_commands lists
+function _shtab_weavectl_scan
+  set -g _shtab_weavectl_cmdpath ''
+  set -g _shtab_weavectl_npos 0
+  set -l tokens (commandline -opc)
+  set -e tokens[1]
+  set -l expect_value 0
+  for t in $tokens
+    if test $expect_value -eq 1
+      set expect_value 0
+      continue
+    end
+    switch "$t"
+      case '--*=*'
+        continue
+      case '-*'
+        if contains -- $t $_shtab_weavectl_opts_with_value
+          set expect_value 1
+        end
+        continue
+      case '*'
+        if test $_shtab_weavectl_npos -eq 0
+          set -l candidate $t
+          if test -n "$_shtab_weavectl_cmdpath"
+            set candidate "$_shtab_weavectl_cmdpath $t"
+          end
+          if contains -- $candidate $_shtab_weavectl_commands
+            set -g _shtab_weavectl_cmdpath $candidate
+            continue
+          end
+        end
+        set -g _shtab_weavectl_npos (math $_shtab_weavectl_npos + 1)
+    end
+  end
+end
+
+# Condition helper: true if the current (sub)command path equals the given one.
+function _shtab_weavectl_using
+  _shtab_weavectl_scan
+  test "$_shtab_weavectl_cmdpath" = "$argv"
+end
+
+set -g _shtab_weavectl_commands status models load unload generate cancel doctor check-config
+set -g _shtab_weavectl_opts_with_value --cfg-scale --config --format --height --images --model --negative-prompt --output --preview --scheduler --seed --socket --steps --timeout --width -o -s
+
+complete -c weavectl -e
+complete -c weavectl -f
+
+complete -c weavectl -n _shtab_weavectl_using -s h -l help -d 'show this help message and exit'
+complete -c weavectl -n _shtab_weavectl_using -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
+complete -c weavectl -n _shtab_weavectl_using -l json -d 'one JSON object a line'
+complete -c weavectl -n _shtab_weavectl_using -l timeout -x -d 'how long the daemon may take to give its first answer; 10 by default'
+complete -c weavectl -n _shtab_weavectl_using -l version -d 'show program'"'"'s version number and exit'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a status -d 'what the daemon is doing'
+complete -c weavectl -n '_shtab_weavectl_using status' -s h -l help -d 'show this help message and exit'
+complete -c weavectl -n '_shtab_weavectl_using status' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
+complete -c weavectl -n '_shtab_weavectl_using status' -l json -d 'one JSON object a line'
+complete -c weavectl -n '_shtab_weavectl_using status' -l timeout -x -d 'how long the daemon may take to give its first answer; 10 by default'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a models -d 'the models that can be asked for'
+complete -c weavectl -n '_shtab_weavectl_using models' -s h -l help -d 'show this help message and exit'
+complete -c weavectl -n '_shtab_weavectl_using models' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
+complete -c weavectl -n '_shtab_weavectl_using models' -l json -d 'one JSON object a line'
+complete -c weavectl -n '_shtab_weavectl_using models' -l timeout -x -d 'how long the daemon may take to give its first answer; 10 by default'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a load -d 'load a model, so that the next image starts at once'
+complete -c weavectl -n '_shtab_weavectl_using load' -s h -l help -d 'show this help message and exit'
+complete -c weavectl -n '_shtab_weavectl_using load' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
+complete -c weavectl -n '_shtab_weavectl_using load' -l json -d 'one JSON object a line'
+complete -c weavectl -n '_shtab_weavectl_using load' -l timeout -x -d 'how long the daemon may take to give its first answer; 10 by default'
+complete -c weavectl -n '_shtab_weavectl_using load; and test $_shtab_weavectl_npos -eq 0' -ka "(_weavectl_models)" -d 'its ID'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a unload -d 'give all of the worker'"'"'s memory back'
+complete -c weavectl -n '_shtab_weavectl_using unload' -s h -l help -d 'show this help message and exit'
+complete -c weavectl -n '_shtab_weavectl_using unload' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
+complete -c weavectl -n '_shtab_weavectl_using unload' -l json -d 'one JSON object a line'
+complete -c weavectl -n '_shtab_weavectl_using unload' -l timeout -x -d 'how long the daemon may take to give its first answer; 10 by default'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a generate -d 'generate images'
+complete -c weavectl -n '_shtab_weavectl_using generate' -s h -l help -d 'show this help message and exit'
+complete -c weavectl -n '_shtab_weavectl_using generate' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l json -d 'one JSON object a line'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l timeout -x -d 'how long the daemon may take to give its first answer; 10 by default'
+complete -c weavectl -n '_shtab_weavectl_using generate' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'where to; - is standard output'
+complete -c weavectl -n '_shtab_weavectl_using generate' -s f -l force -d 'overwrite FILE'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l model -xka "(_weavectl_models)" -d 'the model; else the loaded one, else the default one'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l negative-prompt -x -d 'what the image is not to show'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l width -x -d pixels
+complete -c weavectl -n '_shtab_weavectl_using generate' -l height -x -d pixels
+complete -c weavectl -n '_shtab_weavectl_using generate' -l steps -x -d 'how many'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l seed -x -d 'random by default'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l cfg-scale -x -d 'how closely to follow the prompt'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l scheduler -x -d 'one of those that the model has'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l images -x -d 'how many; image i has seed + i'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l format -xka "png raw" -d 'png, or the pixels alone'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l preview -x -d 'write an unfinished image to FILE every N steps'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a cancel -d 'cancel your jobs'
+complete -c weavectl -n '_shtab_weavectl_using cancel' -s h -l help -d 'show this help message and exit'
+complete -c weavectl -n '_shtab_weavectl_using cancel' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
+complete -c weavectl -n '_shtab_weavectl_using cancel' -l json -d 'one JSON object a line'
+complete -c weavectl -n '_shtab_weavectl_using cancel' -l timeout -x -d 'how long the daemon may take to give its first answer; 10 by default'
+complete -c weavectl -n '_shtab_weavectl_using cancel' -l all -d 'every job of yours'
+complete -c weavectl -n '_shtab_weavectl_using cancel; and test $_shtab_weavectl_npos -ge 0' -ka "(_weavectl_jobs)" -d 'as status lists them'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a doctor -d 'check socket, config, models, gpu and sandbox, and say what to do'
+complete -c weavectl -n '_shtab_weavectl_using doctor' -s h -l help -d 'show this help message and exit'
+complete -c weavectl -n '_shtab_weavectl_using doctor' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
+complete -c weavectl -n '_shtab_weavectl_using doctor' -l json -d 'one JSON object a line'
+complete -c weavectl -n '_shtab_weavectl_using doctor' -l timeout -x -d 'how long the daemon may take to give its first answer; 10 by default'
+complete -c weavectl -n '_shtab_weavectl_using doctor' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file, instead of the usual one'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a check-config -d 'check the config and its models'"'"' files'
+complete -c weavectl -n '_shtab_weavectl_using check-config' -s h -l help -d 'show this help message and exit'
+complete -c weavectl -n '_shtab_weavectl_using check-config' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
+complete -c weavectl -n '_shtab_weavectl_using check-config' -l json -d 'one JSON object a line'
+complete -c weavectl -n '_shtab_weavectl_using check-config' -l timeout -x -d 'how long the daemon may take to give its first answer; 10 by default'
+complete -c weavectl -n '_shtab_weavectl_using check-config' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file, instead of the usual one'

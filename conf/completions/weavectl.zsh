@@ -1,0 +1,183 @@
+#compdef weavectl
+# Made by scripts/completions.py with shtab, from the options themselves; do not edit.
+
+_shtab_weavectl_commands() {
+  local _commands=(
+    cancel:'cancel your jobs'
+    check-config:'check the config and its models'"'"' files'
+    doctor:'check socket, config, models, gpu and sandbox, and say what to do'
+    generate:'generate images'
+    load:'load a model, so that the next image starts at once'
+    models:'the models that can be asked for'
+    status:'what the daemon is doing'
+    unload:'give all of the worker'"'"'s memory back'
+  )
+  _describe 'weavectl commands' _commands
+}
+
+_shtab_weavectl_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-s,--socket}"[the daemon\'s socket]:PATH:_files"
+  "--json[one JSON object a line]"
+  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  "(- : *)--version[show program\'s version number and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_weavectl_defaults_added=0
+
+_shtab_weavectl_cancel_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-s,--socket}"[the daemon\'s socket]:PATH:_files"
+  "--json[one JSON object a line]"
+  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  "--all[every job of yours]"
+  "(*)::as status lists them:_weavectl_jobs"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_weavectl_cancel_defaults_added=0
+
+_shtab_weavectl_check_config_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-s,--socket}"[the daemon\'s socket]:PATH:_files"
+  "--json[one JSON object a line]"
+  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  "--config[the config file, instead of the usual one]:FILE:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_weavectl_check_config_defaults_added=0
+
+_shtab_weavectl_doctor_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-s,--socket}"[the daemon\'s socket]:PATH:_files"
+  "--json[one JSON object a line]"
+  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  "--config[the config file, instead of the usual one]:FILE:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_weavectl_doctor_defaults_added=0
+
+_shtab_weavectl_generate_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-s,--socket}"[the daemon\'s socket]:PATH:_files"
+  "--json[one JSON object a line]"
+  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  {-o,--output}"[where to\; - is standard output]:FILE:_files"
+  {-f,--force}"[overwrite FILE]"
+  "--model[the model\; else the loaded one, else the default one]:ID:_weavectl_models"
+  "--negative-prompt[what the image is not to show]:PROMPT:"
+  "--width[pixels]:N:"
+  "--height[pixels]:N:"
+  "--steps[how many]:N:"
+  "--seed[random by default]:N:"
+  "--cfg-scale[how closely to follow the prompt]:X:"
+  "--scheduler[one of those that the model has]:NAME:"
+  "--images[how many\; image i has seed \+ i]:N:"
+  "--format[png, or the pixels alone]:format:(png raw)"
+  "--preview[write an unfinished image to FILE every N steps]:N:"
+  ":what to generate:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_weavectl_generate_defaults_added=0
+
+_shtab_weavectl_load_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-s,--socket}"[the daemon\'s socket]:PATH:_files"
+  "--json[one JSON object a line]"
+  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  ":its ID:_weavectl_models"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_weavectl_load_defaults_added=0
+
+_shtab_weavectl_models_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-s,--socket}"[the daemon\'s socket]:PATH:_files"
+  "--json[one JSON object a line]"
+  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_weavectl_models_defaults_added=0
+
+_shtab_weavectl_status_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-s,--socket}"[the daemon\'s socket]:PATH:_files"
+  "--json[one JSON object a line]"
+  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_weavectl_status_defaults_added=0
+
+_shtab_weavectl_unload_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-s,--socket}"[the daemon\'s socket]:PATH:_files"
+  "--json[one JSON object a line]"
+  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_weavectl_unload_defaults_added=0
+
+
+_shtab_weavectl() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->weavectl'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_weavectl_defaults_added )); then
+    if (( ${_shtab_weavectl_options[(I)${(q)one_or_more}*]} +          ${_shtab_weavectl_options[(I)${(q)remainder}*]} +          ${_shtab_weavectl_options[(I)${(q)default}]} == 0 )); then
+      _shtab_weavectl_options+=(': :_shtab_weavectl_commands' '*::: :->weavectl')
+    fi
+    _shtab_weavectl_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_weavectl_options
+
+  case $state in
+    weavectl)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_weavectl-$line[1]:"
+      case $line[1] in
+        cancel) _arguments -C -s $_shtab_weavectl_cancel_options ;;
+        check-config) _arguments -C -s $_shtab_weavectl_check_config_options ;;
+        doctor) _arguments -C -s $_shtab_weavectl_doctor_options ;;
+        generate) _arguments -C -s $_shtab_weavectl_generate_options ;;
+        load) _arguments -C -s $_shtab_weavectl_load_options ;;
+        models) _arguments -C -s $_shtab_weavectl_models_options ;;
+        status) _arguments -C -s $_shtab_weavectl_status_options ;;
+        unload) _arguments -C -s $_shtab_weavectl_unload_options ;;
+      esac
+  esac
+}
+
+# Custom Preamble
+
+_weavectl_models() { _weavectl_lines models '^([a-z0-9][a-z0-9._-]{0,63}) ' }
+_weavectl_jobs() { _weavectl_lines status '^job ([0-9]{1,19}) ' }
+_weavectl_lines() {
+  local LC_ALL=C line MATCH
+  local -a found match
+  while IFS= read -r line; do
+    [[ $line =~ $2 ]] && found+=("$match[1]")
+  done < <(weavectl --timeout 2 "$1" 2>/dev/null)
+  compadd -a found
+}
+
+# End Custom Preamble
+
+
+typeset -A opt_args
+
+if [[ $zsh_eval_context[-1] == eval ]]; then
+  # eval/source/. command, register function for later
+  compdef _shtab_weavectl -N weavectl
+else
+  # autoload from fpath, call function directly
+  _shtab_weavectl "$@"
+fi

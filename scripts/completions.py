@@ -1,0 +1,95 @@
+"""Writes conf/completions: what bash, zsh and fish complete for our two commands, made from their parsers by shtab.
+
+Model IDs and job numbers come from the daemon: they are read as lines, matched against a pattern and offered
+literally. Nothing of them is ever expanded, as `compgen -W` would.
+"""
+
+import argparse
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import shtab
+
+from weave.supervisor.main import parser as daemon_parser
+from weave.weavectl.options import parser as client_parser
+
+FOLDER = Path(__file__).resolve().parents[1] / "conf" / "completions"
+PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "weave-compute": daemon_parser,
+    "weavectl": client_parser,
+}
+SHELLS = ("bash", "zsh", "fish")
+FILES = ("config", "output", "socket", "socket_path")
+ASKED = {"model": "_weavectl_models", "job": "_weavectl_jobs"}
+HEADER = "# Made by scripts/completions.py with shtab, from the options themselves; do not edit.\n"
+
+BASH = """
+_weavectl_models() { _weavectl_lines models '^([a-z0-9][a-z0-9._-]{0,63}) ' "$1"; }
+_weavectl_jobs() { _weavectl_lines status '^job ([0-9]{1,19}) ' "$1"; }
+_weavectl_lines() {
+    local LC_ALL=C line
+    while IFS= read -r line; do
+        [[ $line =~ $2 && ${BASH_REMATCH[1]} == "$3"* ]] && printf '%s\\n' "${BASH_REMATCH[1]}"
+    done < <(weavectl --timeout 2 "$1" 2>/dev/null)
+}
+"""
+ZSH = """
+_weavectl_models() { _weavectl_lines models '^([a-z0-9][a-z0-9._-]{0,63}) ' }
+_weavectl_jobs() { _weavectl_lines status '^job ([0-9]{1,19}) ' }
+_weavectl_lines() {
+  local LC_ALL=C line MATCH
+  local -a found match
+  while IFS= read -r line; do
+    [[ $line =~ $2 ]] && found+=("$match[1]")
+  done < <(weavectl --timeout 2 "$1" 2>/dev/null)
+  compadd -a found
+}
+"""
+FISH = """
+function _weavectl_models
+  weavectl --timeout 2 models 2>/dev/null | string replace -rf '^([a-z0-9][a-z0-9._-]{0,63}) .*$' '$1'
+end
+function _weavectl_jobs
+  weavectl --timeout 2 status 2>/dev/null | string replace -rf '^job ([0-9]{1,19}) .*$' '$1'
+end
+"""
+PREAMBLE = {"bash": BASH, "zsh": ZSH, "fish": FISH}
+
+
+def completion(command: str, shell: str) -> str:
+    """The file for one command and one shell."""
+    parser = PARSERS[command]()
+    _mark(parser)
+    preamble = PREAMBLE if command == "weavectl" else {}
+    made = shtab.complete(parser, shell=shell, preamble=preamble)
+    lines = [line.rstrip() for line in made.splitlines()]
+    # zsh needs its first line; the rest of shtab's head tells how to install the file by hand.
+    first = [lines[0]] if lines[0].startswith("#compdef") else []
+    body = itertools.dropwhile(lambda line: not line or line.startswith("#"), lines)
+    return "\n".join([*first, HEADER, *body]) + "\n"
+
+
+def _mark(parser: argparse.ArgumentParser) -> None:
+    """Tell shtab what completes each argument."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                _mark(verb)
+        elif action.dest in FILES:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+        elif action.dest in ASKED:
+            fish = f"({ASKED[action.dest]})"
+            bash_and_zsh = ASKED[action.dest]
+            action.complete = {"bash": bash_and_zsh, "zsh": bash_and_zsh, "fish": fish}  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    """All of them."""
+    for command in PARSERS:
+        for shell in SHELLS:
+            (FOLDER / f"{command}.{shell}").write_text(completion(command, shell))
+
+
+if __name__ == "__main__":
+    main()
