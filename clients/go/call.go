@@ -3,8 +3,12 @@ package weave
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 )
+
+// mostPreviewBytes is how much of a job's previews may wait for somebody to take them.
+const mostPreviewBytes = 16 * 1024 * 1024
 
 // call is one request, from when it is sent until its last answer. The connection's reader fills it and never waits
 // for whoever reads it.
@@ -14,7 +18,7 @@ type call struct {
 	more chan struct{} // has an element where there is something new for take
 
 	mu     sync.Mutex
-	events []Event  // that nobody took yet
+	events []Event  // that nobody took yet; see dropPreviews
 	images []*Image // all of them
 	ended  bool
 	last   any // Done, StatusReport or Models
@@ -41,7 +45,26 @@ func (c *call) push(event Event) {
 		c.images = append(c.images, image)
 	}
 	c.events = append(c.events, event)
+	if _, isPreview := event.(Preview); isPreview {
+		c.dropPreviews()
+	}
 	c.tellMore()
+}
+
+// dropPreviews keeps the newest of the previews that nobody took.
+func (c *call) dropPreviews() {
+	held, newest := 0, true
+	for i := len(c.events) - 1; i >= 0; i-- {
+		preview, isPreview := c.events[i].(Preview)
+		if !isPreview {
+			continue
+		}
+		if held += len(preview.PNG); held > mostPreviewBytes && !newest {
+			c.events = slices.Delete(c.events, i, i+1)
+			held -= len(preview.PNG)
+		}
+		newest = false
+	}
 }
 
 // take gives the events that nobody took yet, and whether they are the last ones.

@@ -7,9 +7,9 @@ import "encoding/json"
 // Fields that are not known are ignored; an event that is not known is an error.
 func decodeEvent(payload []byte) (event any, size int64, err error) {
 	f := parseFields(payload)
-	var name string
-	f.need("event", &name)
-	switch name {
+	var kind string
+	f.need("event", &kind)
+	switch kind {
 	case "queued":
 		var e Queued
 		f.need("job", &e.Job)
@@ -18,6 +18,7 @@ func decodeEvent(payload []byte) (event any, size int64, err error) {
 	case "loading":
 		var e Loading
 		f.need("model", &e.Model)
+		f.matching("model", modelID, e.Model)
 		event = e
 	case "progress":
 		var e Progress
@@ -33,6 +34,7 @@ func decodeEvent(payload []byte) (event any, size int64, err error) {
 	case "done":
 		var e Done
 		f.allow("model", &e.Model)
+		f.matchingOrEmpty("model", modelID, e.Model)
 		f.allow("seed", &e.Seed)
 		e.Timings = decodeTimings(f)
 		event = e
@@ -41,17 +43,30 @@ func decodeEvent(payload []byte) (event any, size int64, err error) {
 	case "status":
 		event = decodeStatus(f)
 	case "models":
-		var e Models
-		f.need("models", &e.Models)
-		f.allow("default", &e.Default)
-		f.allow("loaded", &e.Loaded)
-		event = e
+		event = decodeModels(f)
 	default:
 		if f.err == nil {
-			f.err = protocolError("unknown event %.40q", name)
+			f.err = protocolError("unknown event %.40q", kind)
 		}
 	}
 	return event, size, f.err
+}
+
+func decodeModels(f *fields) Models {
+	var e Models
+	f.need("models", &e.Models)
+	f.allow("default", &e.Default)
+	f.allow("loaded", &e.Loaded)
+	f.matchingOrEmpty("default", modelID, e.Default)
+	f.matchingOrEmpty("loaded", modelID, e.Loaded)
+	for _, model := range e.Models {
+		f.matching("id", modelID, model.ID)
+		f.matchingOrEmpty("family", plainName, model.Family)
+		f.matching("title", title, model.Title)
+		f.matchingOrEmpty("scheduler", plainName, model.Defaults.Scheduler)
+		f.matching("schedulers", plainName, model.Schedulers...)
+	}
+	return e
 }
 
 func decodePreview(f *fields) (Preview, int64) {
@@ -134,6 +149,20 @@ func decodeStatus(f *fields) StatusReport {
 	f.count("worker_restarts", &e.WorkerRestarts)
 	f.count("images_made", &e.ImagesMade)
 	f.need("metrics", &e.Metrics)
+	f.matching("version", plainName, e.Version)
+	f.matching("mode", plainName, e.Mode)
+	f.matching("worker", plainName, e.Worker)
+	f.matchingOrEmpty("model", modelID, e.Model)
+	f.matchingOrEmpty("device", plainName, e.Device)
+	f.matchingOrEmpty("dtype", plainName, e.Dtype)
+	for _, job := range e.Jobs {
+		f.matching("jobs", modelID, job.Model)
+		f.matching("jobs", plainName, job.State)
+	}
+	for process, layers := range e.Sandbox {
+		f.matching("sandbox", plainName, process)
+		f.matching("sandbox", plainName, layers...)
+	}
 	e.Uptime = duration(uptime)
 	return e
 }

@@ -6,7 +6,7 @@ import (
 )
 
 // Job is a generation in flight. Its events wait in a queue of its own: nobody needs to read them, and whoever reads
-// them slowly holds up nobody else.
+// them slowly holds up nobody else, but misses the older of many previews.
 type Job struct {
 	call   *call
 	ctx    context.Context // the one that the job lasts no longer than

@@ -10,7 +10,7 @@ const systemSocketPath = "/run/weave/weave.sock"
 
 // DefaultSocketPath is $WEAVE_SOCKET, else the user's daemon's, else, where only that one is there, the system's.
 func DefaultSocketPath() string {
-	if path, found := os.LookupEnv("WEAVE_SOCKET"); found {
+	if path := os.Getenv("WEAVE_SOCKET"); path != "" {
 		return path
 	}
 	runtime := os.Getenv("XDG_RUNTIME_DIR")

@@ -3,6 +3,7 @@ package weave
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"unicode/utf8"
 )
 
@@ -28,7 +29,7 @@ const (
 type GenerateRequest struct {
 	Prompt         string `json:"prompt"`
 	NegativePrompt string `json:"negative_prompt,omitempty"`
-	// Model is a model's ID; left out it is the one that is loaded.
+	// Model is a model's ID; left out it is the one that is loaded, else the daemon's default.
 	Model string `json:"model,omitempty"`
 	// Width and Height are in pixels.
 	Width  int `json:"width,omitempty"`
@@ -78,14 +79,20 @@ type generateMessage struct {
 	GenerateRequest
 }
 
-// encode is a control frame's payload. It fails for what JSON cannot say (NaN), for text that is not UTF-8, which
-// encoding/json would change without a word, and for what is too long for a frame.
+// encode is a control frame's payload. It fails for what JSON cannot say (NaN, the infinities), for text that is not
+// UTF-8, which encoding/json would change without a word, and for what is too long for a frame.
 func encode(message any) ([]byte, error) {
 	if generate, ok := message.(generateMessage); ok {
-		for _, text := range []string{generate.Prompt, generate.NegativePrompt} {
+		for field, text := range map[string]string{
+			"prompt": generate.Prompt, "negative_prompt": generate.NegativePrompt,
+			"model": generate.Model, "scheduler": generate.Scheduler,
+		} {
 			if !utf8.ValidString(text) {
-				return nil, fmt.Errorf("weave: a prompt is not valid UTF-8")
+				return nil, fmt.Errorf("weave: %s is not valid UTF-8", field)
 			}
+		}
+		if scale := generate.CFGScale; scale != nil && (math.IsNaN(*scale) || math.IsInf(*scale, 0)) {
+			return nil, fmt.Errorf("weave: cfg_scale is %v; it must be a finite number", *scale)
 		}
 	}
 	payload, err := json.Marshal(message)

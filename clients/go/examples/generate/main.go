@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	weave "weave-compute/clients/go"
@@ -18,7 +19,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := run(ctx, os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "generate:", err)
+		fmt.Fprintln(os.Stderr, "generate:", visible(err.Error()))
 		os.Exit(1)
 	}
 }
@@ -63,15 +64,6 @@ func run(ctx context.Context, arguments []string) error {
 		return err
 	}
 	defer client.Close()
-	if request.Model == "" {
-		models, err := client.ListModels(ctx)
-		if err != nil {
-			return err
-		}
-		if models.Loaded == "" {
-			request.Model = models.Default
-		}
-	}
 	return generate(ctx, client, request, *output)
 }
 
@@ -104,6 +96,20 @@ func generate(ctx context.Context, client *weave.Client, request weave.GenerateR
 	}
 	fmt.Fprintf(os.Stderr, "seed %d, %.1f s\n", done.Seed, done.Timings.Generating.Seconds())
 	return nil
+}
+
+// visible is text with every character that does not print as itself as an escape: an error may name a file, or quote
+// what somebody else said, and a terminal obeys control characters.
+func visible(text string) string {
+	var shown strings.Builder
+	for _, char := range text {
+		if strconv.IsPrint(char) {
+			shown.WriteRune(char)
+		} else {
+			shown.WriteString(strings.Trim(strconv.QuoteRune(char), "'"))
+		}
+	}
+	return shown.String()
 }
 
 func write(image *weave.Image, path string) error {
