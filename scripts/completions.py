@@ -61,7 +61,7 @@ def completion(command: str, shell: str) -> str:
     """The file for one command and one shell."""
     parser = PARSERS[command]()
     _mark(parser)
-    preamble = PREAMBLE if command == "weavectl" else {}
+    preamble = PREAMBLE[shell] if command == "weavectl" else ""
     made = shtab.complete(parser, shell=shell, preamble=preamble)
     lines = [line.rstrip() for line in made.splitlines()]
     # zsh needs its first line; the rest of shtab's head tells how to install the file by hand.

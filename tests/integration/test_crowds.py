@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.test_system_mode import knock
+from tests.support.builds import build
 from tests.support.crowd import crowd, sub_uids
 from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import PROMPT, draw, images
@@ -27,9 +28,9 @@ GENERATE = {"op": "generate", "model": "shapes", "prompt": PROMPT, "steps": 10}
 
 
 @contextmanager
-def system(limits: str = "") -> Iterator[Daemon]:
+def system(limits: str = "", **more: Any) -> Iterator[Daemon]:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
-    daemon = system_daemon(folder, f"[limits]\n{limits}\n" + OPEN + MODEL).wait_until_serving()
+    daemon = system_daemon(folder, f"[limits]\n{limits}\n" + OPEN + MODEL, **more).wait_until_serving()
     try:
         yield daemon
     finally:
@@ -60,6 +61,15 @@ def test_three_thousand_uids_of_one_user_count_as_one_and_known_users_are_served
         wait_for(lambda: len(descriptors_of(daemon.pid_of("broker"))) <= before)
         with daemon.client() as client:
             assert client.status().connections == 1
+
+
+def test_if_each_uid_were_known_one_user_would_fill_the_totals(users: None) -> None:
+    command = build({"broker/principal.py": [("if uid in access.known", "if True")]})
+    os.chmod(Path(command[0]).parents[1], 0o755)  # the children are other users
+    limits = "connections = 64\nconnections_per_uid = 2"
+    for more, served in (({}, 2), ({"command": command}, 64)):
+        with system(limits, **more) as daemon, crowd(daemon.socket, sub_uids(70), group=GROUP) as many:
+            assert many.connect(STATUS)["status"] == served
 
 
 def test_totals_of_connections_hold_and_the_last_quarter_is_for_known_users_who_have_none(users: None) -> None:

@@ -4,9 +4,9 @@ A worker holds one model for its whole life, so nothing here names a model. Each
 a message that its state machine does not expect ends the worker.
 """
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from weave.protocol.bounds import Parameters
 from weave.protocol.client_messages import ImageFormat
