@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from tests.support.builds import Changes, build
+from tests.support.crowd import crowd, sub_uids
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import PROMPT, draw, images
 from tests.support.system import MODEL, SYSTEM, system_daemon
-from tests.support.users import ALICE, BOB, as_user, uid
+from tests.support.users import ALICE, BOB, GROUP, as_user, uid
 from weave.client import Client, WeaveError
 from weave.protocol.client_messages import Loading, Progress, Queued
 
@@ -104,6 +105,15 @@ def test_each_user_s_jobs_are_done_by_a_worker_of_its_own(isolated: Daemon) -> N
 
 def test_without_isolation_one_worker_serves_all(shared: Daemon) -> None:
     assert workers(shared, [ALICE, BOB, ALICE]) == [0, 0, 0]
+
+
+def test_uids_that_share_one_turn_do_not_share_a_worker(isolated: Daemon) -> None:
+    """Two that the daemon does not know by name."""
+    for sub_uid in sub_uids(2):
+        with crowd(isolated.socket, [sub_uid], group=GROUP) as one:
+            assert one.connect({"op": "load_model", "model": "shapes"}) == {"queued": 1}
+            wait_for(lambda: [e for e in isolated.events("model_loaded") if e["peer"]["uid"] == sub_uid])  # noqa: B023
+    assert isolated.events("worker_ended")[-1]["cause"] == "another user is served"
 
 
 # A worker that was taken over by a job, and tells of every prompt that it gets to see from then on.

@@ -240,7 +240,7 @@ class Gpu:
         self.queue.bill(self._culprit or job.principal)
         worker = await self.slot.start(job.model.id, serves=job.uid if self._config.isolate_users else None)
         self.queue.bill(job.principal)
-        self._culprit = None
+        self._last, self._culprit = job.principal, None
         await self.slot.load(worker, seconds=self._config.limits.load_seconds)
         self._metrics.models_loaded += 1
         self._audit.write("model_loaded", job.connection.peer, model=job.model.id, job=job.number)
