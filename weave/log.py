@@ -11,30 +11,35 @@ from typing import Any
 
 from weave.protocol.text import json_line
 
-# What the audit is: who was refused what, who hit a limit, which process was ended and why.
-AUDITED = frozenset(
+# What the audit is: who was refused what, who hit a limit, which process was ended and why. The first are the
+# broker's to tell, which gets no others into the audit: those are for the supervisor to say.
+AUDITED_OF_BROKER = frozenset(
     (
-        "attached",
-        "broker_ended",
-        "broker_hung",
-        "broker_violation",
         "client_dropped",
         "connection_refused",
         "frame_refused",
         "generate",
         "job_timed_out",
-        "log_lost",
         "model_loaded",
         "model_unloaded",
+        "request_refused",
+        "suppressed",
+        "worker_violation",
+    )
+)
+AUDITED = AUDITED_OF_BROKER | frozenset(
+    (
+        "attached",
+        "broker_ended",
+        "broker_hung",
+        "broker_violation",
+        "log_lost",
         "recording",
         "reloaded",
-        "request_refused",
         "sandbox_recorded",
         "sandbox_violation",
         "serving",
-        "suppressed",
         "worker_ended",
-        "worker_violation",
         "zygote_ended",
         "zygote_replaced",
         "zygote_violation",

@@ -54,4 +54,4 @@ def _write(process: str, line: bytes, audited: bool) -> None:
         event = str(fields.pop("event"))
     except (*UNDECODABLE, KeyError):
         fields, event = {"text": line.decode(errors="replace")}, "stderr"
-    log.write_fields(process, event, fields, audited=audited)
+    log.write_fields(process, event, fields, audited=audited and event in log.AUDITED_OF_BROKER)
