@@ -39,13 +39,16 @@ WORKER: Changes = {
 
 BROKER: Changes = {
     "broker/__main__.py": [
-        ("    asyncio.run(serve(", "    global attack\n    attack = armed.attack(PLACE)\n    asyncio.run(serve("),
         (
-            "        await Broker(",
+            "    raise SystemExit(asyncio.run(",
+            "    global attack\n    attack = armed.attack(PLACE)\n    raise SystemExit(asyncio.run(",
+        ),
+        (
+            "        broker = Broker(",
             "        if attack is not None:\n"
             "            await hostile.run(attack, supervisor, config)\n"
-            "            return\n"
-            "        await Broker(",
+            "            return 0\n"
+            "        broker = Broker(",
         ),
         (
             "def main()",
