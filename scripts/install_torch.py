@@ -45,7 +45,7 @@ def of_torch(pip: list[str], lock: Path = LOCK, options: Iterable[str] = ()) -> 
         name, version = canonicalize_name(item["metadata"]["name"]), item["metadata"]["version"]
         if not name.startswith(OF_TORCH):
             continue  # requirements.lock has it
-        found = item["download_info"].get("archive_info", {}).get("hashes", {}).get("sha256")
+        found = digest(item)
         if found not in listed.get(name, set()):
             unlisted.append(f"{name} {version} from {item['download_info']['url']}")
         lines.append(f"{name}=={version}" + (f" --hash=sha256:{found}" if found else ""))
@@ -63,6 +63,14 @@ def report(pip: list[str], arguments: list[str], environment: dict[str, str] | N
     command = [*pip, "install", "--dry-run", "--quiet", "--report", "-", *arguments]
     said = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout
     found: list[dict[str, Any]] = json.loads(said)["install"]
+    return found
+
+
+def digest(item: dict[str, Any]) -> str | None:
+    """Of the file, in hexadecimal. pip 23.0, which is Debian 12's, tells that of a local one by the older name alone."""
+    archive = item["download_info"].get("archive_info", {})
+    algorithm, _, value = archive.get("hash", "").partition("=")
+    found: str | None = archive.get("hashes", {}).get("sha256", value if algorithm == "sha256" else None)
     return found
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from subprocess import CalledProcessError
 
 from install_torch import LOCK as TORCH
-from install_torch import OF_TORCH, report, requirement
+from install_torch import OF_TORCH, digest, report, requirement
 from install_torch import hashes as hashes_in
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -107,7 +107,9 @@ def hash_files(hashes: Hashes, *arguments: str, environment: dict[str, str] | No
     """Add the digest of each file that pip would install."""
     for item in report(PIP, list(arguments), environment):
         name = canonicalize_name(item["metadata"]["name"])
-        hashes[name].add(item["download_info"]["archive_info"]["hashes"]["sha256"])
+        found = digest(item)
+        assert found is not None, f"the index tells no hash of {name}"
+        hashes[name].add(found)
 
 
 def resolved(*arguments: str, environment: dict[str, str] | None = None) -> list[tuple[str, str, str]]:
