@@ -67,7 +67,7 @@ def report(pip: list[str], arguments: list[str], environment: dict[str, str] | N
 
 
 def digest(item: dict[str, Any]) -> str | None:
-    """Of the file, in hexadecimal. pip 23.0, which is Debian 12's, tells that of a local one by the older name alone."""
+    """Of the file, in hexadecimal. pip 23.0, as Debian 12 has it, tells that of a local one by the older name alone."""
     archive = item["download_info"].get("archive_info", {})
     algorithm, _, value = archive.get("hash", "").partition("=")
     found: str | None = archive.get("hashes", {}).get("sha256", value if algorithm == "sha256" else None)
