@@ -4,10 +4,11 @@ import json
 import os
 import shutil
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.packages.tree import ROOT, base, run
+from tests.packages.tree import ROOT, base, locked, run
 
 CACHE = ROOT / ".cache" / "vm"
 # What a service manager, a boot and the two systems of mandatory access control need; the daemon's own needs are its
@@ -21,9 +22,12 @@ IMAGE_SIZE = "6G"
 # KVM where it works: make vm-test ACCEL=kvm. QEMU's own translation is ten times slower and works everywhere.
 ACCELERATION = os.environ.get("ACCEL", "tcg,thread=multi")
 
+_held = ExitStack()
+
 
 def debian_tree(name: str) -> Path:
-    """A fresh tree of its own for `name`."""
+    """A fresh tree of its own for `name`, whose place is ours until we end."""
+    _held.enter_context(locked(CACHE / f"{name}.lock"))
     tree = CACHE / name
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir(parents=True)

@@ -102,6 +102,8 @@ func (d *Daemon) Prepared(arguments ...string) (*exec.Cmd, error) {
 	command := exec.Command(Command(), arguments...)
 	command.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+d.Folder, "XDG_CONFIG_HOME="+filepath.Join(d.Folder, "config"))
 	command.Stdout, command.Stderr = log, log
+	// It ends with the tests, even where they are killed or panic.
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return command, nil
 }
 
