@@ -43,7 +43,7 @@ try: $(READY)
 	$(BIN)/python -m pytest --collect-only -q tests/packages tests/vm
 
 lint: $(READY)
-	test -z "$$($$($(GO) env GOROOT)/bin/gofmt -l clients/go | tee /dev/stderr)"
+	found=$$($$($(GO) env GOROOT)/bin/gofmt -l clients/go) && echo "$$found" >&2 && test -z "$$found"
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
