@@ -104,7 +104,7 @@ WRITTEN = {
         "/var/lib/weave/metrics/{,*}",
     },
     "weave-compute-broker": set(),
-    "weave-compute-worker": {"/dev/nvidia*", "/dev/nvidia-caps/**", "/dev/dri/{,renderD*}", "/dev/kfd"},
+    "weave-compute-worker": {"/dev/nvidia{ctl,-uvm,[0-9],[0-9][0-9]}", "/dev/dri/{,renderD*}", "/dev/kfd"},
 }
 # Not below what these name may anybody read everything: users' files, and secrets.
 PRIVATE = re.compile(r"/(\*|\{|home|root|tmp|var/\*|etc/(\*|shadow|ssl|ssh))|@\{HOME")

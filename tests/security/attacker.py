@@ -16,26 +16,20 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import prctl
 
+from tests.security import sweeps
+from tests.security.file_attacks import PARENT, WORKER_ONLY, read
+from tests.support.daemon import DEMO_MODEL
 from weave.protocol.channel import Channel, socket_pair
 from weave.protocol.control_messages import FromWorkerStart, LockedDown
-from weave.sandbox import attestation, broker_calls, landlock, process, seccomp, worker_calls
+from weave.sandbox import attestation, broker_calls, landlock, process, seccomp, worker_calls, worker_files
 from weave.sandbox.process import Account
 
-DEMO_MODEL = Path(__file__).resolve().parents[2] / "models" / "shapes"
 _libc = ctypes.CDLL(None, use_errno=True)
-# More than Linux 6.18 has, on every architecture; and, below, an error that no call answers with.
-LAST_CALL = 600
-# uretprobe and uprobe: what the kernel itself puts into a probed program. No filter sees them, and they do nothing
-# but raise SIGILL where no probe is (kernel/seccomp.c).
-PROBES = {335, 336}
-SWEPT = errno.EMULTIHOP
-# Asked for before lock_down, which refuses the question too.
-PARENT = os.getpid()
 
 
 def syscall(name: str, *arguments: int) -> int:
@@ -54,10 +48,6 @@ def mprotect_executable() -> str:
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     syscall("mprotect", address, 4096, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     return "wrote code"
-
-
-def read(path: str) -> str:
-    return Path(path).read_bytes()[:20].decode(errors="replace")
 
 
 def i386_call() -> str:
@@ -172,6 +162,16 @@ def take_away(layer: str | None) -> None:
         seccomp.install = install  # type: ignore[assignment]
 
 
+def let_through(name: str) -> None:
+    """Whatever its arguments are."""
+    original = seccomp.install
+
+    def install(calls: Iterable[seccomp.Call | seccomp.Refusal]) -> int:
+        return original([*(call for call in calls if call.name != name), seccomp.Call(name, "")])
+
+    seccomp.install = install
+
+
 def lock_down_as_broker(control: int) -> None:
     """weave/broker/__main__.py, from its first line to lock_down()."""
     from weave.broker import __main__ as broker
@@ -183,6 +183,16 @@ def lock_down_as_broker(control: int) -> None:
 
 def lock_down_as_worker(control: int) -> None:
     """weave/gpu_worker/worker.py, from its first line to lock_down()."""
+    _lock_down_worker(control, gpu=False)
+
+
+def lock_down_as_worker_with_a_gpu(control: int) -> None:
+    """Where there is one; /dev/null stands for it, as there is no driver to be had."""
+    worker_files.NVIDIA = (Path("/dev/null"),)
+    _lock_down_worker(control, gpu=True)
+
+
+def _lock_down_worker(control: int, *, gpu: bool) -> None:
     from weave.config.load import default_config
     from weave.config.parts import worker_config
     from weave.config.schema import DeviceConfig
@@ -192,8 +202,8 @@ def lock_down_as_worker(control: int) -> None:
     worker.keep_only(control)
     process.harden(parent=os.getppid())
     layers = worker.confine(worker_config(default_config()).models[0])
-    device = worker.warm_up(DeviceConfig())
-    worker.lock_down(control, layers, device)
+    device = worker.warm_up(DeviceConfig(device="cpu"))
+    worker.lock_down(control, layers, worker.torch.device("cuda") if gpu else device)
 
 
 def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[str, object]:
@@ -203,16 +213,16 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
     starter, start = socket_pair()
     pid = os.fork()
     if pid == 0:
-        os.dup2(writing, 1)
+        os.dup2(writing, 2)
         os.dup2(start.fileno(), 0)  # the standard streams are what keep_only leaves
         started = socket.socket(fileno=0)
         lock_down(theirs.fileno())
-        started.recvmsg(1)
+        started.recvmsg(1, 0, socket.MSG_CMSG_CLOEXEC)
         try:
             result = f"gained: {attack()!r}"
         except OSError as error:
             result = f"refused: {errno.errorcode.get(error.errno or 0)}"
-        os.write(1, result.encode()[:500])
+        os.write(2, result.encode()[:500])
         os._exit(0)
     theirs.close()
     start.close()
@@ -242,54 +252,20 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
     return outcome
 
 
-def sweep(calls: list[seccomp.Call | seccomp.Refusal], lock_down: Callable[[int], None]) -> dict[str, object]:
-    """Make every call of the kernel's table that is not on the list, in one process: the parent, in the supervisor's
-    place, answers each with an error of its own instead of killing. What got another answer was made."""
-    import pyseccomp
-
-    listed = {pyseccomp.resolve_syscall(pyseccomp.system_arch(), call.name) for call in calls}
-    swept = [number for number in range(LAST_CALL) if number not in listed | PROBES]
-    ours, theirs = socket_pair()
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.dup2(writing, 1)
-        lock_down(theirs.fileno())
-        made = []
-        for number in swept:
-            ctypes.set_errno(0)
-            _libc.syscall(ctypes.c_long(number), *[ctypes.c_long(0)] * 6)
-            if ctypes.get_errno() != SWEPT:
-                made.append(number)
-        os.write(1, json.dumps(made).encode())
-        os._exit(0)
-    theirs.close()
-    os.close(writing)
-    channel: Channel[LockedDown] = Channel(ours, FromWorkerStart)
-    _, (listener,) = channel.receive()
-    noticed = []
-    while select.select([listener, reading], [], [], 60)[0] == [listener]:
-        notification = bytearray(seccomp._NOTIF.size)
-        fcntl.ioctl(listener, seccomp._NOTIF_RECV, notification)
-        identity, _, _, number, *_ = seccomp._NOTIF.unpack(notification)
-        noticed.append(number)
-        fcntl.ioctl(listener, seccomp._NOTIF_SEND, seccomp._NOTIF_RESP.pack(identity, 0, -SWEPT, 0))
-    made = json.loads(os.read(reading, 100_000))
-    os.waitpid(pid, 0)
-    return {"made": [seccomp.call_name(number) for number in made], "unnoticed": sorted({*swept} - {*noticed})}
-
-
 def main() -> None:
     options = argparse.ArgumentParser()
-    options.add_argument("role", choices=("broker", "worker"))
+    options.add_argument("role", choices=("broker", "worker", "worker-with-a-gpu"))
     options.add_argument("--without", choices=("landlock", "capabilities", "seccomp"))
     options.add_argument("--only", nargs="*")
-    options.add_argument("--sweep", action="store_true")
+    options.add_argument("--sweep", choices=("calls", "arguments"))
     options.add_argument("--as-if-not-on-the-list")
+    options.add_argument("--let-through")
     chosen = options.parse_args()
     take_away(chosen.without)
+    if chosen.let_through is not None:
+        let_through(chosen.let_through)
     attacks, lock_down, calls = {**ATTACKS, **BROKER_ONLY}, lock_down_as_broker, broker_calls.CALLS
-    if chosen.role == "worker":
+    if chosen.role != "broker":
         # As in the zygote: everything is imported before the fork.
         from weave.gpu_worker import environment
 
@@ -297,16 +273,15 @@ def main() -> None:
         import weave.gpu_worker.worker
 
         assert weave.gpu_worker.worker
-        attacks, lock_down, calls = ATTACKS, lock_down_as_worker, worker_calls.calls(0, gpu=False)
-    if chosen.sweep:
-        print(
-            json.dumps(
-                {
-                    "attack": "sweep",
-                    **sweep([call for call in calls if call.name != chosen.as_if_not_on_the_list], lock_down),
-                }
-            )
-        )
+        gpu = chosen.role == "worker-with-a-gpu"
+        lock_down = lock_down_as_worker_with_a_gpu if gpu else lock_down_as_worker
+        attacks, calls = {**ATTACKS, **WORKER_ONLY}, worker_calls.calls(0, gpu=gpu)
+    if chosen.sweep == "arguments":
+        print(json.dumps({"attack": "sweep", **sweeps.arguments_that_pass(calls, lock_down)}))
+        return
+    if chosen.sweep == "calls":
+        listed = [call for call in calls if call.name != chosen.as_if_not_on_the_list]
+        print(json.dumps({"attack": "sweep", **sweeps.calls_that_are_not_listed(listed, lock_down)}))
         return
     for name, attack in attacks.items():
         if chosen.only is None or name in chosen.only:

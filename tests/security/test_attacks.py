@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.security.attacker import ATTACKS, BROKER_ONLY
+from tests.security.file_attacks import READABLE_TASK_FILES, TASK_ATTACKS, WORKER_ONLY, WRITING
 
 
 def attack(role: str, *options: str) -> dict[str, dict[str, Any]]:
@@ -30,7 +31,7 @@ def test_the_broker_gains_nothing_by(outcomes: dict[str, dict[str, dict[str, Any
     check(outcomes["broker"][name])
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", [*ATTACKS, *WORKER_ONLY])
 def test_the_worker_gains_nothing_by(outcomes: dict[str, dict[str, dict[str, Any]]], name: str) -> None:
     check(outcomes["worker"][name])
 
@@ -44,11 +45,11 @@ def check(outcome: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("role", ["broker", "worker"])
 def test_no_call_that_is_not_on_the_list_is_made(role: str) -> None:
-    assert attack(role, "--sweep")["sweep"] == {"attack": "sweep", "made": [], "unnoticed": []}
+    assert attack(role, "--sweep=calls")["sweep"] == {"attack": "sweep", "made": [], "unnoticed": []}
 
 
 def test_a_call_that_was_let_through_would_be_seen() -> None:
-    swept = attack("broker", "--sweep", "--as-if-not-on-the-list=getpid")["sweep"]
+    swept = attack("broker", "--sweep=calls", "--as-if-not-on-the-list=getpid")["sweep"]
     assert swept["made"] == ["getpid"] and len(swept["unnoticed"]) == 1
 
 
@@ -64,9 +65,33 @@ def test_without_landlock_the_worker_reads_a_foreign_file() -> None:
     assert attack("worker", "--without=landlock", "--only", name)[name]["result"].startswith("gained")
 
 
-@pytest.mark.parametrize("name", ["write a file", "write to the model"])
-def test_without_landlock_seccomp_alone_keeps_the_worker_from_making_and_extending_files(name: str) -> None:
-    assert attack("worker", "--without=landlock", "--only", name)[name]["result"] == "refused: EACCES"
+def test_without_landlock_seccomp_alone_keeps_the_worker_from_making_and_changing_files() -> None:
+    names = ["write a file", "write to the model", *WRITING]
+    tried = attack("worker", "--without=landlock", "--only", *names)
+    assert {name: tried[name]["result"] for name in names} == dict.fromkeys(names, "refused: EACCES")
+
+
+def test_without_landlock_a_worker_with_a_gpu_still_makes_extends_and_empties_no_file() -> None:
+    """Its devices are opened for reading and writing, so what is there already can be: docs/security.md says so."""
+    tried = attack("worker-with-a-gpu", "--without=landlock", "--only", *WRITING)
+    assert {name for name in WRITING if tried[name]["result"] != "refused: EACCES"} == {"overwrite and read", "resize"}
+
+
+def test_a_worker_with_a_gpu_reaches_files_of_its_own_threads_by_name_and_lists_none() -> None:
+    """What the names of CUDA's threads cost: docs/security.md says so."""
+    tried = attack("worker-with-a-gpu", "--only", *TASK_ATTACKS, *WRITING)
+    gained = {name for name, found in tried.items() if found["result"].startswith("gained")}
+    left = {f"read task/{name}" for name in READABLE_TASK_FILES} | {"write task/comm"}
+    # Of these the mode decides, or whether there is an AppArmor or SELinux.
+    others = {f"{do} task/{name}" for do in ("read", "write") for name in ("attr/current", "environ", "mem")}
+    others |= {f"write task/{name}" for name in ("attr/exec", "oom_score_adj", "uid_map", "setgroups")}
+    assert left <= gained <= left | others
+    for name in ("list task", "list task/..", "list a thread", "read task/root/etc/passwd", "task of the parent"):
+        assert tried[name]["result"] == "refused: EACCES", name
+
+
+def test_a_worker_with_a_gpu_makes_no_call_that_is_not_on_its_list() -> None:
+    assert attack("worker-with-a-gpu", "--sweep=calls")["sweep"] == {"attack": "sweep", "made": [], "unnoticed": []}
 
 
 def test_without_landlock_seccomp_alone_keeps_files_from_the_broker() -> None:

@@ -23,7 +23,10 @@ REHEARSED: Changes = {
     ]
 }
 # /dev/null stands for the GPU.
-A_GPU: Changes = {"sandbox/worker_files.py": [('glob("nvidia*")', 'glob("null")')]}
+A_GPU: Changes = {
+    "sandbox/worker_files.py": [("NVIDIA = nvidia()", 'NVIDIA = (Path("/dev/null"),)')],
+    "gpu_worker/worker.py": [*REHEARSED["gpu_worker/worker.py"], ('gpu=device.type == "cuda"', "gpu=True")],
+}
 
 
 MAY = {"name_a_thread": "done", "listen_for_unified_memory": "done", "read_files": "done"}

@@ -191,7 +191,7 @@ def test_a_call_whose_thread_has_ended_meanwhile_harms_nobody(waiting: tuple[int
         (0x30000001, True),
         (0x30000003, False),
         (0x1_0000_0025, True),
-        (0x1_3000_0001, False),
+        (0x1_3000_0001, True),
     ],
 )
 def test_an_ioctl_is_judged_as_the_filter_of_a_worker_with_a_gpu_would(request_number: int, listed: bool) -> None:

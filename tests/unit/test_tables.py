@@ -119,6 +119,16 @@ def test_a_pipe_in_a_models_folder_is_refused(tmp_path: Path) -> None:
         check_model_files(tmp_path)
 
 
+def test_of_nvidias_devices_only_the_cards_and_what_cuda_needs_are_left(tmp_path: Path) -> None:
+    needed = ["nvidia-uvm", "nvidia0", "nvidia12", "nvidiactl"]
+    others = ["nvidia-modeset", "nvidia-uvm-tools", "nvidia-nvlink", "nvidia-nvswitch0", "nvidia-nvswitchctl", "nvidia"]
+    for name in (*needed, *others):
+        (tmp_path / name).touch()
+    (tmp_path / "nvidia-caps").mkdir()
+    (tmp_path / "nvidia-caps" / "nvidia-cap1").touch()
+    assert worker_files.nvidia(tmp_path) == tuple(tmp_path / name for name in needed)
+
+
 def test_the_cards_are_found_where_sysfs_really_has_them(tmp_path: Path) -> None:
     links = tmp_path / "bus"
     links.mkdir()

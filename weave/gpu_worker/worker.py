@@ -64,8 +64,9 @@ def confine(model: WorkerModel) -> tuple[str, ...]:
     read = [*worker_files.READ, *worker_files.cards(), *models]
     own = Path(f"/proc/{os.getpid()}")
     read += [own / name for name in ("maps", "stat", "status")]
-    threads = own / "task"  # their names
-    layer = landlock.restrict(read=read, read_write=[*worker_files.DEVICES, threads])
+    # CUDA names its threads, by opening task/TID/comm for reading and writing; the TIDs are not known yet.
+    threads = [own / "task"] if worker_files.NVIDIA else []
+    layer = landlock.restrict(read=read, read_write=worker_files.DEVICES, unlisted=threads)
     return (layer, drop_capabilities())
 
 

@@ -6,45 +6,70 @@ To add a call, see CONTRIBUTING.md: each line says why the broker cannot do with
 import errno
 import fcntl
 import mmap
+import os
+import socket
 import termios
 
-from weave.sandbox.seccomp import Call, Condition, Refusal
+from weave.sandbox.seccomp import WHOLE, Call, Condition, Refusal, only
 
-_NOT_EXECUTABLE = (Condition(argument=2, value=0, mask=mmap.PROT_EXEC),)
+# asm-generic/socket.h, linux/mman.h, linux/futex.h
+_SO_PROTOCOL, _SO_PEERGROUPS = 38, 59
+_MAP_NORESERVE, _MREMAP_MAYMOVE = 0x4000, 1
+_FUTEX_WAIT, _FUTEX_WAKE, _FUTEX_WAIT_BITSET, _FUTEX_PRIVATE, _FUTEX_CLOCK_REALTIME = 0, 1, 9, 128, 256
+_STANDARD_ERROR = 2
+_SOCKET_OPTIONS = (
+    (socket.SO_PEERCRED, "who is the client just accepted"),
+    (_SO_PEERGROUPS, "in which groups is it"),
+    (socket.SO_TYPE, "Python asks it of a channel that it is given"),
+    (_SO_PROTOCOL, "Python asks it of a channel that it is given"),
+)
+_NOT_EXECUTABLE = only(2, mmap.PROT_READ | mmap.PROT_WRITE)
 
 CALLS: tuple[Call | Refusal, ...] = (
     # Talking
-    Call("accept4", "a new client"),
-    Call("getsockopt", "SO_PEERCRED of the client just accepted"),
+    Call("accept4", "a new client", (Condition(3, socket.SOCK_CLOEXEC),)),
+    *(
+        Call("getsockopt", reason, (Condition(1, socket.SOL_SOCKET), Condition(2, option)))
+        for option, reason in _SOCKET_OPTIONS
+    ),
     Call("getsockname", "Python's accept asks for the family of the new socket"),
-    Call("recvmsg", "clients' bytes, channels' messages"),
-    Call("recvfrom", "the event loop's own wake-up socket"),
-    Call("sendmsg", "events to clients, messages on channels"),
-    Call("sendto", "the event loop's own wake-up socket"),
+    Call("recvmsg", "clients' bytes, channels' messages", (only(2, socket.MSG_CMSG_CLOEXEC),)),
+    Call("recvfrom", "the event loop's own wake-up socket", (Condition(3, 0),)),
+    Call("sendmsg", "events to clients, messages on channels", (only(2, socket.MSG_NOSIGNAL),)),
+    # To no address: both talk to whom they are connected with
+    Call("sendto", "the event loop's own wake-up socket", (Condition(3, 0), Condition(4, 0, WHOLE))),
+    Call("sendto", "a client that is one too many", (Condition(3, socket.MSG_NOSIGNAL), Condition(4, 0, WHOLE))),
     Call("sendfile", "image bytes from a sealed memfd to a client"),
     Call("close", "connections, memfds, channels"),
     Call("poll", "is there room for a line of the log"),
     Call("epoll_wait", "the event loop"),
     Call("epoll_pwait", "the event loop, on arm64"),
     Call("epoll_ctl", "the event loop"),
-    Call("fcntl", "seals of a memfd", (Condition(argument=1, value=fcntl.F_GET_SEALS),)),
-    Call("ioctl", "non-blocking mode of accepted sockets", (Condition(argument=1, value=termios.FIONBIO),)),
-    Call("lseek", "size of a memfd"),
+    Call("fcntl", "seals of a memfd", (Condition(1, fcntl.F_GET_SEALS),)),
+    Call("ioctl", "non-blocking mode of accepted sockets", (Condition(1, termios.FIONBIO),)),
+    Call("lseek", "size of a memfd", (Condition(2, os.SEEK_END),)),
     Call("pread64", "a new config in a sealed memfd"),
-    Call("write", "the log, on standard error"),
-    # Memory; never executable
+    Call("write", "the log", (Condition(0, _STANDARD_ERROR),)),
+    # Memory; never executable, of no file, shared with nobody, where the kernel puts it
     Call("brk", "malloc"),
-    Call("mmap", "malloc", _NOT_EXECUTABLE),
-    Call("mprotect", "malloc", _NOT_EXECUTABLE),
-    Call("mremap", "realloc"),
+    Call("mmap", "malloc", (_NOT_EXECUTABLE, only(3, _MAP_NORESERVE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))),
+    Call("mprotect", "malloc", (_NOT_EXECUTABLE,)),
+    Call("mremap", "realloc", (Condition(3, _MREMAP_MAYMOVE),)),
     Call("munmap", "free"),
-    Call("madvise", "malloc gives pages back"),
+    Call("madvise", "malloc gives pages back", (Condition(2, mmap.MADV_DONTNEED),)),
     # Time, randomness, ending
     Call("clock_gettime", "where the vDSO cannot answer"),
     Call("gettimeofday", "where the vDSO cannot answer"),
     Call("getrandom", "random seeds"),
     Call("getpid", "random number generators ask whether they were forked"),
-    Call("futex", "Python's interpreter lock"),
+    # Within the process, and no lock that lends priority (PI)
+    Call("futex", "Python's interpreter lock", (Condition(1, _FUTEX_WAIT | _FUTEX_PRIVATE),)),
+    Call("futex", "Python's interpreter lock", (Condition(1, _FUTEX_WAKE | _FUTEX_PRIVATE),)),
+    Call(
+        "futex",
+        "Python's interpreter lock, with a deadline",
+        (only(1, _FUTEX_CLOCK_REALTIME, _FUTEX_WAIT_BITSET | _FUTEX_PRIVATE),),
+    ),
     Call("rt_sigreturn", "the end of a signal handler"),
     Call("rt_sigprocmask", "malloc and exit block signals"),
     Call("rt_sigaction", "Python's exit restores signal handlers"),

@@ -70,8 +70,9 @@ def restrict_changes(*, folders: Iterable[Path] = (), written: Iterable[Path] = 
     return f"landlock-{version}-changes"
 
 
-def restrict(*, read: Iterable[Path] = (), read_write: Iterable[Path] = ()) -> str:
-    """Leave this thread only these files and folders (those that exist); for ever, with all it will start.
+def restrict(*, read: Iterable[Path] = (), read_write: Iterable[Path] = (), unlisted: Iterable[Path] = ()) -> str:
+    """Leave this thread only these files and folders (those that exist); for ever, with all it will start. What is in
+    `unlisted` can be read and written by whoever knows its name.
 
     no_new_privs must be set. Returns the layer's name for status. Raises OSError where the kernel has no Landlock.
     """
@@ -88,6 +89,8 @@ def restrict(*, read: Iterable[Path] = (), read_write: Iterable[Path] = ()) -> s
         for path in read_write:
             access = _ACCESS_FS_READ_FILE | _ACCESS_FS_READ_DIR | _ACCESS_FS_WRITE_FILE | _ACCESS_FS_IOCTL_DEV
             _allow(ruleset, path, access, handled)
+        for path in unlisted:
+            _allow(ruleset, path, _ACCESS_FS_READ_FILE | _ACCESS_FS_WRITE_FILE, handled)
         libc.syscall(libc.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)

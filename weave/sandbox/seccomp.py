@@ -31,12 +31,23 @@ _NOTIF_RESP = struct.Struct("=QqiI")
 _USER_NOTIF_FLAG_CONTINUE = 1
 
 
+# Most arguments are ints: the kernel reads these bits, and what a caller leaves in the others means nothing.
+INT = 0xFFFF_FFFF
+WHOLE = 0xFFFF_FFFF_FFFF_FFFF
+
+
 class Condition(NamedTuple):
     """Argument number `argument` (from 0) must be `value` in the bits of `mask`."""
 
     argument: int
     value: int
-    mask: int = 0xFFFF_FFFF_FFFF_FFFF
+    mask: int = INT
+
+
+def only(argument: int, bits: int, value: int = 0) -> Condition:
+    """Argument number `argument` must be `value`, with any of `bits`."""
+    # int: what ~ makes of an enum's flag has the bits only that Python has a name for.
+    return Condition(argument, value, INT & ~int(bits))
 
 
 class Call(Struct, frozen=True):

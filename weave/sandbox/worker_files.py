@@ -1,6 +1,7 @@
 """All files that a GPU worker may still open, beside its own model: the program itself, and the GPU."""
 
 import contextlib
+import re
 import sys
 from pathlib import Path
 
@@ -36,8 +37,15 @@ READ = (
     Path("/dev/urandom"),
 )
 
+
+def nvidia(devices: Path = Path("/dev")) -> tuple[Path, ...]:
+    """The cards and what CUDA needs with them. Not nvidia-modeset (screens), nvidia-uvm-tools (profilers),
+    nvidia-nvlink and nvidia-nvswitch (several cards) and nvidia-caps (MIG, which is not supported)."""
+    return tuple(sorted(path for path in devices.glob("nvidia*") if re.fullmatch(r"nvidia(ctl|-uvm|\d+)", path.name)))
+
+
 # NVIDIA's character devices, and for ROCm KFD with the render nodes.
-NVIDIA = tuple(sorted(Path("/dev").glob("nvidia*")))
+NVIDIA = nvidia()
 DEVICES = (
     *NVIDIA,
     Path("/dev/kfd"),
