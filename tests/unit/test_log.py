@@ -33,6 +33,15 @@ def test_a_line_fits_a_pipe_whatever_is_in_it(event: str, fields: dict[str, Any]
     assert json.loads(line)["process"] == "broker"
 
 
+def test_no_line_of_the_log_has_what_does_not_print(capfd: pytest.CaptureFixture[str]) -> None:
+    hostile = "\x1b[31m\x7f\x9b1m\u202e\u2028\n é"
+    log.write("broker", "job_failed", detail=hostile, layers=[hostile], long=hostile * 500)
+    log.write("broker", "job_failed", detail=hostile)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.isprintable() for line in lines)
+    assert json.loads(lines[1])["detail"] == hostile
+
+
 def test_a_line_that_is_cut_says_so_and_keeps_its_beginning() -> None:
     line = json.loads(log._line("broker", "event", {"many": ["\N{EURO SIGN}" * 50] * 50}))
     assert line["cut"].startswith('{"many":["') and line["event"] == "event"

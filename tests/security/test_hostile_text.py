@@ -1,0 +1,56 @@
+"""A worker that was taken over names things so that whoever's terminal shows them obeys."""
+
+import pytest
+
+from tests.support.builds import daemon_of
+from tests.support.daemon import Daemon
+from weave.client import ProtocolError, WeaveError
+from weave.protocol.errors import ErrorCode
+
+HOSTILE = r"cpu\x1b]0;x\x07\x9b31m\u202e"
+DEVICE = {"gpu_worker/serve.py": [("device=str(device)", f'device="{HOSTILE}"')]}
+UNCHECKED = {"protocol/worker_messages.py": [("    device: Device\n", "    device: str\n")]}
+DETAIL = {"gpu_worker/serve.py": [("pipeline = _load(model, device, dtype)", f'raise RuntimeError("{HOSTILE}")')]}
+
+
+def load(daemon: Daemon) -> ErrorCode | None:
+    with daemon.client() as client:
+        try:
+            client.load_model("shapes")
+        except WeaveError as error:
+            return error.code
+    return None
+
+
+def test_a_device_that_a_terminal_obeys_ends_the_worker() -> None:
+    daemon = daemon_of(DEVICE)
+    try:
+        assert load(daemon) is ErrorCode.WORKER_FAILED
+        (violation,) = daemon.events("worker_violation")
+        assert "regex" in violation["detail"]
+        with daemon.client() as client:
+            assert client.status().device is None
+        assert daemon.log().replace("\n", "").isprintable()
+    finally:
+        daemon.stop()
+
+
+def test_without_the_broker_s_check_the_client_refuses_it_alone() -> None:
+    daemon = daemon_of(DEVICE | UNCHECKED)
+    try:
+        assert load(daemon) is None
+        with daemon.client() as client, pytest.raises(ProtocolError, match="device"):
+            client.status()
+    finally:
+        daemon.stop()
+
+
+def test_what_a_worker_says_of_its_failure_is_in_the_log_with_its_escapes_shown() -> None:
+    daemon = daemon_of(DETAIL)
+    try:
+        assert load(daemon) is ErrorCode.INTERNAL
+        details = [event["detail"] for event in daemon.events("job_failed")]
+        assert any(detail.endswith("cpu\x1b]0;x\x07\x9b31m\u202e") for detail in details), details
+        assert daemon.log().replace("\n", "").isprintable()
+    finally:
+        daemon.stop()
