@@ -19,7 +19,7 @@ _shtab_weavectl_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
   "(- : *)--version[show program\'s version number and exit]"
 )
 
@@ -30,7 +30,7 @@ _shtab_weavectl_cancel_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
   "--all[every job of yours]"
   "(*)::as status lists them:_weavectl_jobs"
 )
@@ -42,7 +42,7 @@ _shtab_weavectl_check_config_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
   "--config[the config file, instead of the usual one]:FILE:_files"
 )
 
@@ -53,7 +53,7 @@ _shtab_weavectl_doctor_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
   "--config[the config file, instead of the usual one]:FILE:_files"
 )
 
@@ -64,7 +64,7 @@ _shtab_weavectl_generate_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
   {-o,--output}"[where to\; - is standard output]:FILE:_files"
   {-f,--force}"[overwrite FILE]"
   "--model[the model\; else the loaded one, else the default one]:ID:_weavectl_models"
@@ -88,7 +88,7 @@ _shtab_weavectl_load_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
   ":its ID:_weavectl_models"
 )
 
@@ -99,7 +99,7 @@ _shtab_weavectl_models_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -109,7 +109,7 @@ _shtab_weavectl_status_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -119,7 +119,7 @@ _shtab_weavectl_unload_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 10 by default]:SECONDS:"
+  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
 )
 
 # guard to ensure default positional specs are added only once per session

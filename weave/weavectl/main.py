@@ -101,8 +101,9 @@ def _flush(status: int) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_OUTPUT)
         if isinstance(error, BrokenPipeError):
             return EXIT_PIPE
-        from weave.weavectl.output import Output
+        if status == 0:  # else it is told already
+            from weave.weavectl.output import Output
 
-        Output(json=False).problem(f"standard output: {error.strerror}")
+            Output(json=False).problem(f"standard output: {error.strerror}")
         return status or EXIT_REFUSED
     return status

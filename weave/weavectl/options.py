@@ -13,7 +13,8 @@ _EXIT_STATUS = """exit status:
   0 done; 1 the daemon refused or failed the request, or a file could not be written; 2 wrong usage;
   3 no daemon answers; 4 doctor or check-config found a problem; 130 interrupted (the job is cancelled);
   141 nobody reads standard output any more"""
-_ANSWER_SECONDS = 10.0
+# A service that systemd starts on demand answers once it has started.
+_ANSWER_SECONDS = 20.0
 
 
 class _Parser(argparse.ArgumentParser):

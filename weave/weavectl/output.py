@@ -27,12 +27,15 @@ class Output:
 
     def line(self, text: str, **fields: Any) -> None:
         """`text` for people, `fields` for scripts."""
-        if self.json:
+        try:
+            if self.json:
+                sys.stdout.flush()
+                sys.stdout.buffer.write(json_line(fields) + b"\n")
+            else:
+                sys.stdout.write(visible(text) + "\n")
             sys.stdout.flush()
-            sys.stdout.buffer.write(json_line(fields) + b"\n")
-        else:
-            sys.stdout.write(visible(text) + "\n")
-        sys.stdout.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard output") from None
 
     def event(self, event: msgspec.Struct) -> None:
         """A daemon's event as it is, for scripts only."""
