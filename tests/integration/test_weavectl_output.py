@@ -284,11 +284,11 @@ def test_a_job_may_wait_for_longer_than_the_first_answer(tmp_path: Path) -> None
     def slow() -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
         def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
             if request["op"] == "load_model":
-                threading.Event().wait(1.5)
+                threading.Event().wait(4)
                 return [{"event": "done", "model": "m"}]
             return [STATUS]
 
         return answer
 
     with FakeDaemon(tmp_path / "socket", slow()) as daemon:
-        assert run(daemon.path, "load", "m", "--timeout=1").stdout == b"m is loaded\n"
+        assert run(daemon.path, "load", "m", "--timeout=3").stdout == b"m is loaded\n"
