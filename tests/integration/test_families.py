@@ -1,6 +1,5 @@
 """Each family in the real, locked-down worker of the real daemon, with a tiny model loaded from disk."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +70,7 @@ def test_wide_is_wide(families: Daemon) -> None:
             "scheduler",
         ),
         (lambda model: truncate(model / "unet" / "diffusion_pytorch_model.safetensors"), "bytes of data"),
-        (lambda model: (model / "unet" / "config.json").write_text("{"), ""),
+        (lambda model: (model / "unet" / "config.json").write_text("{"), "unet/config.json: no sound JSON"),
     ],
     ids=["a pickle", "code", "a link outside", "no vae", "a foreign scheduler", "truncated", "broken config"],
 )
@@ -84,8 +83,7 @@ def test_a_harmed_model_is_refused_the_reason_logged_and_no_path_told(tmp_path: 
         with daemon.client() as client:
             with pytest.raises(WeaveError) as refused:
                 client.load_model("m")
-            # Our own checks name what they refuse; what they let through and the library cannot load is its failure.
-            assert refused.value.code is (ErrorCode.WORKER_FAILED if told else ErrorCode.INTERNAL)
+            assert refused.value.code is ErrorCode.WORKER_FAILED
             assert str(tmp_path) not in str(refused.value)
             assert wait_for(lambda: [e for e in daemon.events("job_failed") if told in e["detail"]])
             wait_for(lambda: client.status().worker == "none")
@@ -95,17 +93,3 @@ def test_a_harmed_model_is_refused_the_reason_logged_and_no_path_told(tmp_path: 
 
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
-
-
-def test_classes_named_in_a_models_files_are_never_used(tmp_path: Path) -> None:
-    model = tiny_models.make("sd1", tmp_path / "model")
-    (model / "model_index.json").write_text(json.dumps({"_class_name": "Evil", "unet": ["os", "system"]}))
-    config = json.loads((model / "text_encoder" / "config.json").read_text())
-    config["auto_map"] = {"AutoModel": "evil--code.Evil"}
-    (model / "text_encoder" / "config.json").write_text(json.dumps(config))
-    daemon = Daemon(f'[models.m]\npath = "{model}"\nfamily = "sd1"\n').wait_until_serving()
-    try:
-        with daemon.client() as client:
-            assert images(draw(client, model="m", width=64, height=64))
-    finally:
-        daemon.stop()

@@ -1,13 +1,11 @@
 """The families of models that can be loaded: a whitelist of our own.
 
-No class ever comes from a model's files: each component is loaded with the class named here, and the pipeline is
-put together from them. So neither model_index.json, nor auto_map, nor a file of code in the folder can choose what
-runs (diffusers has had ways around its own checks: CVE-2026-44513).
+No class ever comes from a model's files: each component is loaded (loading.py) with the class named here, and the
+pipeline is put together from them. So neither model_index.json, nor auto_map, nor a file of code in the folder can
+choose what runs (diffusers has had ways around its own checks: CVE-2026-44513).
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,8 +13,6 @@ import diffusers
 import torch
 import transformers
 from PIL import Image, PngImagePlugin
-
-from weave.model_files import ModelFilesRefused
 
 _PREVIEW_SIDE = 256
 
@@ -123,17 +119,6 @@ def import_families(names: Iterable[str]) -> None:
     assert PngImagePlugin  # Image.save imports it by name
 
 
-def load_pipeline(name: str, path: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """The pipeline of a model in diffusers layout, on `device`. Raises ModelFilesRefused; OSError where files lack."""
-    family = FAMILIES[name]
-    components = {part: _load_component(family, path, part, dtype) for part in family.components}
-    scheduler = _class_of(family.schedulers[0]).from_config(_scheduler_config(family, path))
-    pipeline = getattr(diffusers, family.pipeline)(scheduler=scheduler, **components, **family.fixed)
-    # tqdm makes a multiprocessing lock on first use, which lock-down refuses.
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
-
-
 def set_scheduler(pipeline: Any, name: str) -> None:
     """A fresh scheduler from the model's own config, so that no job sees what the one before it left."""
     pipeline.scheduler = _class_of(name).from_config(pipeline.scheduler.config, **_SCHEDULERS[name][1])
@@ -166,31 +151,6 @@ def decode_preview(pipeline: Any, name: str, latents: torch.Tensor, width: int, 
     image: Image.Image = pipeline.image_processor.postprocess(decoded.detach(), output_type="pil")[0]
     image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
     return image
-
-
-def _load_component(family: Family, path: Path, part: str, dtype: torch.dtype) -> Any:
-    folder = path / part
-    if not folder.is_dir():
-        if part in family.optional:
-            return None
-        raise ModelFilesRefused(f"{part}: this family needs the folder, and the model has none")
-    library, class_name = family.components[part]
-    load: Callable[..., Any] = getattr(library, class_name).from_pretrained
-    if "tokenizer" in part:
-        return load(str(folder), local_files_only=True)
-    component = load(str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype)
-    return component.eval()
-
-
-def _scheduler_config(family: Family, path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((path / "scheduler" / "scheduler_config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelFilesRefused(f"scheduler/scheduler_config.json: {error}") from None
-    known = {_SCHEDULERS[name][0] for name in (*DIFFUSION_SCHEDULERS, *FLOW_SCHEDULERS)}
-    if not isinstance(config, dict) or config.get("_class_name") not in known:
-        raise ModelFilesRefused("scheduler/scheduler_config.json: names no scheduler that we know")
-    return config
 
 
 def _class_of(scheduler: str) -> Any:

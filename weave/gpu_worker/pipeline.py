@@ -64,7 +64,15 @@ def _draw(job: Job, image: int) -> Image.Image:
             output_type="pil",
         )
     drawn: Image.Image = result.images[0]
+    _check_size(drawn, parameters)
     return drawn.convert("RGB")
+
+
+def _check_size(drawn: Image.Image, parameters: Parameters) -> None:
+    """Clients lay out memory by the size that they asked for, and raw pixels do not say theirs."""
+    if drawn.size != (parameters.width, parameters.height):
+        width, height = drawn.size
+        raise RuntimeError(f"the model drew {width}x{height}, asked for was {parameters.width}x{parameters.height}")
 
 
 def _seed(parameters: Parameters, image: int) -> int:

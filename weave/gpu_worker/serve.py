@@ -8,7 +8,7 @@ import torch
 from weave import log
 from weave.config.parts import WorkerModel
 from weave.gpu_worker import device as devices
-from weave.gpu_worker.families import load_pipeline
+from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.pipeline import Cancelled, Job, run
 from weave.model_files import ModelFilesRefused, check_model_files, check_sha256
 from weave.protocol.bounds import check_parameters, check_preview_every

@@ -10,6 +10,7 @@ from weave import config as weave_config
 from weave.client import NotRunning, ProtocolError, WeaveError, default_socket_path
 from weave.config import Config, ConfigError
 from weave.model_files import ModelFilesRefused, check_model_files
+from weave.model_layouts import check_layout
 from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.protocol.client_messages import StatusReport
 from weave.weavectl.connect import connect, who_listens
@@ -42,6 +43,7 @@ def check_config(options: argparse.Namespace, output: Output) -> int:
         config = weave_config.load(options.config, system=system)
         for model in config.models.values():
             check_model_files(Path(model.path))
+            check_layout(model.family, Path(model.path))
     except (ConfigError, ModelFilesRefused, OSError, RuntimeError) as error:  # RuntimeError: nobody has that home
         output.line(str(error), good=False, detail=str(error))
         return EXIT_PROBLEM
@@ -136,6 +138,7 @@ def _check_models(config: Config) -> Iterator[Finding]:
     for name, model in config.models.items():
         try:
             check_model_files(Path(model.path))
+            check_layout(model.family, Path(model.path))
         except (ModelFilesRefused, OSError) as error:
             yield Finding(f"model {name}", "fail", str(error), f"fix {model.path}, or take it out of the config")
         else:

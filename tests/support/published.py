@@ -1,0 +1,22 @@
+"""The JSON files of models as their makers published them, with the keys of many years: they must go on loading.
+
+published_models.json has one line for each file. Vocabularies are empty: nobody reads them here.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+# By the model's name: its family, and its files by their path.
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    name: (model["family"], model["files"])
+    for name, model in json.loads(Path(__file__).with_name("published_models.json").read_text()).items()
+}
+
+
+def write(files: dict[str, Any], folder: Path) -> Path:
+    """The files, without weights."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    return folder

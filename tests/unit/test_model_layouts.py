@@ -1,0 +1,208 @@
+"""Which folders are a model of their family, by their JSON files alone: published ones are, altered ones are not."""
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import transformers
+
+from tests.support.published import PUBLISHED, write
+from weave.gpu_worker import families as worker_families
+from weave.model_configs import CONFIG_RULES, SCHEDULER_RULES
+from weave.model_files import ModelFilesRefused
+from weave.model_layouts import LAYOUTS, check_layout
+from weave.model_shapes import DEFAULTS
+
+SD1, SD2, SDXL, SD3, FLUX = (
+    PUBLISHED[name][1] for name in ("Stable Diffusion 1.5", "Stable Diffusion 2.1", "SDXL", "SD 3.5", "FLUX.1-dev")
+)
+
+
+def parameters(class_name: str) -> dict[str, Any]:
+    """The arguments of an installed class, or of its config, with their defaults."""
+    if hasattr(diffusers, class_name):
+        signature = inspect.signature(getattr(diffusers, class_name).__init__).parameters.values()
+        return {argument.name: argument.default for argument in signature if argument.name != "self"}
+    config_class = getattr(transformers, class_name).config_class
+    return {field.name: field.default for field in dataclasses.fields(config_class)}
+
+
+def test_the_worker_loads_the_classes_that_are_checked() -> None:
+    theirs = {
+        name: ({part: cls for part, (_, cls) in family.components.items()}, family.optional)
+        for name, family in worker_families.FAMILIES.items()
+    }
+    assert {name: (layout.components, layout.optional) for name, layout in LAYOUTS.items()} == theirs
+    for name, family in worker_families.FAMILIES.items():
+        offered = {worker_families._SCHEDULERS[scheduler][0] for scheduler in family.schedulers}
+        assert set(LAYOUTS[name].schedulers) == offered or name == "sd3"
+        assert LAYOUTS[name].pipelines[0] == family.pipeline
+
+
+@pytest.mark.parametrize("class_name", CONFIG_RULES)
+def test_every_key_that_a_class_takes_is_known_and_no_other_is_passed_on(class_name: str) -> None:
+    known = CONFIG_RULES[class_name]
+    taken = parameters(class_name)
+    assert taken.keys() <= known.keys.keys() | known.ignored
+    # T5 computes these two from feed_forward_proj, unless a config says otherwise.
+    assert known.keys.keys() - taken.keys() <= {"dense_act_fn", "is_gated_act", "bos_token_id"}
+
+
+@pytest.mark.parametrize("class_name", DEFAULTS)
+def test_what_a_config_lacks_is_checked_as_the_class_has_it(class_name: str) -> None:
+    theirs = parameters(class_name)
+    for key, value in DEFAULTS[class_name].items():
+        assert theirs[key] == (tuple(value) if isinstance(value, list) else value), key
+
+
+def test_every_key_that_a_scheduler_takes_is_known() -> None:
+    for class_name in {name for layout in LAYOUTS.values() for name in layout.schedulers}:
+        assert parameters(class_name).keys() <= SCHEDULER_RULES.keys.keys() | SCHEDULER_RULES.ignored
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_model_is_of_its_family(tmp_path: Path, name: str) -> None:
+    family, files = PUBLISHED[name]
+    configs, settings = check_layout(family, write(files, tmp_path))
+    assert {"scheduler", "vae"} < configs.keys()
+    assert settings == ({"force_zeros_for_empty_prompt": True} if family == "sdxl" else {})
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("index", [True, False], ids=["with model_index.json", "without"])
+def test_a_published_model_is_of_no_other_family(tmp_path: Path, name: str, family: str, index: bool) -> None:
+    own, files = PUBLISHED[name]
+    if family == own:
+        return
+    kept = {path: file for path, file in files.items() if index or path != "model_index.json"}
+    with pytest.raises(ModelFilesRefused):
+        check_layout(family, write(kept, tmp_path))
+
+
+UNET, VAE, CLIP, CLIP_2, T5, FLOW = (
+    "unet/config.json", "vae/config.json", "text_encoder/config.json", "text_encoder_2/config.json",
+    "text_encoder_3/config.json", "transformer/config.json",
+)  # fmt: skip
+MISFITS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str]] = {
+    "inpainting": ("sd1", SD1, UNET, {"in_channels": 9}, "unet/config.json: in_channels is 9, expected 4"),
+    "depth": ("sd2", SD2, UNET, {"in_channels": 5}, "in_channels is 5, expected 4"),
+    "upscaler": ("sd2", SD2, UNET, {"num_class_embeds": 1000}, "num_class_embeds is 1000, expected None"),
+    "unclip": ("sd2", SD2, UNET, {"class_embed_type": "projection"}, "class_embed_type is 'projection', expected None"),
+    "variance": ("sd1", SD1, UNET, {"out_channels": 8}, "out_channels is 8, expected 4"),
+    "other encoder": ("sd1", SD1, UNET, {"cross_attention_dim": 384}, "cross_attention_dim is 384, expected 768"),
+    "one of many": ("sd1", SD1, UNET, {"cross_attention_dim": [768, 768, 9, 768]}, r"cross_attention_dim is \[768"),
+    "other VAE": ("sd1", SD1, VAE, {"latent_channels": 16}, "in_channels is 4, expected 16"),
+    "VAE of 5 levels": ("sd1", SD1, VAE, {"block_out_channels": [32] * 5}, "expected 1 to 4 blocks"),
+    "grey": ("sd1", SD1, VAE, {"out_channels": 1}, "vae/config.json: out_channels is 1, expected 3"),
+    "sd2's encoder": ("sd1", SD1 | {UNET: SD2[UNET]}, CLIP, {"hidden_size": 1024}, "1024, as in family sd2"),
+    "sd1's encoder": ("sd2", SD2 | {UNET: SD1[UNET]}, CLIP, {"hidden_size": 768}, "768, as in family sd1"),
+    "xl": ("sdxl", SDXL, CLIP_2, {"hidden_size": 1024}, "cross_attention_dim is 2048, expected 1792"),
+    "xl, pooled": ("sdxl", SDXL, CLIP_2, {"projection_dim": 768}, "input_dim is 2816, expected 2304"),
+    "xl, times": ("sdxl", SDXL, UNET, {"addition_embed_type": None}, "is None, expected 'text_time'"),
+    "sd3": ("sd3", SD3, FLOW, {"in_channels": 4}, "in_channels is 4, expected 16"),
+    "sd3, pooled": ("sd3", SD3, FLOW, {"pooled_projection_dim": 768}, "is 768, expected 2048"),
+    "sd3, T5": ("sd3", SD3, T5, {"d_model": 2048}, "joint_attention_dim is 4096, expected 2048"),
+    "sd3, CLIP": ("sd3", SD3, CLIP, {"hidden_size": 3000}, "joint_attention_dim is 4096, expected at least 4280"),
+    "sd3, heads": ("sd3", SD3, FLOW, {"num_attention_heads": 24}, "caption_projection_dim is 2432, expected 1536"),
+    "sd3, positions": ("sd3", SD3, FLOW, {"pos_embed_max_size": 1000}, "pos_embed_max_size is 1000, too large"),
+    "sd3, patches": ("sd3", SD3, FLOW, {"patch_size": 4}, "patch_size is 4"),
+    "flux, fill": ("flux", FLUX, FLOW, {"in_channels": 384, "out_channels": 64}, "in_channels is 384, expected 64"),
+    "flux, CLIP": ("flux", FLUX, CLIP, {"hidden_size": 1280}, "pooled_projection_dim is 768, expected 1280"),
+    "flux, T5": ("flux", FLUX, CLIP_2, {"d_model": 2048}, "joint_attention_dim is 4096, expected 2048"),
+    "flux, axes": ("flux", FLUX, FLOW, {"axes_dims_rope": [8, 8, 8]}, "attention_head_dim is 128, expected 24"),
+    "VAE's class": ("sd1", SD1, VAE, {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny', expected AutoencoderKL"),
+    "encoder's class": ("sd1", SD1, CLIP, {"architectures": ["CLIPModel"]}, "'CLIPModel', expected CLIPTextModel"),
+    "class of no kind": ("sd1", SD1, VAE, {"_class_name": {"a": 1}}, "expected AutoencoderKL"),
+    "scheduler": (
+        "flux", FLUX, "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "is 'DDIMScheduler'"
+    ),
+    "pipeline": ("sd1", SD1, "model_index.json", {"_class_name": "StableDiffusionGLIGENPipeline"}, "GLIGENPipeline"),
+    "component": ("sd1", SD1, "model_index.json", {"vae": ["diffusers", "AsymmetricAutoencoderKL"]}, "Asymmetric"),
+    "setting": ("sdxl", SDXL, "model_index.json", {"force_zeros_for_empty_prompt": "no"}, "is 'no', expected true"),
+    "tokenizer": (
+        "sd1", SD1, "tokenizer/tokenizer_config.json", {"tokenizer_class": "BertTokenizer"}, "is 'BertTokenizer'"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_what_does_not_fit_is_refused_by_field_value_and_what_was_expected(tmp_path: Path, name: str) -> None:
+    family, files, changed, change, told = MISFITS[name]
+    with pytest.raises(ModelFilesRefused, match=told):
+        check_layout(family, write(files | {changed: files[changed] | change}, tmp_path))
+
+
+def test_what_comes_together_is_refused_alone_and_no_tokenizer_is_made_of_nothing(tmp_path: Path) -> None:
+    half = {name: file for name, file in SD3.items() if not name.startswith("tokenizer_3")}
+    with pytest.raises(ModelFilesRefused, match="tokenizer_3: this family needs the folder"):
+        check_layout("sd3", write(half, tmp_path / "half"))
+    with pytest.raises(ModelFilesRefused, match=r"tokenizer: has neither tokenizer.json nor vocab.json and merges.txt"):
+        check_layout("sd1", write({k: v for k, v in SD1.items() if "merges" not in k}, tmp_path / "speechless"))
+
+
+VALUES: dict[str, tuple[str, str, str]] = {
+    "NaN": (VAE, '"scaling_factor": NaN', "scaling_factor is nan, expected a number from -1e"),
+    "infinity": (VAE, '"scaling_factor": Infinity', "scaling_factor is inf"),
+    "overflow": (VAE, '"scaling_factor": 1e999', "scaling_factor is inf"),
+    "negative": (UNET, '"in_channels": -4', "in_channels is -4, expected a whole number from 1 to 1048576"),
+    "zero": (UNET, '"block_out_channels": [0]', r"block_out_channels is \[0\]"),
+    "huge": (UNET, '"block_out_channels": [1000000000]', r"is \[1000000000\], expected a whole number"),
+    "many layers": (UNET, '"layers_per_block": 100000', "layers_per_block is 100000, expected .* from 0 to 1024"),
+    "a digit too many": (UNET, '"in_channels": ' + "9" * 5000, "unet/config.json: no sound JSON"),
+    "negative epsilon": (UNET, '"norm_eps": -1', "norm_eps is -1, expected a number from 0 to 1"),
+    "text for a number": (UNET, '"in_channels": "4"', "in_channels is '4'"),
+    "a number for a flag": (UNET, '"use_linear_projection": 1', "use_linear_projection is 1, expected true or false"),
+    "a path for a name": (UNET, '"act_fn": "../../x"', "act_fn is '../../x', expected a plain name"),
+    "an object": (UNET, '"act_fn": {"a": {}}', "act_fn is {'a': {}}"),
+    "deep": (UNET, '"act_fn": ' + "[" * 90 + "]" * 90, "act_fn is"),
+    "deeper": (UNET, '"act_fn": ' + "[" * 200_000 + "]" * 200_000, "no sound JSON"),
+    "twice": (UNET, '"act_fn": "silu", "act_fn": "silu"', "a key comes twice"),
+    "an escape": (UNET, '"act_fn": "\\u001b[2J"', r"act_fn is '\\x1b\[2J'"),
+    "negative betas": ("scheduler/scheduler_config.json", '"beta_end": -1', "beta_end is -1"),
+    "many steps": ("scheduler/scheduler_config.json", '"num_train_timesteps": 10000000', "is 10000000, expected"),
+    "no length": ("tokenizer/tokenizer_config.json", '"model_max_length": NaN', "model_max_length is nan"),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_value_that_cannot_be_is_refused_by_field_value_and_bound(tmp_path: Path, name: str) -> None:
+    file, text, told = VALUES[name]
+    write(SD1, tmp_path)
+    key = text.split('"')[1]
+    rest = json.dumps({k: v for k, v in SD1[file].items() if k != key})
+    (tmp_path / file).write_text(f"{{{text}, {rest[1:]}")
+    with pytest.raises(ModelFilesRefused, match=told):
+        check_layout("sd1", tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"7", b'"text"', b"\xff\xfe{}", b"{}{}", b"\x00" * 100])
+@pytest.mark.parametrize("file", [name for name in SDXL if name.endswith(".json") and "vocab" not in name])
+def test_a_file_that_is_no_object_is_refused_by_name(tmp_path: Path, file: str, data: bytes) -> None:
+    write(SDXL, tmp_path)
+    (tmp_path / file).write_bytes(data)
+    with pytest.raises(ModelFilesRefused, match=f"^{file}: "):
+        check_layout("sdxl", tmp_path)
+
+
+def test_a_config_that_is_missing_or_a_folder_is_refused_by_name(tmp_path: Path) -> None:
+    write(SD1, tmp_path)
+    (tmp_path / UNET).unlink()
+    with pytest.raises(ModelFilesRefused, match=r"^unet/config.json: No such file"):
+        check_layout("sd1", tmp_path)
+    (tmp_path / UNET).mkdir()
+    with pytest.raises(ModelFilesRefused, match=r"^unet/config.json: Is a directory"):
+        check_layout("sd1", tmp_path)
+
+
+def test_what_the_file_marks_as_default_is_the_class_s_own(tmp_path: Path) -> None:
+    """diffusers leaves such keys out, and so must the checks."""
+    marked = SD1[UNET] | {"in_channels": 9, "_use_default_values": ["in_channels"]}
+    configs, _ = check_layout("sd1", write(SD1 | {UNET: marked}, tmp_path))
+    assert "in_channels" not in configs["unet"]
+    with pytest.raises(ModelFilesRefused, match="in_channels is 9"):
+        check_layout("sd1", write(SD1 | {UNET: marked | {"_use_default_values": 5}}, tmp_path))
