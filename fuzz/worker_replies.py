@@ -20,14 +20,15 @@ from weave.broker.worker_link import WorkerError, WorkerLink
 from weave.config.families import FAMILIES
 from weave.protocol.bounds import Parameters
 from weave.protocol.channel import ChannelClosed, ChannelViolation, check_sealed_memfd, close_all, socket_pair
-from weave.protocol.client_messages import Generate, ModelOffer
+from weave.protocol.client_messages import EncoderTokens, Generate, ModelOffer, Tokens
 from weave.protocol.worker_messages import Failed, Finished, Loaded, Made, Memory, Previewed, Progressed
 
 JOB = 5
 SIDE = 8
 PIXELS = SIDE * SIDE * 3
 _MEMORY = Memory(1, 2)
-_REASONS = ("cancelled", "out_of_memory", "refused", "internal")
+_REASONS = ("cancelled", "out_of_memory", "refused", "internal", "scheduler")
+_MOST_TOKENS = 2**20
 # So few fit into any socket's buffer: nothing that is sent here ever waits.
 _MOST_MESSAGES = 40
 _FAMILY = FAMILIES["sd1"]
@@ -82,7 +83,16 @@ async def _listen(link: WorkerLink, job: Job, *, loads: bool) -> None:
             updates.append(update)
             _check_update(update, memfd, job)
         assert sum(isinstance(update, Made) for update in updates) == job.parameters.images
+        assert job.tokens is not None
+        _check_tokens(job.tokens)
     assert len(updates) <= job.parameters.images * (job.parameters.steps + previews + 1)
+
+
+def _check_tokens(tokens: Tokens) -> None:
+    for encoders in (tokens.prompt, tokens.negative_prompt):
+        assert len(encoders) <= 3
+        assert all(0 <= min(one.used, one.cut) <= max(one.used, one.cut) <= _MOST_TOKENS for one in encoders)
+        assert len(msgspec.json.encode(encoders)) < 1000
 
 
 def _check_update(update: worker_link.Update, memfd: int | None, job: Job) -> None:
@@ -190,9 +200,15 @@ class _Script:
         if kind == 3:
             return Made(job=job, image=image, size=self._small(PIXELS))
         if kind == 4:
-            return Finished(job=job, memory=_MEMORY)
+            return Finished(job=job, memory=_MEMORY, tokens=self._tokens())
         reason = _REASONS[self._reader.byte() % len(_REASONS)]
         return Failed(job=job, reason=cast(Any, reason), detail="")
+
+    def _tokens(self) -> Tokens:
+        """Mostly more than there can be, of one kind or another."""
+        used, cut = self._small(77), self._small(_MOST_TOKENS)
+        encoder = cast(Any, f"text_encoder_{self._small(2)}")
+        return Tokens(prompt=(EncoderTokens(encoder=encoder, used=used, cut=cut),) * self._small(1))
 
     def _small(self, near: int) -> int:
         """A number around `near`, most often itself."""

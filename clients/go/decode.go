@@ -37,6 +37,7 @@ func decodeEvent(payload []byte) (event any, size int64, err error) {
 		f.matchingOrEmpty("model", modelID, e.Model)
 		f.allow("seed", &e.Seed)
 		e.Timings = decodeTimings(f)
+		f.allow("tokens", &e.Tokens)
 		event = e
 	case "error":
 		event = decodeError(f)

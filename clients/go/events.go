@@ -46,11 +46,25 @@ func (Progress) isEvent() {}
 func (Preview) isEvent()  {}
 func (*Image) isEvent()   {}
 
-// Done says that a request is finished, and of a job where its time went.
+// Done says that a request is finished, and of a job where its time went and what was used of its prompts.
 type Done struct {
 	Model   string // "" where the request was no job
 	Seed    uint64 // of the first image; 0 where nothing was drawn
 	Timings Timings
+	Tokens  *Tokens // nil where nothing was drawn, or by an older daemon
+}
+
+// Tokens says what the model's text encoders got of the prompts: what is beyond their tokens is cut.
+type Tokens struct {
+	Prompt         []EncoderTokens `json:"prompt"`
+	NegativePrompt []EncoderTokens `json:"negative_prompt"` // none where it was not used
+}
+
+// EncoderTokens is of one text encoder; its tokens for start and end count too.
+type EncoderTokens struct {
+	Encoder string `json:"encoder"` // text_encoder, text_encoder_2 or text_encoder_3
+	Used    int    `json:"used"`
+	Cut     int    `json:"cut"`
 }
 
 // Timings is how long a job was in each state.

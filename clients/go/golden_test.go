@@ -170,6 +170,9 @@ func eventFields(t *testing.T, event any) map[string]any {
 			"queued": e.Timings.Queued.Seconds(), "loading": e.Timings.Loading.Seconds(),
 			"generating": e.Timings.Generating.Seconds(),
 		}}
+		if e.Tokens != nil {
+			found.(map[string]any)["tokens"] = e.Tokens
+		}
 	case *Error:
 		found = map[string]any{
 			"event": "error", "code": e.Code, "message": e.Message, "field": e.Field, "value": e.Value,

@@ -47,6 +47,15 @@ def test_image_number_two_is_what_its_own_seed_gives_alone(shared_daemon: Daemon
     assert np.array_equal(pixels(both[1]), pixels(alone))
 
 
+def test_all_64_bits_of_a_seed_count_and_a_random_one_survives_a_double(shared_daemon: Daemon) -> None:
+    with shared_daemon.client() as client:
+        seeds = (5, 5 + 2**32, 5 + 2**63)
+        assert len({pixels(images(draw(client, seed=seed, steps=1))[0]).tobytes() for seed in seeds}) == 3
+        events = [answer.event for answer in draw(client, seed=None, steps=1)]
+    (random,) = [event.seed for event in events if isinstance(event, Image)]
+    assert 0 <= random < 2**32
+
+
 def test_a_png_carries_what_it_takes_to_make_it_again(shared_daemon: Daemon) -> None:
     import io
 

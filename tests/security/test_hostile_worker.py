@@ -13,7 +13,7 @@ from weave.broker.worker_link import WorkerLink
 from weave.config.families import FAMILIES
 from weave.protocol.bounds import Parameters
 from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd, socket_pair
-from weave.protocol.client_messages import Generate, ModelOffer
+from weave.protocol.client_messages import EncoderTokens, Generate, ModelOffer, Tokens
 from weave.protocol.worker_messages import (
     Failed,
     Finished,
@@ -32,6 +32,12 @@ STEP_2 = (Progressed(job=5, image=0, step=2), None)
 PREVIEW = (Previewed(job=5, image=0, step=2, width=8, height=8, size=9), 9)
 IMAGE = (Made(job=5, image=0, size=PIXELS), PIXELS)
 FINISHED = (Finished(job=5, memory=MEMORY), None)
+
+
+def finished(encoder: str = "text_encoder", used: int = 1, cut: int = 0, times: int = 1) -> tuple[Any, Any]:
+    one = EncoderTokens(encoder=cast(Any, encoder), used=used, cut=cut)
+    return (Finished(job=5, memory=MEMORY, tokens=Tokens(prompt=(one,) * times)), None)
+
 
 FORGERIES: dict[str, list[tuple[Any, Any]]] = {
     "another job's step": [(Progressed(job=6, image=0, step=1), None)],
@@ -53,6 +59,10 @@ FORGERIES: dict[str, list[tuple[Any, Any]]] = {
     "a preview that nobody asked for": [STEP, (Previewed(job=5, image=0, step=1, width=8, height=8, size=9), 9)],
     "a preview twice": [STEP, STEP_2, PREVIEW, PREVIEW],
     "the end before the image": [FINISHED],
+    "tokens of an encoder that there is not": [IMAGE, finished(encoder="\x1b[2J")],
+    "tokens of four encoders": [IMAGE, finished(times=4)],
+    "less than no tokens": [IMAGE, finished(cut=-1)],
+    "more tokens than a prompt can have": [IMAGE, finished(used=2**20 + 1)],
     "loaded again": [(Loaded(device="cpu", dtype="float32", memory=MEMORY), None)],
     "a failure of loading": [(Failed(job=0, reason="internal", detail=""), None)],
 }

@@ -47,6 +47,13 @@ st.register_type_strategy(
         generating_seconds=st.from_type(Histogram),
     ),
 )
+# Nor of its bounds.
+TOKENS = st.lists(
+    st.builds(client_messages.EncoderTokens, used=st.integers(0, 2**20), cut=st.integers(0, 2**20)), max_size=3
+).map(tuple)
+st.register_type_strategy(
+    client_messages.Tokens, st.builds(client_messages.Tokens, prompt=TOKENS, negative_prompt=TOKENS)
+)
 
 PIECE = 64 * 1024
 U32 = st.integers(0, 2**32 - 1)

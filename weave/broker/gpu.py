@@ -184,7 +184,7 @@ class Gpu:
             await self._generate_with(worker, job, held=worker is held)
             timings = structs.replace(timings, generating=loop.time() - loaded)
             self._metrics.generating_seconds.observe(timings.generating)
-            job.finish(Done(model=job.model.id, seed=job.parameters.seed, timings=timings))
+            job.finish(Done(model=job.model.id, seed=job.parameters.seed, timings=timings, tokens=job.tokens))
         except WorkerError as error:
             code, message = MESSAGES[error.reason]
             if error.reason != "cancelled":

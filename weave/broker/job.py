@@ -8,14 +8,14 @@ from weave.broker.principal import Principal
 from weave.broker.reply import Reply
 from weave.protocol.bounds import Parameters
 from weave.protocol.channel import close_all
-from weave.protocol.client_messages import Error, Event, Generate, ModelOffer
+from weave.protocol.client_messages import Error, Event, Generate, ModelOffer, Tokens
 from weave.protocol.errors import ErrorCode, RequestError
 
 
 class Job:
     """`number` is the daemon's own, for the worker and the log; `user_number` is what the client knows it by.
     `parameters` and `generate` are None for load_model. `position` is the last one that the client was told;
-    `begun`: a worker has sent something of it."""
+    `begun`: a worker has sent something of it; `tokens`: what it used of the prompts."""
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class Job:
         self.state: Literal["queued", "loading", "running", "over"] = "queued"
         self.position = -1
         self.begun = False
+        self.tokens: Tokens | None = None
         self.overtaken = 0
         self.queued_at = asyncio.get_running_loop().time()
         self.cancelled = asyncio.Event()

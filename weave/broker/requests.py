@@ -3,9 +3,12 @@
 import secrets
 
 from weave.config.parts import BrokerConfig
-from weave.protocol.bounds import MAX_SEED, Parameters, check_parameters, check_preview_every
+from weave.protocol.bounds import Parameters, check_parameters, check_preview_every
 from weave.protocol.client_messages import Generate, ModelOffer
 from weave.protocol.errors import ErrorCode, RequestError
+
+# Below 2**53, which JSON readers that have doubles keep, and within what torch's manual_seed takes as it is.
+_RANDOM_SEEDS = 2**32
 
 
 def pick_model(config: BrokerConfig, name: str | None, loaded: str | None) -> ModelOffer:
@@ -47,7 +50,7 @@ def fill_in(request: Generate, model: ModelOffer, prompts: tuple[str, ...] = ())
     parameters = Parameters(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
-        seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+        seed=secrets.randbelow(_RANDOM_SEEDS) if request.seed is None else request.seed,
         images=request.images,
         encoder_prompts=prompts if len(set(prompts)) > 1 else (),
         **open_parameters,  # type: ignore[arg-type]

@@ -87,7 +87,7 @@ class WorkerLink:
                         raise WorkerError(message)
                     if image != parameters.images:
                         raise ChannelViolation(f"finished after {image} of {parameters.images} images")
-                    self.memory = message.memory
+                    self.memory, job.tokens = message.memory, message.tokens
                     return
                 if message.image != image or image >= parameters.images:
                     raise ChannelViolation(f"image {message.image} when it was {image}'s turn")

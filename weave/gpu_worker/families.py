@@ -10,21 +10,23 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import diffusers
-import torch
 import transformers
 from PIL import Image, PngImagePlugin
 
-_PREVIEW_SIDE = 256
+from weave.gpu_worker.schedulers import fresh_scheduler
 
-_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
-    "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}),
+# What the pipelines let a T5 encoder have, by their own default.
+T5_TOKENS = {"sd3": 256, "flux": 512}
+
+_SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "pndm": "PNDMScheduler",
+    "flow_euler": "FlowMatchEulerDiscreteScheduler",
+    "flow_heun": "FlowMatchHeunDiscreteScheduler",
 }
 DIFFUSION_SCHEDULERS = ("ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "pndm")
 FLOW_SCHEDULERS = ("flow_euler", "flow_heun")
@@ -114,14 +116,15 @@ def import_families(names: Iterable[str]) -> None:
         for library, class_name in family.components.values():
             getattr(library, class_name)
         for scheduler in family.schedulers:
-            getattr(diffusers, _SCHEDULERS[scheduler][0])
+            getattr(diffusers, _SCHEDULERS[scheduler])
     Image.preinit()
     assert PngImagePlugin  # Image.save imports it by name
 
 
-def set_scheduler(pipeline: Any, name: str) -> None:
-    """A fresh scheduler from the model's own config, so that no job sees what the one before it left."""
-    pipeline.scheduler = _class_of(name).from_config(pipeline.scheduler.config, **_SCHEDULERS[name][1])
+def set_scheduler(pipeline: Any, name: str, steps: int) -> None:
+    """A fresh scheduler from the model's own, which the first call finds in the pipeline. Raises SchedulerUnfit."""
+    own = pipeline.__dict__.setdefault("own_scheduler", pipeline.scheduler)
+    pipeline.scheduler = fresh_scheduler(own, _SCHEDULERS[name], steps)
 
 
 def call_arguments(name: str, prompts: tuple[str, ...], negative_prompt: str, cfg_scale: float) -> dict[str, Any]:
@@ -133,25 +136,12 @@ def call_arguments(name: str, prompts: tuple[str, ...], negative_prompt: str, cf
     for number, prompt in enumerate(given, start=1):
         suffix = "" if number == 1 else f"_{number}"
         arguments[f"prompt{suffix}"] = prompt
-        # Flux is guided by an embedded scale; only with a negative prompt does it compute the second half too.
-        if negative_prompt or name != "flux":
+        # An empty one is none, which is not the same to SDXL (force_zeros_for_empty_prompt) and Flux.
+        if negative_prompt:
             arguments[f"negative_prompt{suffix}"] = negative_prompt
+    # Flux is guided by an embedded scale; only with a negative prompt does it compute the second half too.
     if name == "flux" and negative_prompt:
         arguments["true_cfg_scale"] = cfg_scale
+    if name in T5_TOKENS:
+        arguments["max_sequence_length"] = T5_TOKENS[name]
     return arguments
-
-
-def decode_preview(pipeline: Any, name: str, latents: torch.Tensor, width: int, height: int) -> Image.Image:
-    """An unfinished image from `latents`, at most 256 pixels a side; width and height are the job's, in pixels."""
-    if name == "flux":
-        latents = pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
-    config = pipeline.vae.config
-    latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)
-    decoded = pipeline.vae.decode(latents.to(pipeline.vae.dtype), return_dict=False)[0]
-    image: Image.Image = pipeline.image_processor.postprocess(decoded.detach(), output_type="pil")[0]
-    image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
-    return image
-
-
-def _class_of(scheduler: str) -> Any:
-    return getattr(diffusers, _SCHEDULERS[scheduler][0])

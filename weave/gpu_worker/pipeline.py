@@ -4,14 +4,19 @@ import io
 import select
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from PIL import Image, PngImagePlugin
 
 import weave
-from weave.gpu_worker.families import call_arguments, decode_preview, set_scheduler
+from weave.gpu_worker.decode import decode, preview
+from weave.gpu_worker.families import call_arguments, set_scheduler
+from weave.gpu_worker.schedulers import steps_done
+from weave.gpu_worker.seeds import generator, seed_everything_else
+from weave.gpu_worker.tokens import count_tokens
 from weave.protocol.bounds import MAX_SEED, Parameters
 from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd
-from weave.protocol.client_messages import ModelOffer
+from weave.protocol.client_messages import ModelOffer, Tokens
 from weave.protocol.worker_messages import CancelRun, Made, Previewed, Progressed, Run, ToWorker
 
 
@@ -28,44 +33,53 @@ class Job(NamedTuple):
     run: Run
 
 
-def run(job: Job) -> None:
-    """Draw and send every image. Raises Cancelled, and whatever the pipeline raises."""
-    for image in range(job.run.parameters.images):
-        _check_cancel(job)
-        drawn = _draw(job, image)
-        data = drawn.tobytes() if job.run.format == "raw" else _png(drawn, _text(job, image))
-        _send(job, Made(job=job.run.job, image=image, size=len(data)), data)
-
-
-def _draw(job: Job, image: int) -> Image.Image:
+def run(job: Job) -> Tokens:
+    """Draw and send every image; what was used of the prompts. Raises Cancelled, SchedulerUnfit, and whatever the
+    pipeline raises."""
     parameters = job.run.parameters
-    set_scheduler(job.pipeline, parameters.scheduler)
-
-    def after_step(pipeline: Any, step: int, _: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    prompts = parameters.encoder_prompts or (parameters.prompt,)
+    arguments = call_arguments(job.model.family, prompts, parameters.negative_prompt, parameters.cfg_scale)
+    tokens = Tokens()
+    for image in range(parameters.images):
         _check_cancel(job)
-        # Some schedulers call back once more than there are steps (PNDM, Heun).
-        if step < parameters.steps:
-            job.channel.send(Progressed(job=job.run.job, image=image, step=step + 1))
-            if job.run.preview_every and (step + 1) % job.run.preview_every == 0:
-                _send_preview(job, image, step + 1, tensors["latents"])
+        drawn = _draw(job, image, arguments)
+        tokens = count_tokens(job.pipeline, job.model.family, arguments)
+        data = drawn.tobytes() if job.run.format == "raw" else _png(drawn, _text(job, image, tokens))
+        _send(job, Made(job=job.run.job, image=image, size=len(data)), data)
+    return tokens
+
+
+def _draw(job: Job, image: int, arguments: dict[str, Any]) -> Image.Image:
+    parameters = job.run.parameters
+    set_scheduler(job.pipeline, parameters.scheduler, parameters.steps)
+    told = 0
+
+    def after_call(pipeline: Any, call: int, _: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        nonlocal told
+        _check_cancel(job)
+        done = steps_done(call, pipeline.num_timesteps, parameters.steps, pipeline.scheduler.order)
+        for step in range(told + 1, done + 1):
+            job.channel.send(Progressed(job=job.run.job, image=image, step=step))
+            if job.run.preview_every and step % job.run.preview_every == 0:
+                _send_preview(job, image, step, tensors["latents"])
+        told = done
         return tensors
 
-    prompts = parameters.encoder_prompts or (parameters.prompt,)
-    # On the CPU whatever the device, so that a seed gives the same noise everywhere.
-    generator = torch.Generator("cpu").manual_seed(_seed(parameters, image))
+    seed = _seed(parameters, image)
+    seed_everything_else(seed)
     with torch.inference_mode():
-        result = job.pipeline(
-            **call_arguments(job.model.family, prompts, parameters.negative_prompt, parameters.cfg_scale),
+        latents = job.pipeline(
+            **arguments,
             width=parameters.width,
             height=parameters.height,
             num_inference_steps=parameters.steps,
-            generator=generator,
-            callback_on_step_end=after_step,
-            output_type="pil",
-        )
-    drawn: Image.Image = result.images[0]
+            generator=generator(seed),
+            callback_on_step_end=after_call,
+            output_type="latent",
+        ).images
+        drawn = decode(job.pipeline, job.model.family, latents, parameters.width, parameters.height)
     _check_size(drawn, parameters)
-    return drawn.convert("RGB")
+    return drawn
 
 
 def _check_size(drawn: Image.Image, parameters: Parameters) -> None:
@@ -93,9 +107,9 @@ def _check_cancel(job: Job) -> None:
 
 def _send_preview(job: Job, image: int, step: int, latents: torch.Tensor) -> None:
     parameters = job.run.parameters
-    preview = decode_preview(job.pipeline, job.model.family, latents, parameters.width, parameters.height)
-    data = _png(preview.convert("RGB"), PngImagePlugin.PngInfo())
-    width, height = preview.size
+    drawn = preview(job.pipeline, job.model.family, latents, parameters.width, parameters.height)
+    data = _png(drawn, PngImagePlugin.PngInfo())
+    width, height = drawn.size
     message = Previewed(job=job.run.job, image=image, step=step, width=width, height=height, size=len(data))
     _send(job, message, data)
 
@@ -108,7 +122,7 @@ def _send(job: Job, message: Made | Previewed, data: bytes) -> None:
         close_all([memfd])
 
 
-def _text(job: Job, image: int) -> PngImagePlugin.PngInfo:
+def _text(job: Job, image: int, tokens: Tokens) -> PngImagePlugin.PngInfo:
     """A picture carries what it takes to make it again."""
     parameters = job.run.parameters
     info = PngImagePlugin.PngInfo()
@@ -123,6 +137,7 @@ def _text(job: Job, image: int) -> PngImagePlugin.PngInfo:
         "scheduler": parameters.scheduler,
         "width": parameters.width,
         "height": parameters.height,
+        "tokens": msgspec.json.encode(tokens).decode(),
     }
     for name, value in fields.items():
         info.add_itxt(name, str(value))

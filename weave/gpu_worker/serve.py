@@ -10,6 +10,7 @@ from weave.config.parts import WorkerModel
 from weave.gpu_worker import device as devices
 from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.pipeline import Cancelled, Job, run
+from weave.gpu_worker.schedulers import SchedulerUnfit
 from weave.model_files import ModelFilesRefused, check_model_files, check_sha256
 from weave.protocol.bounds import check_parameters, check_preview_every
 from weave.protocol.channel import Channel, ChannelViolation, close_all
@@ -33,11 +34,11 @@ def serve(channel: Channel[ToWorker], model: WorkerModel, device: torch.device, 
             try:
                 check_parameters(message.parameters, model.offer.bounds, model.offer.schedulers)
                 check_preview_every(message.preview_every, model.offer.bounds)
-                run(Job(channel, pipeline, model.offer, message))
+                tokens = run(Job(channel, pipeline, model.offer, message))
             except Exception as error:
                 channel.send(_failed(message.job, error, device))
             else:
-                channel.send(Finished(job=message.job, memory=devices.memory(device)))
+                channel.send(Finished(job=message.job, memory=devices.memory(device), tokens=tokens))
         elif not isinstance(message, CancelRun):  # a cancel may have crossed the job's end
             raise ChannelViolation(f"{type(message).__name__} out of turn")
 
@@ -64,6 +65,8 @@ def _failed(job: int, error: Exception, device: torch.device) -> Failed:
         raise error
     if isinstance(error, Cancelled):
         return Failed(job=job, reason="cancelled", detail="")
+    if isinstance(error, SchedulerUnfit):
+        return Failed(job=job, reason="scheduler", detail=str(error))
     if isinstance(error, ModelFilesRefused | RequestError):
         return Failed(job=job, reason="refused", detail=str(error)[:MAX_DETAIL])
     out_of_memory = devices.is_out_of_memory(error)

@@ -1,13 +1,14 @@
 """Version 2 control messages: what a client asks (`op`) and what the daemon answers (`event`).
 
-JSON, at most 64 KiB, validated by msgspec: an unknown field or a wrong type is an error, never ignored.
+JSON, at most 64 KiB, validated by msgspec: a wrong type is an error, never ignored, and so is an unknown field of what
+a client asks. A client skips the fields of an event that it does not know, since a newer daemon may have more.
 """
 
 import re
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from weave.protocol.bounds import Bounds
 from weave.protocol.errors import UNDECODABLE, ErrorCode, FrameError, RequestError
@@ -16,6 +17,8 @@ from weave.protocol.text import ModelId, Name, Title
 
 ImageFormat: TypeAlias = Literal["png", "raw"]
 Delivery: TypeAlias = Literal["inline", "fd"]
+# The folders of a model's text encoders.
+EncoderName: TypeAlias = Literal["text_encoder", "text_encoder_2", "text_encoder_3"]
 
 
 class _Op(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="op"):
@@ -75,7 +78,7 @@ class Cancel(_Op, frozen=True, kw_only=True, tag="cancel"):
 ClientMessage: TypeAlias = LoadModel | Generate | Unload | Status | ListModels | Cancel
 
 
-class _Event(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True, tag_field="event"):
+class _Event(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="event"):
     pass
 
 
@@ -126,7 +129,7 @@ class Image(_Event, frozen=True, kw_only=True, tag="image"):
     size: int
 
 
-class Timings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Timings(Struct, frozen=True, kw_only=True):
     """Seconds a job spent in the queue, loading its model and generating."""
 
     queued: float = 0.0
@@ -134,12 +137,32 @@ class Timings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     generating: float = 0.0
 
 
+class EncoderTokens(Struct, frozen=True, kw_only=True):
+    """Tokens of a prompt that one text encoder got, those for start and end among them, and that were cut off."""
+
+    encoder: EncoderName
+    used: Annotated[int, Meta(ge=0, le=2**20)]
+    cut: Annotated[int, Meta(ge=0, le=2**20)]
+
+
+EachEncoder: TypeAlias = Annotated[tuple[EncoderTokens, ...], Meta(max_length=3)]
+
+
+class Tokens(Struct, frozen=True, kw_only=True):
+    """Of each text encoder that the prompt, and the negative prompt, went through."""
+
+    prompt: EachEncoder = ()
+    negative_prompt: EachEncoder = ()
+
+
 class Done(_Event, frozen=True, kw_only=True, tag="done"):
-    """The request is finished. A generation tells its model, its first seed and where the time went."""
+    """The request is finished. A generation tells its model, its first seed, where the time went and what was used of
+    its prompts."""
 
     model: ModelId | None = None
     seed: int | None = None
     timings: Timings | None = None
+    tokens: Tokens | None = None
 
 
 class Error(_Event, frozen=True, kw_only=True, tag="error"):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from weave.protocol.bounds import Parameters
-from weave.protocol.client_messages import ImageFormat
+from weave.protocol.client_messages import ImageFormat, Tokens
 from weave.protocol.text import Device, Dtype
 
 # Of what a worker says for the log, in characters.
@@ -88,10 +88,11 @@ class Made(_Message, frozen=True, kw_only=True, tag="image"):
 
 
 class Finished(_Message, frozen=True, kw_only=True, tag="finished"):
-    """All images of the job have been sent."""
+    """All images of the job have been sent; `tokens` says what was used of its prompts."""
 
     job: int
     memory: Memory
+    tokens: Tokens = Tokens()
 
 
 class Failed(_Message, frozen=True, kw_only=True, tag="failed"):
@@ -101,7 +102,7 @@ class Failed(_Message, frozen=True, kw_only=True, tag="failed"):
     """
 
     job: int
-    reason: Literal["cancelled", "out_of_memory", "refused", "internal"]
+    reason: Literal["cancelled", "out_of_memory", "refused", "scheduler", "internal"]
     detail: Annotated[str, Meta(max_length=MAX_DETAIL)]
 
 

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 
 from weave.client import Answer, Client
-from weave.protocol.client_messages import Done, Image, Loading, Preview, Progress, Queued, StatusReport
+from weave.protocol.client_messages import Done, Image, Loading, Preview, Progress, Queued, StatusReport, Tokens
 from weave.weavectl.connect import connect, connect_for_long
 from weave.weavectl.image_files import ImageFiles, open_image_files
 from weave.weavectl.output import Output, UsageError
@@ -105,6 +105,18 @@ def _tell(answer: Answer, options: argparse.Namespace, files: ImageFiles, output
         say(f"{timings.generating:.2f} s, and {timings.loading:.2f} s to load the model")
     else:
         output.event(answer.event)
+    if isinstance(answer.event, Done) and answer.event.tokens is not None:
+        _warn_of_cut(answer.event.tokens, output)
+
+
+def _warn_of_cut(tokens: Tokens, output: Output) -> None:
+    for prompt, encoders in (("prompt", tokens.prompt), ("negative prompt", tokens.negative_prompt)):
+        for one in encoders:
+            if one.cut:
+                whole = one.used + one.cut
+                output.warning(
+                    f"the {prompt} has {whole} tokens; {one.encoder} takes {one.used}, so {one.cut} were cut"
+                )
 
 
 def _describe(report: StatusReport) -> list[tuple[str, str]]:

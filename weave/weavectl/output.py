@@ -56,6 +56,10 @@ class Output:
         """What went wrong."""
         self._tell(Text(f"weavectl: {visible(text)}", style="red"))
 
+    def warning(self, text: str) -> None:
+        """For people, whatever scripts get."""
+        self._errors.print(f"weavectl: warning: {text}", markup=False, style="yellow")
+
     def progress(self) -> Progress:
         """A bar; silent where there is no terminal to draw it on."""
         columns = (

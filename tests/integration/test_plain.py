@@ -1,0 +1,75 @@
+"""Every family with every scheduler in every dtype, with and without a negative prompt: pixel by pixel what diffusers
+draws by itself with the same arguments. The last preview is the picture, and progress tells each step once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.daemon import Daemon
+from tests.support.pictures import draw, images, pixels
+from tests.support.plain_pictures import Plain, make_small_model, one_thread, write_index
+from weave.client import Answer
+from weave.config.families import FAMILIES
+from weave.protocol.client_messages import Preview, Progress
+
+NAMES = ("sd1", "sdxl", "sd3", "flux")  # sd2 is sd1's pipeline
+STEPS, SEED, SCALE = 3, 5, 4.0
+PROMPT, NEGATIVE = "a red circle", "blurred, blue"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name in NAMES:
+        write_index(name, make_small_model(name, folder / name))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
+def served(models: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Daemon, str]]:
+    tables = "".join(f'[models.{name}]\npath = "{models / name}"\nfamily = "{name}"\n' for name in NAMES)
+    # With as many threads as here: how sums are split between them shows in the last bits.
+    daemon = Daemon(f'[device]\ndevice = "cpu"\nthreads = 1\ndtype = "{request.param}"\n{tables}')
+    with one_thread():
+        try:
+            yield daemon.wait_until_serving(), request.param
+        finally:
+            daemon.stop()
+
+
+def arguments(family: str, negative: str | None) -> dict[str, Any]:
+    """Of the pipeline's call. Flux has two scales; the request has one, and with a negative prompt it is both."""
+    given: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "width": 64, "height": 64}
+    if negative is not None:
+        given["negative_prompt"] = negative
+        if family == "flux":
+            given["true_cfg_scale"] = SCALE
+    return given
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_is_what_diffusers_draws(served: tuple[Daemon, str], models: Path, name: str) -> None:
+    daemon, dtype = served
+    plain = Plain(name, models / name, dtype)
+    wanted = {"model": name, "width": 64, "height": 64, "steps": STEPS, "seed": SEED, "cfg_scale": SCALE}
+    with daemon.client() as client:
+        for scheduler in FAMILIES[name].schedulers:
+            for negative in (None, NEGATIVE):
+                generator = torch.Generator("cpu").manual_seed(SEED)
+                expected = plain.draw(PROMPT, plain.scheduler(scheduler), generator, **arguments(name, negative))
+                more = {} if negative is None else {"negative_prompt": negative}
+                answers = draw(client, PROMPT, scheduler=scheduler, preview_every=STEPS, **wanted, **more)
+                assert expected.std() > 0
+                assert np.array_equal(pixels(images(answers)[0]), expected), (scheduler, negative)
+                check_progress(answers, scheduler)
+
+
+def check_progress(answers: list[Answer], scheduler: str) -> None:
+    steps = [answer.event.step for answer in answers if isinstance(answer.event, Progress)]
+    assert steps == list(range(1, STEPS + 1)), scheduler
+    (preview,) = [answer for answer in answers if isinstance(answer.event, Preview)]
+    assert np.array_equal(pixels(preview), pixels(images(answers)[0])), scheduler

@@ -1,0 +1,80 @@
+"""A scheduler for each image, made from the model's own: none sees what the one before it left."""
+
+import copy
+from typing import Any
+
+import diffusers
+import torch
+
+# What each class can make of a model's prediction; the others it would notice in the middle of an image only. Those for
+# flow matching have no such choice.
+_PREDICTIONS = {
+    "DDIMScheduler": ("epsilon", "sample", "v_prediction"),
+    "EulerDiscreteScheduler": ("epsilon", "sample", "original_sample", "v_prediction"),
+    "EulerAncestralDiscreteScheduler": ("epsilon", "v_prediction"),
+    "PNDMScheduler": ("epsilon", "v_prediction"),
+    "DPMSolverMultistepScheduler": ("epsilon", "sample", "v_prediction", "flow_prediction"),
+    "UniPCMultistepScheduler": ("epsilon", "sample", "v_prediction", "flow_prediction"),
+}
+# PNDM's Runge-Kutta warm-up needs this many steps.
+_RUNGE_KUTTA_STEPS = 4
+
+
+class SchedulerUnfit(Exception):
+    """The model's scheduler_config.json rules this scheduler out; the message says by what."""
+
+
+class FlowHeun(diffusers.FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]
+    """Heun's method on the sigmas of the Euler scheduler. diffusers' own class knows `shift` only: it ignores
+    use_dynamic_shifting, use_karras_sigmas and the like, and SD3's pipeline fails when it passes `mu` to it."""
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None, mu: float | None = None) -> None:
+        """`mu` is what SD3's pipeline computes from the resolution, where the model wants it."""
+        euler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(self.config)
+        euler.set_timesteps(num_inference_steps, device=device, mu=mu)
+        self.num_inference_steps = num_inference_steps
+        # Every step but the last one asks the model twice: at its start, and at its end.
+        self.timesteps = torch.cat([euler.timesteps[:1], euler.timesteps[1:].repeat_interleave(2)])
+        self.sigmas = torch.cat([euler.sigmas[:1], euler.sigmas[1:-1].repeat_interleave(2), euler.sigmas[-1:]])
+        self.prev_derivative = self.dt = None
+        self._step_index = self._begin_index = None
+
+
+def fresh_scheduler(own: Any, class_name: str, steps: int) -> Any:
+    """A scheduler of that class, as diffusers makes it from the model's `own`, which no job ever runs.
+
+    Raises SchedulerUnfit.
+    """
+    config = own.config
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in _PREDICTIONS.get(class_name, (prediction,)):
+        raise SchedulerUnfit(f"prediction_type is {prediction!r:.40}, which {class_name} does not know")
+    if class_name == "FlowMatchHeunDiscreteScheduler":
+        if config.get("invert_sigmas"):
+            raise SchedulerUnfit(f"invert_sigmas is set, which {class_name} does not know")
+        # With what the Euler scheduler has by default, too: SD3's pipeline reads it, and has other defaults.
+        return _from_config(FlowHeun, {name: config[name] for name in config if name != "_use_default_values"})
+    # Not from_config for the model's own class: it drops what the pipeline has corrected (steps_offset, clip_sample).
+    same = class_name == type(own).__name__
+    made = copy.deepcopy(own) if same else _from_config(getattr(diffusers, class_name), config)
+    if class_name == "PNDMScheduler" and ("skip_prk_steps" not in config or steps < _RUNGE_KUTTA_STEPS):
+        made.register_to_config(skip_prk_steps=True)
+    return made
+
+
+def _from_config(scheduler: Any, config: Any) -> Any:
+    try:
+        return scheduler.from_config(config)
+    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+        raise SchedulerUnfit(f"{scheduler.__name__}: {error}"[:400]) from None
+
+
+def steps_done(call: int, calls: int, steps: int, order: int) -> int:
+    """How many of `steps` are complete after call number `call` (from 0) of the model; a step may take several.
+
+    PNDM makes its additional calls first, Heun two for each step but the last: `order`.
+    """
+    if call + 1 >= calls:
+        return steps
+    additional = max(calls - steps * order, 0)
+    return min(max(call + 1 - additional, 0) // order, steps - 1)
