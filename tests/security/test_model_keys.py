@@ -1,0 +1,103 @@
+"""A model's JSON files that try to choose code, through the real loader: each key is refused and named."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support import tiny_models
+from tests.support.plain import drawn
+from weave.gpu_worker.families import FAMILIES
+from weave.gpu_worker.loading import load_pipeline
+from weave.model_files import ModelFilesRefused
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for family in FAMILIES:
+        tiny_models.make(family, folder / family)
+    return folder
+
+
+def copy_of(model: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(model, folder, dirs_exist_ok=True))
+
+
+def load_on_cpu(family: str, model: Path) -> Any:
+    return load_pipeline(family, model, torch.device("cpu"), torch.float32)
+
+
+OF_TRANSFORMERS = (
+    "quantization_config", "auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
+    "experts_implementation", "configuration_files", "transformers_weights", "fusion_config", "kernel_config",
+    "use_kernels", "distributed_config", "per_layer_config", "text_config", "trust_remote_code", "custom_pipelines",
+    "compression_config", "base_model_tp_plan", "extra_files", "generation_config", "adapter_kwargs", "gguf_file",
+    "name_or_path", "rope_parameters", "__class__",
+)  # fmt: skip
+OF_DIFFUSERS = (
+    "quantization_config", "auto_map", "trust_remote_code", "attn_processor", "_fn_module", "use_flashpack",
+    "parallel_config", "_keep_in_fp32_modules", "dtype", "config", "kwargs", "self",
+)  # fmt: skip
+OF_TOKENIZERS = (
+    "auto_map", "vocab_file", "merges_file", "vocab", "merges", "tokenizer_object", "fast_tokenizer_files", "gguf_file",
+    "from_slow", "__slow_tokenizer", "init_inputs", "chat_template", "trust_remote_code", "slow_tokenizer_class",
+    "model_specific_special_tokens", "config", "evil_token",
+)  # fmt: skip
+ATTACKS = [
+    *(("sd1", f"{part}/config.json", key) for part in ("unet", "vae") for key in OF_DIFFUSERS),
+    *(("sd3", "transformer/config.json", key) for key in OF_DIFFUSERS),
+    *(("flux", "transformer/config.json", key) for key in OF_DIFFUSERS),
+    *(("flux", f"{part}/config.json", key) for part in ("text_encoder", "text_encoder_2") for key in OF_TRANSFORMERS),
+    *(("sdxl", "text_encoder_2/config.json", key) for key in OF_TRANSFORMERS),
+    *(("flux", f"{part}/tokenizer_config.json", key) for part in ("tokenizer", "tokenizer_2") for key in OF_TOKENIZERS),
+    *(("sd1", "tokenizer/special_tokens_map.json", key) for key in OF_TOKENIZERS),
+    *(("sd1", "scheduler/scheduler_config.json", key) for key in OF_DIFFUSERS),
+]
+
+
+@pytest.mark.parametrize("family, file, key", ATTACKS)
+def test_a_key_that_could_choose_code_is_refused_by_name(
+    models: Path, tmp_path: Path, family: str, file: str, key: str
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for part in (models / family).iterdir():
+        (model / part.name).symlink_to(part)
+    changed = model / file
+    changed.parent.unlink()
+    shutil.copytree(models / family / changed.parent.name, changed.parent)
+    config = json.loads(changed.read_text()) if changed.exists() else {}
+    for value in ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "evil/code", "sdpa", 1, True):
+        changed.write_text(json.dumps(config | {key: value}))
+        with pytest.raises(ModelFilesRefused, match=rf"^{file}: '{key}' is no key that is known here; remove it$"):
+            load_on_cpu(family, model)
+
+
+def test_files_that_name_another_model_are_not_read(models: Path, tmp_path: Path) -> None:
+    model = copy_of(models / "flux", tmp_path)
+    for part in ("text_encoder", "text_encoder_2", "transformer", "vae"):
+        for file in ("adapter_config.json", "generation_config.json", "quantize_config.json", "processor_config.json"):
+            (model / part / file).write_text(json.dumps({"base_model_name_or_path": "evil/code", "auto_map": {}}))
+    assert np.array_equal(
+        drawn(load_on_cpu("flux", model), "flux"), drawn(load_on_cpu("flux", models / "flux"), "flux")
+    )
+
+
+def test_tokens_that_the_encoder_does_not_have_are_refused(models: Path, tmp_path: Path) -> None:
+    model = copy_of(models / "sd1", tmp_path)
+    added = {"570": {"content": "<|endoftext|>"}, "571": {"content": "<new>"}}
+    file = model / "tokenizer" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"added_tokens_decoder": added}))
+    with pytest.raises(ModelFilesRefused, match="tokenizer: its largest token is 571, the encoder's vocab_size 571"):
+        load_on_cpu("sd1", model)
+
+
+def test_a_prompt_is_cut_at_the_encoder_s_length_where_the_tokenizer_says_none(models: Path, tmp_path: Path) -> None:
+    model = copy_of(models / "sd1", tmp_path)
+    (model / "tokenizer" / "tokenizer_config.json").unlink()
+    assert load_on_cpu("sd1", model).tokenizer.model_max_length == 32
