@@ -1,9 +1,10 @@
 # Made by scripts/completions.py with shtab, from the options themselves; do not edit.
 
-_shtab_weave_compute_option_strings=(-h --help --config --system --socket --socket-path --record --check-config --version)
+_shtab_weave_compute_option_strings=(-h --help --config --system --socket -s --socket-path --record --check-config --version)
 
 _shtab_weave_compute___config_COMPGEN=_shtab_compgen_files
 _shtab_weave_compute___socket_COMPGEN=_shtab_compgen_files
+_shtab_weave_compute__s_COMPGEN=_shtab_compgen_files
 _shtab_weave_compute___socket_path_COMPGEN=_shtab_compgen_files
 
 

@@ -42,7 +42,7 @@ function _shtab_weave_compute_using
 end
 
 set -g _shtab_weave_compute_commands
-set -g _shtab_weave_compute_opts_with_value --config --socket --socket-path
+set -g _shtab_weave_compute_opts_with_value --config --socket --socket-path -s
 
 complete -c weave-compute -e
 complete -c weave-compute -f
@@ -51,7 +51,7 @@ complete -c weave-compute -n _shtab_weave_compute_using -s h -l help -d 'show th
 complete -c weave-compute -n _shtab_weave_compute_using -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file, instead of the usual one'
 complete -c weave-compute -n _shtab_weave_compute_using -l system -d 'serve other users too, as the config says'
 complete -c weave-compute -n _shtab_weave_compute_using -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the socket, instead of the usual one'
-complete -c weave-compute -n _shtab_weave_compute_using -l socket-path -xka "(__fish_complete_path (commandline -ct))" -d 'serve the one program that listens on PATH, and end with it'
+complete -c weave-compute -n _shtab_weave_compute_using -s s -l socket-path -xka "(__fish_complete_path (commandline -ct))" -d 'serve the one program that listens on PATH, and end with it'
 complete -c weave-compute -n _shtab_weave_compute_using -l record -d 'note the worker'"'"'s forbidden calls and let them through'
 complete -c weave-compute -n _shtab_weave_compute_using -l check-config -d 'say whether the config is good, then exit'
 complete -c weave-compute -n _shtab_weave_compute_using -l version -d 'show program'"'"'s version number and exit'

@@ -13,7 +13,7 @@ _shtab_weave_compute_options=(
   "--config[the config file, instead of the usual one]:FILE:_files"
   "--system[serve other users too, as the config says]"
   "--socket[the socket, instead of the usual one]:PATH:_files"
-  "--socket-path[serve the one program that listens on PATH, and end with it]:PATH:_files"
+  {-s,--socket-path}"[serve the one program that listens on PATH, and end with it]:PATH:_files"
   "--record[note the worker\'s forbidden calls and let them through]"
   "--check-config[say whether the config is good, then exit]"
   "(- : *)--version[show program\'s version number and exit]"

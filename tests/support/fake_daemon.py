@@ -14,7 +14,6 @@ from weave.protocol.frames import Kind, pack_frame, parse_header
 # From a request to the events that answer it.
 Answers = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
-METRICS = {"queued_seconds": {}, "loading_seconds": {}, "generating_seconds": {}}
 STATUS = {
     "event": "status", "version": "1.0", "uptime": 1.0, "mode": "user", "worker": "none", "model": None,
     "device": None, "dtype": None, "memory_used": None, "memory_total": None, "queue_length": 0, "queue_limit": 1,

@@ -58,7 +58,7 @@ class Output:
 
     def warning(self, text: str) -> None:
         """For people, whatever scripts get."""
-        self._errors.print(f"weavectl: warning: {text}", markup=False, style="yellow")
+        self._tell(Text(f"weavectl: warning: {visible(text)}", style="yellow"))
 
     def progress(self) -> Progress:
         """A bar; silent where there is no terminal to draw it on."""
