@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.builds import daemon_of
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, wait_for
 from weave.client import ProtocolError, WeaveError
 from weave.protocol.errors import ErrorCode
 
@@ -26,7 +26,7 @@ def test_a_device_that_a_terminal_obeys_ends_the_worker() -> None:
     daemon = daemon_of(DEVICE)
     try:
         assert load(daemon) is ErrorCode.WORKER_FAILED
-        (violation,) = daemon.events("worker_violation")
+        (violation,) = wait_for(lambda: daemon.events("worker_violation"))
         assert "regex" in violation["detail"]
         with daemon.client() as client:
             assert client.status().device is None
@@ -49,8 +49,8 @@ def test_what_a_worker_says_of_its_failure_is_in_the_log_with_its_escapes_shown(
     daemon = daemon_of(DETAIL)
     try:
         assert load(daemon) is ErrorCode.INTERNAL
-        details = [event["detail"] for event in daemon.events("job_failed")]
-        assert any(detail.endswith("cpu\x1b]0;x\x07\x9b31m\u202e") for detail in details), details
+        hostile = "cpu\x1b]0;x\x07\x9b31m\u202e"
+        wait_for(lambda: hostile in [event["detail"] for event in daemon.events("job_failed")])
         assert daemon.log().replace("\n", "").isprintable()
     finally:
         daemon.stop()

@@ -48,7 +48,7 @@ def visible(text: str) -> str:
     """`text` with every character that does not print as itself written as an escape: \\x1b, \\u202e, \\udce9."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def json_line(value: Any) -> bytes:
@@ -64,5 +64,8 @@ def json_line(value: Any) -> bytes:
 
 
 def _json_escape(character: str) -> str:
-    units = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[i] << 8 | units[i + 1]:04x}" for i in range(0, len(units), 2))
+    """By hand: a codec would be a module, which a process that is locked in can't import any more."""
+    number = ord(character)
+    if number < 0x10000:
+        return f"\\u{number:04x}"
+    return f"\\u{0xD800 + (number - 0x10000 >> 10):04x}\\u{0xDC00 + (number & 0x3FF):04x}"
