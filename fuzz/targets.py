@@ -250,7 +250,7 @@ def relayed(data: bytes) -> None:
     assert written.endswith(b"\n") and written.count(b"\n") == 1
     fields = msgspec.json.decode(written)
     assert fields["process"] == "broker" and fields["time"].endswith("Z") and isinstance(fields["event"], str)
-    assert audit == (lines if audited and fields["event"] in log.AUDITED else [])
+    assert audit == (lines if audited and fields["event"] in log.AUDITED_OF_BROKER else [])
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
