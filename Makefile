@@ -9,6 +9,8 @@ GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(B
 # daemons have short deadlines.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
+# Shells whose completion is tried; without them these tests are skipped.
+TEST_PACKAGES := fish zsh
 MAC_PACKAGES := apparmor checkpolicy policycoreutils python3-setools selinux-policy-default selinux-policy-dev \
 	selinux-utils semodule-utils setools
 
@@ -19,6 +21,7 @@ demo: $(READY)
 	./scripts/demo.sh $(BIN)
 
 test: $(READY)
+	test "$$(id -u)" -ne 0 || ./scripts/system-packages.sh $(TEST_PACKAGES)
 	$(PYTEST) --ignore=tests/faults
 	$(BIN)/python -m pytest tests/faults
 	cd clients/go && $(GO) vet ./... && $(GO) test -race ./...
