@@ -23,6 +23,10 @@ def plain_pipeline(family: str, model: Path, dtype: torch.dtype) -> Any:
             components[part] = load(folder).float().to(dtype)
         else:
             components[part] = load(folder, dtype=dtype)  # keeps in float32 what the class wants there
+        if isinstance(components[part], torch.nn.Module):
+            # Out of the mapped file: CPU kernels take another way where an address is not aligned, and in a file that is
+            # up to the length of its header. That alone can change a pixel by one.
+            components[part]._apply(torch.clone)
     name = json.loads((model / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     scheduler = getattr(diffusers, name).from_pretrained(str(model / "scheduler"))
     pipeline = getattr(diffusers, known.pipeline)(scheduler=scheduler, **components, **known.fixed)
