@@ -125,7 +125,9 @@ print(subprocess.run(["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"], captu
 def test_a_child_has_its_signals_although_we_were_started_with_all_ignored_and_blocked() -> None:
     command = [sys.executable, "-c", STARTED_BADLY, sys.executable, "-c", SAY_WHAT_A_CHILD_HAS]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert said.split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+    _, blocked, _, ignored = said.split()
+    # 32 and 33 are libc's own: posix_spawn(3), which make uses, leaves them ignored, and nobody can undo that (nptl(7)).
+    assert int(blocked, 16) == 0 and int(ignored, 16) & ~(0b11 << 31) == 0
 
 
 def test_a_daemon_that_was_started_so_ends_by_sigterm_and_knows_how_its_children_end() -> None:

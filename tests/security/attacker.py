@@ -142,9 +142,9 @@ BROKER_ONLY: dict[str, Callable[[], object]] = {
 def take_away(layer: str | None) -> None:
     """Put nothing in the place of one layer's one function."""
     if layer == "landlock":
-        landlock.restrict = lambda **_: "landlock-taken-away"
+        landlock.restrict = lambda **_: "landlock-0"
     elif layer == "capabilities":
-        process.drop_capabilities = lambda: "capabilities-taken-away"
+        process.drop_capabilities = lambda: "no-capabilities"
     elif layer == "seccomp":
         # A listener must come along all the same: one that watches a call nobody makes.
         original = seccomp.install

@@ -24,8 +24,8 @@ def plain_pipeline(family: str, model: Path, dtype: torch.dtype) -> Any:
         else:
             components[part] = load(folder, dtype=dtype)  # keeps in float32 what the class wants there
         if isinstance(components[part], torch.nn.Module):
-            # Out of the mapped file: CPU kernels take another way where an address is not aligned, and in a file that is
-            # up to the length of its header. That alone can change a pixel by one.
+            # Out of the mapped file: CPU kernels differ where an address is not aligned, and in a mapped file that is
+            # up to the length of its header. That alone can change a value of a pixel by one.
             components[part]._apply(torch.clone)
     name = json.loads((model / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     scheduler = getattr(diffusers, name).from_pretrained(str(model / "scheduler"))

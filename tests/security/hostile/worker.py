@@ -12,6 +12,7 @@ from typing import Any
 from weave.gpu_worker.pipeline import Job
 from weave.gpu_worker.pipeline import run as draw
 from weave.protocol.channel import sealed_memfd
+from weave.protocol.client_messages import Tokens
 from weave.protocol.worker_messages import (
     MAX_DETAIL,
     Failed,
@@ -30,7 +31,7 @@ MEMORY = Memory(1, 2)
 def raw(job: Job, data: bytes, descriptors: tuple[int, ...] = ()) -> None:
     """Past every check of our own side."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    job.channel._sock.sendmsg([data], rights)
+    job.channel._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
 
 
 def size_of(job: Job) -> int:
@@ -138,6 +139,7 @@ ATTACKS: dict[str, Callable[[Job], Any]] = {
 }
 
 
-def run(name: str, job: Job) -> None:
+def run(name: str, job: Job) -> Tokens:
     """Attack in the job's place; what is not noticed goes on as if nothing had been."""
     ATTACKS[name](job)
+    return Tokens()
