@@ -126,7 +126,7 @@ def test_a_child_has_its_signals_although_we_were_started_with_all_ignored_and_b
     command = [sys.executable, "-c", STARTED_BADLY, sys.executable, "-c", SAY_WHAT_A_CHILD_HAS]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     _, blocked, _, ignored = said.split()
-    # 32 and 33 are libc's own: posix_spawn(3), which make uses, leaves them ignored, and nobody can undo that (nptl(7)).
+    # 32 and 33 are libc's own: posix_spawn(3), as make uses it, leaves them ignored for good (nptl(7)).
     assert int(blocked, 16) == 0 and int(ignored, 16) & ~(0b11 << 31) == 0
 
 

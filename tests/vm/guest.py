@@ -59,7 +59,7 @@ def as_user(name: str, command: str) -> dict[str, Any]:
 
 def draw() -> dict[str, Any]:
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in PARAMETERS.items())
-    done = as_user("alice", f"weavectl --json generate '{PROMPT}' {options} --output {PICTURE}")
+    done = as_user("alice", f"weavectl --timeout 600 --json generate '{PROMPT}' {options} --output {PICTURE}")
     picture = base64.b64encode(PICTURE.read_bytes()).decode() if PICTURE.exists() else None
     return done | {"picture": picture}
 
@@ -90,11 +90,11 @@ def service() -> dict[str, Any]:
 
 
 def status() -> dict[str, Any]:
-    return as_user("alice", "weavectl --json status")
+    return as_user("alice", "weavectl --timeout 600 --json status")
 
 
 def doctor() -> dict[str, Any]:
-    return sh("weavectl doctor")
+    return sh("weavectl --timeout 600 doctor")
 
 
 def reload() -> dict[str, Any]:
@@ -141,7 +141,7 @@ def users_own() -> dict[str, Any]:
     """A daemon of alice's own, by the units for one user."""
     sh("loginctl enable-linger alice; until systemctl is-active user@$(id -u alice); do sleep 1; done", 120)
     units = "systemctl --user start weave-compute.socket"
-    status = "weavectl --json status"
+    status = "weavectl --timeout 600 --json status"
     stop = "systemctl --user stop weave-compute.socket weave-compute.service"
     return as_user("alice", f"XDG_RUNTIME_DIR=/run/user/$(id -u alice) sh -c '{units} && {status}; {stop}'")
 
@@ -167,7 +167,7 @@ def erase() -> dict[str, Any]:
 
 
 def a_stranger() -> dict[str, Any]:
-    return as_user("eve", "weavectl status")
+    return as_user("eve", "weavectl --timeout 600 status")
 
 
 def denied() -> list[str]:
@@ -182,7 +182,7 @@ def attacks(properties: str) -> dict[str, Any]:
     sh("systemctl stop weave-compute.socket weave-compute.service")
     sh(f"systemd-run --unit=weave-attacked --property=Type=notify --property=TimeoutStartSec=600 {properties} "
        "/usr/bin/weave-compute --system")  # fmt: skip
-    load = as_user("alice", "weavectl --json load shapes")
+    load = as_user("alice", "weavectl --timeout 600 --json load shapes")
     log = sh("journalctl --unit=weave-attacked --output=cat")["output"]
     ended = sh("systemctl stop weave-attacked; systemctl reset-failed weave-attacked")
     lines = [json.loads(line) for line in log.splitlines() if '"event":"attack"' in line]
