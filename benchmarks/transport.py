@@ -35,12 +35,13 @@ bounds = {{ width = {{ min = 64, max = 1024 }}, height = {{ min = 64, max = 1024
 DRAWS_NOTHING: Changes = {
     "gpu_worker/pipeline.py": [
         (
-            "def run(job: Job) -> None:\n",
+            "def run(job: Job) -> Tokens:\n",
             "READY: dict[int, bytes] = {}\n\n\n"
-            "def run(job: Job) -> None:\n"
+            "def run(job: Job) -> Tokens:\n"
             "    size = job.run.parameters.width * job.run.parameters.height * 3\n"
-            "    _send(job, Made(job=job.run.job, image=0, size=size), READY.setdefault(size, bytes(size)))\n\n\n"
-            "def draw(job: Job) -> None:\n",
+            "    _send(job, Made(job=job.run.job, image=0, size=size), READY.setdefault(size, bytes(size)))\n"
+            "    return Tokens()\n\n\n"
+            "def draw(job: Job) -> Tokens:\n",
         )
     ]
 }
