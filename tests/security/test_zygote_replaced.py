@@ -68,6 +68,16 @@ def test_after_an_attack_the_next_worker_has_another_address_layout(hostile: Hos
     assert len(hostile.daemon.events("zygote_replaced")) > replaced
 
 
+def test_a_zygote_that_cannot_tell_how_its_worker_ended_is_replaced(hostile: Hostile) -> None:
+    zygote, address = layout(hostile)
+    before = len(hostile.daemon.events("zygote_replaced"))
+    os.kill(zygote, signal.SIGSTOP)
+    os.kill(hostile.daemon.pid_of("worker"), signal.SIGSEGV)
+    wait_for(lambda: len(hostile.daemon.events("zygote_replaced")) > before)
+    next_zygote, next_address = layout(hostile)
+    assert next_zygote != zygote and next_address != address
+
+
 def test_after_any_other_end_it_has_the_same_and_need_not_wait_for_torch(hostile: Hostile) -> None:
     before = layout(hostile)
     assert layout(hostile) == before  # after unload

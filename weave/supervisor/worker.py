@@ -13,10 +13,10 @@ from weave.supervisor.child import kill
 from weave.supervisor.recorder import Recorder
 from weave.supervisor.zygote import Zygote, ZygoteEnded
 
-# The reasons to stop a worker that do not say how it ended.
-_UNEXPLAINED = (None, "the worker is gone")
+# The reasons to stop a worker that do not say how it ended; the second is given to whatever has ended by itself.
+_UNEXPLAINED = ("the worker is gone", "stopped")
 # Within which a zygote that has nothing else to do tells how a worker ended.
-_REAP_SECONDS = 1.0
+_REAP_SECONDS = 3.0
 
 
 class WorkerFailed(Exception):
