@@ -63,6 +63,8 @@ FORGERIES: dict[str, list[tuple[Any, Any]]] = {
     "tokens of four encoders": [IMAGE, finished(times=4)],
     "less than no tokens": [IMAGE, finished(cut=-1)],
     "more tokens than a prompt can have": [IMAGE, finished(used=2**20 + 1)],
+    "less than no memory": [IMAGE, (Finished(job=5, memory=Memory(-1, 2)), None)],
+    "memory that no client can count": [IMAGE, (Finished(job=5, memory=Memory(1, 2**64 - 1)), None)],
     "loaded again": [(Loaded(device="cpu", dtype="float32", memory=MEMORY), None)],
     "a failure of loading": [(Failed(job=0, reason="internal", detail=""), None)],
 }

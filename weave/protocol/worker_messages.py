@@ -14,6 +14,8 @@ from weave.protocol.text import Device, Dtype
 
 # Of what a worker says for the log, in characters.
 MAX_DETAIL = 1000
+# status tells them, and a reader of JSON may have doubles, or integers with a sign.
+Bytes: TypeAlias = Annotated[int, Meta(ge=0, lt=2**53)]
 
 
 class _Message(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
@@ -48,8 +50,8 @@ ToWorker: TypeAlias = Load | Run | CancelRun
 class Memory(Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes on the device that holds the model."""
 
-    used: int
-    total: int
+    used: Bytes
+    total: Bytes
 
 
 class Loaded(_Message, frozen=True, kw_only=True, tag="loaded"):
