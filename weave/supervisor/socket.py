@@ -225,6 +225,8 @@ def _remove_stale(path: Path) -> None:
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         raise ConfigError(f"{path}: exists and is not a socket of ours; remove it")
     error = _error_of_connecting(path)
+    if error == errno.ENOENT:  # its program has just removed it
+        return
     if error in (0, errno.EPROTOTYPE, errno.EPERM):  # EPERM: one that hears its own peer only
         raise ConfigError(
             f"{path}: another program has this socket open, and it stays as it is; end that program, or choose another "
@@ -232,7 +234,7 @@ def _remove_stale(path: Path) -> None:
         )
     if error != errno.ECONNREFUSED:
         raise ConfigError(f"{path}: cannot tell whether a program listens there: {os.strerror(error)}; remove it")
-    path.unlink()
+    path.unlink(missing_ok=True)
 
 
 def _error_of_connecting(path: Path) -> int:
