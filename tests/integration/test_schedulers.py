@@ -15,7 +15,7 @@ from tests.support.pictures import draw, images, pixels
 from tests.support.plain_pictures import Plain, make_small_model, one_thread, write_index
 from weave.client import WeaveError
 from weave.config.families import FAMILIES
-from weave.gpu_worker.schedulers import FlowHeun, steps_done
+from weave.gpu_worker.schedulers import FlowHeun, SchedulerUnfit, fresh_scheduler, steps_done
 from weave.protocol.client_messages import Preview, Progress
 from weave.protocol.errors import ErrorCode
 
@@ -47,6 +47,9 @@ RULED_OUT = {
     "sample": ("sd1", {"_class_name": "DDIMScheduler", **BASE, "prediction_type": "sample"}, "euler_a"),
     "inverted": ("sd3", {**FLOW, "invert_sigmas": True}, "flow_heun"),
     "solver": ("sd1", {"_class_name": "DDIMScheduler", **BASE, "algorithm_type": "dpmsolver"}, "dpmpp_2m"),
+    "end": ("sd1", {"_class_name": "DDIMScheduler", **BASE, "final_sigmas_type": "unknown"}, "unipc"),
+    "shifting": ("sdxl", {"_class_name": "PNDMScheduler", **BASE, "use_dynamic_shifting": True}, "unipc"),
+    "interpolated": ("sdxl", {"_class_name": "PNDMScheduler", **BASE, "interpolation_type": "unknown"}, "euler"),
 }
 PROMPT, SEED, SCALE = "a red circle", 3, 4.0
 
@@ -133,6 +136,31 @@ def test_a_scheduler_that_the_models_config_rules_out_is_an_error_that_says_so(s
         assert wait_for(lambda: [line for line in served.events("job_failed") if reason in line["detail"]])
         # The worker goes on, and its other schedulers draw.
         assert images(draw(client, model=name, width=64, height=64, scheduler=FAMILIES[family].schedulers[0]))
+
+
+@pytest.mark.parametrize(
+    "class_name, change",
+    [
+        ("DPMSolverMultistepScheduler", {"variance_type": "learned"}),
+        ("DPMSolverMultistepScheduler", {"solver_order": 0}),
+        ("UniPCMultistepScheduler", {"disable_corrector": None}),
+        ("DDIMScheduler", {"num_train_timesteps": 3}),
+        ("DDIMScheduler", {"trained_betas": [0.001] * 10}),
+        ("PNDMScheduler", {"steps_offset": 1000}),
+        ("EulerDiscreteScheduler", {"timestep_spacing": "unknown"}),
+    ],
+)
+def test_what_a_class_says_only_while_it_draws_is_known_before(class_name: str, change: dict[str, Any]) -> None:
+    with pytest.raises(SchedulerUnfit, match=rf"^{class_name}: \w+Error: "):
+        fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler.from_config({**BASE, **change}), class_name, 5)
+    assert fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler(**BASE), class_name, 5).config.beta_end == 0.012
+
+
+def test_a_rehearsal_leaves_nothing_in_the_scheduler() -> None:
+    own = diffusers.UniPCMultistepScheduler(**BASE)
+    made = fresh_scheduler(own, "UniPCMultistepScheduler", 5)
+    assert made.lower_order_nums == 0 and made.step_index is None and made.last_sample is None
+    assert made.model_outputs == [None, None] and own.step_index is None
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import diffusers
 import transformers
 from PIL import Image, PngImagePlugin
 
-from weave.gpu_worker.schedulers import fresh_scheduler
+from weave.gpu_worker.schedulers import SchedulerUnfit, fresh_scheduler
 
 # What the pipelines let a T5 encoder have, by their own default.
 T5_TOKENS = {"sd3": 256, "flux": 512}
@@ -28,6 +28,7 @@ _SCHEDULERS = {
     "flow_euler": "FlowMatchEulerDiscreteScheduler",
     "flow_heun": "FlowMatchHeunDiscreteScheduler",
 }
+_USUAL_STEPS = 20
 DIFFUSION_SCHEDULERS = ("ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "pndm")
 FLOW_SCHEDULERS = ("flow_euler", "flow_heun")
 
@@ -119,6 +120,19 @@ def import_families(names: Iterable[str]) -> None:
             getattr(diffusers, _SCHEDULERS[scheduler])
     Image.preinit()
     assert PngImagePlugin  # Image.save imports it by name
+
+
+def check_schedulers(pipeline: Any, name: str) -> None:
+    """Raises SchedulerUnfit where the model's own config rules out every scheduler of its family."""
+    unfit = []
+    for scheduler in FAMILIES[name].schedulers:
+        try:
+            fresh_scheduler(pipeline.scheduler, _SCHEDULERS[scheduler], _USUAL_STEPS)
+        except SchedulerUnfit as error:
+            unfit.append(error)
+        else:
+            return
+    raise unfit[0]
 
 
 def set_scheduler(pipeline: Any, name: str, steps: int) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import diffusers
 import torch
 
+from weave.gpu_worker.device import is_out_of_memory
+
 # What each class can make of a model's prediction; the others it would notice in the middle of an image only. Those for
 # flow matching have no such choice.
 _PREDICTIONS = {
@@ -45,6 +47,19 @@ def fresh_scheduler(own: Any, class_name: str, steps: int) -> Any:
 
     Raises SchedulerUnfit.
     """
+    try:
+        made = _made(own, class_name, steps)
+        _rehearse(copy.deepcopy(made), steps)
+    except SchedulerUnfit:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise SchedulerUnfit(f"{class_name}: {type(error).__name__}: {error}"[:400]) from None
+    return made
+
+
+def _made(own: Any, class_name: str, steps: int) -> Any:
     config = own.config
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS.get(class_name, (prediction,)):
@@ -53,20 +68,25 @@ def fresh_scheduler(own: Any, class_name: str, steps: int) -> Any:
         if config.get("invert_sigmas"):
             raise SchedulerUnfit(f"invert_sigmas is set, which {class_name} does not know")
         # With what the Euler scheduler has by default, too: SD3's pipeline reads it, and has other defaults.
-        return _from_config(FlowHeun, {name: config[name] for name in config if name != "_use_default_values"})
+        return FlowHeun.from_config({name: config[name] for name in config if name != "_use_default_values"})
     # Not from_config for the model's own class: it drops what the pipeline has corrected (steps_offset, clip_sample).
     same = class_name == type(own).__name__
-    made = copy.deepcopy(own) if same else _from_config(getattr(diffusers, class_name), config)
+    made = copy.deepcopy(own) if same else getattr(diffusers, class_name).from_config(config)
     if class_name == "PNDMScheduler" and ("skip_prk_steps" not in config or steps < _RUNGE_KUTTA_STEPS):
         made.register_to_config(skip_prk_steps=True)
     return made
 
 
-def _from_config(scheduler: Any, config: Any) -> Any:
-    try:
-        return scheduler.from_config(config)
-    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
-        raise SchedulerUnfit(f"{scheduler.__name__}: {error}"[:400]) from None
+def _rehearse(scheduler: Any, steps: int) -> None:
+    """All steps on one pixel of nothing: what a class cannot do with a config it says only while it draws."""
+    # Only those for flow matching are told `mu` by their pipelines.
+    shift = {"mu": 1.0} if type(scheduler).__name__.startswith("Flow") else {}
+    scheduler.set_timesteps(steps, **shift)
+    pixel = torch.zeros(1, 4, 1, 1)
+    for timestep in scheduler.timesteps:
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(pixel, timestep)
+        scheduler.step(pixel, timestep, pixel, return_dict=False)
 
 
 def steps_done(call: int, calls: int, steps: int, order: int) -> int:
