@@ -159,7 +159,10 @@ CONFIG_RULES: dict[str, Rules] = {
 
 # Of all schedulers that we know: diffusers makes one from the config of another, and keeps what it does not need.
 SCHEDULER_RULES = rules(
-    "_name_or_path predict_epsilon solver_p original_inference_steps timestep_scaling",
+    # Of classes that we do not have, and of the first versions.
+    """_name_or_path predict_epsilon solver_p original_inference_steps timestep_scaling sigma_data sigma_schedule rho
+        s_noise noise_sampler_seed predictor_order corrector_order tau_func snr_shift_scale scale_factors upscale_mode
+        eta clip_denoised tensor_format timestep_values""",
     name="""_class_name beta_schedule prediction_type timestep_spacing interpolation_type timestep_type
         final_sigmas_type algorithm_type solver_type variance_type time_shift_type""",
     text="_diffusers_version _use_default_values",

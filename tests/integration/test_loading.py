@@ -154,6 +154,16 @@ def test_the_keys_that_are_missing_are_named_but_not_all(models: Path, tmp_path:
     assert str(refused.value) == f"unet: {len(keys)} missing tensors: {first}, ..."
 
 
+def test_a_scheduler_config_with_which_nothing_can_be_drawn_is_refused_by_what_is_wrong(
+    models: Path, tmp_path: Path
+) -> None:
+    for family in ("sd1", "sdxl"):
+        file = copy_of(models / family, tmp_path / family) / "scheduler/scheduler_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"timestep_spacing": "sideways"}))
+        with pytest.raises(ModelFilesRefused, match=r"^scheduler: .*sideways is not supported"):
+            load(family, tmp_path / family)
+
+
 def rename(old: str, new: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {key.replace(old, new): tensor for key, tensor in tensors.items()}
 
@@ -173,6 +183,7 @@ AS_PUBLISHED: dict[str, tuple[str, str, Callable[[Tensors], Tensors]]] = {
         "sd3", "text_encoder", lambda t: t | {"text_model.embeddings.position_ids": torch.arange(32)[None]}
     ),
     "a projection nobody uses": ("sdxl", "text_encoder", lambda t: t | {"text_projection.weight": torch.ones(32, 32)}),
+    "CLIP's scale": ("sd3", "text_encoder_2", lambda t: t | {"logit_scale": torch.tensor(4.6)}),
     "CLIP as it was named": ("flux", "text_encoder", lambda t: {f"text_model.{key}": t[key] for key in t}),
     "T5's table under both names": (
         "flux", "text_encoder_2", lambda t: t | {"encoder.embed_tokens.weight": t["shared.weight"].clone()}

@@ -84,6 +84,19 @@ def test_a_published_model_is_of_no_other_family(tmp_path: Path, name: str, fami
         check_layout(family, write(kept, tmp_path))
 
 
+def test_a_scheduler_config_may_hold_what_other_classes_and_older_versions_left(tmp_path: Path) -> None:
+    """diffusers keeps the keys of the scheduler that one was made from."""
+    name = "scheduler/scheduler_config.json"
+    left = {
+        "sigma_data": 0.5, "sigma_schedule": "karras", "rho": 7.0, "noise_sampler_seed": None, "tau_func": None,
+        "predictor_order": 2, "corrector_order": 2, "original_inference_steps": 50, "timestep_scaling": 10.0,
+        "tensor_format": "pt", "timestep_values": None,
+    }  # fmt: skip
+    sound, _ = check_layout("sd1", write(SD1, tmp_path / "sound"))
+    configs, _ = check_layout("sd1", write(SD1 | {name: SD1[name] | left}, tmp_path / "left"))
+    assert configs["scheduler"] == sound["scheduler"]
+
+
 UNET, VAE, CLIP, CLIP_2, T5, FLOW = (
     "unet/config.json", "vae/config.json", "text_encoder/config.json", "text_encoder_2/config.json",
     "text_encoder_3/config.json", "transformer/config.json",

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from weave.gpu_worker.device import is_out_of_memory
-from weave.gpu_worker.families import FAMILIES
+from weave.gpu_worker.families import FAMILIES, check_schedulers
 from weave.model_configs import read_object, shown
 from weave.model_files import ModelFilesRefused
 from weave.model_layouts import check_layout
@@ -24,10 +24,10 @@ Tensors = dict[str, torch.Tensor]
 
 _SHOWN_KEYS = 5
 # What published files have beyond the class's own keys: a buffer of older versions, the projection that CLIPTextModel
-# does not use, the part of T5 that writes.
+# does not use, CLIP's scale between text and image, the part of T5 that writes.
 _MAY_BE_THERE = {
-    "CLIPTextModel": ("text_model.embeddings.position_ids", "text_projection.weight"),
-    "CLIPTextModelWithProjection": ("text_model.embeddings.position_ids",),
+    "CLIPTextModel": ("text_model.embeddings.position_ids", "text_projection.weight", "logit_scale"),
+    "CLIPTextModelWithProjection": ("text_model.embeddings.position_ids", "logit_scale"),
     "T5EncoderModel": ("lm_head.weight",),
 }
 
@@ -54,6 +54,8 @@ def load_pipeline(name: str, path: Path, device: torch.device, dtype: torch.dtyp
         scheduler = scheduler_class.from_config(configs["scheduler"])
     pipeline_class = getattr(diffusers, family.pipeline)
     pipeline = pipeline_class(scheduler=scheduler, **components, **family.fixed, **settings)
+    with _refusing("scheduler"):
+        check_schedulers(pipeline, name)
     # tqdm makes a multiprocessing lock on first use, which lock-down refuses.
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
