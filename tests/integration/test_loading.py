@@ -164,6 +164,17 @@ def test_a_scheduler_config_with_which_nothing_can_be_drawn_is_refused_by_what_i
             load(family, tmp_path / family)
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+@pytest.mark.parametrize("part, told", [("tokenizer", "takes 32 tokens, expected 16"), ("tokenizer_2", "takes 16 tok")])
+def test_clip_encoders_that_take_prompts_of_different_lengths_are_refused(
+    models: Path, tmp_path: Path, family: str, part: str, told: str
+) -> None:
+    file = copy_of(models / family, tmp_path) / part / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 16}))
+    with pytest.raises(ModelFilesRefused, match=rf"^tokenizer_2: it {told}.* \(as tokenizer\)$"):
+        load(family, tmp_path)
+
+
 def rename(old: str, new: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {key.replace(old, new): tensor for key, tensor in tensors.items()}
 

@@ -49,6 +49,7 @@ def load_pipeline(name: str, path: Path, device: torch.device, dtype: torch.dtyp
         if part.startswith("tokenizer") and component is not None:
             encoder = part.replace("tokenizer", "text_encoder")
             _fit_tokenizer(part, component, components[encoder].config)
+    _check_lengths({part: components[part] for part, named in family.components.items() if named[1] == "CLIPTokenizer"})
     scheduler_class = getattr(diffusers, configs["scheduler"]["_class_name"])
     with _refusing("scheduler"):
         scheduler = scheduler_class.from_config(configs["scheduler"])
@@ -87,6 +88,15 @@ def _fit_tokenizer(part: str, tokenizer: Any, config: Any) -> None:
     places = getattr(config, "max_position_embeddings", None)
     if places is not None and tokenizer.model_max_length > places:
         tokenizer.model_max_length = places  # its config may lack it
+
+
+def _check_lengths(tokenizers: Mapping[str, Any]) -> None:
+    """The pipelines put the CLIP encoders' words side by side, so all must take as many."""
+    (first, tokenizer), *others = tokenizers.items()
+    for part, other in others:
+        if other.model_max_length != tokenizer.model_max_length:
+            told = f"{part}: it takes {other.model_max_length} tokens, expected {tokenizer.model_max_length}"
+            raise ModelFilesRefused(f"{told} (as {first})")
 
 
 def _load_model(
