@@ -175,6 +175,25 @@ def test_clip_encoders_that_take_prompts_of_different_lengths_are_refused(
         load(family, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "file, change, told",
+    [
+        ("text_encoder/config.json", {"eos_token_id": None}, "eos_token_id is None, expected a number"),
+        ("text_encoder/config.json", {"eos_token_id": [1, 2]}, r"eos_token_id is \[1, 2\], expected a number"),
+        ("text_encoder/config.json", {"layer_norm_eps": None}, "layer_norm_eps is None, expected a number"),
+        ("tokenizer/tokenizer_config.json", {"pad_token": None}, "it has no pad_token"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": [1]}, "TypeError"),
+    ],
+)
+def test_an_encoder_that_would_fail_at_every_prompt_is_refused(
+    models: Path, tmp_path: Path, file: str, change: dict[str, Any], told: str
+) -> None:
+    changed = copy_of(models / "sdxl", tmp_path) / file
+    changed.write_text(json.dumps(json.loads(changed.read_text()) | change))
+    with pytest.raises(ModelFilesRefused, match=rf"^{file.partition('/')[0]}.*: {told}"):
+        load("sdxl", tmp_path)
+
+
 def rename(old: str, new: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {key.replace(old, new): tensor for key, tensor in tensors.items()}
 

@@ -48,7 +48,8 @@ def load_pipeline(name: str, path: Path, device: torch.device, dtype: torch.dtyp
     for part, component in components.items():
         if part.startswith("tokenizer") and component is not None:
             encoder = part.replace("tokenizer", "text_encoder")
-            _fit_tokenizer(part, component, components[encoder].config)
+            with _refusing(part):
+                _fit_tokenizer(part, component, components[encoder].config)
     _check_lengths({part: components[part] for part, named in family.components.items() if named[1] == "CLIPTokenizer"})
     scheduler_class = getattr(diffusers, configs["scheduler"]["_class_name"])
     with _refusing("scheduler"):
@@ -85,6 +86,12 @@ def _fit_tokenizer(part: str, tokenizer: Any, config: Any) -> None:
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= largest < config.vocab_size:
         raise ModelFilesRefused(f"{part}: its largest token is {largest}, the encoder's vocab_size {config.vocab_size}")
+    if tokenizer.pad_token_id is None:
+        raise ModelFilesRefused(f"{part}: it has no pad_token, and prompts are filled up with it")
+    for key in ("eos_token_id", "layer_norm_eps") if config.model_type == "clip_text_model" else ():
+        if not isinstance(getattr(config, key), int | float):
+            encoder = part.replace("tokenizer", "text_encoder")
+            raise ModelFilesRefused(f"{encoder}/config.json: {key} is {shown(getattr(config, key))}, expected a number")
     places = getattr(config, "max_position_embeddings", None)
     if places is not None and tokenizer.model_max_length > places:
         tokenizer.model_max_length = places  # its config may lack it
