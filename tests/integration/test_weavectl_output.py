@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import socket
 import stat
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from weave.weavectl.output import UsageError
 
 COMMAND = Path(sys.executable).with_name("weavectl")
 DRAW = ("generate", PROMPT, "--model=shapes", "--steps=1")
-PNG = b"\x89PNG"
+PNG, PNG_END = b"\x89PNG", b"IEND\xaeB`\x82"
 
 
 def run(socket: Path, *arguments: Any, **more: Any) -> subprocess.CompletedProcess[bytes]:
@@ -56,6 +57,7 @@ BEFORE: dict[str, tuple[tuple[Any, ...], int, str]] = {
     "cfg-scale nan": (("generate", "x", "--cfg-scale", "nan"), 2, "'nan' is not a finite number"),
     "cfg-scale inf": (("generate", "x", "--cfg-scale=-inf"), 2, "'-inf' is not a finite number"),
     "no socket": (("--socket", "", "status"), 2, "the path is empty"),
+    "no config": (("check-config", "--config", ""), 2, "argument --config: the path is empty"),
     "a terminal's escape": (("status", "a\x1b[31m\x9b1m"), 2, r"a\x1b[31m\x9b1m"),
     "a file that is not UTF-8": (("generate", "x", "-o", b"no\xe9/a.png"), 1, r"no\udce9: No such file"),
 }
@@ -129,6 +131,46 @@ def test_a_pipe_gets_the_image_and_so_does_standard_output(shared_daemon: Daemon
     assert done.stdout.startswith(PNG) and got == [done.stdout]
     assert b"standard output (seed 1)" in done.stderr
     assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_the_image_alone_is_on_standard_output_by_whatever_name(shared_daemon: Daemon, tmp_path: Path) -> None:
+    name = tmp_path / "image"
+    for output in ("-", "/dev/stdout", "/dev/fd/1", str(name)):
+        with open(name, "wb") as file:
+            done = run(shared_daemon.socket, *DRAW, "-o", output, capture_output=False, stdout=file, stderr=-1)
+        assert (done.returncode, name.read_bytes()[-8:]) == (0, PNG_END), (output, done.stderr)
+    done = run(shared_daemon.socket, *DRAW, "-o", "/dev/stdout")
+    assert (done.returncode, done.stdout[:4], done.stdout[-8:]) == (0, PNG, PNG_END)
+    assert done.stderr.startswith(b"standard output (seed ")
+    assert run(shared_daemon.socket, *DRAW, "-o", "/dev/stdout", "--json").returncode == 2
+    with open("/dev/null", "wb") as null:
+        assert (
+            run(shared_daemon.socket, *DRAW, "-o", "/dev/null", "--json", capture_output=False, stdout=null).returncode
+            == 0
+        )
+
+
+def test_lines_go_to_the_file_even_where_a_terminal_shows_the_bar(shared_daemon: Daemon, tmp_path: Path) -> None:
+    ours, terminal = os.openpty()
+    with open(tmp_path / "lines", "wb") as lines:
+        run(
+            shared_daemon.socket,
+            *DRAW,
+            "-o",
+            "a.png",
+            cwd=tmp_path,
+            capture_output=False,
+            stdout=lines,
+            stderr=terminal,
+        )
+    os.close(terminal)
+    os.close(ours)
+    assert (tmp_path / "lines").read_bytes().startswith(b"a.png (seed ")
+
+
+def test_a_terminal_without_a_size_shows_what_is_wrong(nobody: Path) -> None:
+    done = run(nobody, "status", env=os.environ | {"COLUMNS": "0"})
+    assert (done.returncode, b"no-socket: No such file or directory" in done.stderr) == (3, True), done.stderr
 
 
 def test_a_file_is_as_open_as_the_umask_says(shared_daemon: Daemon, tmp_path: Path) -> None:
@@ -270,6 +312,27 @@ def test_who_answers_otherwise_is_named(tmp_path: Path) -> None:
         done = run(other.path, "status")
         assert done.returncode == 3 and f"(PID {os.getpid()}, ".encode() in done.stderr
         assert b"another program listens" in run(other.path, "doctor").stdout
+
+
+def test_who_closes_the_connection_is_named(tmp_path: Path) -> None:
+    def close(_: dict[str, Any]) -> list[dict[str, Any]]:
+        raise ConnectionAbortedError
+
+    with FakeDaemon(tmp_path / "socket", close) as other:
+        done = run(other.path, "status")
+    assert done.returncode == 3
+    assert (
+        f"(PID {os.getpid()}, UID {os.getuid()}) listens on {other.path}, but closed the connection".encode()
+        in done.stderr
+    )
+
+
+def test_a_socket_of_another_kind_is_not_blamed_on_a_group(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(tmp_path / "socket"))
+        told = run(tmp_path / "socket", "doctor").stdout.decode()
+    assert "Protocol wrong type for socket; weave-compute does not listen there; give either another socket" in told
+    assert "group" not in told.splitlines()[0]
 
 
 def test_nobody_who_listens_any_more_and_nobody_who_accepts_are_told_apart(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import contextlib
 from weave.client import Answer, Client
 from weave.protocol.client_messages import Done, Image, Loading, Preview, Progress, Queued, StatusReport, Tokens
 from weave.weavectl.connect import connect, connect_for_long
-from weave.weavectl.image_files import ImageFiles, open_image_files
+from weave.weavectl.image_files import ImageFiles, is_standard_output, open_image_files
 from weave.weavectl.output import Output, UsageError
 
 
@@ -62,6 +62,8 @@ def cancel(options: argparse.Namespace, output: Output) -> int:
 
 def generate(options: argparse.Namespace, output: Output) -> int:
     """Generate images into files."""
+    if is_standard_output(options.output):
+        options.output = "-"
     if options.output == "-" and output.json:
         raise UsageError("-o - and --json would both write to standard output")
     previews = options.preview != 0

@@ -25,6 +25,8 @@ def connect(options: argparse.Namespace) -> Iterator[Client]:
         except ProtocolError as error:
             told = f"{describe(listener)} listens on {client.path}, but does not speak our protocol: {error}"
             raise ProtocolError(told) from None
+        except NotRunning:
+            raise NotRunning(f"{describe(listener)} listens on {client.path}, but closed the connection") from None
 
 
 @contextmanager

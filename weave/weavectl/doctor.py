@@ -126,8 +126,11 @@ def _check_listener(path: Path) -> Finding:
     except BlockingIOError:
         detail = f"{path}: a program listens, but accepts no connection, and as many as it allows wait already"
         return Finding("socket", "fail", detail, f"ss -xlp src {path} names it")
-    except OSError as error:
-        return Finding("socket", "fail", f"{path}: {error.strerror or error}", "join the group that owns it")
+    except PermissionError as error:
+        return Finding("socket", "fail", f"{path}: {error.strerror}", "join the group that owns it")
+    except OSError as error:  # not a stream socket, or a path too long
+        detail = f"{path}: {error.strerror or error}; weave-compute does not listen there"
+        return Finding("socket", "fail", detail, "give either another socket")
     if listener.startswith("weave-compute "):
         return Finding("socket", "fail", f"{path}: {listener} listens, but does not answer", "restart weave-compute")
     advice = f"end it, give either another socket, or have it served by weave-compute --socket-path {path}"

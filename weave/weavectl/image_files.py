@@ -29,6 +29,18 @@ class ImageFiles(Protocol):
         """Nothing more is written."""
 
 
+def is_standard_output(output: str) -> bool:
+    """Whether an image there would meet the lines that tell of it: /dev/stdout, or the file that it is redirected to.
+    On /dev/null nothing meets."""
+    if output == "-":
+        return True
+    try:
+        found, ours = os.stat(output), os.fstat(_STANDARD_OUTPUT)
+    except OSError:
+        return False
+    return os.path.samestat(found, ours) and (not stat.S_ISCHR(ours.st_mode) or os.isatty(_STANDARD_OUTPUT))
+
+
 def open_image_files(output: str, images: int, *, force: bool, previews: bool) -> ImageFiles:
     """Raises UsageError, OSError."""
     found = None

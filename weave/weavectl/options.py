@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     cancel.set_defaults(run=commands.cancel)
     for name, run in (("doctor", doctor.doctor), ("check-config", doctor.check_config)):
         verb = add(name, (run.__doc__ or "").splitlines()[0].rstrip(".").lower())
-        verb.add_argument("--config", type=Path, metavar="FILE", help="the config file, instead of the usual one")
+        verb.add_argument("--config", type=_path, metavar="FILE", help="the config file, instead of the usual one")
         verb.set_defaults(run=run)
     return options
 

@@ -12,6 +12,8 @@ from rich.text import Text
 from weave.protocol.client_messages import Error
 from weave.protocol.text import json_line, visible
 
+_USUAL_WIDTH = 80
+
 
 class UsageError(Exception):
     """The options do not go together, or with what there is; the message says what to do."""
@@ -24,6 +26,8 @@ class Output:
     def __init__(self, *, json: bool) -> None:
         self.json = json
         self._errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+        if self._errors.width < 1:  # COLUMNS=0, of a terminal whose size nobody knows: rich would print nothing
+            self._errors.width = _USUAL_WIDTH
 
     def line(self, text: str, **fields: Any) -> None:
         """`text` for people, `fields` for scripts."""
@@ -68,7 +72,13 @@ class Output:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        return Progress(*columns, console=self._errors, disable=self.json or not self._errors.is_terminal)
+        return Progress(
+            *columns,
+            console=self._errors,
+            disable=self.json or not self._errors.is_terminal,
+            # Lines go above the bar where both are on a terminal. A file or a pipe gets what was written to it.
+            redirect_stdout=sys.stdout.isatty(),
+        )
 
     def _tell(self, text: Text) -> None:
         with contextlib.suppress(OSError):  # nowhere to say that it cannot be said
