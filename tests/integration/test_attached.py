@@ -194,6 +194,29 @@ def test_a_listener_of_another_user_is_not_sent_a_byte() -> None:
         assert os.read(heard[0], 100) == b"heard:"
 
 
+def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
+    """Of the program that has started us, and has yet to accept others."""
+    path = tmp_path / "ui.sock"
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as other:
+        listening.bind(str(path))
+        listening.listen(0)
+        listening.settimeout(60)
+        other.connect(str(path))
+        told = subprocess.run([COMMAND, "--socket-path", path], capture_output=True, text=True, timeout=60, check=False)
+        assert (told.returncode, told.stderr) == (
+            78,
+            f"weave-compute: {path}: whoever listens there did not accept a connection in 5 s\n",
+        )
+        daemon = start([COMMAND, "--socket-path", path], stdin=subprocess.PIPE)
+        listening.accept()[0].close()
+        connection, _ = listening.accept()
+        with connection:
+            connection.settimeout(60)
+            connection.sendall(generate_1())
+            assert isinstance(receive_1(connection), Response)
+        assert daemon.wait(30) == 0
+
+
 def test_nobody_there_is_said_with_the_path(tmp_path: Path) -> None:
     ended = subprocess.run(
         [COMMAND, "--socket-path", tmp_path / "none"], capture_output=True, text=True, timeout=60, check=False

@@ -2,6 +2,7 @@
 
 import grp
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -94,6 +95,18 @@ def test_a_program_that_takes_the_path_later_keeps_it_and_the_daemon_ends_and_sa
     with listening(daemon.socket):
         assert daemon.process.wait(60) == 78
         assert f"{daemon.socket}: another program has this socket open" in daemon.log()
+
+
+def test_a_program_that_makes_the_folder_again_is_what_the_daemon_names() -> None:
+    daemon = Daemon("[models]\n").wait_until_serving()
+    daemon.process.send_signal(signal.SIGSTOP)  # it finds out when the program has done all of it
+    shutil.rmtree(daemon.socket.parent)
+    daemon.socket.parent.mkdir(0o700)
+    with listening(daemon.socket):
+        daemon.process.send_signal(signal.SIGCONT)
+        assert daemon.process.wait(60) == 78
+        assert f"{daemon.socket}: another program has this socket open" in daemon.log()
+        assert daemon.socket.exists()
 
 
 def test_a_daemon_that_stops_leaves_another_programs_socket() -> None:

@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import stat
+import time
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,6 +24,7 @@ from weave.protocol.waiting import readable
 BACKLOG = 1024
 _LOCK_NAME = "weave.lock"
 _CONNECT_SECONDS = 5.0
+_RETRY_SECONDS = 0.01
 _STANDARD_INPUT = 0
 _FIRST_ACTIVATED = 3  # SD_LISTEN_FDS_START
 
@@ -62,6 +64,7 @@ class ListeningSocket(_Listener):
         `socket` is another one now. Raises ConfigError where another program listens there by now."""
         if _identity(self.path) == self._identity:
             return False
+        _find_stale(self.path)  # the program that took it may have made the folder again, where we can't even lock
         if _identity(self.path.parent / _LOCK_NAME) != _file(os.fstat(self._lock)):
             folder, lock = _lock_folder(self.path.parent, private=self._group is None)
             close_all([self._folder, self._lock])
@@ -138,7 +141,7 @@ class AttachedSocket:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(_CONNECT_SECONDS)
         try:
-            self.socket.connect(str(path))
+            _connect(self.socket, path)
         except OSError as error:
             self.socket.close()
             raise ConfigError(f"{path}: {error.strerror or error}") from None
@@ -166,6 +169,19 @@ class AttachedSocket:
     def close(self) -> None:
         """The path is not ours, and stays."""
         self.socket.close()
+
+
+def _connect(connecting: socket.socket, path: Path) -> None:
+    """A connect with a deadline does not wait where too many wait to be accepted, but says EAGAIN (unix(7))."""
+    end = time.monotonic() + _CONNECT_SECONDS
+    while True:
+        try:
+            return connecting.connect(str(path))
+        except BlockingIOError:
+            if time.monotonic() > end:
+                told = f"whoever listens there did not accept a connection in {_CONNECT_SECONDS:g} s"
+                raise TimeoutError(0, told) from None
+            time.sleep(_RETRY_SECONDS)
 
 
 Entrance: TypeAlias = ListeningSocket | ActivatedSocket | AttachedSocket
@@ -218,15 +234,21 @@ def _remove_stale(path: Path) -> None:
 
     Raises ConfigError. What a program binds between the question and unlink(2) is lost: no call does both at once.
     """
+    if _find_stale(path):
+        path.unlink(missing_ok=True)
+
+
+def _find_stale(path: Path) -> bool:
+    """Whether there is a socket that no process has open. Raises ConfigError for whatever else is there."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         raise ConfigError(f"{path}: exists and is not a socket of ours; remove it")
     error = _error_of_connecting(path)
     if error == errno.ENOENT:  # its program has just removed it
-        return
+        return False
     if error in (0, errno.EPROTOTYPE, errno.EPERM):  # EPERM: one that hears its own peer only
         raise ConfigError(
             f"{path}: another program has this socket open, and it stays as it is; end that program, or choose another "
@@ -234,7 +256,7 @@ def _remove_stale(path: Path) -> None:
         )
     if error != errno.ECONNREFUSED:
         raise ConfigError(f"{path}: cannot tell whether a program listens there: {os.strerror(error)}; remove it")
-    path.unlink(missing_ok=True)
+    return True
 
 
 def _error_of_connecting(path: Path) -> int:
