@@ -172,7 +172,7 @@ func TestAPayloadThatIsTooShortGetsCode4(t *testing.T) {
 	draw(t, connection, good())
 }
 
-func TestBadHeadersCloseTheConnectionFirstAndLater(t *testing.T) {
+func TestBadHeadersAreSkippedOrCloseTheConnectionFirstAndLater(t *testing.T) {
 	const tooLong = 10*1024*1024 + 1
 	for name, bad := range map[string]struct {
 		code   uint32
@@ -201,6 +201,13 @@ func TestBadHeadersCloseTheConnectionFirstAndLater(t *testing.T) {
 			got := ask(t, connection, bad.header)
 			if got.code != bad.code || got.id != [8]byte{} {
 				t.Errorf("%s, later %v: code %d for %v: %s", name, later, got.code, got.id, got.message)
+			}
+			if length := binary.BigEndian.Uint32(bad.header[8:]); string(bad.header[:4]) == "WEVE" && length == 60 {
+				if _, err := connection.Write(make([]byte, length)); err != nil {
+					t.Fatal(err)
+				}
+				draw(t, connection, good())
+				continue
 			}
 			if rest, err := io.ReadAll(connection); len(rest) > 0 || err != nil {
 				t.Errorf("%s, later %v: %d more bytes, %v", name, later, len(rest), err)
