@@ -52,7 +52,7 @@ def of_torch(pip: list[str], lock: Path = LOCK, options: Iterable[str] = ()) -> 
     if unlisted and os.environ.get("UNLISTED_TORCH") != "1":
         raise SystemExit(
             f"{lock} has no hash of this build of torch:\n  " + "\n  ".join(unlisted) + "\n"
-            "It has those of PyPI (CUDA) and of https://download.pytorch.org/whl/cpu. "
+            "It has those of PyPI (CUDA) and of torch's own index of CPU builds. "
             "If you trust where this one comes from: UNLISTED_TORCH=1 make ..."
         )
     return lines

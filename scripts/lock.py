@@ -13,7 +13,6 @@ import tomllib
 from collections import defaultdict
 from itertools import product
 from pathlib import Path
-from subprocess import CalledProcessError
 
 from install_torch import LOCK as TORCH
 from install_torch import OF_TORCH, digest, report, requirement
@@ -26,12 +25,13 @@ HEADER = "# Made by `make lock`. torch has a file of its own: its builds differ 
 BUILD_HEADER = "# Made by `make lock`: what builds this project and the source distributions among its dependencies.\n"
 TORCH_HEADER = (
     "# Made by `make lock`: torch and what only it needs, as PyPI has them (CUDA); torch for processors alone\n"
-    "# (CPU), as https://download.pytorch.org/whl/cpu has it. Other builds are not in here.\n"
+    "# (CPU), as torch's own index of such builds has it. Other builds are not in here.\n"
 )
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
 GLIBC_MINORS = range(17, 40)
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# The address that torch's own site names. Without it the hashes of CPU builds stay as they are.
+CPU_INDEX = os.environ.get("TORCH_CPU_INDEX")
 BUILDERS = ("setuptools",)
 PIP = [sys.executable, "-m", "pip"]
 # As an index for all has it: no folder or index of this machine's beside it.
@@ -67,17 +67,15 @@ def main() -> None:
 
 
 def lock_torch(torch: str) -> None:
-    """PyPI's builds, then the other index's. What an index that cannot be reached told before is kept."""
+    """PyPI's builds, then those of CPU_INDEX. Of the same version of torch, hashes that are known are kept."""
     same = TORCH.exists() and requirement() == torch
     hashes: Hashes = defaultdict(set, hashes_in(TORCH) if same else {})
     found = [(name, version) for name, version, _ in resolved("--ignore-installed", torch, environment=PUBLIC)]
     pins = [f"{name}=={version}" for name, version in found if name.startswith(OF_TORCH)]
     for options, _ in platforms():
         hash_files(hashes, *options, *pins, environment=PUBLIC)
-        try:
-            hash_files(hashes, *options, "--retries=0", f"--index-url={CPU_INDEX}", torch, environment=PUBLIC)
-        except CalledProcessError:
-            print(f"{CPU_INDEX} told nothing, {' '.join(options[3:5])}: what it told before is kept", file=sys.stderr)
+        if CPU_INDEX is not None:
+            hash_files(hashes, *options, f"--index-url={CPU_INDEX}", torch, environment=PUBLIC)
     TORCH.write_text(TORCH_HEADER + entries(pins, hashes, {}))
 
 
