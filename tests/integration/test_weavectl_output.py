@@ -355,3 +355,15 @@ def test_a_job_may_wait_for_longer_than_the_first_answer(tmp_path: Path) -> None
 
     with FakeDaemon(tmp_path / "socket", slow()) as daemon:
         assert run(daemon.path, "load", "m", "--timeout=3").stdout == b"m is loaded\n"
+
+
+def test_sums_that_the_daemon_does_not_tell_this_user_are_not_shown(tmp_path: Path) -> None:
+    """In system mode they are root's: what every other user is told is 0, which would be a lie as a count."""
+    for requests in (0, 1):
+        status = STATUS | {"mode": "system", "metrics": {"requests": requests}}
+        with FakeDaemon(tmp_path / f"socket-{requests}", lambda _, status=status: [status]) as daemon:
+            done = run(daemon.path, "status")
+        assert (b"0 images; 0 errors" in done.stdout, b"restarted 0 times" in done.stdout) == (
+            requests > 0,
+            requests > 0,
+        )

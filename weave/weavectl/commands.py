@@ -125,15 +125,18 @@ def _describe(report: StatusReport) -> list[tuple[str, str]]:
     memory = "-"
     if report.memory_used is not None and report.memory_total is not None:
         memory = f"{report.memory_used / 2**20:.0f} of {report.memory_total / 2**20:.0f} MiB"
+    # In system mode the sums of all users are told to root alone; else this very request counts.
+    has_sums = report.metrics.requests > 0
     lines = [
         ("version", f"{report.version}, {report.mode} mode, up {report.uptime:.0f} s"),
-        ("worker", f"{report.worker}, restarted {report.worker_restarts} times"),
+        ("worker", report.worker + (f", restarted {report.worker_restarts} times" if has_sums else "")),
         ("model", report.model or "none loaded"),
         ("device", f"{report.device or '-'} {report.dtype or ''}"),
         ("memory", memory),
         ("queue", f"{report.queue_length} of {report.queue_limit}"),
-        ("made", f"{report.images_made} images; {sum(report.metrics.errors.values())} errors returned"),
     ]
+    if has_sums:
+        lines.append(("made", f"{report.images_made} images; {sum(report.metrics.errors.values())} errors returned"))
     lines += [(f"{process}", ", ".join(layers) or "not running") for process, layers in report.sandbox.items()]
     lines += [(f"job {job.job}", f"{job.state}, {job.model}, {job.position} before it") for job in report.jobs]
     return lines
