@@ -108,3 +108,9 @@ def test_without_seccomp_landlock_alone_keeps_files_from_the_broker() -> None:
 def test_attestation_refuses_a_process_that_kept_its_capabilities() -> None:
     outcome = attack("worker", "--without=capabilities", "--only", "bpf")["bpf"]
     assert "CapPrm" in outcome["attestation"] or "CapBnd" in outcome["attestation"]
+
+
+def test_the_attacks_run_where_there_is_no_pytest() -> None:
+    """As in tests/vm's machines, which have the package and nothing else."""
+    without = "import sys; sys.modules['pytest'] = None; import tests.security.attacker"
+    subprocess.run([sys.executable, "-c", without], check=True, timeout=100, cwd=Path(__file__).parents[2])
