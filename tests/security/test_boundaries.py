@@ -15,6 +15,7 @@ import pytest
 from tests.support.builds import visible
 from tests.support.daemon import DEMO_MODEL, Daemon, descriptors_of, wait_for
 from tests.support.pictures import draw, images
+from tests.support.system import MODEL
 from weave.client import Client, WeaveError
 from weave.config import default_config
 from weave.config.parts import Access, broker_config, to_memfd
@@ -66,7 +67,7 @@ def test_a_picture_is_made_where_there_is_no_network() -> None:
 
 
 def test_no_process_of_the_daemon_has_a_network_socket() -> None:
-    daemon = Daemon(command=visible()).wait_until_serving()
+    daemon = Daemon(MODEL, command=visible()).wait_until_serving()
     with daemon.client() as client:
         draw(client)
     for pid, role in {**daemon.processes(), daemon.process.pid: "supervisor"}.items():
