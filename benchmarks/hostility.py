@@ -21,11 +21,11 @@ from weave.client import Client, NotRunning, WeaveError
 from weave.protocol.client_messages import Progress
 from weave.protocol.frames import Kind, pack_frame
 
-# Users that every Debian has: nobody floods, root asks.
-FLOODER = 65534
+# Users that every Debian has: games floods, root asks.
+FLOODER = 5
 SYSTEM = """
 [system]
-allowed_users = ["nobody"]
+allowed_users = ["games"]
 allowed_groups = []
 socket_group = "root"
 socket_mode = "0666"
@@ -46,7 +46,7 @@ def measure(share: float) -> dict[str, float]:
 
 def refused_connections(share: float) -> dict[str, float]:
     """As a user who is not allowed, past the socket's mode."""
-    config = SYSTEM.replace('["nobody"]', "[]") + MODEL
+    config = SYSTEM.replace('["games"]', "[]") + MODEL
     with started(system_daemon(Path(tempfile.mkdtemp(prefix="weave-bench-")), config)) as daemon:
         reading, writing = os.pipe()
 

@@ -77,9 +77,7 @@ def test_what_is_not_a_regular_file_is_refused_and_not_waited_for(file: Path) ->
     file.rmdir()
     folder = os.open(file.parent, os.O_RDONLY)
     with socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(
-            f"/proc/self/fd/{folder}/{file.name}"
-        )  # a socket's path is short, whatever pytest's folder is called
+        bound.bind(f"/proc/self/fd/{folder}/{file.name}")  # too long by its name
     os.close(folder)
     assert str(file) in refusal(file)
 
