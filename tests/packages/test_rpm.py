@@ -89,5 +89,7 @@ def test_upgrade_keeps_the_config_and_erasing_leaves_it_and_the_audit_and_nothin
     rpm(installed, "--erase", *names())
     # These belong to Fedora's own packages, so ours do not remove them.
     theirs = {"usr/lib/systemd/user", "usr/lib/sysusers.d"}
+    # The shells' folders for completions are in Fedora's filesystem.
+    theirs |= {"usr/share/fish", "usr/share/fish/vendor_completions.d", "usr/share/zsh", "usr/share/zsh/site-functions"}
     left = {"etc/weave", f"{CONFIG}.rpmsave", "var/log/weave", "var/log/weave/audit.log"}
     assert differences(bare, installed.files()) - USERS - theirs == left
