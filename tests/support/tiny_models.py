@@ -24,22 +24,27 @@ def make(family: str, folder: Path) -> Path:
     return folder
 
 
+def small_unet(width: int) -> Any:
+    """sd1's, for a text encoder of this width."""
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        cross_attention_dim=width,
+        norm_num_groups=8,
+    )
+
+
 def make_small_sd(folder: Path) -> Path:
     """One of sd1's family that draws in a tenth of the demo model's time, and nothing that can be recognised."""
     torch.manual_seed(0)
     parts = {
         "tokenizer": _clip_tokenizer(),
         "text_encoder": transformers.CLIPTextModel(_clip_config()),
-        "unet": diffusers.UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=4,
-            cross_attention_dim=32,
-            norm_num_groups=8,
-        ),
+        "unet": small_unet(32),
         "vae": _vae(4),
         "scheduler": diffusers.PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1),
     }
