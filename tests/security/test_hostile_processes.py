@@ -22,12 +22,12 @@ HOSTILE = Path(hostile_worker.__file__).parent
 WORKER: Changes = {
     "gpu_worker/worker.py": [
         (
-            "        layers = confine(model)\n",
+            "        harden(parent=parent)\n",
+            "        harden(parent=parent)\n"
             "        from weave import armed\n"
             "        from weave.gpu_worker import hostile, serve as serving\n"
             "        if (attack := armed.attack(PLACE)) is not None:\n"
-            "            serving.run = lambda job: hostile.run(attack, job)\n"
-            "        layers = confine(model)\n",
+            "            serving.run = lambda job: hostile.run(attack, job)\n",
         ),
         ("def run_worker(", "PLACE = '/marker/'\n\n\ndef run_worker("),
     ],

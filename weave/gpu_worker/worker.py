@@ -3,14 +3,15 @@
     only its own two channels → files and capabilities given up → device warm → lock_down() → load → serve
 
 Everything privileged is above lock_down(). The model's files are as little trusted as a client's prompt, so they
-are read below it.
+are read below it. In record mode alone the filter is there from start_recording() on, and the supervisor, which answers
+what the filter asks, is what changes at lock_down().
 """
 
 import os
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
+import prctl
 import torch
 
 from weave import log
@@ -19,7 +20,7 @@ from weave.config.schema import DeviceConfig
 from weave.gpu_worker import device as devices
 from weave.gpu_worker.serve import serve
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
-from weave.protocol.control_messages import LockedDown
+from weave.protocol.control_messages import LockedDown, Recording
 from weave.protocol.worker_messages import ToWorker
 from weave.sandbox import landlock, seccomp, worker_calls, worker_files
 from weave.sandbox.process import drop_capabilities, harden
@@ -33,7 +34,7 @@ def run_worker(
     try:
         keep_only(jobs, control)
         harden(parent=parent)
-        layers = confine(model)
+        layers = start_recording(control) if record else confine(model)
         device = warm_up(config)
         channel: Channel[ToWorker] = Channel.from_fd(jobs, ToWorker)
         lock_down(control, layers, device, record=record)
@@ -60,14 +61,21 @@ def keep_only(*descriptors: int) -> None:
 
 def confine(model: WorkerModel) -> tuple[str, ...]:
     """Landlock and capabilities bind one thread and what it starts, so this comes while there is just one."""
-    models = [Path(path) for path in (model.path, model.layout) if path is not None]
-    read = [*worker_files.READ, *worker_files.cards(), *models]
-    own = Path(f"/proc/{os.getpid()}")
-    read += [own / name for name in ("maps", "stat", "status")]
-    # CUDA names its threads, by opening task/TID/comm for reading and writing; the TIDs are not known yet.
-    threads = [own / "task"] if worker_files.NVIDIA else []
-    layer = landlock.restrict(read=read, read_write=worker_files.DEVICES, unlisted=threads)
+    layer = landlock.restrict(**worker_files.rules(os.getpid(), model.path, model.layout)._asdict())
     return (layer, drop_capabilities())
+
+
+def start_recording(control: int) -> tuple[str, ...]:
+    """In the place of confine(): the supervisor hears of each file that is opened from here on. It reads the names in
+    our memory, so that must be dumpable. A process has one listener at most, so this filter stays."""
+    prctl.set_dumpable(1)
+    layers = (landlock.restrict_all_but_opening(), drop_capabilities(), "seccomp-recording")
+    supervisor: Channel[None] = Channel.from_fd(os.dup(control), None)
+    listener = seccomp.install(worker_calls.recording(os.getpid()))
+    supervisor.send(Recording(), (listener,))
+    close_all([listener])
+    supervisor.close()
+    return layers
 
 
 def warm_up(config: DeviceConfig) -> torch.device:
@@ -84,9 +92,10 @@ def warm_up(config: DeviceConfig) -> torch.device:
 def lock_down(control: int, layers: tuple[str, ...], device: torch.device, *, record: bool = False) -> None:
     """Bind every thread to the allow list, and tell the supervisor. After this line nothing is privileged."""
     supervisor: Channel[None] = Channel.from_fd(control, None)
-    calls = worker_calls.recording if record else worker_calls.calls
-    listener = seccomp.install(calls(os.getpid(), gpu=device.type == "cuda"))
-    layer = "seccomp-recording" if record else "seccomp"
-    supervisor.send(LockedDown(layers=(*layers, layer, "no-new-privs")), (listener,))
-    close_all([listener])
+    listeners = []
+    if not record:
+        listeners = [seccomp.install(worker_calls.calls(os.getpid(), gpu=device.type == "cuda"))]
+        layers = (*layers, "seccomp")
+    supervisor.send(LockedDown(layers=(*layers, "no-new-privs")), tuple(listeners))
+    close_all(listeners)
     supervisor.close()

@@ -9,7 +9,7 @@ from weave.protocol.metrics import Count, Metrics
 # A child's words end up in the supervisor's own lines, in the audit and in status: so they come from closed sets.
 Layer: TypeAlias = Annotated[
     str,
-    Meta(pattern=r"\A(landlock-[0-9]{1,3}|no-capabilities|seccomp|seccomp-recording|no-new-privs)\Z"),
+    Meta(pattern=r"\A(landlock-([0-9]{1,3}|recording)|no-capabilities|seccomp|seccomp-recording|no-new-privs)\Z"),
 ]
 Layers: TypeAlias = Annotated[tuple[Layer, ...], Meta(max_length=8)]
 StopReason: TypeAlias = Literal[
@@ -114,8 +114,8 @@ ToBroker: TypeAlias = Attested | Ping | NewSocket | WorkerStarted | WorkerEnded 
 
 class ForkWorker(_Message, frozen=True, kw_only=True, tag="fork_worker"):
     """Fork a worker for `model`. Two descriptors come along: its channel to the broker, its channel to the
-    supervisor. Answered by Forked, and by Exited when it is gone. `record`: its filter has the supervisor asked about
-    each ioctl as well. That alone lets nothing through: the supervisor's answer does, and only in record mode."""
+    supervisor. Answered by Forked, and by Exited when it is gone. `record`: it sends Recording before its device's
+    start. That alone lets no call through: the supervisor's answer does, and only in record mode."""
 
     worker: int
     model: str
@@ -147,6 +147,13 @@ class Exited(_Message, frozen=True, kw_only=True, tag="exited"):
 FromZygote: TypeAlias = Imported | Forked | Exited
 
 
-# Worker and supervisor: LockedDown is all that the worker ever says to it.
+# Worker and supervisor: this is all that the worker ever says to it.
+
+
+class Recording(_Message, frozen=True, kw_only=True, tag="recording"):
+    """In record mode a worker sends this before its device's start, with its seccomp listener; LockedDown then comes
+    without one."""
+
 
 FromWorkerStart: TypeAlias = LockedDown
+FromRecordedStart: TypeAlias = Recording | LockedDown

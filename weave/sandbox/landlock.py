@@ -78,11 +78,7 @@ def restrict(*, read: Iterable[Path] = (), read_write: Iterable[Path] = (), unli
     """
     version = _abi()
     handled = (1 << _FS_BITS_BY_ABI[min(version, 5)]) - 1
-    ruleset = _create_ruleset(
-        handled,
-        network=_ACCESS_NET_BIND_AND_CONNECT_TCP if version >= _ABI_WITH_NETWORK else 0,
-        scoped=_SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL if version >= _ABI_WITH_SCOPES else 0,
-    )
+    ruleset = _create_ruleset(handled, **_all_but_files(version))
     try:
         for path in read:
             _allow(ruleset, path, _ACCESS_FS_READ_FILE | _ACCESS_FS_READ_DIR, handled)
@@ -97,11 +93,34 @@ def restrict(*, read: Iterable[Path] = (), read_write: Iterable[Path] = (), unli
     return f"landlock-{version}"
 
 
+def restrict_all_but_opening() -> str:
+    """Leave this thread all files and devices that are there to open, as record mode needs it; but no program to start,
+    nothing to make or remove, no TCP, no abstract socket and no signal to others; for ever, with all it will start.
+    Returns the layer's name. Raises OSError."""
+    version = _abi()
+    opening = _ACCESS_FS_OF_FILES | _ACCESS_FS_READ_DIR
+    handled = (1 << _FS_BITS_BY_ABI[min(version, 5)]) - 1 & ~opening
+    ruleset = _create_ruleset(handled, **_all_but_files(version))
+    try:
+        libc.syscall(libc.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    finally:
+        os.close(ruleset)
+    return "landlock-recording"
+
+
 def _abi() -> int:
     version = abi()
     if not version:
         raise OSError("this kernel has no Landlock; it is needed (Linux 5.13 or later, lsm=landlock)")
     return version
+
+
+def _all_but_files(version: int) -> dict[str, int]:
+    """What a process that needs no network and signals no other is denied, as far as this ABI can."""
+    return {
+        "network": _ACCESS_NET_BIND_AND_CONNECT_TCP if version >= _ABI_WITH_NETWORK else 0,
+        "scoped": _SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL if version >= _ABI_WITH_SCOPES else 0,
+    }
 
 
 def _create_ruleset(handled: int, *, network: int = 0, scoped: int = 0) -> int:

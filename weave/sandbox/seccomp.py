@@ -4,7 +4,7 @@ A call that is not on the list is neither made nor answered: it waits in the ker
 supervisor, which logs its name and kills the process (seccomp_unotify(2)). Killing at once, as the filter could,
 would leave no trace but a line in the kernel's log that an ordinary user may not read. When the supervisor is
 gone the call fails with ENOSYS, and PR_SET_PDEATHSIG has ended the process anyway. In record mode alone
-(weave/supervisor/recorder.py) the supervisor notes the call and lets it through.
+(weave/supervisor/recorder.py) the supervisor answers it: it lets the call through, or refuses it with an error.
 """
 
 import errno
@@ -28,6 +28,8 @@ _NOTIF = struct.Struct("=QII iIQ 6Q")
 # other numbers.
 _NOTIF_SEND = 0xC0182101
 _NOTIF_RESP = struct.Struct("=QqiI")
+# SECCOMP_IOCTL_NOTIF_ID_VALID is _IOW('!', 2, __u64).
+_NOTIF_ID_VALID = 0x40082102
 _USER_NOTIF_FLAG_CONTINUE = 1
 
 
@@ -108,9 +110,26 @@ def receive_violation(listener: int) -> Violation | None:
     return Violation(identity, pid, call_name(number), tuple(arguments))
 
 
+def still_waits(listener: int, violation: Violation) -> bool:
+    """Whether its thread still waits for an answer. What was read of /proc by its PID before was then its own."""
+    try:
+        fcntl.ioctl(listener, _NOTIF_ID_VALID, struct.pack("=Q", violation.notification))
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def let_through(listener: int, violation: Violation) -> None:
     """Have the kernel make the call as if it were on the list."""
-    answer = _NOTIF_RESP.pack(violation.notification, 0, 0, _USER_NOTIF_FLAG_CONTINUE)
+    _answer(listener, _NOTIF_RESP.pack(violation.notification, 0, 0, _USER_NOTIF_FLAG_CONTINUE))
+
+
+def refuse(listener: int, violation: Violation, error: int) -> None:
+    """Have the call fail with `error` as if a Refusal of the list said so."""
+    _answer(listener, _NOTIF_RESP.pack(violation.notification, 0, -error, 0))
+
+
+def _answer(listener: int, answer: bytes) -> None:
     while True:
         try:
             fcntl.ioctl(listener, _NOTIF_SEND, answer)
@@ -121,13 +140,12 @@ def let_through(listener: int, violation: Violation) -> None:
         return
 
 
-def allows(calls: Iterable[Call | Refusal], name: str, arguments: tuple[int, ...]) -> bool:
-    """Whether a filter of these `calls` would let this one through."""
-    return any(
-        all(arguments[condition.argument] & condition.mask == condition.value for condition in call.conditions)
-        for call in calls
-        if isinstance(call, Call) and call.name == name
-    )
+def find(calls: Iterable[Call | Refusal], name: str, arguments: tuple[int, ...]) -> Call | Refusal | None:
+    """The line by which a filter of these `calls` would judge this one."""
+    for call in calls:
+        if call.name == name and all(arguments[at] & mask == value for at, value, mask in call.conditions):
+            return call
+    return None
 
 
 def has_ended(listener: int) -> bool:

@@ -11,7 +11,7 @@ import os
 import socket
 import termios
 
-from weave.sandbox.seccomp import WHOLE, Call, Condition, Refusal, allows, only
+from weave.sandbox.seccomp import WHOLE, Call, Condition, Refusal, only
 
 # linux/sched.h: what glibc's pthread_create(3) gives: VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID
 # and CHILD_CLEARTID.
@@ -167,11 +167,8 @@ def calls(pid: int, *, gpu: bool) -> tuple[Call | Refusal, ...]:
     return (*_COMMON, own, *(_GPU if gpu else _NO_GPU))
 
 
-def recording(pid: int, *, gpu: bool) -> tuple[Call | Refusal, ...]:
-    """The list in record mode: it allows no ioctl, so that the supervisor hears of every one but the refused."""
-    return tuple(call for call in calls(pid, gpu=gpu) if isinstance(call, Refusal) or call.name != "ioctl")
-
-
-def lists_ioctl(arguments: tuple[int, ...]) -> bool:
-    """Whether a worker with a GPU may make this ioctl outside record mode."""
-    return allows(calls(0, gpu=True), "ioctl", arguments)
+def recording(pid: int) -> tuple[Call, ...]:
+    """What a worker in record mode calls unheard, from before its device's start on. The supervisor hears of all else:
+    each file that is opened, each ioctl, what calls() refuses or does not list."""
+    heard = ("openat", "ioctl")
+    return tuple(call for call in calls(pid, gpu=True) if isinstance(call, Call) and call.name not in heard)

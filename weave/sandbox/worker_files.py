@@ -1,9 +1,11 @@
 """All files that a GPU worker may still open, beside its own model: the program itself, and the GPU."""
 
 import contextlib
+import os
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import weave
 
@@ -69,3 +71,45 @@ def cards(devices: Path = Path("/sys/bus/pci/devices")) -> list[Path]:
             if (device / "class").read_text().startswith(_CLASSES_OF_CARDS):
                 found.append(device.resolve())
     return found
+
+
+# Read in the worker's own /proc/PID.
+OWN = (
+    "maps",
+    "stat",
+    "status",
+)
+
+
+class Rules(NamedTuple):
+    """The parameters of landlock.restrict() for one worker."""
+
+    read: tuple[Path, ...]
+    read_write: tuple[Path, ...]
+    unlisted: tuple[Path, ...]
+
+    def existing(self) -> "Rules":
+        """Those of them that Landlock takes up: a rule is about what is there now, and where its links lead."""
+        return Rules(*map(_existing, self))
+
+    def leave(self, path: str, *, writes: bool) -> bool:
+        """Of existing(): whether the worker may open `path`, in which there are no links."""
+        unlisted = () if os.path.isdir(path) else self.unlisted
+        rules = (*self.read_write, *unlisted, *(() if writes else self.read))
+        return any(Path(path).is_relative_to(rule) for rule in rules)
+
+
+def rules(pid: int, *models: str | None) -> Rules:
+    """All that the worker that is process `pid` may open, with the folders of its model."""
+    own = Path(f"/proc/{pid}")
+    read = (*READ, *cards(), *(Path(folder) for folder in models if folder is not None), *(own / name for name in OWN))
+    # CUDA names its threads, by opening task/TID/comm for reading and writing; the TIDs are not known yet.
+    return Rules(read, DEVICES, (own / "task",) if NVIDIA else ())
+
+
+def _existing(paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(path.resolve(strict=True))
+    return tuple(found)

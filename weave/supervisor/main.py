@@ -82,7 +82,9 @@ def main() -> None:
         harden()
         confined = enter_profile(required=options.system and settings.config.system.require_mac)
         entrance = open_entrance(options, settings.config)
-        layers = lock_down(settings.config, entrance, other_users=settings.broker_account is not None)
+        layers = lock_down(
+            settings.config, entrance, other_users=settings.broker_account is not None, record=options.record
+        )
         layers += mac.layer_of(confined)
         open_audit(settings.config)
         if recorder is not None:
@@ -145,16 +147,19 @@ def open_entrance(options: argparse.Namespace, config: Config) -> Entrance:
     return ListeningSocket(options.socket or SYSTEM_SOCKET_PATH, mode=mode, group=group)
 
 
-def lock_down(config: Config, entrance: Entrance, *, other_users: bool) -> tuple[str, ...]:
+def lock_down(config: Config, entrance: Entrance, *, other_users: bool, record: bool = False) -> tuple[str, ...]:
     """Change no file but socket, audit and metrics; with `other_users`, be able to start children as them and to
-    end these; nothing else that root can. After this line nothing more is privileged. Raises ConfigError."""
+    end these; nothing else that root can. After this line nothing more is privileged. Raises ConfigError.
+
+    `record`: a worker that is recorded inherits this, and may open devices that are not on its list."""
     files = [Path(file) for file in (config.audit.file, config.metrics.file) if file is not None]
     for file in files:
         os.close(open_own_folder(file.parent))
     if isinstance(entrance, ListeningSocket):
         files.append(entrance.path)
     keep = (prctl.CAP_KILL, prctl.CAP_SETGID, prctl.CAP_SETUID) if other_users else ()
-    landlocked = landlock.restrict_changes(folders=[file.parent for file in files], written=worker_files.WRITABLE)
+    written = [*worker_files.WRITABLE, *([Path("/dev")] if record else [])]
+    landlocked = landlock.restrict_changes(folders=[file.parent for file in files], written=written)
     return (landlocked, drop_capabilities(keep=keep), "no-new-privs")
 
 

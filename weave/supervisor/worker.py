@@ -1,16 +1,24 @@
 """One GPU worker as the supervisor sees it: forked, attested, watched, ended."""
 
 import asyncio
+from typing import Any
 
 from weave import log
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all, socket_pair
-from weave.protocol.control_messages import ForkWorker, FromWorkerStart, LockedDown, StartWorker
+from weave.protocol.control_messages import (
+    ForkWorker,
+    FromRecordedStart,
+    FromWorkerStart,
+    LockedDown,
+    Recording,
+    StartWorker,
+)
 from weave.protocol.waiting import readable, receive
 from weave.sandbox import seccomp
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
 from weave.sandbox.mac import layer_of
 from weave.supervisor.child import kill
-from weave.supervisor.recorder import Recorder
+from weave.supervisor.recorder import RecordedWorker, Recorder
 from weave.supervisor.zygote import Zygote, ZygoteEnded
 
 # The reasons to stop a worker that do not say how it ended; the second is given to whatever has ended by itself.
@@ -33,6 +41,7 @@ class Worker:
         self._recorder = recorder
         self._pidfd: int | None = None
         self._listener: int | None = None
+        self._watching: asyncio.Task[str | None] | None = None
         self._stop_reason: str | None = None
         # Its zygote, from when it was forked on, and its exit status, which only the zygote is told.
         self._zygote: Zygote | None = None
@@ -63,19 +72,37 @@ class Worker:
         with job_end, control_end:
             fork = ForkWorker(worker=self.id, model=self.model, record=self._recorder is not None)
             zygote.send(fork, (job_end.fileno(), control_end.fileno()))
-        control: Channel[LockedDown] = Channel(supervisor_end, FromWorkerStart)
+        control: Channel[Any] = Channel(
+            supervisor_end, FromWorkerStart if self._recorder is None else FromRecordedStart
+        )
         control.set_blocking(False)
         with broker_end:
             try:
-                pid, self._pidfd, self._exited = await zygote.forked(self.id)
-                self._zygote = zygote
-                locked_down, descriptors = await receive(control)
+                pid, pidfd, self._exited = await zygote.forked(self.id)
+                self._pidfd, self._zygote = pidfd, zygote
+                if self._recorder is None:
+                    locked_down, descriptors = await receive(control)
+                    self._listener = take_listener(descriptors)
+                else:
+                    recorded = RecordedWorker(self._recorder, pid, zygote.models[self.model])
+                    locked_down = await self._record(control, recorded, pidfd)
             finally:
                 control.close()
-            self._listener = take_listener(descriptors)
             attest(pid, confinement, parent=zygote.pid)
             self.layers = (*locked_down.layers, *layer_of(confinement.mac))
             return broker_end.detach()
+
+    async def _record(self, control: Channel[FromRecordedStart], recorded: RecordedWorker, pidfd: int) -> LockedDown:
+        """In record mode the listener comes before the device's start, which needs our answers."""
+        recording, descriptors = await receive(control)
+        self._listener = take_listener(descriptors)
+        self._watching = asyncio.create_task(watch_violations("worker", self._listener, pidfd, recorded))
+        locked_down, descriptors = await receive(control)
+        close_all(descriptors)
+        if descriptors or not isinstance(recording, Recording) or not isinstance(locked_down, LockedDown):
+            raise ChannelViolation("not what a worker sends in record mode")
+        recorded.locked_down = True
+        return locked_down
 
     def stop(self, reason: str) -> None:
         """SIGKILL; `ended` tells when it is gone."""
@@ -89,7 +116,7 @@ class Worker:
         """Wait for the end, killing at the first forbidden system call. Returns the cause."""
         if self._pidfd is None:
             return self._stop_reason or "never started"
-        watching = asyncio.create_task(watch_violations("worker", self._listener, self._pidfd, self._recorder))
+        watching = self._watching or asyncio.create_task(watch_violations("worker", self._listener, self._pidfd))
         try:
             await readable(self._pidfd)
         finally:
@@ -134,10 +161,10 @@ def take_listener(descriptors: list[int]) -> int:
 
 
 async def watch_violations(
-    process: str, listener: int | None, pidfd: int, recorder: Recorder | None = None
+    process: str, listener: int | None, pidfd: int, recorded: RecordedWorker | None = None
 ) -> str | None:
-    """Wait for a forbidden system call of any thread, kill the process, log the call's name and return it; with a
-    `recorder`, note each and let it through. However many come, all other tasks get their turn after each."""
+    """Wait for a forbidden system call of any thread, kill the process, log the call's name and return it; in record
+    mode, answer each. However many come, all other tasks get their turn after each."""
     if listener is None:
         return None
     while True:
@@ -146,9 +173,8 @@ async def watch_violations(
         if seccomp.has_ended(listener):
             return None
         violation = seccomp.receive_violation(listener)
-        if violation is not None and recorder is not None:
-            recorder.note(violation)
-            seccomp.let_through(listener, violation)
+        if violation is not None and recorded is not None:
+            recorded.answer(listener, violation)
         elif violation is not None:
             kill(pidfd)
             arguments = [hex(argument) for argument in violation.arguments]

@@ -23,7 +23,7 @@ class ZygoteEnded(Exception):
 
 
 class Zygote:
-    """A running zygote. `models` are the IDs that it knows; `imported` is done once it can fork, and raises
+    """A running zygote. `models` are those that it knows, by ID; `imported` is done once it can fork, and raises
     ZygoteEnded where it never will."""
 
     def __init__(self, config: WorkerConfig, confinement: Confinement) -> None:
@@ -39,7 +39,7 @@ class Zygote:
         finally:
             close_all([memfd])
         self.pid = self._child.pid
-        self.models = {model.offer.id for model in config.models}
+        self.models = {model.offer.id: model for model in config.models}
         self.imported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._forked: dict[int, asyncio.Future[tuple[int, int, asyncio.Future[int]]]] = {}
         # By PID, which is no other worker's until this one is reaped.
@@ -70,7 +70,7 @@ class Zygote:
 
     def reconfigure(self, config: WorkerConfig) -> None:
         """The next worker gets the new config."""
-        self.models = {model.offer.id for model in config.models}
+        self.models = {model.offer.id: model for model in config.models}
         memfd = to_memfd(config)
         try:
             self._child.send(NewConfig(), (memfd,))
