@@ -13,12 +13,20 @@ from fuzz.reading import Reader
 from weave.config.families import FAMILIES
 from weave.protocol.bounds import check_parameters
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all, socket_pair
-from weave.protocol.control_messages import Alive, FromBroker, FromWorkerStart, FromZygote, ToBroker, ToZygote
+from weave.protocol.control_messages import (
+    Alive,
+    FromBroker,
+    FromRecordedStart,
+    FromWorkerStart,
+    FromZygote,
+    ToBroker,
+    ToZygote,
+)
 from weave.protocol.errors import RequestError
 from weave.protocol.worker_messages import FromWorker, Run, ToWorker
 from weave.supervisor import textfile
 
-UNIONS: tuple[Any, ...] = (FromBroker, FromZygote, ToBroker, ToZygote, ToWorker, FromWorker, FromWorkerStart)
+UNIONS: tuple[Any, ...] = (FromBroker, FromZygote, ToBroker, ToZygote, ToWorker, FromWorker, FromWorkerStart, FromRecordedStart)
 # Less than a socket's buffer, so that sending never blocks.
 _LONGEST = 64 * 1024
 

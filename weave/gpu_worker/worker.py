@@ -93,7 +93,7 @@ def lock_down(control: int, layers: tuple[str, ...], device: torch.device, *, re
     """Bind every thread to the allow list, and tell the supervisor. After this line nothing is privileged."""
     supervisor: Channel[None] = Channel.from_fd(control, None)
     listeners = []
-    if not record:
+    if not record:  # else there is a filter already
         listeners = [seccomp.install(worker_calls.calls(os.getpid(), gpu=device.type == "cuda"))]
         layers = (*layers, "seccomp")
     supervisor.send(LockedDown(layers=(*layers, "no-new-privs")), tuple(listeners))

@@ -1,0 +1,191 @@
+"""Record mode finds all that a driver needs in one run, and what it says is to be added makes the driver work."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.security.hostile import new_driver
+from tests.security.hostile.new_driver import CALLS, LATER, LIBRARY, ODD, VERSION
+from tests.security.test_gpu_start import A_GPU
+from tests.support.builds import Changes, build
+from tests.support.daemon import Daemon
+from tests.support.pictures import draw, images
+from tests.support.recorded import additions, to_add
+from tests.support.system import MODEL, REACHABLE
+from tests.support.users import ALICE, as_user, uid
+from weave.client import WeaveError
+
+WITH_A_NEW_DRIVER: Changes = {
+    "gpu_worker/worker.py": [
+        ('gpu=device.type == "cuda"', "gpu=True"),
+        ("    if config.threads:\n", "    new_driver.start()\n    if config.threads:\n"),
+        (
+            "from weave.gpu_worker import device",
+            "from weave.gpu_worker import new_driver\nfrom weave.gpu_worker import device",
+        ),
+    ],
+    "gpu_worker/serve.py": [
+        ("    check_sha256(path,", "    new_driver.later()\n    check_sha256(path,"),
+        (
+            "from weave.gpu_worker import device",
+            "from weave.gpu_worker import new_driver\nfrom weave.gpu_worker import device",
+        ),
+    ],
+    "sandbox/worker_files.py": A_GPU["sandbox/worker_files.py"],
+}
+
+
+class Machine(NamedTuple):
+    """One with a new driver, for one user: None for ourselves."""
+
+    folder: Path
+    user: str | None
+
+    def run(self, changes: Changes, *options: str) -> tuple[str, Daemon]:
+        """What the daemon of such a build generates, as a digest, or by what error it fails; it has ended then."""
+        changed = {
+            name: [*WITH_A_NEW_DRIVER.get(name, []), *changes.get(name, [])] for name in WITH_A_NEW_DRIVER | changes
+        }
+        module = Path(new_driver.__file__).read_text().replace("/folder/", str(self.folder))
+        command = build(changed, {"gpu_worker/new_driver.py": module})
+        daemon = self.start(command, options)
+        digest = self.act(lambda: generate(daemon))
+        assert daemon.stop() == 0
+        return digest, daemon
+
+    def start(self, command: tuple[str, ...], options: tuple[str, ...]) -> Daemon:
+        runtime = Path(tempfile.mkdtemp(prefix="weave-test-"))
+        if self.user is None:
+            return Daemon(MODEL, folder=runtime, command=command, options=options).wait_until_serving()
+        os.chmod(Path(command[0]).parents[1], 0o755)
+        os.chown(runtime, uid(self.user), -1)
+        become = ("setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--init-groups")
+        daemon = Daemon(MODEL, (*REACHABLE, *become), folder=runtime, command=command, options=options)
+        return daemon.wait_until_serving()
+
+    def act(self, action: Callable[[], Any]) -> Any:
+        return action() if self.user is None else as_user(self.user, action)
+
+
+def generate(daemon: Daemon) -> str:
+    with daemon.client() as client:
+        try:
+            return hashlib.sha256(images(draw(client, format="raw"))[0].data).hexdigest()
+        except WeaveError as error:
+            return error.code.value
+
+
+@pytest.fixture(scope="module", params=["ourselves", "an ordinary user"])
+def machine(request: pytest.FixtureRequest) -> Machine:
+    if request.param == "an ordinary user":
+        request.getfixturevalue("users")
+    folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
+    user = ALICE if request.param == "an ordinary user" else None
+    for name in (VERSION, ODD, LATER, "written", "none.conf"):
+        (folder / name).touch()
+        os.chmod(folder / name, 0o666)
+    (folder / LIBRARY).symlink_to(VERSION)
+    (folder / "loop").symlink_to("loop")
+    os.chmod(folder, 0o777)
+    return Machine(folder, user)
+
+
+@pytest.fixture(scope="module")
+def recorded(machine: Machine) -> tuple[str, Daemon]:
+    return machine.run({}, "--record")
+
+
+@pytest.fixture(scope="module")
+def expected() -> Iterator[str]:
+    """Of a machine whose driver is not new."""
+    daemon = Daemon(MODEL).wait_until_serving()
+    yield generate(daemon)
+    daemon.stop()
+
+
+def python(text: str) -> str:
+    """Of a file's name, as it comes in Python's source."""
+    return '"' + ascii(text)[1:-1].replace('"', '\\"') + '"'
+
+
+def test_a_recorded_worker_with_a_new_driver_generates_its_image(recorded: tuple[str, Daemon], expected: str) -> None:
+    digest, daemon = recorded
+    assert digest == expected
+    assert not daemon.events("sandbox_violation") and not daemon.events("broker_hung")
+
+
+def test_all_that_the_lists_lack_is_found_and_nothing_else(machine: Machine, recorded: tuple[str, Daemon]) -> None:
+    lines = recorded[1].output().partition("To add:\n")[0].splitlines()
+    assert {tuple(line.rsplit(None, 1)) for line in map(" ".join, map(str.split, lines))} == {
+        ("not listed getpgid", str(CALLS)),
+        ("not listed madvise 2=0xc", "1"),
+        ("not listed mmap 3=0x2022", "1"),
+        ("not listed prlimit64 0=0x0", "2"),
+        ("not listed ioctl 0x40045a17 (type Z)", "1"),
+        ("listed ioctl 0xc0204625 (type F)", "1"),
+        (f"not listed read {python(str(machine.folder / LIBRARY))}", "1"),
+        (f"not listed read {python(str(machine.folder / ODD))}", "1"),
+        (f"not listed read {python(str(machine.folder / LATER))}", "1"),
+        ('not listed read "/proc/self/cgroup"', "1"),
+        ('not listed write "/dev/zero"', "1"),
+        # What no list could have
+        (f"not listed write {python(str(machine.folder / 'written'))}", "1"),
+        ('not listed read "/proc/1/status"', "1"),
+        ('not listed read "/"', "1"),
+    }
+
+
+def test_each_is_told_in_the_form_in_which_it_is_added(machine: Machine, recorded: tuple[str, Daemon]) -> None:
+    _, daemon = recorded
+    found = to_add(daemon.output())
+    read = sorted(f"    Path({python(str(machine.folder / name))})," for name in (LIBRARY, ODD, LATER))
+    assert found == {
+        ("sandbox/worker_calls.py", "_GPU"): [
+            '    Call("getpgid", "..."),',
+            '    Call("ioctl", "...", (Condition(1, 0x40045a17),)),',
+            '    Call("madvise", "...", (Condition(2, 0xc),)),',
+            '    Call("mmap", "...", (Condition(3, 0x2022),)),',
+            '    Call("prlimit64", "...", (Condition(0, 0x0),)),',
+        ],
+        ("sandbox/worker_files.py", "DEVICES"): ['    Path("/dev/zero"),'],
+        ("sandbox/worker_files.py", "OWN"): ['    "cgroup",'],
+        ("sandbox/worker_files.py", "READ"): read,
+    }
+    logged = [line["add"] for line in daemon.events("sandbox_recorded")]
+    assert sorted(filter(None, logged)) == [
+        [f"weave/{file}", place, line.strip()] for (file, place), lines in found.items() for line in lines
+    ]
+
+
+def test_without_record_mode_the_driver_is_refused_and_with_what_is_to_be_added_it_works(
+    machine: Machine, recorded: tuple[str, Daemon], expected: str
+) -> None:
+    refused, daemon = machine.run({})
+    assert refused == "worker_failed"
+    assert LIBRARY in str(daemon.events("crashed")[0]["detail"])
+    # With the files alone it starts, and its first call ends it.
+    lists = additions(recorded[1].output())
+    refused, daemon = machine.run({"sandbox/worker_files.py": lists["sandbox/worker_files.py"]})
+    assert (refused, daemon.events("sandbox_violation")[0]["call"]) == ("worker_failed", "getpgid")
+    digest, daemon = machine.run(lists)
+    assert digest == expected
+    assert not daemon.events("sandbox_violation") and not daemon.events("crashed")
+
+
+def test_a_recorded_worker_starts_no_program_and_makes_and_changes_no_file(
+    machine: Machine, recorded: tuple[str, Daemon]
+) -> None:
+    """What no list could allow is refused in record mode too: by Landlock, ours and the supervisor's."""
+    told = {line["what"]: line["result"] for line in recorded[1].events("attempted")}
+    refused = "errno 13"
+    assert {told[what] for what in ("a program", "a connection", "a new file", "a new folder", "write a file")} == {
+        refused
+    }
+    assert told["a file to write"] == refused  # by the supervisor's answer: /dev/null is on the list
+    assert told["another process"] == told["all of /"] == "done"
+    assert not (machine.folder / "new").exists() and not (machine.folder / "new folder").exists()
