@@ -26,7 +26,16 @@ from weave.protocol.errors import RequestError
 from weave.protocol.worker_messages import FromWorker, Run, ToWorker
 from weave.supervisor import textfile
 
-UNIONS: tuple[Any, ...] = (FromBroker, FromZygote, ToBroker, ToZygote, ToWorker, FromWorker, FromWorkerStart, FromRecordedStart)
+UNIONS: tuple[Any, ...] = (
+    FromBroker,
+    FromZygote,
+    ToBroker,
+    ToZygote,
+    ToWorker,
+    FromWorker,
+    FromWorkerStart,
+    FromRecordedStart,
+)
 # Less than a socket's buffer, so that sending never blocks.
 _LONGEST = 64 * 1024
 

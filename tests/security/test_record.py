@@ -15,16 +15,18 @@ import pytest
 from tests.integration.test_weavectl import weavectl
 from tests.security.hostile.worker import CALLS_OF_A_NEW_DRIVER, LISTED_IOCTL, UNLISTED_IOCTL
 from tests.security.test_hostile_processes import BROKER, HOSTILE, WORKER, Hostile, attack, attack_as_broker
-from tests.support.builds import Changes
+from tests.support.builds import Changes, daemon_of
 from tests.support.daemon import COMMAND
 from tests.support.pictures import draw, images
 from tests.support.system import MODEL
+from weave.client import WeaveError
 from weave.protocol.channel import received_descriptors
 from weave.protocol.client_messages import StatusReport
 from weave.protocol.errors import ErrorCode
 from weave.sandbox import broker_calls, seccomp, worker_calls
 from weave.sandbox.process import harden
 from weave.supervisor import recorder as recorders
+from weave.supervisor.findings import call_found
 from weave.supervisor.recorder import Recorder
 from weave.supervisor.supervisor import Supervisor
 
@@ -81,26 +83,56 @@ def test_each_finding_is_logged_once_by_name_and_an_ioctl_by_its_request(recorde
 
 
 def test_the_summary_has_a_line_for_each_finding_and_nothing_else(recorded: Recorded) -> None:
-    assert [line.split() for line in recorded.output.splitlines()] == [
+    summary, _, to_add = recorded.output.partition("To add:\n")
+    assert [line.split() for line in summary.splitlines()] == [
         ["not", "listed", "getpgid", str(CALLS_OF_A_NEW_DRIVER)],
         ["not", "listed", "ioctl", hex(UNLISTED_IOCTL), "(type", "Z)", "1"],
         ["listed", "ioctl", hex(LISTED_IOCTL), "(type", "F)", "1"],
+    ]
+    assert to_add.splitlines() == [
+        "weave/sandbox/worker_calls.py: at the end of _GPU",
+        '    Call("getpgid", "..."),',
+        f'    Call("ioctl", "...", (Condition(1, {UNLISTED_IOCTL:#x}),)),',
     ]
 
 
 def test_status_and_doctor_say_that_the_worker_is_recorded(recorded: Recorded) -> None:
     worker, broker = (set(recorded.status.sandbox[process]) for process in ("worker", "broker"))
-    assert "seccomp-recording" in worker and "seccomp" not in worker
-    assert {"no-capabilities", "no-new-privs"} < worker and any(layer.startswith("landlock-") for layer in worker)
+    assert worker == {"landlock-recording", "no-capabilities", "seccomp-recording", "no-new-privs"}
     assert "seccomp" in broker and "seccomp-recording" not in broker
     warned = [line for line in recorded.doctor.splitlines() if "recording" in line]
     assert len(warned) == 1 and warned[0].startswith("warn") and "instead of enforcing" in warned[0]
 
 
-@pytest.mark.parametrize("changes", [{}, TOLD_TO_RECORD], ids=["an ordinary worker", "one that is told to record"])
-def test_a_worker_gains_nothing_where_the_supervisor_does_not_record(changes: Changes) -> None:
+def test_a_worker_that_records_where_the_supervisor_does_not_is_never_attested() -> None:
+    """Not even its channel is handed on."""
+    daemon = daemon_of(TOLD_TO_RECORD)
+    try:
+        with daemon.client() as client, pytest.raises(WeaveError) as failed:
+            draw(client)
+        assert failed.value.code is ErrorCode.WORKER_FAILED
+        assert "not a message of this channel" in daemon.events("worker_ended")[-1]["cause"]
+    finally:
+        assert daemon.stop() == 0
+    assert daemon.output() == "" and not daemon.events("sandbox_recorded") and not daemon.events("worker_started")
+
+
+def test_a_worker_whose_filter_is_that_of_record_mode_is_killed_by_the_first_file_that_it_opens() -> None:
     """What lets a call through is the supervisor's answer alone."""
-    hostile = Hostile(WORKER | changes, HOSTILE_WORKER, MODEL)
+    lists = ('worker_calls.calls(os.getpid(), gpu=device.type == "cuda")', "worker_calls.recording(os.getpid())")
+    daemon = daemon_of({"gpu_worker/worker.py": [lists]})
+    try:
+        with daemon.client() as client, pytest.raises(WeaveError) as failed:
+            draw(client)
+        assert failed.value.code is ErrorCode.WORKER_FAILED
+        assert [line["call"] for line in daemon.events("sandbox_violation")] == ["openat"]
+    finally:
+        assert daemon.stop() == 0
+    assert daemon.output() == "" and not daemon.events("sandbox_recorded")
+
+
+def test_a_worker_that_makes_a_forbidden_call_is_killed_where_the_supervisor_does_not_record() -> None:
+    hostile = Hostile(WORKER, HOSTILE_WORKER, MODEL)
     try:
         error, events = attack(hostile, "a new driver")
         assert error.code is ErrorCode.WORKER_FAILED
@@ -195,13 +227,16 @@ def test_a_call_whose_thread_has_ended_meanwhile_harms_nobody(waiting: tuple[int
     ],
 )
 def test_an_ioctl_is_judged_as_the_filter_of_a_worker_with_a_gpu_would(request_number: int, listed: bool) -> None:
-    assert worker_calls.lists_ioctl((3, request_number, 0, 0, 0, 0)) == listed
+    line = seccomp.find(worker_calls.calls(0, gpu=True), "ioctl", (3, request_number, 0, 0, 0, 0))
+    assert isinstance(line, seccomp.Call) == listed
 
 
 def test_findings_without_end_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorders, "_MOST_FINDINGS", 2)
     recorder = Recorder()
     for request in (0x5A00, 0x5A01, 0x5A02, 0x5A03, 0x5A01):
-        recorder.note(seccomp.Violation(1, 1, "ioctl", (3, request, 0, 0, 0, 0)))
-    assert [line.split()[-1] for line in recorder.summary()] == ["2", "2", "1"]
-    assert "(further ones)" in "".join(recorder.summary())
+        violation = seccomp.Violation(1, 1, "ioctl", (3, request, 0, 0, 0, 0))
+        recorder.count(call_found(violation, worker_calls.calls(1, gpu=True), listed=False), violation)
+    summary, _, to_add = "\n".join(recorder.summary()).partition("\nTo add:\n")
+    assert [line.split()[-1] for line in summary.splitlines()] == ["2", "2", "1"]
+    assert "(further ones)" in summary and len(to_add.splitlines()) == 3
