@@ -66,9 +66,8 @@ def _follow(name: str, links: dict[str, str]) -> str | None:
     """realpath(3) of the absolute `name`, with other targets for those of `links`. None where it leads nowhere."""
     path, names, followed = "/", _parts(name), 0
     while names:
-        here = os.path.normpath(
-            os.path.join(path, names.pop())
-        )  # what there is of it has no links, so .. is its parent
+        # There are no links in `path`, so its .. is its parent.
+        here = os.path.normpath(os.path.join(path, names.pop()))
         try:
             target = links.get(here) or os.readlink(here)
         except OSError as error:
