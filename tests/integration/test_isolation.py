@@ -38,7 +38,7 @@ def system(*, isolate_users: bool, changes: Changes | None = None) -> Iterator[D
 
 def readable(command: tuple[str, ...]) -> tuple[str, ...]:
     """A build's folder is ours alone, but other users are to run it."""
-    Path(command[0]).parents[1].chmod(0o755)
+    Path(command[0]).parents[2].chmod(0o755)
     return command
 
 

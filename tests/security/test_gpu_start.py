@@ -41,7 +41,7 @@ def folder() -> Path:
 def start(command: tuple[str, ...], folder: Path, *, system: bool) -> Daemon:
     if not system:
         return Daemon(MODEL, command=command, folder=folder)
-    os.chmod(Path(command[0]).parents[1], 0o755)  # the build, which the children are to read
+    os.chmod(Path(command[0]).parents[2], 0o755)  # the build, which the children are to read
     return system_daemon(folder, command=command)
 
 

@@ -4,7 +4,6 @@ test takes away or takes over is never a flag of the product."""
 import functools
 import os
 import shutil
-import site
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import weave
 from tests.support.daemon import COMMAND, Daemon
 from tests.support.system import MODEL
+from weave.sandbox import worker_files
 
 # By file within weave/: the lines to replace, each of which must be there once, and what they become.
 Changes = dict[str, list[tuple[str, str]]]
@@ -28,10 +28,7 @@ def build(changes: Changes, modules: dict[str, Path | str] | None = None, everyw
     folder = Path(tempfile.mkdtemp(prefix="weave-build-"))
     package = folder / "src" / "weave"
     shutil.copytree(Path(weave.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    # The libraries stay where they are, and there the build's worker may read them, as the product's may.
-    readable = "sandbox/worker_files.py"
-    libraries = [("Path(sys.prefix)", f"Path({sys.prefix!r})"), *changes.get(readable, [])]
-    for name, replacements in (changes | {readable: libraries}).items():
+    for name, replacements in changes.items():
         source = (package / name).read_text()
         for old, new in replacements:
             assert source.count(old) == 1, f"{name} has {source.count(old)} times {old!r}"
@@ -39,17 +36,20 @@ def build(changes: Changes, modules: dict[str, Path | str] | None = None, everyw
         (package / name).write_text(source)
     for name, module in (modules or {}).items():
         (package / name).write_text(module if isinstance(module, str) else module.read_text())
-    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    # Beside the source, as the worker may read all of its environment.
+    environment = folder / "environment"
+    packages = environment / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     packages.mkdir(parents=True)
     (packages / "everywhere.py").write_text(everywhere)
-    lines = [str(folder / "src"), *site.getsitepackages(), "import everywhere"]
+    # The libraries stay where they are, and there the build's worker may read them, as the product's may.
+    lines = [str(folder / "src"), *map(str, worker_files.packages(sys.path)), "import everywhere"]
     (packages / "build.pth").write_text("\n".join(lines) + "\n")
     # Without its second line the distribution's own libraries would be found too, of other versions than ours.
     settings = f"home = {Path(sys.base_prefix) / 'bin'}\ninclude-system-site-packages = false\n"
-    (folder / "pyvenv.cfg").write_text(settings)
-    (folder / "bin").mkdir()
-    (folder / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
-    return (str(folder / "bin" / "python"), "-I", "-B", "-m", "weave.supervisor")
+    (environment / "pyvenv.cfg").write_text(settings)
+    (environment / "bin").mkdir()
+    (environment / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
+    return (str(environment / "bin" / "python"), "-I", "-B", "-m", "weave.supervisor")
 
 
 @functools.cache

@@ -4,21 +4,49 @@ import contextlib
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import weave
 
+
+def packages(search: Iterable[str]) -> tuple[Path, ...]:
+    """Of the places that Python imports from (`sys.path`), those that hold installed packages: a .pth file may name
+    another environment's, which has torch. Not the others, for an editable install's is a whole checkout."""
+    named = (Path(entry) for entry in search if entry.startswith("/"))
+    return tuple(path for path in named if path.name in ("site-packages", "dist-packages") and os.path.isdir(path))
+
+
+def libraries(search: str) -> tuple[Path, ...]:
+    """The shared libraries in the folders of `search` (LD_LIBRARY_PATH), such as a driver's that /etc/ld.so.cache
+    does not list. It comes from whoever started the daemon, which is why it is trusted. But such a folder may hold
+    more than libraries, or be a home folder: so each file is allowed by itself, and the folder is not."""
+    found = []
+    for folder in sorted({entry for entry in search.split(":") if entry.startswith("/")}):
+        with contextlib.suppress(OSError):
+            found += sorted(path for path in Path(folder).iterdir() if re.search(r"\.so(\.\d+)*$", path.name))
+    return tuple(path for path in found if os.path.isfile(path))
+
+
 # Code is read again after the fork: diffusers, transformers and CUDA load modules and libraries when first used.
 # Reading is all: Landlock's right to execute is not among what `read` gives.
 READ = (
     Path(sys.prefix),
+    # The standard library, of which some systems keep what is compiled in lib64.
     Path(sys.base_prefix) / "lib",
+    Path(sys.base_exec_prefix) / sys.platlibdir,
+    *packages(sys.path),
     Path(weave.__file__).parent,
     Path("/usr/lib"),
     Path("/usr/lib64"),
     Path("/usr/local/lib"),
     Path("/usr/local/cuda"),
+    # The driver's libraries: NVIDIA's images and GKE have the first, NixOS has links into its store in the second.
+    Path("/usr/local/nvidia"),
+    Path("/run/opengl-driver"),
+    Path("/nix/store"),
+    *libraries(os.environ.get("LD_LIBRARY_PATH", "")),
     Path("/opt/rocm"),
     Path("/etc/ld.so.cache"),
     # How many cores and how much memory there are: torch, OpenMP and oneDNN.

@@ -1,0 +1,122 @@
+"""Where a worker may read libraries from: wherever Python imports installed packages from, and the shared libraries of
+LD_LIBRARY_PATH; not what lies beside them. Shown in the real, locked-down worker."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.builds import Changes, build
+from tests.support.daemon import Daemon
+from tests.support.pictures import draw, images
+from tests.support.system import MODEL
+from weave.client import WeaveError
+from weave.sandbox import worker_files
+
+# Once the worker is confined it loads a library, as CUDA does; below lock_down() it imports a package's module.
+USES_THEM: Changes = {
+    "gpu_worker/device.py": [
+        (
+            "    picture = torch.randn(1, 8",
+            "    __import__('ctypes').CDLL('libodd.so.1')\n    picture = torch.randn(1, 8",
+        ),
+    ],
+    "gpu_worker/serve.py": [("path = Path(model.path)\n", "path = Path(__import__('late').model(model.path))\n")],
+}
+# The module: a model's path, once nothing that lies beside could be opened.
+LATE = """
+import os
+
+def model(path):
+    for closed in {closed}:
+        try:
+            os.close(os.open(closed, os.O_RDONLY))
+        except PermissionError:
+            continue
+        raise RuntimeError(closed + " was opened")
+    return path
+"""
+RULES = {
+    "packages": ("*packages(sys.path)", "*packages(entry for entry in sys.path if '/odd/' not in entry)"),
+    "libraries": ('    *libraries(os.environ.get("LD_LIBRARY_PATH", "")),\n', ""),
+}
+
+
+class Place:
+    """An odd folder, outside every environment, with a package and a library; and a build that a .pth file leads
+    there."""
+
+    def __init__(self, folder: Path, changes: Changes) -> None:
+        self.command = build(changes)
+        environment = Path(self.command[0]).parents[1]
+        checkout = environment.with_name("src")
+        packages, drivers = folder / "odd" / "site-packages", folder / "odd" / "drivers"
+        packages.mkdir(parents=True)
+        drivers.mkdir()
+        shutil.copy(next(Path("/usr/lib").glob("*/libcap.so.2")), drivers / "libodd.so.1")
+        beside = [folder / "odd" / "notes", drivers / "notes", checkout / "notes"]
+        for file in beside:
+            file.write_text("none of the worker's business")
+        closed = [str(path) for path in (*beside, folder / "odd", drivers, checkout)]
+        (packages / "late.py").write_text(LATE.format(closed=closed))
+        (next(environment.glob("lib/*/site-packages")) / "odd.pth").write_text(f"{packages}\n")
+        self.variables = {"LD_LIBRARY_PATH": f"relative:{drivers}::/nowhere"}
+
+    def daemon(self) -> Daemon:
+        return Daemon(MODEL, command=self.command, variables=self.variables).wait_until_serving()
+
+
+@pytest.fixture
+def expected(shared_daemon: Daemon) -> Iterator[bytes]:
+    with shared_daemon.client() as client:
+        yield images(draw(client, format="raw"))[0].data
+        client.unload()
+
+
+def test_libraries_in_odd_places_are_used_and_what_lies_beside_stays_closed(tmp_path: Path, expected: bytes) -> None:
+    daemon = Place(tmp_path, USES_THEM).daemon()
+    try:
+        with daemon.client() as client:
+            assert images(draw(client, format="raw"))[0].data == expected
+    finally:
+        daemon.stop()
+
+
+@pytest.mark.parametrize("rule, told", [("packages", "odd/site-packages/late.py'"), ("libraries", "libodd.so.1")])
+def test_without_the_rule_they_could_not_be_read(tmp_path: Path, rule: str, told: str) -> None:
+    daemon = Place(tmp_path, USES_THEM | {"sandbox/worker_files.py": [RULES[rule]]}).daemon()
+    try:
+        with daemon.client() as client, pytest.raises(WeaveError):
+            draw(client)
+        assert told in daemon.log()
+    finally:
+        daemon.stop()
+
+
+def test_a_checkout_that_is_imported_from_would_be_noticed_if_it_could_be_read(tmp_path: Path) -> None:
+    everything = ('path.name in ("site-packages", "dist-packages")', "True")
+    daemon = Place(tmp_path, USES_THEM | {"sandbox/worker_files.py": [everything]}).daemon()
+    try:
+        with daemon.client() as client, pytest.raises(WeaveError):
+            draw(client)
+        assert "src/notes was opened" in daemon.log()
+    finally:
+        daemon.stop()
+
+
+def test_of_a_librarys_folder_only_shared_libraries_are_taken(tmp_path: Path) -> None:
+    for name in ("libcuda.so.1", "libcuda.so", "libnvidia-ml.so.570.86.15", "id_rsa", "libx.so.conf", ".source"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.so").mkdir()
+    found = worker_files.libraries(f":{tmp_path}:{tmp_path / 'folder.so'}:relative:{tmp_path / 'gone'}")
+    assert [path.name for path in found] == ["libcuda.so", "libcuda.so.1", "libnvidia-ml.so.570.86.15"]
+
+
+def test_of_what_python_imports_from_only_installed_packages_are_taken(tmp_path: Path) -> None:
+    for name in ("site-packages", "dist-packages", "checkout"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file" / "site-packages").parent.mkdir()
+    (tmp_path / "file" / "site-packages").touch()
+    search = ["", "site-packages", "/", *map(str, sorted(tmp_path.glob("*"))), str(tmp_path / "file" / "site-packages")]
+    assert worker_files.packages(search) == (tmp_path / "dist-packages", tmp_path / "site-packages")
