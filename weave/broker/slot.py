@@ -4,9 +4,10 @@ import asyncio
 from typing import Literal
 
 from weave import log
-from weave.broker.worker_link import WorkerLink
+from weave.broker.worker_link import WorkerError, WorkerLink
 from weave.protocol.channel import Channel, ChannelClosed, close_all
 from weave.protocol.control_messages import StartWorker, StopReason, StopWorker, ToBroker, WorkerEnded, WorkerStarted
+from weave.protocol.worker_messages import Failed
 
 WorkerState = Literal["none", "starting", "loading", "idle", "running", "stopping"]
 
@@ -40,14 +41,16 @@ class Slot:
             waiting.set_result(descriptors[0])
             return
         log.write("broker", "worker_gone", worker=message.worker, cause=message.cause)
-        if waiting is not None:
+        if waiting is not None and message.libraries_lack:
+            waiting.set_exception(WorkerError(Failed(job=0, reason="libraries", detail=message.cause)))
+        elif waiting is not None:
             waiting.set_result(None)
         if current:
             self._gone.set()
 
     async def start(self, model: str, *, serves: int | None) -> WorkerLink:
         """A new worker, where there is none. The supervisor has a deadline of its own for it, and always answers.
-        Raises ChannelClosed where it did not come."""
+        Raises ChannelClosed where it did not come, and WorkerError where no other would come either."""
         self.state = "starting"
         self._number += 1
         self._gone = asyncio.Event()

@@ -13,6 +13,10 @@ MESSAGES = {
     "out_of_memory": (ErrorCode.OUT_OF_MEMORY, "the device has not enough free memory for this job"),
     "refused": (ErrorCode.WORKER_FAILED, "the model's files were refused; the daemon's log says which"),
     "scheduler": (ErrorCode.OUT_OF_BOUNDS, "scheduler is one that this model's own scheduler config rules out"),
+    "libraries": (
+        ErrorCode.WORKER_FAILED,
+        "the daemon's libraries lack something that it needs; the daemon's log says what",
+    ),
     "internal": (ErrorCode.INTERNAL, "the GPU worker could not do it; the daemon's log says why"),
 }
 

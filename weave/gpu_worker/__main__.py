@@ -5,15 +5,16 @@ has initialised CUDA cannot use it), and forks a fresh worker for each model tha
 """
 
 import argparse
+import contextlib
 import os
 import selectors
 import time
 
 from weave import log
 from weave.config.parts import WorkerConfig, from_memfd
-from weave.gpu_worker import environment
+from weave.gpu_worker import environment, libraries
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
-from weave.protocol.control_messages import Exited, Forked, ForkWorker, Imported, ToZygote
+from weave.protocol.control_messages import Exited, Forked, ForkWorker, Imported, LibrariesLack, ToZygote
 from weave.sandbox.process import drop_capabilities, harden
 
 
@@ -30,15 +31,28 @@ def main() -> None:
 
     environment.apply()
     started = time.monotonic()
-    from weave.gpu_worker.families import import_families
-
-    import_families({model.offer.family for model in config.models})
-    log.write("zygote", "imported", seconds=round(time.monotonic() - started, 2))
-    try:
+    with contextlib.suppress(ChannelClosed):
+        if not import_libraries(config):
+            control.send(LibrariesLack())
+            control.receive()  # nothing comes: until the supervisor is gone, or ends us
+            return
+        log.write("zygote", "imported", seconds=round(time.monotonic() - started, 2))
         control.send(Imported())
         Zygote(control, config).serve()
-    except ChannelClosed:
-        return
+
+
+def import_libraries(config: WorkerConfig) -> bool:
+    """Whether they have all that the config's models need. What they lack is logged."""
+    families = {model.offer.family for model in config.models}
+    found = libraries.lacking(families)
+    for lacking in found:
+        log.write("zygote", "libraries_lack", **lacking._asdict())
+    if found:
+        return False
+    from weave.gpu_worker.families import import_families
+
+    import_families(families)
+    return True
 
 
 class Zygote:

@@ -18,7 +18,7 @@ from weave.gpu_worker.schedulers import SchedulerUnfit, fresh_scheduler
 # What the pipelines let a T5 encoder have, by their own default.
 T5_TOKENS = {"sd3": 256, "flux": 512}
 
-_SCHEDULERS = {
+SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_a": "EulerAncestralDiscreteScheduler",
@@ -117,7 +117,7 @@ def import_families(names: Iterable[str]) -> None:
         for library, class_name in family.components.values():
             getattr(library, class_name)
         for scheduler in family.schedulers:
-            getattr(diffusers, _SCHEDULERS[scheduler])
+            getattr(diffusers, SCHEDULERS[scheduler])
     Image.preinit()
     assert PngImagePlugin  # Image.save imports it by name
 
@@ -127,7 +127,7 @@ def check_schedulers(pipeline: Any, name: str) -> None:
     unfit = []
     for scheduler in FAMILIES[name].schedulers:
         try:
-            fresh_scheduler(pipeline.scheduler, _SCHEDULERS[scheduler], _USUAL_STEPS)
+            fresh_scheduler(pipeline.scheduler, SCHEDULERS[scheduler], _USUAL_STEPS)
         except SchedulerUnfit as error:
             unfit.append(error)
         else:
@@ -138,7 +138,7 @@ def check_schedulers(pipeline: Any, name: str) -> None:
 def set_scheduler(pipeline: Any, name: str, steps: int) -> None:
     """A fresh scheduler from the model's own, which the first call finds in the pipeline. Raises SchedulerUnfit."""
     own = pipeline.__dict__.setdefault("own_scheduler", pipeline.scheduler)
-    pipeline.scheduler = fresh_scheduler(own, _SCHEDULERS[name], steps)
+    pipeline.scheduler = fresh_scheduler(own, SCHEDULERS[name], steps)
 
 
 def call_arguments(name: str, prompts: tuple[str, ...], negative_prompt: str, cfg_scale: float) -> dict[str, Any]:

@@ -92,10 +92,12 @@ class WorkerStarted(_Message, frozen=True, kw_only=True, tag="worker_started"):
 
 
 class WorkerEnded(_Message, frozen=True, kw_only=True, tag="worker_ended"):
-    """The worker is gone, and all of its memory with it. `cause` is for the log and for status."""
+    """The worker is gone, and all of its memory with it. `cause` is for the log and for status. `libraries_lack`: it
+    could not be started, see LibrariesLack."""
 
     worker: int
     cause: str
+    libraries_lack: bool = False
 
 
 class NewConfig(_Message, frozen=True, kw_only=True, tag="new_config"):
@@ -129,6 +131,11 @@ class Imported(_Message, frozen=True, kw_only=True, tag="imported"):
     """torch and diffusers are imported: workers can be forked."""
 
 
+class LibrariesLack(_Message, frozen=True, kw_only=True, tag="libraries_lack"):
+    """Comes instead of Imported: torch, or another library, lacks what the daemon needs of it; the zygote's own line in
+    the log says what. It forks nothing, and ends with its channel."""
+
+
 class Forked(_Message, frozen=True, kw_only=True, tag="forked"):
     """The worker runs; its pidfd comes along."""
 
@@ -144,7 +151,7 @@ class Exited(_Message, frozen=True, kw_only=True, tag="exited"):
     status: int
 
 
-FromZygote: TypeAlias = Imported | Forked | Exited
+FromZygote: TypeAlias = Imported | LibrariesLack | Forked | Exited
 
 
 # Worker and supervisor: this is all that the worker ever says to it.

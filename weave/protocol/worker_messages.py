@@ -100,11 +100,11 @@ class Finished(_Message, frozen=True, kw_only=True, tag="finished"):
 class Failed(_Message, frozen=True, kw_only=True, tag="failed"):
     """The job, or the loading of the model (job 0), ended without a result; the worker lives on.
 
-    `detail` is for the log, never for a client: it may hold a path.
+    `detail` is for the log, never for a client: it may hold a path. `libraries` is the broker's own: no worker came.
     """
 
     job: int
-    reason: Literal["cancelled", "out_of_memory", "refused", "scheduler", "internal"]
+    reason: Literal["cancelled", "out_of_memory", "refused", "scheduler", "libraries", "internal"]
     detail: Annotated[str, Meta(max_length=MAX_DETAIL)]
 
 

@@ -92,9 +92,9 @@ class Broker:
         """Hand over an attested worker's channel."""
         self._child.send(WorkerStarted(worker=worker, layers=layers), (channel,))
 
-    def worker_ended(self, worker: int, cause: str) -> None:
+    def worker_ended(self, worker: int, cause: str, *, libraries_lack: bool = False) -> None:
         """Tell that a worker and its memory are gone, or that it never came."""
-        self._child.send(WorkerEnded(worker=worker, cause=cause))
+        self._child.send(WorkerEnded(worker=worker, cause=cause, libraries_lack=libraries_lack))
 
     def reconfigure(self, config: BrokerConfig) -> None:
         """Hand over a new config."""

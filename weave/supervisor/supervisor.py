@@ -23,7 +23,7 @@ from weave.supervisor.recorder import Recorder
 from weave.supervisor.socket import Entrance
 from weave.supervisor.textfile import write_textfile
 from weave.supervisor.worker import Worker, WorkerFailed
-from weave.supervisor.zygote import Zygote, ZygoteEnded
+from weave.supervisor.zygote import LibrariesUnfit, Zygote, ZygoteEnded
 
 _BROKER_START_SECONDS = 20.0
 _STOP_SECONDS = 3.0
@@ -182,7 +182,7 @@ class Supervisor:
             broker.worker_ended(request.worker, "the model is not in the config any more")
             return
         self._worker = worker = Worker(request, self._recorder)
-        cause = "stopped"
+        cause, unfit = "stopped", False
         try:
             try:
                 channel = await self._start(worker)
@@ -194,8 +194,8 @@ class Supervisor:
             finally:
                 close_all([channel])
             cause = await worker.ended()
-        except (WorkerFailed, ZygoteEnded) as error:
-            cause = str(error) or "the zygote ended twice"
+        except (WorkerFailed, LibrariesUnfit, ZygoteEnded) as error:
+            cause, unfit = str(error) or "the zygote ended twice", isinstance(error, LibrariesUnfit)
         except Exception as error:  # out of descriptors, say: whatever it was, the broker must hear of the end
             cause = f"{type(error).__name__}: {error}"
         finally:
@@ -205,7 +205,7 @@ class Supervisor:
             self._worker = None
             log.write("supervisor", "worker_ended", worker=worker.id, model=worker.model, cause=cause)
         await worker.reaped()
-        broker.worker_ended(request.worker, cause)
+        broker.worker_ended(request.worker, cause, libraries_lack=unfit)
 
     async def _start(self, worker: Worker) -> int:
         while self._zygote is None:

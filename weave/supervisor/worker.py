@@ -49,7 +49,7 @@ class Worker:
 
     async def start(self, zygote: Zygote, confinement: Confinement, *, seconds: float) -> int:
         """Returns the broker's end of the worker's channel, which the caller closes. Raises WorkerFailed, and
-        ZygoteEnded where it was not even forked."""
+        ZygoteEnded or LibrariesUnfit where it was not even forked."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._start(zygote, confinement)

@@ -7,7 +7,7 @@ from typing import Any
 from weave import log
 from weave.config.parts import WorkerConfig, to_memfd
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
-from weave.protocol.control_messages import Exited, Forked, ForkWorker, FromZygote, Imported, NewConfig
+from weave.protocol.control_messages import Exited, Forked, ForkWorker, FromZygote, Imported, LibrariesLack, NewConfig
 from weave.protocol.waiting import receive
 from weave.sandbox.attestation import Confinement
 from weave.supervisor.child import Child, describe_status, kill
@@ -22,9 +22,14 @@ class ZygoteEnded(Exception):
     """The zygote is gone, and the kernel has ended its workers with it."""
 
 
+class LibrariesUnfit(Exception):
+    """The zygote will fork nothing: its libraries lack something. Another one would not either, until they or the
+    config have changed, so this one is kept."""
+
+
 class Zygote:
     """A running zygote. `models` are those that it knows, by ID; `imported` is done once it can fork, and raises
-    ZygoteEnded where it never will."""
+    ZygoteEnded or LibrariesUnfit where it never will."""
 
     def __init__(self, config: WorkerConfig, confinement: Confinement) -> None:
         memfd = to_memfd(config)
@@ -46,6 +51,11 @@ class Zygote:
         self._exited: dict[int, asyncio.Future[int]] = {}
         # Each broker counts from 1, so that a number may be in it twice.
         self._unwanted: list[int] = []
+
+    @property
+    def is_unfit(self) -> bool:
+        """Whether it has found its libraries to lack something."""
+        return self.imported.done() and isinstance(self.imported.exception(), LibrariesUnfit)
 
     def send(self, message: ForkWorker, descriptors: tuple[int, int]) -> None:
         """Ask for a worker; `forked` tells when it runs."""
@@ -69,7 +79,10 @@ class Zygote:
             del self._forked[worker]
 
     def reconfigure(self, config: WorkerConfig) -> None:
-        """The next worker gets the new config."""
+        """The next worker gets the new config. Where the libraries were unfit for the old one, a new zygote looks."""
+        if self.is_unfit:
+            self.kill()
+            return
         self.models = {model.offer.id: model for model in config.models}
         memfd = to_memfd(config)
         try:
@@ -113,6 +126,12 @@ class Zygote:
         if isinstance(message, Imported):
             if not self.imported.done():
                 self.imported.set_result(None)
+        elif isinstance(message, LibrariesLack):
+            if not self.imported.done():
+                self.imported.set_exception(
+                    LibrariesUnfit("its libraries lack something: see libraries_lack in the log")
+                )
+                self.imported.exception()  # there may be nobody who waits
         elif isinstance(message, Exited):
             log.write("supervisor", "worker_exited", worker=message.worker, status=describe_status(message.status))
             if -message.status in _FAULTS:

@@ -1,0 +1,83 @@
+"""Libraries that lack what the daemon needs: it says so at once, by name, and looks again after a reload."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.builds import Changes, daemon_of
+from tests.support.daemon import Daemon, wait_for
+from tests.support.pictures import draw, images
+from weave.client import WeaveError
+from weave.protocol.errors import ErrorCode
+
+ZYGOTE = "    if not import_libraries(config):"
+# What a stand-in for another version does before the zygote looks; and what the log must name.
+OTHERS = {
+    "a name": ("import torch; del torch.OutOfMemoryError", "torch", "torch.OutOfMemoryError"),
+    "a private name": (
+        "import diffusers; del diffusers.ModelMixin._fix_state_dict_keys_on_load",
+        "diffusers",
+        "diffusers.ModelMixin._fix_state_dict_keys_on_load",
+    ),
+    "a parameter": (
+        "import diffusers; diffusers.StableDiffusionPipeline.__call__ = lambda self, prompt: None",
+        "diffusers",
+        "diffusers.StableDiffusionPipeline.__call__(guidance_scale=, negative_prompt=",
+    ),
+}
+# For each process, before anything else: a torch whose own library is missing.
+BROKEN_TORCH = """
+import pathlib, sys
+if pathlib.Path({flag!r}).exists():
+    sys.path.insert(0, {folder!r})
+"""
+
+
+def refused(daemon: Daemon) -> WeaveError:
+    with daemon.client() as client, pytest.raises(WeaveError) as error:
+        draw(client)
+    assert error.value.code is ErrorCode.WORKER_FAILED and "libraries lack" in str(error.value)
+    return error.value
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_another_version_lacks_is_named_and_clients_are_told(name: str) -> None:
+    code, library, missing = OTHERS[name]
+    changes: Changes = {"gpu_worker/__main__.py": [(ZYGOTE, f"    {code}\n    {ZYGOTE}")]}
+    daemon = daemon_of(changes)
+    try:
+        with daemon.client() as client, pytest.raises(WeaveError):
+            client.load_model("shapes")
+        told = refused(daemon)
+        (line,) = daemon.events("libraries_lack")
+        assert line["library"] == library and line["version"][0].isdigit() and Path(line["path"]).is_dir()
+        assert missing in line["missing"]
+        assert "/" not in str(told) and missing not in str(told)
+        # It is the one zygote that there was: nothing is started again and again.
+        assert not daemon.events("zygote_ended")
+    finally:
+        daemon.stop()
+
+
+def test_a_library_that_cannot_be_imported_is_named_and_a_reload_looks_again(tmp_path: Path) -> None:
+    flag, package = tmp_path / "broken", tmp_path / "torch"
+    package.mkdir()
+    flag.touch()
+    missing = "libcudart.so.13: cannot open shared object file: No such file or directory"
+    (package / "__init__.py").write_text(f"raise OSError({missing!r})\n")
+    daemon = daemon_of({}, everywhere=BROKEN_TORCH.format(flag=str(flag), folder=str(tmp_path)))
+    try:
+        refused(daemon)
+        (line,) = daemon.events("libraries_lack")
+        assert (line["library"], line["path"], line["missing"]) == ("torch", str(package), f"OSError: {missing}")
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(daemon.events("libraries_lack")) == 2)
+        refused(daemon)
+        flag.unlink()
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: daemon.events("imported"))
+        with daemon.client() as client:
+            assert images(draw(client))
+    finally:
+        daemon.stop()

@@ -1,0 +1,116 @@
+"""The table of what the zygote asks of torch and the others is the code's own: what the code uses is in it."""
+
+import ast
+import errno
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import weave
+from weave.gpu_worker import libraries
+from weave.gpu_worker.families import FAMILIES
+
+NEEDS = libraries.needs_of(FAMILIES) | libraries._static()
+SOURCES = {
+    path.name: ast.parse(path.read_text()) for path in sorted((Path(weave.__file__).parent / "gpu_worker").glob("*.py"))
+}
+# Calls of theirs whose keywords are looked at, by the function's name; `pipeline` is what a family's pipeline is.
+CALLED = (
+    *("decode", "from_pretrained", "load_state_dict", "named_buffers", "pipeline", "postprocess", "safe_open"),
+    *("set_timesteps", "step", "tokenizer"),
+)
+
+
+def imported(tree: ast.Module) -> dict[str, str]:
+    """What each name at hand is of the libraries, dotted."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            names |= {alias.asname or alias.name: module + alias.name for alias in node.names}
+    return {name: dotted for name, dotted in names.items() if dotted.split(".")[0] in libraries.LIBRARIES}
+
+
+def used(tree: ast.Module) -> Iterator[str]:
+    names = imported(tree)
+    yield from names.values()
+    for node in ast.walk(tree):
+        chain: list[str] = []
+        inner: ast.expr | ast.AST = node
+        while isinstance(inner, ast.Attribute):
+            chain.insert(0, inner.attr)
+            inner = inner.value
+        if chain and isinstance(inner, ast.Name) and inner.id in names:
+            yield ".".join([names[inner.id], *chain])
+
+
+def private(tree: ast.Module) -> Iterator[str]:
+    """Private attributes of what is not our own: of a job's pipeline, a model, a class."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+            owner = node.value.id if isinstance(node.value, ast.Name) else ""
+            if owner not in ("self", "os") and node.attr != "_asdict":
+                yield node.attr
+
+
+def keywords(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            function = node.func
+            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+            if name in CALLED and not (isinstance(function, ast.Name) and name in ("decode", "step")):
+                yield from ((name, keyword.arg) for keyword in node.keywords if keyword.arg is not None)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_name_that_the_code_uses_is_asked_for(source: str) -> None:
+    names = set(used(SOURCES[source]))
+    assert {name for name in names if not any(f"{need}.".startswith(f"{name}.") for need in NEEDS)} == set()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_private_attribute_that_the_code_uses_is_asked_for(source: str) -> None:
+    assert set(private(SOURCES[source])) <= {need.rpartition(".")[2] for need in NEEDS}
+
+
+def test_every_keyword_that_the_code_passes_is_asked_for() -> None:
+    called = {"pipeline": "__call__", "tokenizer": "__call__"}
+    found = {pair for tree in SOURCES.values() for pair in keywords(tree)}
+    assert {name for name, _ in found} == set(CALLED)
+    asked = {(need.rpartition(".")[2], parameter) for need, parameters in NEEDS.items() for parameter in parameters}
+    assert {pair for pair in found if (called.get(pair[0], pair[0]), pair[1]) not in asked} == set()
+
+
+def test_the_libraries_that_we_lock_have_it_all() -> None:
+    assert libraries.lacking(FAMILIES) == []
+    for need in NEEDS:
+        assert list(libraries.check({f"{need}_gone": ()})) == [(f"{need}_gone", f"{need}_gone")]
+
+
+def test_a_parameter_that_is_gone_is_named() -> None:
+    name = "diffusers.AutoencoderKL.decode"
+    assert list(libraries.check({name: ("return_dict", "a", "b")})) == [(name, f"{name}(a=, b=)")]
+
+
+def test_what_fails_when_it_is_first_asked_for_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise RuntimeError("libx.so.1: cannot open\nshared object file") from causes[-1]
+
+    causes: list[Exception] = [ImportError()]
+    monkeypatch.setattr(libraries.pkgutil, "resolve_name", fail)
+    ((_, told),) = libraries.check({"diffusers.X": ()})
+    assert told == "diffusers.X (RuntimeError: libx.so.1: cannot open shared object file)"
+    # That another zygote may have enough of.
+    for cause in (OSError(errno.EMFILE, "Too many open files"), MemoryError()):
+        causes.append(cause)
+        with pytest.raises(RuntimeError):
+            list(libraries.check({"diffusers.X": ()}))
+
+
+def test_what_is_asked_for_is_known_without_the_libraries() -> None:
+    code = "import sys, weave.gpu_worker.libraries as it; print(set(it.LIBRARIES) & set(sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "set()\n"
