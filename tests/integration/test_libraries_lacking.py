@@ -1,15 +1,21 @@
 """Libraries that lack what the daemon needs: it says so at once, by name, and looks again after a reload."""
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from msgspec import UNSET
 
 from tests.support.builds import Changes, daemon_of
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import draw, images
 from weave.client import WeaveError
 from weave.protocol.errors import ErrorCode
+from weave.weavectl.doctor import EXIT_PROBLEM
+
+WEAVECTL = Path(sys.executable).with_name("weavectl")
 
 ZYGOTE = "    if not import_libraries(config):"
 # What a stand-in for another version does before the zygote looks; and what the log must name.
@@ -56,6 +62,8 @@ def test_what_another_version_lacks_is_named_and_clients_are_told(name: str) -> 
         assert "/" not in str(told) and missing not in str(told)
         # It is the one zygote that there was: nothing is started again and again.
         assert not daemon.events("zygote_ended")
+        ended = subprocess.run([WEAVECTL, "-s", daemon.socket, "doctor"], capture_output=True, text=True, check=False)
+        assert ended.returncode == EXIT_PROBLEM and "fail  libraries: " in ended.stdout
     finally:
         daemon.stop()
 
@@ -70,14 +78,17 @@ def test_a_library_that_cannot_be_imported_is_named_and_a_reload_looks_again(tmp
     try:
         refused(daemon)
         (line,) = daemon.events("libraries_lack")
+        with daemon.client() as client:
+            assert client.status().libraries_lack is True
         assert (line["library"], line["path"], line["missing"]) == ("torch", str(package), f"OSError: {missing}")
         daemon.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: len(daemon.events("libraries_lack")) == 2)
+        wait_for(lambda: len(daemon.events("libraries_lack")) == 2, 300)
         refused(daemon)
         flag.unlink()
         daemon.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: daemon.events("imported"))
+        wait_for(lambda: daemon.events("imported"), 300)
         with daemon.client() as client:
             assert images(draw(client))
+            wait_for(lambda: client.status().libraries_lack is UNSET)
     finally:
         daemon.stop()

@@ -261,7 +261,8 @@ class Broker:
             match message:
                 case Stop():
                     return
-                case Ping() if not descriptors:
+                case Ping(libraries_lack=lack) if not descriptors:
+                    self._gpu.slot.libraries_lack = lack
                     connections, queue = self._admission.connections(), len(self._gpu.queue)
                     alive = Alive(metrics=self._metrics, connections=connections, queue_length=queue)
                     self._supervisor.send(alive)

@@ -13,12 +13,13 @@ WorkerState = Literal["none", "starting", "loading", "idle", "running", "stoppin
 
 
 class Slot:
-    """A device with at most one worker. `layers` are what holds that worker."""
+    """A device with at most one worker. `layers` are what holds that worker. `libraries_lack`: none can be started."""
 
     def __init__(self, supervisor: Channel[ToBroker]) -> None:
         self.state: WorkerState = "none"
         self.worker: WorkerLink | None = None
         self.layers: tuple[str, ...] = ()
+        self.libraries_lack = False
         self._supervisor = supervisor
         self._started: asyncio.Future[int | None] | None = None
         self._number = 0
@@ -42,6 +43,7 @@ class Slot:
             return
         log.write("broker", "worker_gone", worker=message.worker, cause=message.cause)
         if waiting is not None and message.libraries_lack:
+            self.libraries_lack = True
             waiting.set_exception(WorkerError(Failed(job=0, reason="libraries", detail=message.cause)))
         elif waiting is not None:
             waiting.set_result(None)

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from msgspec import UNSET
+
 from weave import __version__
 from weave.broker.gpu import Gpu
 from weave.broker.slot import WorkerState
@@ -52,6 +54,7 @@ def report_to(uid: int, daemon: Standing) -> StatusReport:
         worker_restarts=metrics.workers_lost,
         images_made=metrics.images,
         metrics=metrics,
+        libraries_lack=gpu.slot.libraries_lack or UNSET,
     )
 
 

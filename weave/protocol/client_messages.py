@@ -8,7 +8,7 @@ import re
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from weave.protocol.bounds import Bounds
 from weave.protocol.errors import UNDECODABLE, ErrorCode, FrameError, RequestError
@@ -202,7 +202,8 @@ class JobStatus(Struct, frozen=True, kw_only=True):
 
 
 class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_defaults=False):
-    """What the daemon is doing. Memory is in bytes, uptime in seconds; `jobs` holds only the asker's own."""
+    """What the daemon is doing. Memory is in bytes, uptime in seconds; `jobs` holds only the asker's own.
+    `libraries_lack` is left out unless it is true: no model can be run, and the log says why."""
 
     version: Name
     uptime: float
@@ -221,6 +222,7 @@ class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_default
     worker_restarts: int
     images_made: int
     metrics: Metrics
+    libraries_lack: bool | UnsetType = UNSET
 
 
 class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -77,7 +77,9 @@ class Attested(_Message, frozen=True, kw_only=True, tag="attested"):
 
 
 class Ping(_Message, frozen=True, kw_only=True, tag="ping"):
-    """A broker that does not answer with Alive hangs, and is killed."""
+    """A broker that does not answer with Alive hangs, and is killed. `libraries_lack` is for status."""
+
+    libraries_lack: bool = False
 
 
 class NewSocket(_Message, frozen=True, kw_only=True, tag="new_socket"):

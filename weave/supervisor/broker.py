@@ -104,12 +104,12 @@ class Broker:
         finally:
             close_all([memfd])
 
-    def ping(self) -> bool:
+    def ping(self, *, libraries_lack: bool) -> bool:
         """Ask whether it lives. Returns whether it has answered the time before."""
         self._pings += 1
         if self._pings > 1:
             return False
-        self._child.send(Ping())
+        self._child.send(Ping(libraries_lack=libraries_lack))
         return True
 
     def listen(self, socket: int) -> None:

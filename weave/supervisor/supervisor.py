@@ -253,7 +253,8 @@ class Supervisor:
             if loop.time() < due:
                 continue
             due = loop.time() + _TICK_SECONDS
-            if self._broker is not None and not self._broker.ping():
+            unfit = self._zygote is not None and self._zygote.is_unfit
+            if self._broker is not None and not self._broker.ping(libraries_lack=unfit):
                 log.write("supervisor", "broker_hung", broker=self._broker.pid)
                 self._broker.kill()
             if self._entrance.restore():

@@ -85,9 +85,18 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
     if report is None:
         yield from check_what_it_needs(config, system=system)
     else:
+        yield from _check_libraries(report)
         yield from check_layers(report, config)
     yield _check_gpu(report.device if report else None, system=system)
     yield check_landlock()
+
+
+def _check_libraries(report: StatusReport) -> Iterator[Finding]:
+    """By the daemon's word: torch is not imported here."""
+    if report.libraries_lack is True:
+        detail = "torch, diffusers or another library lacks something that the daemon needs: no model can be run"
+        advice = "libraries_lack in its log names it; install another version, then reload or restart weave-compute"
+        yield Finding("libraries", "fail", detail, advice)
 
 
 def _ask(options: argparse.Namespace) -> tuple[StatusReport | None, Finding]:
