@@ -38,7 +38,7 @@ def test_the_worker_loads_the_classes_that_are_checked() -> None:
     }
     assert {name: (layout.components, layout.optional) for name, layout in LAYOUTS.items()} == theirs
     for name, family in worker_families.FAMILIES.items():
-        offered = {worker_families._SCHEDULERS[scheduler] for scheduler in family.schedulers}
+        offered = {worker_families.SCHEDULERS[scheduler] for scheduler in family.schedulers}
         assert set(LAYOUTS[name].schedulers) == offered or name == "sd3"
         assert LAYOUTS[name].pipelines[0] == family.pipeline
 
