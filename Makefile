@@ -14,7 +14,7 @@ TEST_PACKAGES := fish zsh
 MAC_PACKAGES := apparmor checkpolicy policycoreutils python3-setools selinux-policy-default selinux-policy-dev \
 	selinux-utils semodule-utils setools
 
-.PHONY: demo test test-fast test-as-user try lint bench fuzz soak mac-test train-demo-model lock packages package-test \
+.PHONY: demo test test-fast test-as-user gpu-test try lint bench fuzz soak mac-test train-demo-model lock packages package-test \
 	vm-test release clean
 
 demo: $(READY)
@@ -33,6 +33,11 @@ test-fast: $(READY)
 # As root: what an ordinary user gets who has nothing but the system's Python.
 test-as-user: $(READY)
 	./scripts/as-user.sh demo test
+
+# What a GPU does with all of it; gpu-report/report.txt says what came of it. REHEARSE=1: on the CPU, without what needs
+# a card.
+gpu-test: $(READY)
+	$(BIN)/python -m pytest tests/gpu $(if $(REHEARSE),--without-gpu)
 
 # Each of the targets below for a few seconds, so that none rots; what needs more than that is collected.
 try: $(READY)

@@ -52,19 +52,6 @@ def hurt() -> Iterator[Hurt]:
         assert daemon.stop() == 0
 
 
-def end_of(client: Any, request: int | None) -> ErrorCode | None:
-    """What the client is told in the end; None where its connection ended, or it had asked for nothing."""
-    if request is None:
-        return None
-    try:
-        list(client.answers(request))
-    except WeaveError as error:
-        return error.code
-    except NotRunning:
-        return None
-    raise AssertionError("it was done all the same")
-
-
 VICTIMS = {"worker": [stage for stage in STAGES if stage != "idle"], "gpu_worker": STAGES, "broker": STAGES}
 
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.support.daemon import Daemon
 from tests.support.pictures import draw, images, pixels
-from tests.support.plain_pictures import Plain, make_small_model, one_thread, write_index
+from tests.support.plain_pictures import Plain, arguments, make_small_model, one_thread, write_index
 from weave.client import Answer
 from weave.config.families import FAMILIES
 from weave.protocol.client_messages import Preview, Progress
@@ -41,16 +41,6 @@ def served(models: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Daemo
             daemon.stop()
 
 
-def arguments(family: str, negative: str | None) -> dict[str, Any]:
-    """Of the pipeline's call. Flux has two scales; the request has one, and with a negative prompt it is both."""
-    given: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "width": 64, "height": 64}
-    if negative is not None:
-        given["negative_prompt"] = negative
-        if family == "flux":
-            given["true_cfg_scale"] = SCALE
-    return given
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_is_what_diffusers_draws(served: tuple[Daemon, str], models: Path, name: str) -> None:
     daemon, dtype = served
@@ -60,7 +50,9 @@ def test_a_picture_is_what_diffusers_draws(served: tuple[Daemon, str], models: P
         for scheduler in FAMILIES[name].schedulers:
             for negative in (None, NEGATIVE):
                 generator = torch.Generator("cpu").manual_seed(SEED)
-                expected = plain.draw(PROMPT, plain.scheduler(scheduler), generator, **arguments(name, negative))
+                expected = plain.draw(
+                    PROMPT, plain.scheduler(scheduler), generator, **arguments(name, negative, steps=STEPS, scale=SCALE)
+                )
                 more = {} if negative is None else {"negative_prompt": negative}
                 answers = draw(client, PROMPT, scheduler=scheduler, preview_every=STEPS, **wanted, **more)
                 assert expected.std() > 0

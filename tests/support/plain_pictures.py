@@ -52,6 +52,16 @@ def write_index(family: str, folder: Path, **data: Any) -> None:
     (folder / "model_index.json").write_text(json.dumps(index))
 
 
+def arguments(family: str, negative: str | None, *, steps: int, scale: float, side: int = 64) -> dict[str, Any]:
+    """Of the pipeline's call. Flux has two scales; the request has one, and with a negative prompt it is both."""
+    given: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": scale, "width": side, "height": side}
+    if negative is not None:
+        given["negative_prompt"] = negative
+        if family == "flux":
+            given["true_cfg_scale"] = scale
+    return given
+
+
 class Plain:
     """A pipeline of a folder as its own from_pretrained makes it."""
 

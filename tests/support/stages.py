@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import PROMPT, draw, images
-from weave.client import Client, NotRunning
+from weave.client import Client, NotRunning, WeaveError
 from weave.protocol.client_messages import Event, Generate, Loading, Progress, Unload
+from weave.protocol.errors import ErrorCode
 
 STAGES = ("idle", "loaded", "loading", "running", "queued", "unloading")
 LONG = Generate(prompt=PROMPT, model="shapes", steps=100, images=8)
@@ -36,6 +37,19 @@ def at_stage(daemon: Daemon, stage: str) -> Iterator[tuple[Client, int | None]]:
 
 def reach(client: Client, request: int, kind: type[Event]) -> None:
     next(answer for answer in client.answers(request) if isinstance(answer.event, kind))
+
+
+def end_of(client: Client, request: int | None) -> ErrorCode | None:
+    """What the client is told in the end; None where its connection ended, or it had asked for nothing."""
+    if request is None:
+        return None
+    try:
+        list(client.answers(request))
+    except WeaveError as error:
+        return error.code
+    except NotRunning:
+        return None
+    raise AssertionError("it was done all the same")
 
 
 def draws_right(daemon: Daemon, expected: bytes) -> bool:

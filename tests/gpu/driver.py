@@ -1,0 +1,76 @@
+"""What the NVIDIA driver says of the first card, by NVML: this process needs no CUDA context for it, which would itself
+take VRAM. It only asks; nothing here changes a setting of the card.
+
+https://docs.nvidia.com/deploy/nvml-api/
+"""
+
+import ctypes
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+MIB = 1024 * 1024
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+class _Utilization(ctypes.Structure):
+    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
+
+
+@functools.cache
+def _nvml() -> ctypes.CDLL:
+    library = ctypes.CDLL("libnvidia-ml.so.1")
+    _check(library.nvmlInit_v2(), "nvmlInit_v2")
+    return library
+
+
+@functools.cache
+def _card() -> ctypes.c_void_p:
+    handle = ctypes.c_void_p()
+    _check(_nvml().nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)), "nvmlDeviceGetHandleByIndex_v2")
+    return handle
+
+
+def _check(status: int, call: str) -> None:
+    if status:
+        raise OSError(f"{call}: NVML error {status}")
+
+
+def _ask(call: str, answer: Any) -> Any:
+    _check(getattr(_nvml(), call)(_card(), ctypes.byref(answer)), call)
+    return answer
+
+
+def version() -> str:
+    """The driver's. Raises OSError where there is no driver."""
+    text = ctypes.create_string_buffer(100)
+    _check(_nvml().nvmlSystemGetDriverVersion(text, len(text)), "nvmlSystemGetDriverVersion")
+    return text.value.decode()
+
+
+def used_mib() -> int:
+    """VRAM that is taken, by all processes together."""
+    return round(_ask("nvmlDeviceGetMemoryInfo", _Memory()).used / MIB)
+
+
+def free_mib() -> int:
+    return round(_ask("nvmlDeviceGetMemoryInfo", _Memory()).free / MIB)
+
+
+def busy_percent() -> int:
+    """Over the driver's last sampling period, a sixth of a second to one second."""
+    return int(_ask("nvmlDeviceGetUtilizationRates", _Utilization()).gpu)
+
+
+def seconds_until(condition: Callable[[], bool], limit: float) -> float | None:
+    """How long it took; None where it never came to that."""
+    start = time.monotonic()
+    while time.monotonic() < start + limit:
+        if condition():
+            return round(time.monotonic() - start, 3)
+        time.sleep(0.005)
+    return None

@@ -1,0 +1,17 @@
+"""c: record mode: what the driver asks of the kernel after lock-down, and whether the lists have it."""
+
+from typing import Any
+
+import pytest
+
+from tests.gpu import product
+from tests.gpu.product import Recording
+
+
+@pytest.mark.seconds(60)
+def test_record_mode_finds_nothing_that_is_not_listed(recording: Recording, figures: dict[str, Any]) -> None:
+    figures["summary"] = recording.summary or "(nothing)"
+    figures["failures"] = recording.failures
+    assert not recording.failures
+    assert not [line for line in recording.summary.splitlines() if line.startswith("not listed")]
+    assert not any(product.additions(recording.summary).values())

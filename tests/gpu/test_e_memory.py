@@ -1,0 +1,161 @@
+"""e: all of the card's memory comes back, whatever ends a worker; and what happens where there is not enough."""
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.gpu import driver
+from tests.gpu.product import Product, config
+from tests.gpu.vram import Holder
+from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
+from tests.support.pictures import draw, images
+from tests.support.stages import LONG, draws_right, end_of, reach
+from tests.support.system import MODEL
+from weave.client import WeaveError
+from weave.protocol.client_messages import Progress
+from weave.protocol.errors import ErrorCode
+
+# The driver gives memory back after the process is gone.
+_MOST_SECONDS = 10
+LARGE = 4096
+WIDE = f"""
+[models.shapes]
+path = "{DEMO_MODEL}"
+family = "sd1"
+defaults = {{ width = 64, height = 64, steps = 20, cfg_scale = 3.0, scheduler = "ddim" }}
+bounds = {{ width = {{ max = {LARGE} }}, height = {{ max = {LARGE} }}, pixels = {{ max = {LARGE * LARGE} }} }}
+"""
+
+
+class Vram:
+    """How much of it is in use, in MiB; without a card always nothing."""
+
+    def __init__(self, device: str, figures: dict[str, Any]) -> None:
+        self._has_card = device == "cuda"
+        self._figures = figures
+        self.before = self.used()
+        figures["VRAM in MiB"] = {"before": self.before} if self._has_card else "not measured: no card"
+
+    def used(self) -> int:
+        return driver.used_mib() if self._has_card else 0
+
+    def note(self, when: str) -> int:
+        used = self.used()
+        if self._has_card:
+            self._figures["VRAM in MiB"][when] = used
+        return used
+
+    def comes_back(self) -> bool:
+        seconds = driver.seconds_until(lambda: self.used() <= self.before, _MOST_SECONDS)
+        self.note("after")
+        self._figures["seconds until it was back"] = seconds
+        return seconds is not None
+
+
+@pytest.fixture(scope="module")
+def daemon(product: Product, device: str) -> Iterator[Daemon]:
+    daemon = Daemon(config(device, WIDE), command=product.command).wait_until_serving()
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture(scope="module")
+def expected(daemon: Daemon) -> bytes:
+    with daemon.client() as client:
+        return images(draw(client))[0].data
+
+
+@pytest.fixture
+def vram(daemon: Daemon, expected: bytes, device: str, figures: dict[str, Any]) -> Vram:
+    """Before there is a worker."""
+    with daemon.client() as client:
+        client.unload()
+    return Vram(device, figures)
+
+
+@pytest.mark.seconds(20)
+def test_unload_gives_all_of_it_back(daemon: Daemon, vram: Vram, device: str, expected: bytes) -> None:
+    with daemon.client() as client:
+        client.load_model("shapes")
+        loaded = vram.note("with the model")
+        assert images(draw(client))[0].data == expected
+        vram.note("after an image")
+        client.unload()
+    assert vram.comes_back()
+    assert device == "cpu" or loaded > vram.before
+
+
+@pytest.mark.seconds(25)
+def test_a_worker_that_is_idle_gives_all_of_it_back(product: Product, device: str, figures: dict[str, Any]) -> None:
+    limits = "[limits]\nidle_unload_seconds = 2\n"
+    daemon = Daemon(config(device, MODEL, more=limits), command=product.command).wait_until_serving()
+    vram = Vram(device, figures)
+    try:
+        with daemon.client() as client:
+            draw(client)
+            vram.note("with the model")
+            wait_for(lambda: client.status().worker == "none")
+        assert vram.comes_back()
+    finally:
+        daemon.stop()
+
+
+@pytest.mark.seconds(30)
+@pytest.mark.parametrize(
+    "victim, told",
+    [("worker", ErrorCode.WORKER_FAILED), ("broker", None), ("gpu_worker", ErrorCode.WORKER_FAILED)],
+    ids=["worker", "broker", "zygote"],
+)
+def test_killed_in_the_middle_of_a_job_all_of_it_comes_back_and_the_next_image_is_right(
+    daemon: Daemon, vram: Vram, expected: bytes, victim: str, told: ErrorCode | None
+) -> None:
+    with daemon.client() as client:
+        request = client.send(LONG)
+        reach(client, request, Progress)
+        vram.note("while it generates")
+        os.kill(daemon.pid_of(victim), signal.SIGKILL)
+        assert end_of(client, request) is told
+    assert vram.comes_back()
+    assert draws_right(daemon, expected)
+
+
+@pytest.mark.seconds(40)
+def test_a_job_too_large_for_what_is_left_of_the_card_is_refused_and_the_next_one_is_right(
+    card: None, daemon: Daemon, vram: Vram, expected: bytes, figures: dict[str, Any]
+) -> None:
+    """One that is larger than the whole card would compute for minutes before it fails."""
+    with daemon.client() as client:
+        assert images(draw(client))[0].data == expected
+        with Holder("hold", "cuda", leave_mib=300) as holder:
+            figures["held by another process, MiB"] = holder.mib
+            with pytest.raises(WeaveError) as refused:
+                draw(client, width=LARGE, height=LARGE, steps=1)
+            figures["error"] = f"{refused.value.code.value}: {refused.value}"
+            assert refused.value.code is ErrorCode.OUT_OF_MEMORY
+            assert images(draw(client))[0].data == expected
+        client.unload()
+    assert vram.comes_back()
+
+
+@pytest.mark.seconds(50)
+@pytest.mark.parametrize("leave_mib", [1024, 100])
+def test_on_a_card_that_another_process_has_filled_loading_fails_with_an_error_and_later_succeeds(
+    card: None, daemon: Daemon, vram: Vram, expected: bytes, figures: dict[str, Any], leave_mib: int
+) -> None:
+    with Holder("hold", "cuda", leave_mib) as holder, daemon.client() as client:
+        figures["held by another process, MiB"] = holder.mib
+        try:
+            client.load_model("shapes")
+            figures["error"] = "none: there was room"
+        except WeaveError as error:
+            figures["error"] = f"{error.code.value}: {error}"
+            assert error.code in (ErrorCode.OUT_OF_MEMORY, ErrorCode.WORKER_FAILED)
+        else:
+            assert leave_mib > 100
+    assert draws_right(daemon, expected)
+    with daemon.client() as client:
+        client.unload()
+    assert vram.comes_back()
