@@ -3,16 +3,15 @@
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from tests.support.builds import DUMPABLE, daemon_of
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import PROMPT, draw, images
-from tests.support.stages import STAGES, at_stage, draws_right, held, wait_until_alone
+from tests.support.stages import STAGES, at_stage, draws_right, end_of, held, wait_until_alone
 from tests.support.system import MODEL
-from weave.client import NotRunning, WeaveError
+from weave.client import WeaveError
 from weave.protocol.client_messages import Cancel, Generate
 from weave.protocol.errors import ErrorCode
 

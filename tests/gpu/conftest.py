@@ -1,18 +1,18 @@
-"""Tests on a real GPU: `make gpu-test`. Without one each is skipped, with the reason; --without-gpu rehearses on the CPU
-all that needs none.
+"""Tests on a real GPU: `make gpu-test`. Without one each is skipped, with the reason. With --without-gpu they run on
+the CPU, but for what needs a card.
 
 A test says by `seconds` what it may cost on an H100: it is skipped where less than that is left of --seconds, and ended
 where it takes several times as long. What it puts into `figures` is in the report even where it then fails.
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.gpu import machine
+from tests.gpu import machine, models
 from tests.gpu.product import Product, Recording, as_it_is_or_extended, record
 from tests.gpu.report import ROOT, Report, clean, shortened
 
@@ -94,7 +94,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What the test measures, by name and unit; goes into the report."""
-    return request.node.stash.setdefault(_FIGURES, {})
+    found: dict[str, Any] = request.node.stash.setdefault(_FIGURES, {})
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -116,18 +117,25 @@ def card(report: Report) -> None:
 
 
 @pytest.fixture(scope="session")
-def recording(device: str, tmp_path_factory: pytest.TempPathFactory) -> Recording:
-    """What record mode finds in the product as it is."""
-    return record(device, tmp_path_factory.mktemp("recorded"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of each family."""
+    return models.make(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")
-def product(request: pytest.FixtureRequest, report: Report, device: str) -> Iterator[Product]:
+def recording(device: str, folder: Path) -> Recording:
+    """What record mode finds in the product as it is."""
+    return record(device, folder)
+
+
+@pytest.fixture(scope="session")
+def product(request: pytest.FixtureRequest, report: Report, device: str, folder: Path) -> Product:
     """The daemon to test: as it is, or, where its worker does not come up on the card, a build whose lists have what
     record mode found to be missing. So that one visit yields the rest of what there is to learn."""
-    found = as_it_is_or_extended(device, lambda: request.getfixturevalue("recording"))
+    found = as_it_is_or_extended(device, folder, lambda: request.getfixturevalue("recording"))
     if found.extended:
         report.note(f"THE WORKER'S LISTS WERE EXTENDED BY WHAT RECORD MODE FOUND:\n{found.extended}")
-    if found.failure:
-        report.note(f"THE PRODUCT AS IT IS DID NOT GENERATE ON {device.upper()}:\n{found.failure}")
-    yield found
+    for heading, failures in (("AS IT IS", found.failures), ("WITH THESE LINES", found.left if found.extended else {})):
+        for model, failure in failures.items():
+            report.note(f"{heading} THE PRODUCT DID NOT GENERATE WITH {model}:\n{failure}")
+    return found

@@ -17,6 +17,15 @@ class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
+class _Process(ctypes.Structure):
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("used", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    )
+
+
 class _Utilization(ctypes.Structure):
     _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
 
@@ -54,11 +63,39 @@ def version() -> str:
 
 def used_mib() -> int:
     """VRAM that is taken, by all processes together."""
-    return round(_ask("nvmlDeviceGetMemoryInfo", _Memory()).used / MIB)
+    return int(_ask("nvmlDeviceGetMemoryInfo", _Memory()).used) // MIB
 
 
 def free_mib() -> int:
-    return round(_ask("nvmlDeviceGetMemoryInfo", _Memory()).free / MIB)
+    return int(_ask("nvmlDeviceGetMemoryInfo", _Memory()).free) // MIB
+
+
+def name() -> str:
+    return _text("nvmlDeviceGetName")
+
+
+def uuid() -> str:
+    return _text("nvmlDeviceGetUUID")
+
+
+def _text(call: str) -> str:
+    text = ctypes.create_string_buffer(100)
+    _check(getattr(_nvml(), call)(_card(), text, len(text)), call)
+    return text.value.decode()
+
+
+def processes() -> dict[int, int]:
+    """The VRAM of each process that has a CUDA context, in bytes, by its PID."""
+    count, found = ctypes.c_uint(100), (_Process * 100)()
+    call = "nvmlDeviceGetComputeRunningProcesses_v3"
+    _check(getattr(_nvml(), call)(_card(), ctypes.byref(count), found), call)
+    return {process.pid: process.used for process in found[: count.value]}
+
+
+def process_name(pid: int) -> str:
+    text = ctypes.create_string_buffer(200)
+    _check(_nvml().nvmlSystemGetProcessName(ctypes.c_uint(pid), text, len(text)), "nvmlSystemGetProcessName")
+    return text.value.decode(errors="replace")
 
 
 def busy_percent() -> int:

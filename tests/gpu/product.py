@@ -1,29 +1,28 @@
 """The daemon that is tested: as it is, or with longer lists where its worker does not come up on the card."""
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.gpu import models
-from tests.support.builds import Changes, build
+from tests.support import recorded
+from tests.support.builds import build
 from tests.support.daemon import COMMAND, Daemon
 from tests.support.pictures import draw, images
 from tests.support.system import MODEL
 from weave.client import NotRunning, WeaveError
 
-AS_IT_IS = (str(COMMAND),) if COMMAND.exists() else (sys.executable, "-I", "-B", "-m", "weave.supervisor")
+AS_IT_IS: tuple[str, ...] = (
+    (str(COMMAND),) if COMMAND.exists() else (sys.executable, "-I", "-B", "-m", "weave.supervisor")
+)
 # A call that is missing may hide others, which only the next recording finds.
 _ROUNDS = 3
 # Of the log: why there is no image.
 _REASONS = ("sandbox_violation", "worker_ended", "crashed", "gpu_not_used", "job_failed", "worker_violation")
-# Where the lines that record mode prints belong.
-_SECTION = re.compile(r"^(weave/sandbox/worker_(?:calls|files)\.py):$")
-_STARTS = {
-    "weave/sandbox/worker_calls.py": "_COMMON: tuple[Call | Refusal, ...] = (\n",
-    "weave/sandbox/worker_files.py": "READ = (\n",
-}
+
+# Of the product's source: its file within weave/, and its name.
+Tuple = tuple[str, str]
 
 
 class Recording(NamedTuple):
@@ -34,11 +33,13 @@ class Recording(NamedTuple):
 
 
 class Product(NamedTuple):
-    """`extended`: the lines that were added to its lists; `failure`: why it gave no image as it is."""
+    """`extended`: the lines that were added to its lists. `failures`: of the models that gave no image as it is, and
+    `left`: with these lines."""
 
     command: tuple[str, ...]
-    extended: str = ""
-    failure: str = ""
+    extended: str
+    failures: dict[str, str]
+    left: dict[str, str]
 
     @property
     def python(self) -> str:
@@ -54,69 +55,58 @@ def config(device: str, tables: str = MODEL, *, dtype: str = "auto", more: str =
 
 def record(device: str, folder: Path, command: tuple[str, ...] = AS_IT_IS) -> Recording:
     """Record mode, with a job of each model."""
-    tables = MODEL + models.tables(models.make(folder))
-    daemon = Daemon(config(device, tables), options=("--record",), command=command).wait_until_serving()
-    failures = {}
-    for name in ("shapes", *models.FAMILIES):
-        if (failure := _failure(daemon, device, model=name, width=64, height=64, preview_every=2)) is not None:
-            failures[name] = failure
+    daemon = Daemon(config(device, MODEL + models.tables(folder)), options=("--record",), command=command)
+    failures = _failures(daemon.wait_until_serving(), device)
     daemon.stop()
     return Recording(daemon.output(), failures)
 
 
-def as_it_is_or_extended(device: str, recording: Callable[[], Recording]) -> Product:
-    """`recording` makes that of the product as it is, which is needed only where it fails."""
-    command, lines, failure = AS_IT_IS, dict.fromkeys(_STARTS, ""), _attempt(AS_IT_IS, device)
-    first = failure
+def as_it_is_or_extended(device: str, folder: Path, recording: Callable[[], Recording]) -> Product:
+    """`folder` has the models; `recording` makes that of the product as it is, which is needed only where it fails."""
+    command, lines = AS_IT_IS, dict[Tuple, list[str]]()
+    first = failures = _attempt(command, device, folder)
     for turn in range(_ROUNDS):
-        if failure is None:
+        if not failures:
             break
-        found = recording() if turn == 0 else record(device, Path(build({})[0]).parents[1] / "models", command)
-        more = additions(found.summary)
-        if all(more[name] in lines[name] for name in lines):
+        found = recorded.to_add((recording() if turn == 0 else record(device, folder, command)).summary)
+        new = {place: [line for line in more if line not in lines.get(place, ())] for place, more in found.items()}
+        if not any(new.values()):
             break
-        lines = {name: lines[name] + more[name] for name in lines}
-        command = build(changes(lines))
-        failure = _attempt(command, device)
-    told = "".join(f"{name}:\n{text}" for name, text in lines.items() if text)
-    return Product(command, told, "\n".join(filter(None, (first, f"and then: {failure}" if failure else ""))))
+        lines = {place: lines.get(place, []) + new.get(place, []) for place in lines | new}
+        command = build(recorded.additions(_text(lines)))
+        failures = _attempt(command, device, folder)
+    return Product(command, _text(lines), first, failures)
 
 
-def additions(summary: str) -> dict[str, str]:
-    """By file, the lines that record mode says to add."""
-    found, section = dict.fromkeys(_STARTS, ""), None
-    for line in summary.partition("To add:")[2].splitlines():
-        if heading := _SECTION.match(line.strip()):
-            section = heading[1]
-        elif section is not None and line.strip():
-            found[section] += line.rstrip() + "\n"
-    return found
+def _text(lines: dict[Tuple, list[str]]) -> str:
+    """As record mode says it."""
+    places = (f"weave/{file}: at the end of {place}\n" + "\n".join(added) for (file, place), added in lines.items())
+    return "To add:\n" + "\n".join(places) + "\n" if lines else ""
 
 
-def changes(lines: dict[str, str]) -> Changes:
-    """Of the product's source, for a build with these lines."""
-    return {
-        name.removeprefix("weave/"): [(_STARTS[name], _STARTS[name] + text)] for name, text in lines.items() if text
-    }
-
-
-def _attempt(command: tuple[str, ...], device: str) -> str | None:
-    daemon = Daemon(config(device), command=command).wait_until_serving()
+def _attempt(command: tuple[str, ...], device: str, folder: Path) -> dict[str, str]:
+    daemon = Daemon(config(device, MODEL + models.tables(folder)), command=command).wait_until_serving()
     try:
-        return _failure(daemon, device, model="shapes")
+        return _failures(daemon, device)
     finally:
         daemon.stop()
 
 
-def _failure(daemon: Daemon, device: str, **parameters: object) -> str | None:
-    """Why it gave no image on that device; None where it did."""
+def _failures(daemon: Daemon, device: str) -> dict[str, str]:
+    """Which models gave no image on that device, and why."""
+    found = {name: _failure(daemon, device, name) for name in ("shapes", *models.FAMILIES)}
+    return {name: failure for name, failure in found.items() if failure is not None}
+
+
+def _failure(daemon: Daemon, device: str, model: str) -> str | None:
+    logged = len(daemon.all_events())
     try:
         with daemon.client() as client:
-            made = images(draw(client, **parameters))
+            made = images(draw(client, model=model, width=64, height=64, preview_every=2))
             found = client.status().device
     except (WeaveError, NotRunning, TimeoutError) as error:
-        reasons = [line for line in daemon.all_events() if line["event"] in _REASONS]
-        return "\n".join([f"{type(error).__name__}: {error}", *map(str, reasons[-6:])])
+        reasons = [line for line in daemon.all_events()[logged:] if line["event"] in _REASONS]
+        return "\n".join([f"{type(error).__name__}: {error}", *map(str, reasons)])
     if not made or found is None or not found.startswith(device):
         return f"{len(made)} images, on {found}"
     return None

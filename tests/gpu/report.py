@@ -1,5 +1,5 @@
-"""The report of one visit to a machine: what it is, what each test found. Written again after each test, so that what is
-there counts even where the visit ends in the middle."""
+"""The report of one visit to a machine: what it is, what each test found. Written again after each test, so that it has
+all that is known even where the visit ends in the middle."""
 
 import getpass
 import json

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.gpu import product
 from tests.gpu.product import Recording
+from tests.support import recorded
 
 
 @pytest.mark.seconds(60)
@@ -14,4 +14,4 @@ def test_record_mode_finds_nothing_that_is_not_listed(recording: Recording, figu
     figures["failures"] = recording.failures
     assert not recording.failures
     assert not [line for line in recording.summary.splitlines() if line.startswith("not listed")]
-    assert not any(product.additions(recording.summary).values())
+    assert not recorded.to_add(recording.summary)

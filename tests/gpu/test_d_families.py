@@ -21,11 +21,6 @@ Pixels = np.ndarray[Any, Any]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.make(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
 def plain(folder: Path, device: str) -> dict[str, Pixels]:
     output = folder / "plain.npz"
     command = [sys.executable, "-m", "tests.gpu.plain_calls", device, str(folder), str(output)]

@@ -1,4 +1,4 @@
-"""Processes that take VRAM: `python -m tests.gpu.vram hold|fill|look DEVICE [LEAVE_MIB]`, by torch's allocator and so by
+"""Processes that take VRAM: `python -m tests.gpu.vram hold|fill|look DEVICE LEAVE_MIB`, by torch's allocator and so by
 cudaMalloc. Each takes all but LEAVE_MIB. On the CPU a little memory stands for it.
 
 `hold` keeps it until standard input ends. `fill` writes a pattern into it and waits to be killed. `look` tells how much
@@ -48,7 +48,7 @@ def look(device: str, leave_mib: int) -> dict[str, Any]:
 
 
 def _start(what: str, device: str, leave_mib: int) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "tests.gpu.vram", what, device, str(leave_mib)]
+    command = (sys.executable, "-m", "tests.gpu.vram", what, device, str(leave_mib))
     return start(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -66,10 +66,10 @@ def _take(device: str, leave_mib: int) -> list[torch.Tensor]:
     return taken
 
 
-def _free_mib(device: str, taken: list[torch.Tensor]) -> float:
+def _free_mib(device: str, taken: list[torch.Tensor]) -> int:
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0] / _MIB
-    return _STANDS_FOR_A_CARD_MIB - sum(chunk.nbytes for chunk in taken) / _MIB
+        return int(torch.cuda.mem_get_info()[0]) // _MIB
+    return _STANDS_FOR_A_CARD_MIB - sum(int(chunk.nbytes) for chunk in taken) // _MIB
 
 
 def main(what: str, device: str, leave_mib: int) -> None:

@@ -3,7 +3,6 @@ draws by itself with the same arguments. The last preview is the picture, and pr
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest

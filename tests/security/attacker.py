@@ -17,11 +17,13 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import prctl
 
 from tests.security import sweeps
+from tests.security.driver_attacks import DRIVER
 from tests.security.file_attacks import PARENT, WORKER_ONLY, read
 from tests.support.daemon import DEMO_MODEL
 from weave.protocol.channel import Channel, socket_pair
@@ -181,18 +183,14 @@ def lock_down_as_broker(control: int) -> None:
     broker.lock_down(Channel.from_fd(control, None))
 
 
-def lock_down_as_worker(control: int) -> None:
-    """weave/gpu_worker/worker.py, from its first line to lock_down()."""
-    _lock_down_worker(control, gpu=False)
-
-
 def lock_down_as_worker_with_a_gpu(control: int) -> None:
     """Where there is one; /dev/null stands for it, as there is no driver to be had."""
     worker_files.NVIDIA = (Path("/dev/null"),)
-    _lock_down_worker(control, gpu=True)
+    lock_down_as_worker(control, gpu=True)
 
 
-def _lock_down_worker(control: int, *, gpu: bool) -> None:
+def lock_down_as_worker(control: int, *, gpu: bool, device: str = "cpu") -> None:
+    """weave/gpu_worker/worker.py, from its first line to lock_down()."""
     from weave.config.load import default_config
     from weave.config.parts import worker_config
     from weave.config.schema import DeviceConfig
@@ -202,8 +200,15 @@ def _lock_down_worker(control: int, *, gpu: bool) -> None:
     worker.keep_only(control)
     process.harden(parent=os.getppid())
     layers = worker.confine(worker_config(default_config()).models[0])
-    device = worker.warm_up(DeviceConfig(device="cpu"))
-    worker.lock_down(control, layers, worker.torch.device("cuda") if gpu else device)
+    warm = worker.warm_up(DeviceConfig(device=device))
+    worker.lock_down(control, layers, worker.torch.device("cuda") if gpu else warm)
+
+
+WORKERS: dict[str, Callable[[int], None]] = {
+    "worker": partial(lock_down_as_worker, gpu=False),
+    "worker-with-a-gpu": lock_down_as_worker_with_a_gpu,
+    "worker-on-cuda": partial(lock_down_as_worker, gpu=True, device="cuda"),
+}
 
 
 def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[str, object]:
@@ -254,7 +259,7 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
 
 def main() -> None:
     options = argparse.ArgumentParser()
-    options.add_argument("role", choices=("broker", "worker", "worker-with-a-gpu"))
+    options.add_argument("role", choices=("broker", *WORKERS))
     options.add_argument("--without", choices=("landlock", "capabilities", "seccomp"))
     options.add_argument("--only", nargs="*")
     options.add_argument("--sweep", choices=("calls", "arguments"))
@@ -273,9 +278,8 @@ def main() -> None:
         import weave.gpu_worker.worker
 
         assert weave.gpu_worker.worker
-        gpu = chosen.role == "worker-with-a-gpu"
-        lock_down = lock_down_as_worker_with_a_gpu if gpu else lock_down_as_worker
-        attacks, calls = {**ATTACKS, **WORKER_ONLY}, worker_calls.calls(0, gpu=gpu)
+        lock_down, calls = WORKERS[chosen.role], worker_calls.calls(0, gpu=chosen.role != "worker")
+        attacks = {**ATTACKS, **WORKER_ONLY, **(DRIVER if chosen.role == "worker-on-cuda" else {})}
     if chosen.sweep == "arguments":
         print(json.dumps({"attack": "sweep", **sweeps.arguments_that_pass(calls, lock_down)}))
         return

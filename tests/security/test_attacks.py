@@ -79,7 +79,11 @@ def test_without_landlock_a_worker_with_a_gpu_still_makes_extends_and_empties_no
 
 def test_a_worker_with_a_gpu_reaches_files_of_its_own_threads_by_name_and_lists_none() -> None:
     """What the names of CUDA's threads cost: docs/security.md says so."""
-    tried = attack("worker-with-a-gpu", "--only", *TASK_ATTACKS, *WRITING)
+    check_files_of_threads(attack("worker-with-a-gpu", "--only", *TASK_ATTACKS, *WRITING))
+
+
+def check_files_of_threads(tried: dict[str, dict[str, Any]]) -> None:
+    """Of a worker with a GPU: the outcomes of TASK_ATTACKS and WRITING."""
     gained = {name for name, found in tried.items() if found["result"].startswith("gained")}
     left = {f"read task/{name}" for name in READABLE_TASK_FILES} | {"write task/comm"}
     # Of these the mode decides, or whether there is an AppArmor or SELinux.
