@@ -63,9 +63,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    rehearsal = item.config.getoption("--without-gpu")
-    if not rehearsal and (reason := machine.why_no_card()) is not None:
-        pytest.skip(reason)
+    report = item.config.stash[_REPORT]
+    if not report.rehearsal and (reason := machine.why_no_card()) is not None:
+        report.machine = report.machine or machine.facts()  # which may say why
+        pytest.skip(f"no card: {reason}")
     left = item.config.stash[_END] - time.monotonic()
     if _seconds(item) > left:
         pytest.skip(f"no time left: it may take {_seconds(item):.0f} s, and {max(left, 0):.0f} s are left")
@@ -80,7 +81,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         step.outcome, step.reason = "failed", shortened(clean(f"in its {made.when}\n{made.longreprtext}"))
     elif made.skipped and step.outcome != "failed":
         step.outcome = "skipped"
-        step.reason = clean(made.longrepr[2] if isinstance(made.longrepr, tuple) else made.longreprtext)
+        reason = made.longrepr[2] if isinstance(made.longrepr, tuple) else made.longreprtext
+        step.reason = clean(reason.removeprefix("Skipped: "))
     elif made.when == "call" and step.outcome != "failed":
         step.outcome, step.reason = "passed", ""
     return made

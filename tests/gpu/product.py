@@ -1,7 +1,8 @@
 """The daemon that is tested: as it is, or with longer lists where its worker does not come up on the card."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +34,8 @@ class Recording(NamedTuple):
 
 
 class Product(NamedTuple):
-    """`extended`: the lines that were added to its lists. `failures`: of the models that gave no image as it is, and
-    `left`: with these lines."""
+    """`extended`: the lines that were added to its lists. `failures`: of the first model that gave no image as it is,
+    and `left`: with these lines."""
 
     command: tuple[str, ...]
     extended: str
@@ -56,7 +57,7 @@ def config(device: str, tables: str = MODEL, *, dtype: str = "auto", more: str =
 def record(device: str, folder: Path, command: tuple[str, ...] = AS_IT_IS) -> Recording:
     """Record mode, with a job of each model."""
     daemon = Daemon(config(device, MODEL + models.tables(folder)), options=("--record",), command=command)
-    failures = _failures(daemon.wait_until_serving(), device)
+    failures = dict(_failures(daemon.wait_until_serving(), device))
     daemon.stop()
     return Recording(daemon.output(), failures)
 
@@ -87,15 +88,16 @@ def _text(lines: dict[Tuple, list[str]]) -> str:
 def _attempt(command: tuple[str, ...], device: str, folder: Path) -> dict[str, str]:
     daemon = Daemon(config(device, MODEL + models.tables(folder)), command=command).wait_until_serving()
     try:
-        return _failures(daemon, device)
+        return dict(islice(_failures(daemon, device), 1))  # each may cost a zygote
     finally:
         daemon.stop()
 
 
-def _failures(daemon: Daemon, device: str) -> dict[str, str]:
+def _failures(daemon: Daemon, device: str) -> Iterator[tuple[str, str]]:
     """Which models gave no image on that device, and why."""
-    found = {name: _failure(daemon, device, name) for name in ("shapes", *models.FAMILIES)}
-    return {name: failure for name, failure in found.items() if failure is not None}
+    for name in ("shapes", *models.FAMILIES):
+        if (failure := _failure(daemon, device, name)) is not None:
+            yield name, failure
 
 
 def _failure(daemon: Daemon, device: str, model: str) -> str | None:

@@ -26,7 +26,7 @@ from tests.security import sweeps
 from tests.security.driver_attacks import DRIVER
 from tests.security.file_attacks import PARENT, WORKER_ONLY, read
 from tests.support.daemon import DEMO_MODEL
-from weave.protocol.channel import Channel, socket_pair
+from weave.protocol.channel import Channel, ChannelClosed, socket_pair
 from weave.protocol.control_messages import FromWorkerStart, LockedDown
 from weave.sandbox import attestation, broker_calls, landlock, process, seccomp, worker_calls, worker_files
 from weave.sandbox.process import Account
@@ -191,15 +191,15 @@ def lock_down_as_worker_with_a_gpu(control: int) -> None:
 
 def lock_down_as_worker(control: int, *, gpu: bool, device: str = "cpu") -> None:
     """weave/gpu_worker/worker.py, from its first line to lock_down()."""
-    from weave.config.load import default_config
     from weave.config.parts import worker_config
-    from weave.config.schema import DeviceConfig
+    from weave.config.schema import Config, DeviceConfig, ModelConfig
     from weave.gpu_worker import worker
 
     worker.drop_capabilities = process.drop_capabilities
     worker.keep_only(control)
     process.harden(parent=os.getppid())
-    layers = worker.confine(worker_config(default_config()).models[0])
+    config = Config(models={"shapes": ModelConfig(path=str(DEMO_MODEL), family="sd1")})  # a build has no demo model
+    layers = worker.confine(worker_config(config).models[0])
     warm = worker.warm_up(DeviceConfig(device=device))
     worker.lock_down(control, layers, worker.torch.device("cuda") if gpu else warm)
 
@@ -233,7 +233,10 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
     start.close()
     os.close(writing)
     supervisor: Channel[LockedDown] = Channel(ours, FromWorkerStart)
-    message, (listener,) = supervisor.receive()
+    try:
+        message, (listener,) = supervisor.receive()
+    except ChannelClosed:
+        raise SystemExit(f"it did not lock itself down: {os.read(reading, 10_000).decode()}") from None
     supervisor.close()
     outcome: dict[str, object] = {"layers": message.layers}
     try:
