@@ -71,7 +71,7 @@ def make_sdxl(folder: Path, device: str) -> None:
             for parameter in model.parameters():
                 if parameter.ndim > 1:  # norms stay ones, biases as they are
                     parameter.normal_(0, _STD)
-        model.save_pretrained(folder / part, max_shard_size="100GB")
+        model.half().save_pretrained(folder / part, max_shard_size="100GB")
         del model
     for part in ("tokenizer", "tokenizer_2"):
         shutil.copytree(DEMO_MODEL / "tokenizer", folder / part)

@@ -62,7 +62,7 @@ class Report:
             "seconds": seconds,
             "notes": self.notes,
             "machine": self.machine,
-            "steps": [to_builtins(step) for step in self.steps.values()],
+            "steps": [to_builtins(step, enc_hook=str) for step in self.steps.values()],
         }
         text = json.dumps(_cleaned(whole), indent=1, default=str)
         _replace(self.folder / "report.json", text + "\n")
