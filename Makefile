@@ -48,7 +48,7 @@ try: $(READY)
 	$(MAKE) lock CHECK=1
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(MAKE) train-demo-model STEPS=3 OUTPUT="$$folder/shapes"
 	$(MAKE) packages PACKAGES=weave-compute-model-shapes
-	$(BIN)/python -m pytest --collect-only -q tests/packages tests/vm
+	$(BIN)/python -m pytest --collect-only -q tests/gpu tests/packages tests/vm
 
 lint: $(READY)
 	found=$$($$($(GO) env GOROOT)/bin/gofmt -l clients/go) && echo "$$found" >&2 && test -z "$$found"

@@ -90,7 +90,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    terminalreporter.write_line(f"report: {config.stash[_REPORT].folder / 'report.txt'}")
+    page = config.stash[_REPORT].folder / "report.txt"
+    if page.exists():
+        terminalreporter.write_line(f"report: {page}")
 
 
 @pytest.fixture

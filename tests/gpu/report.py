@@ -40,7 +40,6 @@ class Report:
         self.notes: list[str] = []
         self.steps: dict[str, Step] = {}
         self._started = time.monotonic()
-        folder.mkdir(parents=True, exist_ok=True)
 
     def plan(self, identity: str) -> None:
         """`identity` is pytest's: tests/gpu/test_b_daemon.py::test_it_works[x]."""
@@ -65,6 +64,7 @@ class Report:
             "steps": [to_builtins(step, enc_hook=str) for step in self.steps.values()],
         }
         text = json.dumps(_cleaned(whole), indent=1, default=str)
+        self.folder.mkdir(parents=True, exist_ok=True)
         _replace(self.folder / "report.json", text + "\n")
         _replace(self.folder / "report.txt", self._page(seconds))
 
