@@ -13,12 +13,10 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib import metadata
 from pathlib import Path
 
 import install_torch
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+import pins
 
 from weave import __version__
 
@@ -116,9 +114,9 @@ def stage_torch(tree: Path) -> str:
     """torch in the build that pip picks here, with the libraries that only this build needs."""
     site = tree / SITE
     file = tree.parent / "requirements-torch.txt"
-    pins = install_torch.of_torch(PIP, options=["--ignore-installed"])
-    file.write_text("\n".join(pins) + "\n")
-    hashed = ["--require-hashes"] if all("--hash" in pin for pin in pins) else []
+    lines = install_torch.of_torch(PIP, options=["--ignore-installed"])
+    file.write_text("\n".join(lines) + "\n")
+    hashed = ["--require-hashes"] if all("--hash" in line for line in lines) else []
     pip(site, "--no-deps", *hashed, "--requirement", str(file))
     compile_all(tree)
     built_for = re.findall(r"^(cuda|hip)\b.* = '", (site / "torch/version.py").read_text(), re.MULTILINE)
@@ -133,18 +131,8 @@ def stage_shapes(tree: Path) -> str:
 
 def pinned(folder: Path) -> str:
     """A part of requirements.lock: what the daemon needs on the package's Python, without torch's own."""
-    python = Path(PYTHON).name.removeprefix("python")
-    marks = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    wanted, needed = list(project["dependencies"]), set()
-    while wanted:
-        requirement = Requirement(wanted.pop())
-        name = canonicalize_name(requirement.name)
-        if name not in needed and (requirement.marker is None or requirement.marker.evaluate(marks)):
-            needed.add(name)
-            wanted += metadata.requires(name) or []
-    pins = re.findall(r"^\S+==.*(?:\n    .*)*", Path("requirements.lock").read_text(), re.MULTILINE)
-    chosen = [pin for pin in pins if canonicalize_name(pin.split("==")[0]) in needed]
+    chosen = pins.of(pins.needed(project["dependencies"], Path(PYTHON).name.removeprefix("python")))
     file = folder / "requirements.txt"
     file.write_text("\n".join(chosen) + "\n")
     return str(file)
