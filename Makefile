@@ -15,7 +15,7 @@ MAC_PACKAGES := apparmor checkpolicy policycoreutils python3-setools selinux-pol
 	selinux-utils semodule-utils setools
 
 .PHONY: demo test test-fast test-as-user gpu-test try lint bench fuzz soak mac-test train-demo-model lock packages package-test \
-	vm-test release clean
+	vm-test gpu-kit gpu-kit-test release clean
 
 demo: $(READY)
 	./scripts/demo.sh $(BIN)
@@ -48,7 +48,8 @@ try: $(READY)
 	$(MAKE) lock CHECK=1
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(MAKE) train-demo-model STEPS=3 OUTPUT="$$folder/shapes"
 	$(MAKE) packages PACKAGES=weave-compute-model-shapes
-	$(BIN)/python -m pytest --collect-only -q tests/gpu tests/packages tests/vm
+	$(MAKE) gpu-kit
+	$(BIN)/python -m pytest --collect-only -q tests/gpu tests/kit tests/packages tests/vm
 
 lint: $(READY)
 	found=$$($$($(GO) env GOROOT)/bin/gofmt -l clients/go) && echo "$$found" >&2 && test -z "$$found"
@@ -93,8 +94,18 @@ vm-test: $(READY)
 	test -n "$$(ls packages/weave-compute-torch-*.deb)" || $(BIN)/python scripts/packages.py weave-compute-torch
 	$(PYTEST) --timeout=2400 -rA tests/vm
 
+# A folder to prove it with on a machine with a GPU; docs/operations.md, "Prove it on your GPU".
+gpu-kit: $(READY)
+	$(BIN)/python scripts/make_gpu_kit.py
+
+# Rehearses the kit here and on a bare Debian 13 without network. For that it fetches torch with CUDA, 3 GB, once. Another
+# tree may be given: KIT_TREE=/path, a Debian with torch, which stays as it is.
+gpu-kit-test: gpu-kit
+	./scripts/system-packages.sh mmdebstrap
+	$(BIN)/python -m pytest --timeout=3600 tests/kit
+
 # All that a release must pass: more than fits beside each change.
-release: lint mac-test test test-as-user try packages package-test vm-test
+release: lint mac-test test test-as-user try packages package-test vm-test gpu-kit-test
 
 # make train-demo-model STEPS=3 OUTPUT=/tmp/model shows that it works; without, half an hour for the real one.
 train-demo-model: $(READY)
@@ -116,4 +127,4 @@ lock: $(READY)
 	$(BIN)/python scripts/lock.py $(if $(CHECK),--check)
 
 clean:
-	rm -rf $(VENV) packages .cache
+	rm -rf $(VENV) packages gpu-kit gpu-report .cache

@@ -15,12 +15,15 @@ def needed(requirements: Iterable[str], python: str, without: Iterable[str] = ()
     """The names of what they need on that Python ("3.11"), and of what that needs, as installed here. What is `without`
     is left out together with what it alone needs."""
     marks = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
-    wanted, found = list(requirements), set()
+    wanted = list(requirements)
+    found: set[str] = set()
     while wanted:
         requirement = Requirement(wanted.pop())
         name = canonicalize_name(requirement.name)
-        if name not in found and name not in without and (
-            requirement.marker is None or requirement.marker.evaluate(marks)
+        if (
+            name not in found
+            and name not in without
+            and (requirement.marker is None or requirement.marker.evaluate(marks))
         ):
             found.add(name)
             wanted += metadata.requires(name) or []

@@ -35,9 +35,12 @@ def users() -> Iterator[None]:
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
     """useradd does not wait for another that has the user database locked."""
-    with open("/tmp/weave-test-users.lock", "w") as lock:
+    lock = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def make() -> None:

@@ -1,0 +1,90 @@
+"""A virtual environment for the daemon and its tests, made without pip: the machine's torch between our libraries."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+from gpu_kit.machine import Torch
+
+# NAME-VERSION-PYTHON-ABI-PLATFORM.whl
+_WHEEL = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)-(?P<python>[^-]+)-(?P<abi>[^-]+)-(?P<platform>[^-]+)\.whl")
+_COMMANDS = {"weave-compute": "weave.supervisor.main", "weavectl": "weave.weavectl.main"}
+
+
+def make(kit: Path, folder: Path, torch: Torch) -> Path:
+    """Everything that runs, below `folder`; its interpreter. All users can read it, as system mode's worker must.
+
+    The import path is: our libraries, our source, what torch's Python has, what that lacks.
+    """
+    library = folder / "lib" / f"python{torch.version[0]}.{torch.version[1]}"
+    first, last = library / "site-packages", library / "lacking" / "site-packages"
+    copy(kit / "source", folder / "source")
+    ours = unpack(kit / "wheels/first", first, torch.version)
+    theirs = unpack(kit / "wheels/last", last, torch.version, without=torch.libraries)
+    if not torch.has_prctl:
+        shutil.copyfile(kit / "gpu_kit/prctl.py", last / "prctl.py")
+        theirs.append("a stand-in for python-prctl")
+    if not torch.has_seccomp:
+        copy(kit / "lib", folder / "lib")
+        theirs.append("libseccomp")
+    print("gpu-kit: its own:", ", ".join(ours), flush=True)
+    print("gpu-kit: what this machine lacks:", ", ".join(theirs), flush=True)
+    lines = [folder / "source", *torch.folders, last]
+    (first / "kit.pth").write_text("".join(f"{line}\n" for line in lines))
+    (folder / "pyvenv.cfg").write_text(f"home = {torch.base / 'bin'}\ninclude-system-site-packages = false\n")
+    python = folder / "bin/python"
+    python.parent.mkdir()
+    python.symlink_to(torch.python)
+    for name, module in _COMMANDS.items():
+        (folder / "bin" / name).write_text(f"#!{python} -IB\nfrom {module} import main\n\nmain()\n")
+        (folder / "bin" / name).chmod(0o755)
+    # The daemon writes no .pyc, and each of its processes would compile all of diffusers that it imports.
+    subprocess.run([python, "-m", "compileall", "-q", "-j", "0", library, folder / "source/weave"], check=False)
+    return python
+
+
+def variables(folder: Path, torch: Torch) -> dict[str, str]:
+    """The environment to run in: the caller's, so that libraries in unusual places are found, and what ours needs."""
+    found = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
+    if not torch.has_seccomp:
+        before = [found["LD_LIBRARY_PATH"]] if found.get("LD_LIBRARY_PATH") else []
+        found["LD_LIBRARY_PATH"] = ":".join([*before, str(folder / "lib")])
+    # Nothing is written beside the machine's own libraries.
+    return found | {"PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(folder / "t")}
+
+
+def copy(source: Path, target: Path) -> None:
+    """All files, and modes from the umask: the kit itself may have been copied to where only one user may look."""
+    for file in source.rglob("*"):
+        place = target / file.relative_to(source)
+        if file.is_file():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+
+
+def unpack(wheels: Path, site: Path, version: tuple[int, int], without: frozenset[str] = frozenset()) -> list[str]:
+    """Those wheels that fit this Python; their names and versions. None of them has anything to build."""
+    site.mkdir(parents=True)
+    unpacked = []
+    for wheel in sorted(wheels.glob("*.whl")):
+        tags = _WHEEL.fullmatch(wheel.name)
+        assert tags is not None, wheel
+        if fits(tags, version) and tags["name"].lower().replace("_", "-") not in without:
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(site)
+            unpacked.append(f"{tags['name']} {tags['version']}")
+    return unpacked
+
+
+def fits(tags: re.Match[str], version: tuple[int, int]) -> bool:
+    """Whether it is pure Python; or for this machine, and for this Python or its stable ABI since an earlier one."""
+    if tags["platform"] == "any":
+        return "py3" in tags["python"].split(".")
+    if not tags["platform"].endswith(platform.machine()):
+        return False
+    oldest = int(tags["python"].removeprefix("cp3"))
+    return oldest == version[1] or (tags["abi"] == "abi3" and oldest <= version[1])

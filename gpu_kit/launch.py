@@ -1,0 +1,107 @@
+"""Runs the tests for a GPU on this machine: `gpu-kit/run [--report-folder FOLDER] [--work FOLDER] [for pytest...]`.
+
+Finds torch, makes an environment around it in a temporary folder, runs tests/gpu there, and removes the folder. Writes
+nothing else but the report. Nothing is fetched. The exit status is pytest's, or 2 where the tests could not start.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpu_kit import environment, machine
+
+KIT = Path(__file__).resolve().parents[1]
+SECONDS = 540
+LONGEST_WORK = 40
+# What the tests import, in the order in which what is missing is best named. Then the GPU's name, if there is one.
+_CHECK = """
+import numpy, PIL, pytest, msgspec, prctl, pyseccomp, safetensors, torch, transformers, diffusers
+from weave.sandbox import seccomp
+import weave.supervisor.main
+print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
+"""
+
+
+def main() -> None:
+    """See above. Raises SystemExit."""
+    started = time.monotonic()
+    parser = argparse.ArgumentParser("gpu-kit/run", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--report-folder", type=Path, default=Path("gpu-report"))
+    parser.add_argument("--work", type=Path, help="for temporary files, some 300 MB; must not be there yet")
+    options, for_pytest = parser.parse_known_args()
+    report = options.report_folder.resolve()
+    os.umask(0o022)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(2))
+    print("gpu-kit:", (KIT / "made-from").read_text().strip(), flush=True)
+    torch = machine.find()
+    print(f"gpu-kit: {torch}", flush=True)
+    with work_folder(options.work) as folder:
+        python = environment.make(KIT, folder, torch)
+        variables = environment.variables(folder, torch)
+        if not gpu(python, variables) and "--without-gpu" not in for_pytest:
+            print("gpu-kit: no GPU on this machine: a rehearsal, --without-gpu", flush=True)
+            for_pytest.append("--without-gpu")
+        print(f"gpu-kit: ready after {time.monotonic() - started:.0f} s", flush=True)
+        status = run_tests(python, variables, folder / "source", [f"--report-folder={report}", *for_pytest])
+    print(f"gpu-kit: {time.monotonic() - started:.0f} s in all; the report is {report}/report.txt and report.json")
+    raise SystemExit(status)
+
+
+@contextmanager
+def work_folder(chosen: Path | None) -> Iterator[Path]:
+    """A folder that every user can enter, gone afterwards."""
+    if chosen is None:
+        folder = Path(tempfile.mkdtemp(prefix="gpu-"))
+    else:
+        folder = chosen.resolve()
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise SystemExit(f"gpu-kit: {folder} is there already, and the kit removes what it works in") from None
+    try:
+        folder.chmod(0o755)
+        if len(str(folder)) > LONGEST_WORK:
+            raise SystemExit(f"gpu-kit: {folder} is too long a name: the tests' sockets lie below it (unix(7))")
+        (folder / "t").mkdir()
+        (folder / "t").chmod(0o1777)
+        if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+            raise SystemExit(f"gpu-kit: nothing may be run in {folder} (noexec); choose another with --work")
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def gpu(python: Path, variables: dict[str, str]) -> bool:
+    """Whether torch finds one, or the driver has made a device for one. Raises SystemExit if a library is missing."""
+    command = [str(python), "-I", "-B", "-c", _CHECK]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"gpu-kit: the tests cannot run here:\n{done.stderr}")
+    name = done.stdout.strip()
+    devices = sorted(map(str, Path("/dev").glob("nvidia[0-9]*")))
+    print(f"gpu-kit: GPU: {name or 'torch finds none'}; devices: {' '.join(devices) or 'none'}", flush=True)
+    return bool(name or devices)
+
+
+def run_tests(python: Path, variables: dict[str, str], source: Path, arguments: list[str]) -> int:
+    """pytest's exit status. Ctrl-C reaches pytest too, which then reports what it has."""
+    command = [str(python), "-m", "pytest", "tests/gpu", f"--seconds={SECONDS}"]
+    command += [f"--basetemp={source.parent / 'p'}", *arguments]
+    with subprocess.Popen(command, env=variables, cwd=source) as tests:
+        while True:
+            try:
+                return tests.wait()
+            except KeyboardInterrupt:
+                continue
+            except SystemExit:
+                tests.terminate()
+                raise

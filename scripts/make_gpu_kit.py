@@ -1,0 +1,109 @@
+"""Makes gpu-kit/, which proves the daemon on a GPU machine that is not ours: no network, no compiler, its own torch.
+
+In it are our source, the wheels that such a machine may lack, by their hashes in requirements.lock, libseccomp, and the
+launcher (gpu_kit/). docs/operations.md, "Prove it on your GPU".
+"""
+
+import ctypes
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+import pins
+
+from weave import __version__
+
+KIT = Path("gpu-kit")
+LARGEST_BYTES = 55_000_000
+# Those that gpu_kit/run and gpu_kit/machine.py take.
+PYTHONS = ("3.11", "3.12", "3.13")
+# They come before the machine's own. All others are there for a machine that lacks them.
+OURS = {"diffusers", "markdown-it-py", "mdurl", "msgspec", "pygments", "pyseccomp", "rich"}
+TESTS = ("pytest", "pytest-timeout")
+# The first three are large, and beside torch as a rule; the next two are for servers and downloads; for python-prctl
+# there is a stand-in.
+NOT_BROUGHT = {"torch", "numpy", "pillow", "pydantic", "hf-xet", "python-prctl"}
+# Not for a machine with a GPU, or with tools that the kit does not bring.
+TESTS_LEFT_HERE = ("kit", "mac", "packages", "vm")
+SECCOMP = "libseccomp.so.2"
+# Where distributions keep its licence: the LGPL asks that it comes along.
+LICENCES = (Path("/usr/share/doc/libseccomp2/copyright"), Path("/usr/share/licenses/libseccomp/LICENSE"))
+
+
+def main() -> None:
+    """Replaces the one that is there. Raises SystemExit where it gets too large."""
+    shutil.rmtree(KIT, ignore_errors=True)
+    take_source()
+    take_wheels()
+    take_seccomp()
+    take_launcher()
+    size = sum(file.stat().st_size for file in KIT.rglob("*"))
+    print(f"{KIT}/: {size / 1e6:.1f} MB")
+    if size > LARGEST_BYTES:
+        raise SystemExit(f"{KIT}/ is larger than {LARGEST_BYTES / 1e6:.0f} MB")
+
+
+def take_source() -> None:
+    """The daemon, its tests, and the model that is in the repository."""
+    source = KIT / "source"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree("weave", source / "weave", ignore=ignored)
+    shutil.copytree("tests", source / "tests", ignore=shutil.ignore_patterns("__pycache__", *TESTS_LEFT_HERE))
+    shutil.copytree("models/shapes", source / "models/shapes")
+    shutil.copy("pyproject.toml", source)
+
+
+def take_wheels() -> None:
+    """Into wheels/first and wheels/last: before and after the machine's own libraries."""
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *TESTS]
+    names = set().union(*(pins.needed(wanted, python, NOT_BROUGHT) for python in PYTHONS))
+    download(OURS, KIT / "wheels/first")
+    download(names - OURS, KIT / "wheels/last")
+
+
+def download(names: Iterable[str], folder: Path) -> None:
+    """Their wheels for each Python; a pure one once."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("\n".join(pins.of(set(names))) + "\n")
+        file.flush()
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        for python in PYTHONS:
+            options = ["--only-binary=:all:", "--python-version", python, "--dest", str(folder)]
+            subprocess.run([*pip, *options, "--requirement", file.name], check=True)
+
+
+def take_seccomp() -> None:
+    """This machine's libseccomp, which needs nothing but libc, and its licence."""
+    ctypes.CDLL(SECCOMP)
+    (library,) = set(re.findall(rf"\S+/{SECCOMP}\S*", Path("/proc/self/maps").read_text()))
+    (KIT / "lib").mkdir()
+    shutil.copy(library, KIT / "lib" / SECCOMP)
+    licence = next((file for file in LICENCES if file.exists()), None)
+    if licence is None:
+        raise SystemExit(f"libseccomp's licence is in none of {', '.join(map(str, LICENCES))}")
+    shutil.copy(licence, KIT / "lib/libseccomp.licence")
+
+
+def take_launcher() -> None:
+    """`run` starts it with whatever Python there is."""
+    shutil.copytree("gpu_kit", KIT / "gpu_kit", ignore=shutil.ignore_patterns("__pycache__", "run"))
+    shutil.copy("gpu_kit/run", KIT)
+    (KIT / "__main__.py").write_text("from gpu_kit.launch import main\n\nmain()\n")
+    (KIT / "made-from").write_text(f"weave-compute {__version__}, commit {commit()}, {platform.machine()}\n")
+
+
+def commit() -> str:
+    """Outside git there is none."""
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()
