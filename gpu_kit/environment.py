@@ -32,7 +32,7 @@ def make(kit: Path, folder: Path, torch: Torch) -> Path:
         copy(kit / "lib", folder / "lib")
         theirs.append("libseccomp")
     print("gpu-kit: its own:", ", ".join(ours), flush=True)
-    print("gpu-kit: what this machine lacks:", ", ".join(theirs), flush=True)
+    print("gpu-kit: what this machine lacks:", ", ".join(theirs) or "nothing", flush=True)
     lines = [folder / "source", *torch.folders, last]
     (first / "kit.pth").write_text("".join(f"{line}\n" for line in lines))
     (folder / "pyvenv.cfg").write_text(f"home = {torch.base / 'bin'}\ninclude-system-site-packages = false\n")
@@ -53,6 +53,8 @@ def variables(folder: Path, torch: Torch) -> dict[str, str]:
     if not torch.has_seccomp:
         before = [found["LD_LIBRARY_PATH"]] if found.get("LD_LIBRARY_PATH") else []
         found["LD_LIBRARY_PATH"] = ":".join([*before, str(folder / "lib")])
+    # Where ldconfig and useradd are; a user's PATH may lack it.
+    found["PATH"] = f"{found.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     # Nothing is written beside the machine's own libraries.
     return found | {"PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(folder / "t")}
 

@@ -94,7 +94,7 @@ def gpu(python: Path, variables: dict[str, str]) -> bool:
 
 def run_tests(python: Path, variables: dict[str, str], source: Path, arguments: list[str]) -> int:
     """pytest's exit status. Ctrl-C reaches pytest too, which then reports what it has."""
-    command = [str(python), "-m", "pytest", "tests/gpu", f"--seconds={SECONDS}"]
+    command = [str(python), "-m", "pytest", "-vv", "tests/gpu", f"--seconds={SECONDS}"]
     command += [f"--basetemp={source.parent / 'p'}", *arguments]
     with subprocess.Popen(command, env=variables, cwd=source) as tests:
         while True:

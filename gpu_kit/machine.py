@@ -75,8 +75,8 @@ def find() -> Torch:
     fallback, seen = None, []
     for interpreter in _interpreters():
         found = _probe(interpreter)
-        if found is None:
-            seen.append(f"{interpreter}: has no torch")
+        if isinstance(found, str):
+            seen.append(f"{interpreter}: {found}")
         elif not OLDEST <= found.version <= NEWEST:
             seen.append(f"{found}: the kit works on Python 3.11, 3.12 and 3.13")
         elif found.built_for:
@@ -132,16 +132,16 @@ def _folders_with_torch() -> Iterator[Path]:
             folders[:] = [name for name in folders if os.path.join(folder, name) not in left_out]
 
 
-def _probe(interpreter: str) -> Torch | None:
-    """Whether it has torch, and what else the kit must know of it."""
+def _probe(interpreter: str) -> Torch | str:
+    """What the kit must know of it, or why it will not do."""
     try:
         command = [interpreter, "-B", "-c", _PROBE]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=True, cwd="/")
         said = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return f"does not run ({error})"
     if said["torch"] is None:
-        return None
+        return "has no torch"
     return Torch(
         asked=interpreter,
         python=Path(said["python"]),

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,14 +70,18 @@ def differences(before: dict[str, str], after: dict[str, str]) -> set[str]:
 def base(*packages: str) -> Path:
     """Debian 12 with `packages`, as a tar. Fetched once for each list of them."""
     name = f"debian-{hashlib.sha256(' '.join(packages).encode()).hexdigest()[:12]}.tar"
+    return cached(CACHE / name, lambda part: bootstrap(part, "bookworm", packages))
+
+
+def bootstrap(target: Path, release: str, packages: Iterable[str] = ()) -> None:
+    """A Debian of that release, with `packages`, as a tar or a folder."""
     included = [f"--include={','.join(packages)}"] if packages else []
-    return cached(
-        CACHE / name, lambda part: run("mmdebstrap", "--variant=minbase", "--format=tar", *included, "bookworm", part)
-    )
+    form = "tar" if target.suffix == ".tar" else "directory"
+    run("mmdebstrap", "--variant=minbase", f"--format={form}", *included, release, target)
 
 
 def cached(file: Path, make: Callable[[Path], object]) -> Path:
-    """`file`, made where it is not there yet, under another name until it is whole. Whoever comes meanwhile waits."""
+    """`file` or folder, made where it is not there yet, under another name until it is whole. A second caller waits."""
     with locked(file.parent):
         if not file.exists():
             with tempfile.TemporaryDirectory(prefix=f"{file.name}-", dir=file.parent) as folder:
