@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import zipfile
 from pathlib import Path
@@ -42,8 +43,7 @@ def make(kit: Path, folder: Path, torch: Torch) -> Path:
     for name, module in _COMMANDS.items():
         (folder / "bin" / name).write_text(f"#!{python} -IB\nfrom {module} import main\n\nmain()\n")
         (folder / "bin" / name).chmod(0o755)
-    # The daemon writes no .pyc, and each of its processes would compile all of diffusers that it imports.
-    subprocess.run([python, "-m", "compileall", "-q", "-j", "0", library, folder / "source/weave"], check=False)
+    compile_all(python, library, folder / "source/weave")
     return python
 
 
@@ -57,6 +57,17 @@ def variables(folder: Path, torch: Torch) -> dict[str, str]:
     found["PATH"] = f"{found.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     # Nothing is written beside the machine's own libraries.
     return found | {"PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(folder / "t")}
+
+
+def compile_all(python: Path, *folders: Path) -> None:
+    """The daemon writes no .pyc, and each of its processes would compile all of diffusers that it imports."""
+    command = [str(python), "-m", "compileall", "-q", "-j", "0", *map(str, folders)]
+    with subprocess.Popen(command, start_new_session=True) as compiling:
+        try:
+            compiling.wait()
+        finally:
+            if compiling.poll() is None:  # we were stopped; its workers would not notice that it ends
+                os.killpg(compiling.pid, signal.SIGKILL)
 
 
 def copy(source: Path, target: Path) -> None:

@@ -85,7 +85,7 @@ def gpu(python: Path, variables: dict[str, str]) -> bool:
     command = [str(python), "-I", "-B", "-c", _CHECK]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"gpu-kit: the tests cannot run here:\n{done.stderr}")
+        raise SystemExit(f"{done.stderr}\ngpu-kit: this machine lacks something, or has it too old: see above")
     name = done.stdout.strip()
     devices = sorted(map(str, Path("/dev").glob("nvidia[0-9]*")))
     print(f"gpu-kit: GPU: {name or 'torch finds none'}; devices: {' '.join(devices) or 'none'}", flush=True)

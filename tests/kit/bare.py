@@ -22,7 +22,7 @@ mount --rbind /sys "$2/root/sys"
 rm -f "$2"/root/usr/lib/*/libseccomp.so*
 mkdir -p "$2/root/mnt/gpu-kit" "$2/root$4"
 mount --bind -o ro "$3" "$2/root/mnt/gpu-kit"
-root=$2 folder=$4
+root=$2/root folder=$4
 shift 4
 exec chroot "$root" env --ignore-environment --chdir="$folder" PATH=/usr/bin:/bin "$@"
 """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ from gpu_kit import prctl as stand_in
 
 LINES = ("NoNewPrivs", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 NOBODY = 65534
+ROOT = Path(__file__).parents[2]
+# libc.prctl(...) in a test, and linux/prctl.h
+NOT_OURS = {("h", "")}
 ALL_KEPT = (prctl.CAP_KILL, prctl.CAP_SETGID, prctl.CAP_SETUID)
 Step = Callable[[ModuleType], Any]
 STEPS: dict[str, Step] = {
@@ -82,6 +86,21 @@ def test_each_call_has_the_same_effect(uid: int) -> None:
     if uid == 0:  # and there was something to lose
         assert int(start["CapEff"], 16) != 0
         assert int(end["CapBnd"], 16) == sum(1 << capability for capability in ALL_KEPT)
+
+
+def test_it_has_all_that_is_used() -> None:
+    """fuzz/, benchmarks/ and the stand-in's own test are not in the kit."""
+    files = [
+        file
+        for folder in ("weave", "tests")
+        for file in (ROOT / folder).rglob("*.py")
+        if file.name != Path(__file__).name
+    ]
+    used = set(re.findall(r"\bprctl\.([a-zA-Z_]+)(?:\.([a-z]+))?", "".join(file.read_text() for file in files)))
+    assert len(used) > 5
+    for name, attribute in used - NOT_OURS:
+        assert hasattr(stand_in, name), name
+        assert not attribute or hasattr(getattr(stand_in, name), attribute), f"{name}.{attribute}"
 
 
 def test_the_constants_and_what_is_read_are_the_same() -> None:
