@@ -55,8 +55,11 @@ def variables(folder: Path, torch: Torch) -> dict[str, str]:
         found["LD_LIBRARY_PATH"] = ":".join([*before, str(folder / "lib")])
     # Where ldconfig and useradd are; a user's PATH may lack it.
     found["PATH"] = f"{found.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    # Nothing is written beside the machine's own libraries.
-    return found | {"PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(folder / "t")}
+    # Nothing is written beside the machine's own libraries, nor into the user's home.
+    found["PYTHONDONTWRITEBYTECODE"] = "1"
+    found["TMPDIR"] = str(folder / "t")
+    found["XDG_CACHE_HOME"] = found["CUDA_CACHE_PATH"] = str(folder / "cache")
+    return found
 
 
 def compile_all(python: Path, *folders: Path) -> None:

@@ -13,6 +13,7 @@ from typing import IO, Any, cast
 
 import pytest
 
+from gpu_kit.environment import unpack
 from tests.kit.bare import TORCH, Bare, debian_with_torch
 from tests.packages.tree import ROOT, USERS
 from tests.support.processes import start
@@ -86,6 +87,16 @@ def test_on_a_bare_machine_every_step_runs_and_nothing_else_is_written(bare: Bar
     assert said["machine"]["versions"]["transformers"] == "5.17.0"  # its own, not the kit's
     report = {"root/gpu-report/report.json", "root/gpu-report/report.txt"}
     assert bare.changed() - before - GONE == report
+
+
+@pytest.mark.parametrize("version", [(3, 11), (3, 12), (3, 13)])
+def test_for_each_python_each_library_is_there_once(kit: Path, version: tuple[int, int], tmp_path: Path) -> None:
+    for folder, has_builds in (("first", "msgspec"), ("last", "regex")):
+        everything = {wheel.name.split("-")[0] for wheel in (kit / "wheels" / folder).iterdir()}
+        unpacked = unpack(kit / "wheels" / folder, tmp_path / folder, version)
+        assert sorted(name.split()[0] for name in unpacked) == sorted(everything)
+        built = [file.name for file in (tmp_path / folder / has_builds).rglob("*.so")]
+        assert built and all(f"cpython-3{version[1]}-" in name for name in built)
 
 
 def test_here_in_an_empty_folder_the_named_torch_runs(kit: Path, tmp_path: Path) -> None:
