@@ -23,7 +23,7 @@ SECONDS = 540
 LONGEST_WORK = 40
 # What the tests import, in the order in which what is missing is best named. Then the GPU's name, if there is one.
 _CHECK = """
-import numpy, PIL, pytest, msgspec, prctl, pyseccomp, safetensors, torch, transformers, diffusers
+import numpy, PIL, pytest, msgspec, prctl, safetensors, torch, transformers, diffusers
 from weave.sandbox import seccomp
 import weave.supervisor.main
 print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
@@ -31,7 +31,16 @@ print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
 
 
 def main() -> None:
-    """See above. Raises SystemExit."""
+    """See above."""
+    try:
+        sys.exit(run())
+    except machine.CannotRun as error:
+        print(f"gpu-kit: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run() -> int:
+    """The exit status of the tests. Raises CannotRun."""
     started = time.monotonic()
     parser = argparse.ArgumentParser("gpu-kit/run", description=__doc__, allow_abbrev=False)
     parser.add_argument("--report-folder", type=Path, default=Path("gpu-report"))
@@ -53,7 +62,7 @@ def main() -> None:
         print(f"gpu-kit: ready after {time.monotonic() - started:.0f} s", flush=True)
         status = run_tests(python, variables, folder / "source", [f"--report-folder={report}", *for_pytest])
     print(f"gpu-kit: {time.monotonic() - started:.0f} s in all; the report is {report}/report.txt and report.json")
-    raise SystemExit(status)
+    return status
 
 
 @contextmanager
@@ -66,26 +75,26 @@ def work_folder(chosen: Path | None) -> Iterator[Path]:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            raise SystemExit(f"gpu-kit: {folder} is there already, and the kit removes what it works in") from None
+            raise machine.CannotRun(f"{folder} is there already, and the kit removes what it works in") from None
     try:
         folder.chmod(0o755)
         if len(str(folder)) > LONGEST_WORK:
-            raise SystemExit(f"gpu-kit: {folder} is too long a name: the tests' sockets lie below it (unix(7))")
+            raise machine.CannotRun(f"{folder} is too long a name: the tests' sockets lie below it (unix(7))")
         (folder / "t").mkdir()
         (folder / "t").chmod(0o1777)
         if os.statvfs(folder).f_flag & os.ST_NOEXEC:
-            raise SystemExit(f"gpu-kit: nothing may be run in {folder} (noexec); choose another with --work")
+            raise machine.CannotRun(f"nothing may be run in {folder} (noexec); choose another with --work")
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def gpu(python: Path, variables: dict[str, str]) -> bool:
-    """Whether torch finds one, or the driver has made a device for one. Raises SystemExit if a library is missing."""
+    """Whether torch finds one, or the driver has made a device for one. Raises CannotRun if a library is missing."""
     command = [str(python), "-I", "-B", "-c", _CHECK]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"{done.stderr}\ngpu-kit: this machine lacks something, or has it too old: see above")
+        raise machine.CannotRun(f"this machine lacks something, or has it too old:\n{done.stderr}")
     name = done.stdout.strip()
     devices = sorted(map(str, Path("/dev").glob("nvidia[0-9]*")))
     print(f"gpu-kit: GPU: {name or 'torch finds none'}; devices: {' '.join(devices) or 'none'}", flush=True)

@@ -49,6 +49,10 @@ print(json.dumps({
 """
 
 
+class CannotRun(Exception):
+    """The tests cannot start on this machine; why, and what to do."""
+
+
 @dataclass(frozen=True)
 class Torch:
     """An installed torch. `folders` are its Python's import path in order, less the standard library."""
@@ -71,7 +75,7 @@ class Torch:
 
 def find() -> Torch:
     """$TORCH_PYTHON's; else the first that is built for a GPU, of those on PATH and then of all on this machine; else
-    the first. Raises SystemExit, with what it has seen."""
+    the first. Raises CannotRun, with what it has seen."""
     fallback, seen = None, []
     for interpreter in _interpreters():
         found = _probe(interpreter)
@@ -85,7 +89,7 @@ def find() -> Torch:
             fallback = fallback or found
     if fallback is None:
         lines = ["found no torch; name the Python that has it: TORCH_PYTHON=/path/to/bin/python", *seen]
-        raise SystemExit("gpu-kit: " + "\n  ".join(lines))
+        raise CannotRun("\n  ".join(lines))
     return fallback
 
 

@@ -20,6 +20,7 @@ mount -t proc proc "$2/root/proc"
 mount --rbind /dev "$2/root/dev"
 mount --rbind /sys "$2/root/sys"
 rm -f "$2"/root/usr/lib/*/libseccomp.so*
+chroot "$2/root" /sbin/ldconfig
 mkdir -p "$2/root/mnt/gpu-kit" "$2/root$4"
 mount --bind -o ro "$3" "$2/root/mnt/gpu-kit"
 root=$2/root folder=$4

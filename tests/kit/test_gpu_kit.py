@@ -129,7 +129,7 @@ def test_the_status_is_that_of_the_tests(kit: Path, tmp_path: Path) -> None:
 )
 def test_a_named_python_without_torch_is_not_replaced(kit: Path, tmp_path: Path, named: str, said: str) -> None:
     done = run(kit, tmp_path, {"PATH": os.environ["PATH"], "TORCH_PYTHON": named})
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert said in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -138,7 +138,7 @@ def test_a_folder_that_is_there_is_not_worked_in(kit: Path, tmp_path: Path) -> N
     (tmp_path / "precious").write_text("kept")
     variables = {"PATH": os.environ["PATH"], "TORCH_PYTHON": sys.executable}
     done = run(kit, tmp_path, variables, "--work", str(tmp_path))
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "is there already" in done.stderr
     assert (tmp_path / "precious").read_text() == "kept"
 
