@@ -64,9 +64,11 @@ def debian_with_torch() -> Path:
 
 def make(path: Path) -> None:
     """With torch for CUDA, as pip picks it from PyPI: a download of 3 GB."""
-    bootstrap(path, "trixie", ["ca-certificates", "passwd", "python3-venv"])
+    bootstrap(path, "trixie", ["passwd", "python3-venv"])
     shutil.copy("/etc/resolv.conf", path / "etc/resolv.conf")
-    shutil.copytree("/etc/ssl/certs", path / "etc/ssl/certs", dirs_exist_ok=True)
+    certificates = Path("/etc/ssl/certs/ca-certificates.crt")  # the index may have one that Debian does not know
+    (path / certificates.parent.relative_to("/")).mkdir(parents=True, exist_ok=True)
+    shutil.copy(certificates, path / certificates.relative_to("/"))
     tree = Tree(path)
     tree.run("python3", "-m", "venv", str(TORCH))
     tree.run("env", "--unset=PIP_FIND_LINKS", str(TORCH / "bin/pip"), "install", "--no-cache-dir", *LIBRARIES)

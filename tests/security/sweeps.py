@@ -11,11 +11,11 @@ import select
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import pyseccomp
-
 from weave.protocol.channel import Channel, socket_pair
 from weave.protocol.control_messages import FromWorkerStart, LockedDown
-from weave.sandbox import seccomp
+from weave.sandbox import libseccomp, seccomp
+
+pyseccomp = libseccomp.load()
 
 # More than Linux 6.18 has, on every architecture; and, below, an error that no call answers with.
 LAST_CALL = 600
