@@ -76,7 +76,7 @@ def test_on_a_bare_machine_every_step_runs_and_nothing_else_is_written(bare: Bar
     assert "cannot open shared object file" in bare.run(*alone).stderr
     before = bare.changed()
 
-    done = bare.run("/mnt/gpu-kit/run")
+    done = bare.run("/mnt/gpu-kit/run", "--seconds=3000")  # a busy machine may be slow
 
     assert done.returncode == 0
     assert f"of {TORCH}/bin/python" in done.stdout
