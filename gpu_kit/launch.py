@@ -44,7 +44,7 @@ def run() -> int:
     started = time.monotonic()
     parser = argparse.ArgumentParser("gpu-kit/run", description=__doc__, allow_abbrev=False)
     parser.add_argument("--report-folder", type=Path, default=Path("gpu-report"))
-    parser.add_argument("--work", type=Path, help="for temporary files, some 300 MB; must not be there yet")
+    parser.add_argument("--work", type=Path, help="for temporary files; must not be there yet")
     options, for_pytest = parser.parse_known_args()
     report = options.report_folder.resolve()
     os.umask(0o022)
