@@ -89,7 +89,7 @@ def device_files() -> dict[str, str]:
     """Owner and mode of each file of the driver's, and whether our worker gets it."""
     found = {}
     places = ("nvidia*", "nvidia-caps/*", "nvidia-caps-imex-channels/*", "dri/*", "kfd")
-    for path in sorted(path for place in places for path in Path("/dev").glob(place)):
+    for path in sorted(path for place in places for path in Path("/dev").glob(place) if path.is_char_device()):
         status = path.stat()
         ours = "the worker's" if path in worker_files.DEVICES else "not the worker's"
         found[str(path)] = f"{status.st_uid}:{_group(status.st_gid)} {status.st_mode & 0o7777:04o}, {ours}"
