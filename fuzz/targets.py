@@ -122,7 +122,8 @@ def _answerable(error: RequestError | FrameError) -> None:
 
 
 def events(data: bytes) -> None:
-    """A client's Decoder: a daemon's bytes and descriptors are answers or a ProtocolError."""
+    """A client's Decoder: a daemon's bytes and descriptors are answers or a ProtocolError, and no answer is changed by a
+    field of a newer daemon."""
     reader = Reader(data)
     size, memfds = 1 + reader.short(), reader.byte() % 3
     sizes = [reader.byte() for _ in range(memfds)]
@@ -148,7 +149,8 @@ def _check_answer(answer: codec.Answer) -> None:
     assert isinstance(answer.event, get_args(client_messages.Event))
     if isinstance(answer.event, client_messages.Image | client_messages.Preview):
         assert (answer.memfd is not None) != (len(answer.data) == answer.event.size and bool(answer.data))
-    client_messages.encode(answer.event)
+    newer = b'{"of a newer daemon":0,' + client_messages.encode(answer.event)[1:]
+    assert client_messages.decode_event(newer) == answer.event
 
 
 def version_1(data: bytes) -> None:

@@ -8,6 +8,7 @@ from msgspec import inspect
 from fuzz.control import UNIONS
 from weave.config.schema import Config
 from weave.protocol import client_messages
+from weave.protocol.errors import ErrorCode
 from weave.protocol.frames import Kind, pack_header
 
 _TYPES: dict[str, tuple[Any, ...]] = {
@@ -18,6 +19,8 @@ _TYPES: dict[str, tuple[Any, ...]] = {
     "worker_replies": UNIONS,
 }
 _OTHER: dict[str, tuple[bytes, ...]] = {
+    # A client takes any name there.
+    "events": tuple(b'"%b"' % word.encode() for word in (*ErrorCode, "running", "text_encoder", "text-to-image")),
     # 64, 100, 2048 and 20.0: where version 1's bounds are.
     "version1": (b"\0\0\0\x40", b"\0\0\0\x64", b"\0\0\x08\0", b"\x41\xa0\0\0"),
     "safetensors": (b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"', b'"F32"', b'"BOOL"', b"[0,4]"),

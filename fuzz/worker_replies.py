@@ -90,7 +90,7 @@ async def _listen(link: WorkerLink, job: Job, *, loads: bool) -> None:
 
 def _check_tokens(tokens: Tokens) -> None:
     for encoders in (tokens.prompt, tokens.negative_prompt):
-        assert len(encoders) <= 3
+        assert len(encoders) <= 8
         assert all(0 <= min(one.used, one.cut) <= max(one.used, one.cut) <= _MOST_TOKENS for one in encoders)
         assert len(msgspec.json.encode(encoders)) < 1000
 
@@ -207,8 +207,8 @@ class _Script:
     def _tokens(self) -> Tokens:
         """Mostly more than there can be, of one kind or another."""
         used, cut = self._small(77), self._small(_MOST_TOKENS)
-        encoder = cast(Any, f"text_encoder_{self._small(2)}")
-        return Tokens(prompt=(EncoderTokens(encoder=encoder, used=used, cut=cut),) * self._small(1))
+        encoder = f"text_encoder_{self._small(2)}"
+        return Tokens(prompt=(EncoderTokens(encoder=encoder, used=used, cut=cut),) * self._small(8))
 
     def _small(self, near: int) -> int:
         """A number around `near`, most often itself."""

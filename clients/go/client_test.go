@@ -8,6 +8,7 @@ import (
 	"image"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -139,6 +140,9 @@ func TestDaemonTellsWhatThereIs(t *testing.T) {
 	must(t, err)
 	status, err := client.Status(background)
 	must(t, err)
+	if !slices.Contains(status.Features, "previews") || !slices.Equal(models.Models[0].Tasks, []string{"text-to-image"}) {
+		t.Errorf("got %v and %v", status.Features, models.Models[0].Tasks)
+	}
 	if loaded.Model != "shapes" || status.Model != "shapes" || status.Worker != "idle" || status.MemoryUsed == nil {
 		t.Errorf("got %+v and %+v", loaded, status)
 	}

@@ -67,8 +67,9 @@ func TestWhateverBreaksTheProtocolClosesTheConnection(t *testing.T) {
 	frame := func(text string) []byte { return controlFrame(1, []byte(text)) }
 	announce := frame(strings.Replace(imageOfFD, `"fd"`, `"inline"`, 1))
 	for name, sent := range map[string][]byte{
-		"unknown event":               frame(`{"event":"surprise"}`),
 		"no event":                    frame(`{"job":1}`),
+		"bytes of an unknown event":   append(frame(`{"event":"audio","size":6}`), imageFrame(1, []byte("123456"))...),
+		"unknown event before bytes":  append(announce, frame(`{"event":"surprise"}`)...),
 		"missing field":               frame(`{"event":"queued","job":1}`),
 		"field in another case":       frame(`{"event":"queued","job":1,"Position":0}`),
 		"null field":                  frame(`{"event":"queued","job":1,"position":null}`),
@@ -104,23 +105,6 @@ func TestWhateverBreaksTheProtocolClosesTheConnection(t *testing.T) {
 				t.Error("the connection is still open")
 			}
 		})
-	}
-}
-
-func TestFieldsThatAreNotKnownAreIgnored(t *testing.T) {
-	client, daemon := withFakeDaemon(t)
-	job, err := client.Generate(background, GenerateRequest{Prompt: "x"})
-	must(t, err)
-	number := daemon.expect("generate")
-	daemon.say(number, `{"event":"queued","job":5,"position":0,"eta":3,"Job":6}`)
-	daemon.say(number, `{"event":"done","model":"m","seed":1,"timings":{"queued":0.5,"resting":1},"mood":["good"]}`)
-	if event := <-job.Events(); event != (Queued{Job: 5}) {
-		t.Errorf("got %v", event)
-	}
-	_, done, err := job.Wait()
-	must(t, err)
-	if done != (Done{Model: "m", Seed: 1, Timings: Timings{Queued: 500 * time.Millisecond}}) {
-		t.Errorf("got %v", done)
 	}
 }
 

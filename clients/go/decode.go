@@ -4,7 +4,7 @@ import "encoding/json"
 
 // decodeEvent reads a control message from a daemon: a Queued, Loading, Progress, Preview, *Image, Done, *Error,
 // StatusReport or Models. Of an image or preview, whose bytes are elsewhere, it also gives how many they are.
-// Fields that are not known are ignored; an event that is not known is an error.
+// Fields that are not known are skipped. Of an event that only a newer daemon has, nil.
 func decodeEvent(payload []byte) (event any, size int64, err error) {
 	f := parseFields(payload)
 	var kind string
@@ -37,7 +37,7 @@ func decodeEvent(payload []byte) (event any, size int64, err error) {
 		f.matchingOrEmpty("model", modelID, e.Model)
 		f.allow("seed", &e.Seed)
 		e.Timings = decodeTimings(f)
-		f.allow("tokens", &e.Tokens)
+		e.Tokens = decodeTokens(f)
 		event = e
 	case "error":
 		event = decodeError(f)
@@ -46,9 +46,7 @@ func decodeEvent(payload []byte) (event any, size int64, err error) {
 	case "models":
 		event = decodeModels(f)
 	default:
-		if f.err == nil {
-			f.err = protocolError("unknown event %.40q", kind)
-		}
+		return nil, 0, f.err
 	}
 	return event, size, f.err
 }
@@ -66,6 +64,7 @@ func decodeModels(f *fields) Models {
 		f.matching("title", title, model.Title)
 		f.matchingOrEmpty("scheduler", plainName, model.Defaults.Scheduler)
 		f.matching("schedulers", plainName, model.Schedulers...)
+		f.matching("tasks", plainName, model.Tasks...)
 	}
 	return e
 }
@@ -113,9 +112,24 @@ func decodeTimings(f *fields) Timings {
 	return timings
 }
 
+func decodeTokens(f *fields) *Tokens {
+	var tokens *Tokens
+	f.allow("tokens", &tokens)
+	if tokens == nil {
+		return nil
+	}
+	for _, encoders := range [][]EncoderTokens{tokens.Prompt, tokens.NegativePrompt} {
+		for _, one := range encoders {
+			f.matching("encoder", plainName, one.Encoder)
+		}
+	}
+	return tokens
+}
+
 func decodeError(f *fields) *Error {
 	e := &Error{}
 	f.need("code", &e.Code)
+	f.matching("code", plainName, string(e.Code))
 	f.need("message", &e.Message)
 	f.allow("field", &e.Field)
 	f.allow("value", &e.Value)
@@ -134,6 +148,7 @@ func decodeStatus(f *fields) StatusReport {
 	var e StatusReport
 	var uptime float64
 	f.need("version", &e.Version)
+	f.allow("features", &e.Features)
 	f.need("uptime", &uptime)
 	f.need("mode", &e.Mode)
 	f.need("worker", &e.Worker)
@@ -151,6 +166,7 @@ func decodeStatus(f *fields) StatusReport {
 	f.count("images_made", &e.ImagesMade)
 	f.need("metrics", &e.Metrics)
 	f.matching("version", plainName, e.Version)
+	f.matching("features", plainName, e.Features...)
 	f.matching("mode", plainName, e.Mode)
 	f.matching("worker", plainName, e.Worker)
 	f.matchingOrEmpty("model", modelID, e.Model)
@@ -163,6 +179,9 @@ func decodeStatus(f *fields) StatusReport {
 	for process, layers := range e.Sandbox {
 		f.matching("sandbox", plainName, process)
 		f.matching("sandbox", plainName, layers...)
+	}
+	for code := range e.Metrics.Errors {
+		f.matching("errors", plainName, code)
 	}
 	e.Uptime = duration(uptime)
 	return e

@@ -102,6 +102,9 @@ func (d *decoder) takePayload(data []byte, deliver func(answer) error) ([]byte, 
 	if err != nil {
 		return nil, err
 	}
+	if event == nil {
+		return data[taken:], nil
+	}
 	return data[taken:], d.take(answer{frame.request, event}, size, deliver)
 }
 

@@ -62,7 +62,7 @@ type Tokens struct {
 
 // EncoderTokens is of one text encoder; its tokens for start and end count too.
 type EncoderTokens struct {
-	Encoder string `json:"encoder"` // text_encoder, text_encoder_2 or text_encoder_3
+	Encoder string `json:"encoder"` // its folder in the model: text_encoder, text_encoder_2, ...
 	Used    int    `json:"used"`
 	Cut     int    `json:"cut"`
 }
@@ -75,9 +75,10 @@ type Timings struct {
 // StatusReport is what the daemon is doing.
 type StatusReport struct {
 	Version        string
+	Features       []string // docs/protocol.md, "Features"; none of an older daemon
 	Uptime         time.Duration
 	Mode           string
-	Worker         string // none, starting, loading, idle, running or stopping
+	Worker         string // none, starting, loading, idle, running or stopping; a newer daemon may have more
 	Model          string // the one that is loaded, or ""
 	Device, Dtype  string // of the worker, or ""
 	MemoryUsed     *int64 // bytes; nil where there is no worker to ask
@@ -117,7 +118,7 @@ type Histogram struct {
 type JobStatus struct {
 	Job      uint64 `json:"job"`
 	Model    string `json:"model"`
-	State    string `json:"state"` // queued, loading or running
+	State    string `json:"state"` // queued, loading or running; a newer daemon may have more
 	Position int    `json:"position"`
 }
 
@@ -133,6 +134,7 @@ type Model struct {
 	ID         string   `json:"id"`
 	Family     string   `json:"family"`
 	Title      string   `json:"title"`
+	Tasks      []string `json:"tasks"` // text-to-image; an older daemon, which can do nothing else, names none
 	Bounds     Bounds   `json:"bounds"`
 	Defaults   Defaults `json:"defaults"`
 	Schedulers []string `json:"schedulers"`

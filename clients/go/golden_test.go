@@ -24,6 +24,10 @@ type goldenFile struct {
 		Message    json.RawMessage `json:"message"`
 		PayloadHex string          `json:"payload_hex"`
 	} `json:"frames"`
+	Skipped []struct {
+		Name string `json:"name"`
+		Hex  string `json:"hex"`
+	} `json:"skipped"`
 	Bad []struct {
 		Name string `json:"name"`
 		From string `json:"from"`
@@ -38,7 +42,7 @@ func readGolden(t *testing.T) goldenFile {
 	must(t, err)
 	var golden goldenFile
 	must(t, json.Unmarshal(data, &golden))
-	if len(golden.Frames) == 0 || len(golden.Bad) == 0 {
+	if len(golden.Frames) == 0 || len(golden.Skipped) == 0 || len(golden.Bad) == 0 {
 		t.Fatal("there is nothing in it")
 	}
 	return golden
@@ -91,6 +95,24 @@ func TestGoldenFramesFromTheDaemon(t *testing.T) {
 			}
 			if !same(got, want) {
 				t.Errorf("got %v, not %v", got, want)
+			}
+		})
+	}
+}
+
+func TestGoldenEventsThatAreSkipped(t *testing.T) {
+	const known = `{"event":"queued","job":5,"position":0}`
+	for _, golden := range readGolden(t).Skipped {
+		t.Run(golden.Name, func(t *testing.T) {
+			frames := append(unhex(t, golden.Hex), controlFrame(7, []byte(known))...)
+			var heard []any
+			var incoming decoder
+			must(t, incoming.feed(frames, nil, func(whole answer) error {
+				heard = append(heard, whole.event)
+				return nil
+			}))
+			if len(heard) != 1 || heard[0] != (Queued{Job: 5}) {
+				t.Errorf("heard %v", heard)
 			}
 		})
 	}
@@ -183,7 +205,7 @@ func eventFields(t *testing.T, event any) map[string]any {
 		}
 	case StatusReport:
 		found = map[string]any{
-			"event": "status", "version": e.Version, "uptime": e.Uptime.Seconds(), "mode": e.Mode, "worker": e.Worker,
+			"event": "status", "version": e.Version, "features": e.Features, "uptime": e.Uptime.Seconds(), "mode": e.Mode, "worker": e.Worker,
 			"model": e.Model, "device": e.Device, "dtype": e.Dtype, "memory_used": e.MemoryUsed,
 			"memory_total": e.MemoryTotal, "queue_length": e.QueueLength, "queue_limit": e.QueueLimit,
 			"connections": e.Connections, "jobs": e.Jobs, "sandbox": e.Sandbox, "worker_restarts": e.WorkerRestarts,

@@ -18,12 +18,30 @@ func TestTextThatIsNoNameCostsTheConnection(t *testing.T) {
 		"done":      `{"event":"done","model":%q}`,
 		"id":        `{"event":"models","models":[{"id":%q}]}`,
 		"scheduler": `{"event":"models","models":[{"id":"m","schedulers":[%q]}]}`,
+		"tasks":     `{"event":"models","models":[{"id":"m","tasks":[%q]}]}`,
+		"encoder":   `{"event":"done","tokens":{"prompt":[{"encoder":%q,"used":1,"cut":0}]}}`,
+		"code":      `{"event":"error","code":%q,"message":"m"}`,
 		"default":   `{"event":"models","models":[],"default":%q}`,
 		"loaded":    `{"event":"models","models":[],"loaded":%q}`,
 	} {
 		for _, text := range hostileTexts {
 			message := fmt.Sprintf(event, "TEXT")
 			message = strings.Replace(message, `"TEXT"`, quoteJSON(text), 1)
+			if _, _, err := decodeEvent([]byte(message)); !errors.Is(err, ErrProtocol) {
+				t.Errorf("%s: %q was taken", field, text)
+			}
+		}
+	}
+}
+
+func TestTextThatIsNoNameIsTakenFromNoStatus(t *testing.T) {
+	for field, rest := range map[string]string{
+		"features": `"worker":"none","jobs":[],"metrics":{},"features":[TEXT]}`,
+		"errors":   `"worker":"none","jobs":[],"metrics":{"errors":{TEXT:1}}}`,
+		"worker":   `"worker":TEXT,"jobs":[],"metrics":{}}`,
+	} {
+		for _, text := range hostileTexts {
+			message := statusStart + strings.Replace(rest, "TEXT", quoteJSON(text), 1)
 			if _, _, err := decodeEvent([]byte(message)); !errors.Is(err, ErrProtocol) {
 				t.Errorf("%s: %q was taken", field, text)
 			}

@@ -79,7 +79,7 @@ class Soak:
                 await asyncio.wait_for(habit(), 100)
                 self.found[habit.__name__.lstrip("_")] += 1
             except WeaveError as error:
-                self.found[error.code.value] += 1
+                self.found[error.code] += 1
             except (NotRunning, ProtocolError, ConnectionError):
                 self.found["disconnected"] += 1
             except TimeoutError:

@@ -81,21 +81,22 @@ def test_a_picture_is_made_for_each_user_and_jobs_are_their_own(system: Daemon) 
 def how_it_came(path: Path) -> Any:
     with Client(path, timeout=100) as client:
         (image,) = images(draw(client, format="raw", deliver="fd"))
-        return [image.event.deliver, image.memfd is not None, len(image.data)]
+        offered = "fd-delivery" in client.status().features
+        return [offered, image.event.deliver, image.memfd is not None, len(image.data)]
 
 
 def test_nobody_gets_a_descriptor_unless_the_config_says_so(system: Daemon, folder: Path) -> None:
     size = 64 * 64 * 3
     for name in ("root", ALICE, CAROL):
-        assert as_user(name, lambda: how_it_came(system.socket)) == ["inline", False, size]
+        assert as_user(name, lambda: how_it_came(system.socket)) == [False, "inline", False, size]
     limits = f"[limits]\ndelivered_bytes = {size}\n"
     config = limits + SYSTEM.replace("[system]", '[system]\nsocket_mode = "0666"\ndeliver_fds = true') + MODEL
     daemon = system_daemon(folder, config).wait_until_serving()
     try:
         # As many bytes for each user, and not for all together.
         for name in (ALICE, CAROL):
-            assert as_user(name, lambda: how_it_came(daemon.socket)) == ["fd", True, 0]
-            assert as_user(name, lambda: how_it_came(daemon.socket)) == ["inline", False, size]
+            assert as_user(name, lambda: how_it_came(daemon.socket)) == [True, "fd", True, 0]
+            assert as_user(name, lambda: how_it_came(daemon.socket)) == [True, "inline", False, size]
     finally:
         assert daemon.stop() == 0
 

@@ -60,7 +60,7 @@ FORGERIES: dict[str, list[tuple[Any, Any]]] = {
     "a preview twice": [STEP, STEP_2, PREVIEW, PREVIEW],
     "the end before the image": [FINISHED],
     "tokens of an encoder that there is not": [IMAGE, finished(encoder="\x1b[2J")],
-    "tokens of four encoders": [IMAGE, finished(times=4)],
+    "tokens of nine encoders": [IMAGE, finished(times=9)],
     "less than no tokens": [IMAGE, finished(cut=-1)],
     "more tokens than a prompt can have": [IMAGE, finished(used=2**20 + 1)],
     "less than no memory": [IMAGE, (Finished(job=5, memory=Memory(-1, 2)), None)],

@@ -11,8 +11,8 @@ from typing import Any
 from tests.support.wire import exactly
 from weave.protocol.frames import Kind, pack_frame, parse_header
 
-# From a request to the events that answer it.
-Answers = Callable[[dict[str, Any]], list[dict[str, Any]]]
+# From a request to the events that answer it, and to the bytes of images.
+Answers = Callable[[dict[str, Any]], list[dict[str, Any] | bytes]]
 
 STATUS = {
     "event": "status", "version": "1.0", "uptime": 1.0, "mode": "user", "worker": "none", "model": None,
@@ -67,4 +67,7 @@ class FakeDaemon:
         request = json.loads(exactly(connection, header.length))
         self.asked.append(request)
         for event in self._answers(request):
-            connection.sendall(pack_frame(Kind.CONTROL, header.request, json.dumps(event).encode()))
+            if isinstance(event, bytes):
+                connection.sendall(pack_frame(Kind.IMAGE, header.request, event))
+            else:
+                connection.sendall(pack_frame(Kind.CONTROL, header.request, json.dumps(event).encode()))

@@ -1,5 +1,6 @@
 """Both decoders against anything: any bytes in any pieces are frames or one of the defined errors."""
 
+import json
 import math
 import struct
 from collections.abc import Iterator
@@ -40,19 +41,12 @@ st.register_type_strategy(
     st.builds(
         Metrics,
         connections=COUNTS,
-        errors=st.dictionaries(st.sampled_from(ErrorCode), COUNTS),
+        errors=st.dictionaries(st.sampled_from([*ErrorCode, "of_a_newer_daemon"]), COUNTS),
         images=COUNTS,
         queued_seconds=st.from_type(Histogram),
         loading_seconds=st.from_type(Histogram),
         generating_seconds=st.from_type(Histogram),
     ),
-)
-# Nor of its bounds.
-TOKENS = st.lists(
-    st.builds(client_messages.EncoderTokens, used=st.integers(0, 2**20), cut=st.integers(0, 2**20)), max_size=3
-).map(tuple)
-st.register_type_strategy(
-    client_messages.Tokens, st.builds(client_messages.Tokens, prompt=TOKENS, negative_prompt=TOKENS)
 )
 
 PIECE = 64 * 1024
@@ -76,19 +70,29 @@ streams = st.lists(st.one_of(valid, headers, st.binary(max_size=100)), max_size=
 # Nor of its patterns. Whatever can be a model's ID can be a name or a title, too.
 IDS = st.from_regex(MODEL_ID, alphabet=st.characters(codec="ascii"))
 MAYBE = st.none() | IDS
+NAMES = st.lists(IDS, max_size=3).map(tuple)
+# Nor of its bounds.
+TOKENS = st.lists(
+    st.builds(client_messages.EncoderTokens, encoder=IDS, used=st.integers(0, 2**20), cut=st.integers(0, 2**20)),
+    max_size=8,
+).map(tuple)
 PATTERNED: dict[type, dict[str, Any]] = {
     client_messages.Loading: {"model": IDS},
+    client_messages.Tokens: {"prompt": TOKENS, "negative_prompt": TOKENS},
     client_messages.Done: {"model": MAYBE, "seed": ..., "timings": ...},
-    client_messages.JobStatus: {"model": IDS},
+    client_messages.Error: {"code": IDS},
+    client_messages.JobStatus: {"model": IDS, "state": IDS},
     client_messages.StatusReport: {
-        **dict.fromkeys(("version", "mode"), IDS),
+        **dict.fromkeys(("version", "mode", "worker"), IDS),
+        "features": NAMES,
         **dict.fromkeys(("model", "device", "dtype"), MAYBE),
-        "sandbox": st.dictionaries(IDS, st.lists(IDS, max_size=3).map(tuple), max_size=3),
+        "sandbox": st.dictionaries(IDS, NAMES, max_size=3),
     },
     client_messages.Defaults: {"scheduler": IDS},
     client_messages.ModelOffer: {
         **dict.fromkeys(("id", "family", "title"), IDS),
-        "schedulers": st.lists(IDS, max_size=3).map(tuple),
+        "schedulers": NAMES,
+        "tasks": NAMES,
         "v1_id": ...,
     },
     client_messages.Models: {"default": MAYBE, "loaded": MAYBE},
@@ -219,6 +223,25 @@ def test_every_event_survives_the_round_trip(kind: type) -> None:
         assert decode_event(encode(message)) == message
 
     round_trip()
+
+
+def grown(value: Any) -> Any:
+    """A message with a further field in each of its objects, except where the keys are data."""
+    if isinstance(value, dict):
+        kept = {name: one if name in ("sandbox", "errors") else grown(one) for name, one in value.items()}
+        return kept | {"of_a_newer_daemon": [{"": None}]}
+    return [grown(one) for one in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("kind", get_args(client_messages.Event), ids=lambda kind: kind.__name__)
+def test_a_field_that_a_client_does_not_know_changes_no_event(kind: type) -> None:
+    @settings(max_examples=40)
+    @given(st.from_type(kind))
+    def is_skipped(message: Any) -> None:
+        newer = json.dumps(grown(json.loads(encode(message)))).encode()
+        assert b"of_a_newer_daemon" in newer and decode_event(newer) == message
+
+    is_skipped()
 
 
 prompts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=500)

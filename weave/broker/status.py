@@ -9,6 +9,7 @@ from weave.broker.gpu import Gpu
 from weave.broker.slot import WorkerState
 from weave.config.parts import BrokerConfig
 from weave.protocol.client_messages import JobStatus, StatusReport
+from weave.protocol.features import features
 from weave.protocol.metrics import Metrics
 
 
@@ -34,6 +35,7 @@ def report_to(uid: int, daemon: Standing) -> StatusReport:
     metrics = daemon.metrics if everything else Metrics()
     return StatusReport(
         version=__version__,
+        features=features(deliver_fds=daemon.config.deliver_fds),
         uptime=daemon.uptime,
         mode=daemon.config.mode,
         worker=_state(uid, gpu, everything=everything),

@@ -23,7 +23,7 @@ from weave.protocol.client_messages import (
     decode_event,
     encode,
 )
-from weave.protocol.errors import UNDECODABLE, FrameError
+from weave.protocol.errors import UNDECODABLE, ErrorCode, FrameError
 from weave.protocol.frames import MAX_CONTROL_BYTES, FrameReader, Header, Kind, pack_frame
 
 # What ends a request that went well.
@@ -34,6 +34,7 @@ READ_BYTES = 1024 * 1024
 MAX_DESCRIPTORS = 16
 # Of one request, that nobody has taken yet.
 _MOST_PREVIEW_BYTES = 16 * 1024 * 1024
+_KNOWN_CODES = {code.value: code for code in ErrorCode}
 
 
 class NotRunning(Exception):
@@ -45,12 +46,13 @@ class ProtocolError(Exception):
 
 
 class WeaveError(Exception):
-    """The daemon refused or failed a request. `error` has the code and, for a bound, the field and its limits."""
+    """The daemon refused or failed a request. `error` has, for a bound, the field and its limits. A `code` that only a
+    newer daemon has is a plain string."""
 
     def __init__(self, error: Error) -> None:
         super().__init__(error.message)
         self.error = error
-        self.code = error.code
+        self.code: ErrorCode | str = _KNOWN_CODES.get(error.code, error.code)
 
 
 class InvalidRequest(ValueError):
@@ -212,7 +214,9 @@ class Decoder:
         if self._announced is not None:
             announced, self._announced = self._announced, None
             return announced._replace(data=payload)
-        answer = Answer(header.request, decode_event(payload))
+        if (event := decode_event(payload)) is None:
+            return None
+        answer = Answer(header.request, event)
         if isinstance(answer.event, Image) and answer.event.deliver == "fd":
             if not self._descriptors:
                 raise ChannelViolation("an image came without its memfd")

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from weave.protocol.bounds import Bounds, FloatRange, Range
 from weave.protocol.client_messages import Defaults
+from weave.protocol.features import TEXT_TO_IMAGE
 
 # Schedulers for models that predict noise or velocity, and for those trained by flow matching.
 DIFFUSION_SCHEDULERS = ("ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "pndm")
@@ -15,11 +16,12 @@ FLOW_SCHEDULERS = ("flow_euler", "flow_heun")
 
 
 class FamilyDefaults(Struct, frozen=True):
-    """A family's bounds, the parameters a client may leave out, and its schedulers."""
+    """A family's bounds, the parameters a client may leave out, its schedulers and its tasks."""
 
     bounds: Bounds
     defaults: Defaults
     schedulers: tuple[str, ...]
+    tasks: tuple[str, ...] = (TEXT_TO_IMAGE,)
 
 
 def _bounds(largest_side: int, multiple: int, prompt_characters: int) -> Bounds:

@@ -190,6 +190,7 @@ def _offer(model_id: str, model: ModelConfig) -> ModelOffer:
         id=model_id,
         family=model.family,
         title=model.title or model_id,
+        tasks=family.tasks,
         bounds=bounds,
         defaults=defaults,
         schedulers=family.schedulers,

@@ -1,9 +1,9 @@
 """How much of a prompt the text encoders get: what is beyond their tokens is cut by the pipeline, silently."""
 
-from typing import Any, cast
+from typing import Any
 
 from weave.gpu_worker.families import FAMILIES, T5_TOKENS
-from weave.protocol.client_messages import EncoderName, EncoderTokens, Tokens
+from weave.protocol.client_messages import EncoderTokens, Tokens
 
 _SUFFIXES = ("", "_2", "_3")
 
@@ -32,5 +32,5 @@ def _count(pipeline: Any, name: str, arguments: dict[str, Any], kind: str) -> tu
             text = pipeline.maybe_convert_prompt(text, tokenizer)
         used = len(tokenizer(text, truncation=True, max_length=limit).input_ids)
         cut = len(tokenizer(text).input_ids) - used
-        found.append(EncoderTokens(encoder=cast(EncoderName, encoder), used=used, cut=cut))
+        found.append(EncoderTokens(encoder=encoder, used=used, cut=cut))
     return tuple(found)

@@ -12,7 +12,7 @@ from weave.protocol.errors import ErrorCode, Number, RequestError
 MAX_SEED = 2**64 - 1
 
 
-class Range(Struct, frozen=True, forbid_unknown_fields=True):
+class Range(Struct, frozen=True):
     """Both ends are included; `multiple` is what the value must be divisible by."""
 
     min: int
@@ -20,14 +20,14 @@ class Range(Struct, frozen=True, forbid_unknown_fields=True):
     multiple: int = 1
 
 
-class FloatRange(Struct, frozen=True, forbid_unknown_fields=True):
+class FloatRange(Struct, frozen=True):
     """Both ends are included."""
 
     min: float
     max: float
 
 
-class Bounds(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Bounds(Struct, frozen=True, kw_only=True):
     """What one model accepts. `pixels` bounds width * height * images; prompts are counted in UTF-8 bytes
     and in characters, the negative prompt likewise."""
 

@@ -1,11 +1,12 @@
 """Version 2 control messages: what a client asks (`op`) and what the daemon answers (`event`).
 
-JSON, at most 64 KiB, validated by msgspec: a wrong type is an error, never ignored, and so is an unknown field of what
-a client asks. A client skips the fields of an event that it does not know, since a newer daemon may have more.
+JSON, at most 64 KiB, validated by msgspec: a wrong type is an error, never ignored. The daemon refuses an op or a field
+that it does not know; a client skips the events and fields that it does not know, and takes any name where this daemon
+has a list of them (docs/protocol.md, "How the protocol grows").
 """
 
 import re
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -17,8 +18,6 @@ from weave.protocol.text import ModelId, Name, Title
 
 ImageFormat: TypeAlias = Literal["png", "raw"]
 Delivery: TypeAlias = Literal["inline", "fd"]
-# The folders of a model's text encoders.
-EncoderName: TypeAlias = Literal["text_encoder", "text_encoder_2", "text_encoder_3"]
 
 
 class _Op(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="op"):
@@ -138,14 +137,15 @@ class Timings(Struct, frozen=True, kw_only=True):
 
 
 class EncoderTokens(Struct, frozen=True, kw_only=True):
-    """Tokens of a prompt that one text encoder got, those for start and end among them, and that were cut off."""
+    """Tokens of a prompt that one text encoder got, those for start and end among them, and that were cut off.
+    `encoder` is its folder in the model: text_encoder, text_encoder_2, ..."""
 
-    encoder: EncoderName
+    encoder: Name
     used: Annotated[int, Meta(ge=0, le=2**20)]
     cut: Annotated[int, Meta(ge=0, le=2**20)]
 
 
-EachEncoder: TypeAlias = Annotated[tuple[EncoderTokens, ...], Meta(max_length=3)]
+EachEncoder: TypeAlias = Annotated[tuple[EncoderTokens, ...], Meta(max_length=8)]
 
 
 class Tokens(Struct, frozen=True, kw_only=True):
@@ -166,9 +166,10 @@ class Done(_Event, frozen=True, kw_only=True, tag="done"):
 
 
 class Error(_Event, frozen=True, kw_only=True, tag="error"):
-    """The request failed; `field`, `value`, `min` and `max` say which bound, `retry_after` is in seconds."""
+    """The request failed; `field`, `value`, `min` and `max` say which bound, `retry_after` is in seconds. `code` is an
+    ErrorCode, or one that only a newer daemon has."""
 
-    code: ErrorCode
+    code: Name
     message: str
     field: str | None = None
     value: int | float | str | None = None
@@ -193,22 +194,24 @@ class Error(_Event, frozen=True, kw_only=True, tag="error"):
 
 
 class JobStatus(Struct, frozen=True, kw_only=True):
-    """One of the asking user's own jobs."""
+    """One of the asking user's own jobs. `state` is queued, loading or running."""
 
     job: int
     model: ModelId
-    state: Literal["queued", "loading", "running"]
+    state: Name
     position: int
 
 
 class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_defaults=False):
-    """What the daemon is doing. Memory is in bytes, uptime in seconds; `jobs` holds only the asker's own.
+    """What the daemon is doing. Memory is in bytes, uptime in seconds; `jobs` holds only the asker's own. `worker` is
+    none, starting, loading, idle, running or stopping. `features`: see features.py; an older daemon names none.
     `libraries_lack` is left out unless it is true: no model can be run, and the log says why."""
 
     version: Name
+    features: tuple[Name, ...] = ()
     uptime: float
     mode: Name
-    worker: Literal["none", "starting", "loading", "idle", "running", "stopping"]
+    worker: Name
     model: ModelId | None
     device: Name | None
     dtype: Name | None
@@ -225,7 +228,7 @@ class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_default
     libraries_lack: bool | UnsetType = UNSET
 
 
-class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Defaults(Struct, frozen=True, kw_only=True):
     """What a generate that leaves a parameter out gets. width and height are in pixels."""
 
     width: int
@@ -235,13 +238,15 @@ class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     scheduler: Name
 
 
-class ModelOffer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ModelOffer(Struct, frozen=True, kw_only=True):
     """All that the broker and its clients know of a model: no path, no file. `v1_id` is its number in version 1,
-    where 0 stands for the default model."""
+    where 0 stands for the default model. `tasks` is what can be asked of it; an older daemon names none, and generates
+    images from text."""
 
     id: ModelId
     family: Name
     title: Title
+    tasks: tuple[Name, ...] = ()
     bounds: Bounds
     defaults: Defaults
     schedulers: tuple[Name, ...]
@@ -256,10 +261,16 @@ class Models(_Event, frozen=True, kw_only=True, tag="models", omit_defaults=Fals
     loaded: ModelId | None
 
 
+class _Kind(Struct):
+    event: str
+
+
 Event: TypeAlias = Queued | Loading | Progress | Preview | Image | Done | Error | StatusReport | Models
 
 _op_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 _event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_kind_decoder: msgspec.json.Decoder[_Kind] = msgspec.json.Decoder(_Kind)
+_KNOWN_EVENTS = frozenset(kind.__struct_config__.tag for kind in get_args(Event))
 _encoder = msgspec.json.Encoder()
 _FIELD_IN_ERROR = re.compile(r"at `\$\.([a-z_0-9]+)|(?:field|unknown field|unknown) `([a-z_0-9]+)`")
 
@@ -276,8 +287,10 @@ def decode_op(payload: bytes) -> ClientMessage:
         raise RequestError(ErrorCode.INVALID_REQUEST, f"not a JSON message: {error}"[:200]) from None
 
 
-def decode_event(payload: bytes) -> Event:
-    """The client's side of it. Raises one of UNDECODABLE."""
+def decode_event(payload: bytes) -> Event | None:
+    """The client's side of it; None for an event that only a newer daemon has. Raises one of UNDECODABLE."""
+    if _kind_decoder.decode(payload).event not in _KNOWN_EVENTS:
+        return None
     return _event_decoder.decode(payload)
 
 

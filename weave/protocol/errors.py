@@ -1,4 +1,4 @@
-"""The closed set of errors a client can be told about (docs/protocol.md, "Errors")."""
+"""The errors of this daemon (docs/protocol.md, "Errors"). A newer one may have more."""
 
 import enum
 from typing import TypeAlias
@@ -11,7 +11,7 @@ UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 Number: TypeAlias = int | float
 
 
-class ErrorCode(enum.Enum):
+class ErrorCode(enum.StrEnum):
     """Why a request was refused or failed; the wire carries the value."""
 
     INVALID_FRAME = "invalid_frame"

@@ -1,10 +1,13 @@
-"""What the broker counts, for status and for the supervisor's Prometheus file. Nothing in it is one client's own."""
+"""What the broker counts, for status and for the supervisor's Prometheus file. Nothing in it is one client's own.
+
+A client skips what it does not know: a newer daemon may count more, and errors with further codes.
+"""
 
 from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-from weave.protocol.errors import ErrorCode
+from weave.protocol.text import Name
 
 # Upper bounds in seconds; one more bucket takes what is longer.
 BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -12,7 +15,7 @@ BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
-class Histogram(Struct, forbid_unknown_fields=True):
+class Histogram(Struct):
     """How many values fell into each of BUCKETS and beyond, and their sum in seconds."""
 
     counts: Annotated[list[Count], Meta(min_length=len(BUCKETS) + 1, max_length=len(BUCKETS) + 1)] = field(
@@ -26,14 +29,14 @@ class Histogram(Struct, forbid_unknown_fields=True):
         self.sum += seconds
 
 
-class Metrics(Struct, forbid_unknown_fields=True):
+class Metrics(Struct):
     """Since the broker started. `errors` counts every error told to a client, by its code."""
 
     connections: Count = 0
     connections_refused: Count = 0
     clients_dropped: Count = 0
     requests: Count = 0
-    errors: dict[ErrorCode, Count] = {}
+    errors: dict[Name, Count] = {}
     images: Count = 0
     models_loaded: Count = 0
     workers_lost: Count = 0

@@ -65,14 +65,14 @@ _CODE_OF_FIELD = {
     "prompt_characters": Code.BAD_PROMPT,
     **dict.fromkeys(ENCODERS, Code.BAD_PROMPT),
 }
-_CODE_OF_ERROR = {
+_CODE_OF_ERROR: dict[str, Code] = {
     ErrorCode.OUT_OF_MEMORY: Code.OUT_OF_MEMORY,
     ErrorCode.INTERNAL: Code.GPU_FAILURE,
     ErrorCode.TIMED_OUT: Code.TIMED_OUT,
 }
 
 
-def code_of(error: ErrorCode, field: str | None) -> Code:
+def code_of(error: str, field: str | None) -> Code:
     """The version 1 code for one of ours; what version 1 has no word for is `internal`."""
     if error in (ErrorCode.INVALID_FRAME, ErrorCode.INVALID_REQUEST, ErrorCode.UNKNOWN_MODEL, ErrorCode.OUT_OF_BOUNDS):
         return _CODE_OF_FIELD.get(field or "", Code.INTERNAL)

@@ -11,6 +11,7 @@ from msgspec import structs
 
 from weave.config.files import open_own_folder
 from weave.protocol.control_messages import Alive
+from weave.protocol.errors import ErrorCode
 from weave.protocol.metrics import BUCKETS, Histogram
 
 
@@ -38,7 +39,7 @@ def _lines(alive: Alive) -> Iterator[str]:
             yield from _histogram(name, value)
         elif isinstance(value, dict):
             yield f"# TYPE weave_{name}_total counter"
-            yield from (f'weave_{name}_total{{code="{code.value}"}} {number}' for code, number in value.items())
+            yield from (f'weave_{name}_total{{code="{code}"}} {value[code]}' for code in ErrorCode if code in value)
         else:
             yield f"# TYPE weave_{name}_total counter"
             yield f"weave_{name}_total {value}"

@@ -54,7 +54,7 @@ class Output:
         """The daemon's error; its message names the bound, if that is what it is about."""
         if self.json:
             self.event(error)
-        self.problem(f"{error.code.value}: {error.message}")
+        self.problem(f"{error.code}: {error.message}")
 
     def problem(self, text: str) -> None:
         """What went wrong."""
