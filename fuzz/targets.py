@@ -122,8 +122,8 @@ def _answerable(error: RequestError | FrameError) -> None:
 
 
 def events(data: bytes) -> None:
-    """A client's Decoder: a daemon's bytes and descriptors are answers or a ProtocolError, and no answer is changed by a
-    field of a newer daemon."""
+    """A client's Decoder: a daemon's bytes and descriptors are answers or a ProtocolError, and a newer daemon's
+    further fields change no answer."""
     reader = Reader(data)
     size, memfds = 1 + reader.short(), reader.byte() % 3
     sizes = [reader.byte() for _ in range(memfds)]

@@ -172,7 +172,8 @@ def compile_all(tree: Path) -> None:
 def document(tree: Path, name: str) -> None:
     """What Debian's policy asks of every package (12.5, 12.7)."""
     documents = tree / "usr/share/doc" / name
-    shutil.copy("packaging/copyright", put(documents / "copyright"))
+    copyright = Path("packaging/copyright").read_text() + Path("LICENSE").read_text()
+    put(documents / "copyright").write_text(copyright)
     overrides = Path("packaging/lintian-overrides").read_text().replace("PACKAGE", name)
     put(tree / "usr/share/lintian/overrides" / name).write_text(overrides)
     date = subprocess.check_output(["date", "-Ru", "-d", f"@{os.environ['SOURCE_DATE_EPOCH']}"], text=True)

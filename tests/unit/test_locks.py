@@ -29,7 +29,7 @@ def test_a_lock_without_a_dependency_or_a_hash_is_found_out(tmp_path: Path) -> N
     run = subprocess.run(check, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stderr.splitlines()[0] == "requirements-build.lock: setuptools has no hash"
-    assert "setuptools>=68 is locked as 1.0: make lock" in run.stderr
+    assert "setuptools>=77 is locked as 1.0: make lock" in run.stderr
 
 
 def test_pip_builds_and_installs_nothing_without_a_hash_from_the_locks() -> None:
