@@ -1,10 +1,14 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
 from weave.config.schema import Config
+from weave.protocol.client_messages import ClientMessage, Event, Generate, JobStatus, ModelOffer
+from weave.protocol.errors import ErrorCode
+from weave.protocol.features import FEATURES
 from weave.supervisor.main import parser as daemon_parser
 from weave.weavectl.options import parser as client_parser
 
@@ -43,3 +47,30 @@ def test_the_man_pages_and_completions_know_every_option() -> None:
                 options |= set(re.findall(r"--[a-z-]+", sub.format_help())) - {"--help"}
         assert {option for option in options if option not in page} == set()
         assert {option for option in options if option not in completion} == set()
+
+
+def rows(page: str, section: str) -> dict[str, str]:
+    """Of the first table of a section: each row's text by the name in its first cell."""
+    text = page.split(f"\n## {section}\n")[1].partition("|---|")[2].split("\n\n")[0]
+    return dict(re.findall(r"^\| `([^`]+)` \|(.*)$", text, re.MULTILINE))
+
+
+def test_the_protocols_page_has_every_operation_event_field_and_error() -> None:
+    page = (ROOT / "docs/protocol.md").read_text()
+    operations, events = rows(page, "Operations"), rows(page, "Events")
+    assert set(operations) == {op.__struct_config__.tag for op in get_args(ClientMessage)}
+    assert set(events) == {event.__struct_config__.tag for event in get_args(Event)}
+    inner = {"models": [ModelOffer], "status": [JobStatus]}
+    for event in get_args(Event):
+        tag = event.__struct_config__.tag
+        for kind in (event, *inner.get(tag, [])):
+            assert [field for field in kind.__struct_fields__ if f"`{field}`" not in events[tag]] == []
+    generate = page.split("\n`generate`: ")[1].split("\n\n")[0]
+    assert [field for field in Generate.__struct_fields__ if f"`{field}`" not in generate] == []
+    errors = page.split("\n## Errors\n")[1].split("\n# ")[0]
+    assert [code for code in ErrorCode if f"`{code}`" not in errors] == []
+
+
+def test_the_protocols_page_has_every_feature_and_since_when() -> None:
+    documented = rows((ROOT / "docs/protocol.md").read_text(), "Features")
+    assert {name: row.rstrip(" |").rpartition("| ")[2] for name, row in documented.items()} == FEATURES
