@@ -74,3 +74,12 @@ def test_the_protocols_page_has_every_operation_event_field_and_error() -> None:
 def test_the_protocols_page_has_every_feature_and_since_when() -> None:
     documented = rows((ROOT / "docs/protocol.md").read_text(), "Features")
     assert {name: row.rstrip(" |").rpartition("| ")[2] for name, row in documented.items()} == FEATURES
+
+
+def test_what_the_map_of_the_tests_names_exists() -> None:
+    page = (ROOT / "tests/README.md").read_text()
+    python = set(re.findall(r"\b([a-z_]+\.py)\b", page))
+    assert len(python) > 30
+    assert python - {path.name for path in ROOT.glob("tests/**/*.py")} == set()
+    folders = re.findall(r"^\| (\w+) \|", page.partition("| folder |")[2].partition("\n## ")[0], re.MULTILINE)
+    assert len(folders) > 8 and [name for name in folders if not (ROOT / "tests" / name).is_dir()] == []
