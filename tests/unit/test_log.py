@@ -65,6 +65,16 @@ def test_the_metrics_file_does_not_wait_for_the_reader_of_a_pipe(tmp_path: Path)
     assert (tmp_path / "weave.prom").is_file()
 
 
+def test_the_metrics_file_has_only_the_errors_that_there_are(tmp_path: Path) -> None:
+    """A broker that was taken over may count others: each would be a time series of its own."""
+    counted = Metrics(errors={"queue_full": 3, "of_no_daemon": 1})
+    write_textfile(tmp_path / "weave.prom", Alive(metrics=counted, connections=1, queue_length=2))
+    lines = (tmp_path / "weave.prom").read_text().splitlines()
+    assert [line for line in lines if "errors" in line and "code" in line] == [
+        'weave_errors_total{code="queue_full"} 3'
+    ]
+
+
 @root_only
 def test_a_folder_that_is_anothers_gets_no_file_of_ours(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
