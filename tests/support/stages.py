@@ -39,7 +39,7 @@ def reach(client: Client, request: int, kind: type[Event]) -> None:
     next(answer for answer in client.answers(request) if isinstance(answer.event, kind))
 
 
-def end_of(client: Client, request: int | None) -> ErrorCode | None:
+def end_of(client: Client, request: int | None) -> ErrorCode | str | None:
     """What the client is told in the end; None where its connection ended, or it had asked for nothing."""
     if request is None:
         return None
