@@ -119,7 +119,9 @@ def test_here_without_torch_on_the_path_one_is_found(kit: Path, tmp_path: Path) 
 
 
 def test_the_status_is_that_of_the_tests(kit: Path, tmp_path: Path) -> None:
-    done = run(kit, tmp_path, {"PATH": os.environ["PATH"], "TORCH_PYTHON": sys.executable}, "-k", "no such test")
+    done = run(
+        kit, tmp_path, {"PATH": os.environ["PATH"], "TORCH_PYTHON": sys.executable}, "-k", "nothing_has_this_name"
+    )
     assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
