@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.support.daemon import DEMO_MODEL, Daemon
 from tests.support.users import ALICE, BROKER, GROUP, WORKER
+from weave.sandbox import worker_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEM = f"""
@@ -25,12 +26,12 @@ family = "sd1"
 bounds = {{ width = {SIDE}, height = {SIDE} }}
 defaults = {{ width = 64, height = 64, steps = 20, cfg_scale = 3.0, scheduler = "ddim" }}
 """
-LIBRARIES = [Path(path) for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
 
 
 def reachable() -> tuple[str, ...]:
     """What goes before a command, for Python, its libraries and this project may lie where only root may look."""
-    folders = {ROOT / "weave", ROOT / "models", Path(sys.prefix), Path(sys.base_prefix), *LIBRARIES}
+    folders = {ROOT / "weave", ROOT / "models", Path(sys.prefix), Path(sys.base_prefix)}
+    folders |= set(worker_files.packages(sys.path))
     if all(above.stat().st_mode & 0o001 for folder in folders for above in folder.parents):
         return ()  # so that it runs too where nobody may mount
     return ("unshare", "--mount", sys.executable, str(ROOT / "tests/support/readable.py"), *map(str, folders), "--")

@@ -61,11 +61,13 @@ def memory(device: torch.device) -> Memory:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch's own exception on a GPU; on the CPU a RuntimeError with the allocator's words."""
+    """torch's own exception on a GPU; a RuntimeError with the status of cuBLAS or cuDNN where these find no room; on
+    the CPU one with the allocator's words."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    words = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 def release_memory(device: torch.device) -> None:
