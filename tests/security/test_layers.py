@@ -13,7 +13,7 @@ import pytest
 
 from tests.security.test_boundaries import CONNECT_AND_READ
 from tests.security.test_hostile_processes import HOSTILE, WORKER, Hostile
-from tests.support.builds import Changes, build, daemon_of
+from tests.support.builds import Changes, build, daemon_of, without
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import draw, images
 from tests.support.system import MODEL
@@ -22,9 +22,7 @@ from weave.protocol.errors import ErrorCode
 from weave.sandbox.process import harden
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user, or has capabilities to keep")
-NO_BOUNDS_IN_THE_BROKER: Changes = {
-    "broker/requests.py": [("    check_parameters(parameters, model.bounds, model.schedulers)\n", "")]
-}
+NO_BOUNDS_IN_THE_BROKER: Changes = {"broker/requests.py": [without("check_bounds")]}
 NO_BOUNDS_AT_ALL: Changes = NO_BOUNDS_IN_THE_BROKER | {
     "gpu_worker/serve.py": [
         ("                check_parameters(message.parameters, model.offer.bounds, model.offer.schedulers)\n", "")

@@ -7,57 +7,51 @@ from collections.abc import AsyncIterator, Callable
 from typing import TypeAlias
 
 from weave.broker.audit import Audit
-from weave.broker.job import Job
-from weave.broker.limits import Admission, Share
+from weave.broker.job import Job, Reply
+from weave.broker.limits import Admission, Share, Unread
 from weave.broker.outgoing import Outgoing
-from weave.broker.reply import Reply, Version1Reply, Version2Reply
+from weave.broker.principal import Requester
+from weave.broker.reply import Version1Reply, Version2Reply
 from weave.protocol import version1
 from weave.protocol.channel import close_all
-from weave.protocol.client_messages import ClientMessage, Error, decode_op, encode
+from weave.protocol.client_messages import ClientMessage, Error, decode_op
 from weave.protocol.errors import ErrorCode, FrameError, RequestError
-from weave.protocol.frames import FrameReader, Header, Kind, pack_frame
+from weave.protocol.frames import FrameReader, Header
 from weave.protocol.metrics import Metrics
-from weave.protocol.peer import Peer
 from weave.protocol.waiting import readable
 
 _READ_BYTES = 64 * 1024
 
 # Raises RequestError.
-Handle: TypeAlias = Callable[[Reply, ClientMessage | version1.Request], None]
+Handle: TypeAlias = Callable[["Connection", Reply, ClientMessage | version1.Request], None]
 
 
 class ClientGone(Exception):
     """Nothing more can be read from the client, or must be."""
 
 
-def refuse(sock: socket.socket, error: Error) -> None:
-    """Say why, as far as it fits, and close: this connection is one too many to wait for."""
-    with contextlib.suppress(OSError):
-        sock.send(pack_frame(Kind.CONTROL, 0, encode(error)), socket.MSG_NOSIGNAL)
-    sock.close()
-
-
 class Connection:
-    """`jobs` and `unloads` are its requests in flight."""
+    """`in_flight` has the requests whose last event is yet to come; None stands for an unload, which is no job.
+
+    It is the Sink of its replies (reply.py), and Counted by the limits (limits.py).
+    """
 
     def __init__(
         self,
         sock: socket.socket,
-        peer: Peer,
+        requester: Requester,
         share: Share,
         admission: Admission,
         audit: Audit,
         metrics: Metrics,
     ) -> None:
         """`share` is its principal's; `admission` and `metrics` are the broker's."""
-        self.peer = peer
+        self.requester = requester
         self.share = share
-        self.principal = share.principal
-        self.jobs: set[Job] = set()
-        self.unloads: set[int] = set()
-        self.metrics = metrics
-        self.outgoing = Outgoing(sock, share.unread)
+        self.in_flight: dict[Reply, Job | None] = {}
         self.sock = sock
+        self._outgoing = Outgoing(sock, share.unread)
+        self._metrics = metrics
         self._admission = admission
         self._audit = audit
         self._frames = FrameReader(from_client=True)
@@ -72,7 +66,7 @@ class Connection:
     async def serve(self, handle: Handle) -> None:
         """Read requests until the client is gone or must go; write what there is to say meanwhile."""
         self._serving = asyncio.current_task()
-        writing = asyncio.create_task(self.outgoing.write())
+        writing = asyncio.create_task(self._outgoing.write())
         writing.add_done_callback(self._on_write_failed)
         try:
             await self._read_requests(handle)
@@ -83,7 +77,7 @@ class Connection:
                 raise
         finally:
             self._open = False
-            self.outgoing.write_off()  # before anything is awaited: what is closed must not count as unread
+            self._outgoing.write_off()  # before anything is awaited: what is closed must not count as unread
             writing.cancel()
             try:
                 await asyncio.gather(writing, return_exceptions=True)
@@ -111,28 +105,46 @@ class Connection:
                 await asyncio.sleep(0)
 
     def write(self, data: bytes, memfd: int | None = None, *, size: int = 0, inline: bool = False) -> None:
-        """Queue `data` and the `memfd` of `size` bytes, which is ours from here on."""
+        """Queue `data` and the `size` bytes of `memfd`, of which this takes ownership."""
         if not self._open:
             close_all([memfd] if memfd is not None else [])
             return
-        self.outgoing.add(data, memfd, size, inline=inline)
+        self._outgoing.add(data, memfd, size, inline=inline)
         self._admission.check_unread(self.share)
 
     def may_deliver(self, size: int) -> bool:
         """Whether an image of `size` bytes may go as a descriptor, which then counts."""
-        return self._admission.may_deliver(self.principal, size)
+        return self._admission.may_deliver(self.requester.principal, size)
+
+    def count_error(self, error: Error) -> None:
+        """For the metrics."""
+        errors = self._metrics.errors
+        errors[error.code] = errors.get(error.code, 0) + 1
+
+    @property
+    def unread(self) -> Unread:
+        """What the client has yet to read."""
+        return self._outgoing.unread
+
+    def jobs(self) -> list[Job]:
+        """Those in flight."""
+        return [job for job in self.in_flight.values() if job is not None]
+
+    def end(self, reply: Reply) -> None:
+        """The request's last event was sent, or is about to be: its number is free again."""
+        self.in_flight.pop(reply, None)
 
     async def flush(self, *, seconds: float) -> None:
         """Wait until the client has been sent everything, or does not read."""
         if self._open:
-            await self.outgoing.flush(seconds=seconds)
+            await self._outgoing.flush(seconds=seconds)
 
     def drop(self, reason: str) -> None:
         """End the connection; whatever the client has not read is lost."""
         if self._open:
             self.dropped = True
-            self.metrics.clients_dropped += 1
-            self._audit.write("client_dropped", self.peer, reason=reason)
+            self._metrics.clients_dropped += 1
+            self._audit.write("client_dropped", self.requester.peer, reason=reason)
             self._end()
 
     def _handle(self, header: Header, payload: bytes, handle: Handle) -> None:
@@ -143,20 +155,20 @@ class Connection:
             reply = Version2Reply(self, header.request)
         try:
             if header.version == 1:
-                handle(reply, version1.decode_request(payload, header.length))
+                handle(self, reply, version1.decode_request(payload, header.length))
             else:
                 self._check_unused(header.request)
-                handle(reply, decode_op(payload))
+                handle(self, reply, decode_op(payload))
         except RequestError as error:
             code, field = error.code.value, error.field
-            self._audit.write("request_refused", self.peer, code=code, field=field, request=reply.request)
+            self._audit.write("request_refused", self.requester.peer, code=code, field=field, request=reply.request)
             reply.send(Error.from_exception(error))
 
     def _refuse_frame(self, error: FrameError) -> None:
-        """In the version that the header names, if there is one, else in the last one spoken."""
-        self._audit.write("frame_refused", self.peer, reason=error.message)
+        """In the version that the header names, if there is one, else in the last one used."""
+        self._audit.write("frame_refused", self.requester.peer, reason=error.message)
         version = error.version or self._version
-        reply = Version2Reply(self, 0) if version == 2 else Version1Reply(self, version1.NO_REQUEST)
+        reply: Reply = Version2Reply(self, 0) if version == 2 else Version1Reply(self, version1.NO_REQUEST)
         reply.send(Error.from_exception(error))
 
     def _on_write_failed(self, writing: "asyncio.Task[None]") -> None:
@@ -172,13 +184,13 @@ class Connection:
         if not self._open:
             return
         self._open = False
-        self.outgoing.write_off()
+        self._outgoing.write_off()
         # Not shutdown(2), which would work on the listening socket just as well: the broker has no right to it.
         if self._serving is not None and self._serving is not asyncio.current_task():
             self._serving.cancel()
 
     def _check_unused(self, request: int) -> None:
-        if request in self.unloads or any(job.reply.request == request for job in self.jobs):
+        if any(reply.request == request for reply in self.in_flight):
             raise RequestError(
                 ErrorCode.INVALID_REQUEST, f"request {request} is in flight already", field="request", value=request
             )
@@ -225,5 +237,5 @@ class Connection:
 
     def _close(self) -> None:
         self._open = False
-        self.outgoing.close()
+        self._outgoing.close()
         self.sock.close()

@@ -1,60 +1,73 @@
 """A job: a generate or load_model request from when it is accepted until its last event is sent."""
 
 import asyncio
+from collections.abc import Callable
 from itertools import count
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from weave.broker.principal import Principal
-from weave.broker.reply import Reply
-from weave.protocol.bounds import Parameters
+from weave.broker.principal import Principal, Requester
+from weave.broker.snapshot import JobState
 from weave.protocol.channel import close_all
-from weave.protocol.client_messages import Error, Event, Generate, ModelOffer, Tokens
+from weave.protocol.client_messages import Error, Event, ModelOffer
 from weave.protocol.errors import ErrorCode, RequestError
+from weave.protocol.tasks import Task
 
 
-class Job:
-    """`number` is the daemon's own, for the worker and the log; `user_number` is what the client knows it by.
-    `parameters` and `generate` are None for load_model. `position` is the last one that the client was told;
-    `begun`: a worker has sent something of it; `tokens`: what it used of the prompts."""
+class Reply(Protocol):
+    """Where a job's events go."""
 
-    def __init__(
-        self,
-        number: int,
-        reply: Reply,
-        model: ModelOffer,
-        generate: Generate | None = None,
-        parameters: Parameters | None = None,
-        *,
-        user_number: int | None = None,
-    ) -> None:
-        self.number = number
-        self.user_number = number if user_number is None else user_number
+    @property
+    def request(self) -> int | None:
+        """The client's number of the request; version 1 has none."""
+
+    def send(self, event: Event, memfd: int | None = None) -> None:
+        """An image's or preview's bytes come in `memfd`, of which this takes ownership."""
+
+
+class JobNumber(NamedTuple):
+    """`daemon` is unique, for the worker and the log; `user` is what the client knows the job by."""
+
+    daemon: int
+    user: int
+
+
+class _Job:
+    """What every job has: who asked, where the answers go, the model that it needs, and where it stands.
+
+    `position` is the last one that the client was sent; `bypassed` counts the jobs that were started before this one
+    although it was next (queue.py); `timers` are cancelled when it is over.
+    """
+
+    def __init__(self, number: JobNumber, requester: Requester, reply: Reply, model: ModelOffer) -> None:
+        self.number = number.daemon
+        self.user_number = number.user
+        self.requester = requester
         self.reply = reply
-        self.connection = reply.connection
         self.model = model
-        self.generate = generate
-        self.parameters = parameters
-        self.state: Literal["queued", "loading", "running", "over"] = "queued"
+        self.state: JobState | Literal["over"] = "queued"
         self.position = -1
-        self.begun = False
-        self.tokens: Tokens | None = None
-        self.overtaken = 0
+        self.bypassed = 0
         self.queued_at = asyncio.get_running_loop().time()
         self.cancelled = asyncio.Event()
         self.timers: list[asyncio.TimerHandle] = []
+        self._when_over: list[Callable[[], None]] = []
 
     @property
     def uid(self) -> int:
-        """Whose job it is: who may see and cancel it."""
-        return self.connection.peer.uid
+        """Who may see and cancel it."""
+        return self.requester.uid
 
     @property
     def principal(self) -> Principal:
         """Whose turn and whose limits it counts for."""
-        return self.connection.principal
+        return self.requester.principal
 
-    def tell(self, event: Event, memfd: int | None = None) -> None:
-        """Send an event, unless the job is over; `memfd`, with an image, is not the caller's any more."""
+    def when_over(self, callback: Callable[[], None]) -> None:
+        """Call it at once when the last event has been sent."""
+        self._when_over.append(callback)
+
+    def send(self, event: Event, memfd: int | None = None) -> None:
+        """Send an event, unless the job is over. Takes ownership of `memfd`."""
         if self.state != "over":
             self.reply.send(event, memfd)
         elif memfd is not None:
@@ -62,28 +75,47 @@ class Job:
 
     def finish(self, event: Event) -> None:
         """Send the last event; the request number is free again."""
-        self.tell(event)
+        self.send(event)
         self.state = "over"
-        self.connection.jobs.discard(self)
         for timer in self.timers:
             timer.cancel()
+        while self._when_over:
+            self._when_over.pop()()
 
     def fail(self, code: ErrorCode, message: str) -> None:
         """Finish with an error."""
         self.finish(Error.from_exception(RequestError(code, message)))
 
 
-class UserNumbers:
-    """What users call their jobs: from 1 for each UID, so that nobody learns from them how many others there are."""
+class LoadJob(_Job):
+    """Have a worker that holds the model."""
 
-    def __init__(self) -> None:
-        self._numbers: dict[int, count[int]] = {}
 
-    def next(self, uid: int) -> int:
+class GenerateJob(_Job):
+    """Have that worker do a task."""
+
+    def __init__(self, number: JobNumber, requester: Requester, reply: Reply, model: ModelOffer, task: Task) -> None:
+        super().__init__(number, requester, reply, model)
+        self.task = task
+
+
+Job: TypeAlias = LoadJob | GenerateJob
+
+
+class JobNumbers:
+    """Per user, users' numbers count from 1 for each UID, so that they do not tell how many jobs others have."""
+
+    def __init__(self, *, per_user: bool) -> None:
+        self._per_user = per_user
+        self._daemon = count(1)
+        self._users: dict[int, count[int]] = {}
+
+    def next(self, uid: int) -> JobNumber:
         """For a new job of this UID."""
-        return next(self._numbers.setdefault(uid, count(1)))
+        number = next(self._daemon)
+        return JobNumber(number, next(self._users.setdefault(uid, count(1))) if self._per_user else number)
 
     def forget_all_but(self, uids: set[int]) -> None:
         """Those who have neither a connection nor a job begin at 1 again."""
-        for uid in self._numbers.keys() - uids:
-            del self._numbers[uid]
+        for uid in self._users.keys() - uids:
+            del self._users[uid]

@@ -1,20 +1,34 @@
-"""Whom limits and turns count. A UID is not a person: with user namespaces and /etc/subuid one user has thousands of
-UIDs, all of which keep the groups that SO_PEERGROUPS shows."""
+"""Who asks: a UID says who may see and cancel, a principal whose limits and turns count. They differ since a UID is not
+a person: with user namespaces and /etc/subuid one user has thousands of UIDs, all of which keep the groups that
+SO_PEERGROUPS shows."""
 
 from msgspec import Struct
 
 from weave.config.parts import Access
+from weave.protocol.peer import Peer
 
 
 class Principal(Struct, frozen=True):
-    """A known UID, or (None) all unknown ones together. Every limit and every turn counts by principal. Who may see
-    or cancel a job is decided by UID alone, never by principal."""
+    """A known UID, or (`uid` is None) all unknown ones together. Every limit and every turn counts by principal, which
+    is compared and hashed as a whole. Only principal_of() makes one."""
 
     uid: int | None
 
 
 # Peers that are admitted only by the group the kernel shows for them. They share what one known user gets.
 UNKNOWN = Principal(None)
+
+
+class Requester(Struct, frozen=True):
+    """The peer of a connection, and the principal that it counted for when it was accepted."""
+
+    peer: Peer
+    principal: Principal
+
+    @property
+    def uid(self) -> int:
+        """Who may see and cancel what this peer asks for."""
+        return self.peer.uid
 
 
 def principal_of(access: Access, uid: int) -> Principal:

@@ -1,4 +1,4 @@
-"""Whose job is next: fair shares of the GPU's time, and fewer changes of worker without anyone starving."""
+"""Which job is next: fair shares of device time, and fewer changes of worker without starvation."""
 
 import heapq
 import time
@@ -11,9 +11,9 @@ from weave.broker.principal import Principal
 from weave.broker.turns import Turns
 from weave.protocol.client_messages import Queued
 
-# For the sake of the worker that there is, a job is overtaken at most this often, and by nobody who has used more than
-# this many seconds of GPU beyond its own principal.
-MAX_OVERTAKEN = 4
+# In favour of a job that the device's worker can do, one that is next is bypassed at most this often, and only by
+# principals that have used at most this many seconds of device time more than its own.
+MAX_BYPASSED = 4
 MAX_AHEAD_SECONDS = 60.0
 
 # Of the newest job in the running mean of how long jobs take.
@@ -21,15 +21,16 @@ _WEIGHT = 0.25
 
 
 class JobQueue:
-    """One line for each principal. Next is whoever has used the least of the GPU; within a line the order is kept."""
+    """One line for each principal. Next is the line whose principal has used the least device time; within a line the
+    order is kept. A job that was taken is running until over()."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         # A dict keeps its order: of those that have used the same, the one whose turn was longest ago comes first.
         self._lines: dict[Principal, deque[Job]] = {}
         self._turns = Turns(clock)
         self._clock = clock
-        self._running: Principal | None = None
-        self._taken_at = 0.0
+        # When each job that runs was taken.
+        self._running: dict[Job, float] = {}
         self._typical_seconds = 1.0
 
     def __len__(self) -> int:
@@ -40,10 +41,10 @@ class JobQueue:
         return len(self._lines.get(principal, ()))
 
     def add(self, job: Job) -> None:
-        """Put it last in its principal's line, and tell its position."""
+        """Put it last in its principal's line."""
         self._advance()
         self._lines.setdefault(job.principal, deque()).append(job)
-        self.tell_positions()
+        self._send_positions()
 
     def remove(self, job: Job) -> bool:
         """Whether it was there."""
@@ -54,52 +55,45 @@ class JobQueue:
         if not line:
             del self._lines[job.principal]
         self._advance()
-        self.tell_positions()
+        self._send_positions()
         return True
 
     def take(self, fits: Callable[[Job], bool]) -> Job:
-        """The next job; its principal pays from now on. `fits` tells whether the worker that there is can do a job.
-        Raises IndexError where there is none."""
+        """The next job for a device, whose worker can do the jobs that `fits` says. The job's principal pays from now
+        on. Raises IndexError where there is none."""
         self._advance()
         heads = sorted((line[0] for line in self._lines.values()), key=self._used)
-        # Whoever was overtaken often enough comes first, even if the line in front of it has a new head since.
-        chosen = next((job for job in heads if job.overtaken >= MAX_OVERTAKEN), heads[0])
-        if chosen.overtaken < MAX_OVERTAKEN and not fits(chosen):
+        # A job that was bypassed often enough comes first, even if the line in front of it has a new head since.
+        chosen = next((job for job in heads if job.bypassed >= MAX_BYPASSED), heads[0])
+        if chosen.bypassed < MAX_BYPASSED and not fits(chosen):
             latest = self._used(chosen) + MAX_AHEAD_SECONDS
             chosen = next((job for job in heads if fits(job) and self._used(job) <= latest), chosen)
         for job in heads[: heads.index(chosen)]:
-            job.overtaken += 1
+            job.bypassed += 1
         line = self._lines.pop(chosen.principal)
         line.popleft()
         if line:
             self._lines[chosen.principal] = line
-        self._running, self._taken_at = chosen.principal, self._clock()
-        self.bill(chosen.principal)
-        self.tell_positions()
+        self._running[chosen] = self._clock()
+        self._turns.bill(chosen, chosen.principal)
+        self._send_positions()
         return chosen
 
-    def bill(self, payer: Principal) -> None:
-        """Whose time it is from now on, until the job that was taken is over()."""
-        self._turns.bill(payer)
+    def bill(self, job: Job, payer: Principal) -> None:
+        """From now on this principal pays for the time of the running `job`."""
+        self._turns.bill(job, payer)
 
-    def over(self) -> None:
-        """The job that was taken is over, and its time is billed."""
-        self._turns.bill(None)
-        self._running = None
-        self._typical_seconds += _WEIGHT * (self._clock() - self._taken_at - self._typical_seconds)
+    def over(self, job: Job) -> None:
+        """A running job is over, and its time is billed."""
+        self._turns.stop(job)
+        seconds = self._clock() - self._running.pop(job)
+        self._typical_seconds += _WEIGHT * (seconds - self._typical_seconds)
         self._advance()
-        self.tell_positions()
-
-    def tell_positions(self) -> None:
-        """Tell every client whose job's position has changed."""
-        for position, job in enumerate(self.in_order()):
-            if job.position != position:
-                job.position = position
-                job.tell(Queued(job=job.user_number, position=position))
+        self._send_positions()
 
     def in_order(self) -> Iterator[Job]:
-        """All jobs as they would start if each took as long as jobs have taken of late, and none changed places for
-        the sake of the worker that there is."""
+        """All jobs that wait, as they would start if each took as long as jobs have taken of late and none was
+        bypassed."""
         ranks = count()
         turns = [(self._expected(principal), next(ranks), iter(line)) for principal, line in self._lines.items()]
         heapq.heapify(turns)
@@ -113,12 +107,17 @@ class JobQueue:
         return self._turns.used(job.principal)
 
     def _expected(self, principal: Principal) -> float:
-        """What it will have used when the running job is over."""
-        used = self._turns.used(principal)
-        if principal != self._running:
-            return used
-        return used + max(0.0, self._taken_at + self._typical_seconds - self._clock())
+        """What it will have used when its running jobs are over."""
+        latest = self._clock() - self._typical_seconds
+        remaining = (max(0.0, taken - latest) for job, taken in self._running.items() if job.principal == principal)
+        return self._turns.used(principal) + sum(remaining)
 
     def _advance(self) -> None:
-        running = [self._running] if self._running is not None else []
-        self._turns.advance([*self._lines, *running])
+        self._turns.advance([*self._lines, *(job.principal for job in self._running)])
+
+    def _send_positions(self) -> None:
+        """To every client whose job's position has changed."""
+        for position, job in enumerate(self.in_order()):
+            if job.position != position:
+                job.position = position
+                job.send(Queued(job=job.user_number, position=position))

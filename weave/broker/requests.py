@@ -1,11 +1,13 @@
-"""From a decoded request to what the worker will be asked: the model, its defaults, its bounds."""
+"""From a decoded request, of either version, to the task: its model, that model's defaults and bounds."""
 
 import secrets
 
 from weave.config.parts import BrokerConfig
-from weave.protocol.bounds import Parameters, check_parameters, check_preview_every
+from weave.protocol import version1
+from weave.protocol.bounds import Parameters
 from weave.protocol.client_messages import Generate, ModelOffer
 from weave.protocol.errors import ErrorCode, RequestError
+from weave.protocol.tasks import Task, TextToImage, check_task
 
 # Below 2**53, which JSON readers that have doubles keep, and within what torch's manual_seed takes as it is.
 _RANDOM_SEEDS = 2**32
@@ -28,7 +30,7 @@ def pick_model(config: BrokerConfig, name: str | None, loaded: str | None) -> Mo
     )
 
 
-def pick_v1_model(config: BrokerConfig, v1_id: int) -> ModelOffer:
+def pick_model_of_version_1(config: BrokerConfig, v1_id: int) -> ModelOffer:
     """The model of that number; 0 is the default model. Raises RequestError (unknown_model)."""
     for model in config.models:
         if model.v1_id == v1_id or (v1_id == 0 and model.id == config.default_model):
@@ -36,25 +38,56 @@ def pick_v1_model(config: BrokerConfig, v1_id: int) -> ModelOffer:
     raise RequestError(ErrorCode.UNKNOWN_MODEL, f"no model has the number {v1_id}", field="model", value=v1_id)
 
 
-def fill_in(request: Generate, model: ModelOffer, prompts: tuple[str, ...] = ()) -> Parameters:
-    """The request with nothing left open, inside the model's bounds; `prompts` is one for each text encoder.
+def task_of(request: Generate, model: ModelOffer) -> Task:
+    """What a version 2 request asks of `model`, whose defaults it gets for what it leaves out.
 
-    Raises RequestError (out_of_bounds).
+    Raises RequestError (out_of_bounds, invalid_request).
     """
-
-    def given(name: str) -> object:
-        value = getattr(request, name)
-        return getattr(model.defaults, name) if value is None else value
-
-    open_parameters = {name: given(name) for name in ("width", "height", "steps", "cfg_scale", "scheduler")}
+    defaults = model.defaults
     parameters = Parameters(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
-        seed=secrets.randbelow(_RANDOM_SEEDS) if request.seed is None else request.seed,
+        width=defaults.width if request.width is None else request.width,
+        height=defaults.height if request.height is None else request.height,
+        steps=defaults.steps if request.steps is None else request.steps,
+        cfg_scale=defaults.cfg_scale if request.cfg_scale is None else request.cfg_scale,
+        seed=_random_seed() if request.seed is None else request.seed,
+        scheduler=defaults.scheduler if request.scheduler is None else request.scheduler,
         images=request.images,
-        encoder_prompts=prompts if len(set(prompts)) > 1 else (),
-        **open_parameters,  # type: ignore[arg-type]
     )
-    check_parameters(parameters, model.bounds, model.schedulers)
-    check_preview_every(request.preview_every, model.bounds)
-    return parameters
+    task = TextToImage(
+        parameters=parameters,
+        format=request.format,
+        preview_every=request.preview_every,
+        deliver=request.deliver,
+    )
+    check_bounds(task, model)
+    return task
+
+
+def task_of_version_1(request: version1.Request, model: ModelOffer) -> Task:
+    """What a version 1 request asks of `model`: one raw image. Raises RequestError (out_of_bounds, invalid_request)."""
+    parameters = Parameters(
+        prompt=request.prompts[0],
+        negative_prompt="",
+        width=request.width,
+        height=request.height,
+        steps=request.steps,
+        cfg_scale=request.cfg_scale,
+        seed=request.seed or _random_seed(),
+        scheduler=model.defaults.scheduler,
+        images=1,
+        encoder_prompts=request.prompts if len(set(request.prompts)) > 1 else (),
+    )
+    task = TextToImage(parameters=parameters, format="raw")
+    check_bounds(task, model)
+    return task
+
+
+def check_bounds(task: Task, model: ModelOffer) -> None:
+    """The broker's check; the worker makes its own. Raises RequestError (out_of_bounds, invalid_request)."""
+    check_task(task, model.bounds, model.schedulers)
+
+
+def _random_seed() -> int:
+    return secrets.randbelow(_RANDOM_SEEDS)

@@ -1,12 +1,12 @@
-"""The GPU's turn alone, with a supervisor that only says what a real one would."""
+"""The scheduler alone, with a supervisor that only says what a real one would."""
 
 import asyncio
 from typing import Any, cast
 
-from tests.unit.test_queue import Model, Told
+from tests.unit.test_queue import Model, Told, requester
 from weave.broker.audit import Audit
-from weave.broker.gpu import Gpu
-from weave.broker.job import Job
+from weave.broker.job import JobNumber, LoadJob
+from weave.broker.scheduler import Scheduler
 from weave.config.parts import Access, BrokerConfig
 from weave.config.schema import Limits
 from weave.protocol.control_messages import StartWorker, StopWorker, WorkerEnded
@@ -29,19 +29,22 @@ class SlowSupervisor:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self.gpu: Gpu
+        self.scheduler: Scheduler
         self.started = 0
 
     def send(self, message: StartWorker | StopWorker) -> None:
         self.started += isinstance(message, StartWorker)
         ended = WorkerEnded(worker=message.worker, cause="")
-        asyncio.get_running_loop().call_later(self._seconds, self.gpu.on_supervisor, ended, [])
+        asyncio.get_running_loop().call_later(self._seconds, self.scheduler.on_worker, ended, [])
 
 
 class OldWorker:
     """Holds another model."""
 
-    model, device, serves = "old", "cpu", None
+    model, device = "old", "cpu"
+
+    def may_serve(self, uid: int) -> bool:
+        return True
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -50,12 +53,13 @@ class OldWorker:
 def test_a_job_whose_time_is_up_while_the_former_worker_ends_hears_of_it_once_and_gets_no_worker() -> None:
     async def main() -> tuple[list[Any], int]:
         supervisor = SlowSupervisor(0.3)
-        supervisor.gpu = gpu = Gpu(cast(Any, supervisor), CONFIG, Audit(), Metrics(), attached=False)
-        gpu.slot.worker, gpu.slot._number = cast(Any, OldWorker()), 1
-        told = Told(uid=1)
-        told.jobs = set()  # type: ignore[attr-defined]
-        running = asyncio.create_task(gpu.run())
-        gpu.submit(Job(1, cast(Any, told), cast(Any, Model("new"))), seconds=0.1)
+        supervisor.scheduler = scheduler = Scheduler(cast(Any, supervisor), CONFIG, Audit(), Metrics(), attached=False)
+        (slot,) = scheduler.slots
+        slot.worker, slot.worker_number = cast(Any, OldWorker()), 1
+        told = Told()
+        running = asyncio.create_task(scheduler.run())
+        job = LoadJob(JobNumber(1, 1), requester(1), told, cast(Any, Model("new")))
+        scheduler.submit(job, seconds=0.1)
         await asyncio.sleep(1)
         running.cancel()
         return [event.code for event in told.events if hasattr(event, "code")], supervisor.started
