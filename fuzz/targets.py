@@ -21,7 +21,7 @@ from fuzz.fds import no_descriptor_left, sealed
 from fuzz.reading import Reader, pieces
 from fuzz.worker_replies import worker_replies
 from weave import log, model_files
-from weave.broker import requests
+from weave.broker.front import requests
 from weave.client import codec
 from weave.config.families import FAMILIES
 from weave.config.parts import Access, BrokerConfig

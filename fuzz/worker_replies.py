@@ -13,8 +13,8 @@ import msgspec
 from fuzz.control import as_msgpack
 from fuzz.fds import forged, no_descriptor_left, sealed
 from fuzz.reading import Reader
-from weave.broker import worker_link
-from weave.broker.worker_link import WorkerError, WorkerLink
+from weave.broker.schedule import worker_link
+from weave.broker.schedule.worker_link import WorkerError, WorkerLink
 from weave.protocol.bounds import Parameters
 from weave.protocol.channel import ChannelClosed, ChannelViolation, check_sealed_memfd, close_all, socket_pair
 from weave.protocol.client_messages import EncoderTokens, Tokens

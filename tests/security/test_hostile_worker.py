@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from weave.broker.worker_link import WorkerLink
+from weave.broker.schedule.worker_link import WorkerLink
 from weave.protocol.bounds import Parameters
 from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd, socket_pair
 from weave.protocol.client_messages import EncoderTokens, Tokens

@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 
 from weave import log
-from weave.broker.audit import LINES, Audit
-from weave.broker.limits import Admission, TokenBucket, Unread
-from weave.broker.principal import UNKNOWN, Principal, principal_of
+from weave.broker.admission.audit import LINES, Audit
+from weave.broker.admission.limits import Admission, TokenBucket, Unread
+from weave.broker.admission.principal import UNKNOWN, Principal, principal_of
 from weave.config.parts import Access, BrokerConfig
 from weave.config.schema import Limits
 from weave.protocol.errors import ErrorCode, RequestError

@@ -8,9 +8,9 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weave.broker.job import Job, JobNumber, LoadJob
-from weave.broker.principal import Principal, Requester
-from weave.broker.queue import MAX_AHEAD_SECONDS, MAX_BYPASSED, JobQueue
+from weave.broker.admission.principal import Principal, Requester
+from weave.broker.schedule.job import Job, JobNumber, LoadJob
+from weave.broker.schedule.queue import MAX_AHEAD_SECONDS, MAX_BYPASSED, JobQueue
 from weave.config.schema import Limits
 from weave.protocol.peer import Peer
 
@@ -150,6 +150,17 @@ def test_whose_job_cost_the_worker_pays_for_the_next_ones_start() -> None:
     gpu.bill(2)
     gpu.end(2)
     assert gpu.do(9) == [2] * 6 + [1, 2, 1]
+
+
+def test_who_has_two_devices_at_once_pays_for_both() -> None:
+    gpu = Gpu({1: 5.0, 2: 5.0})
+    gpu.ask(1, 3)
+    both = [gpu.queue.take(nothing_fits) for _ in range(2)]
+    gpu.ask(2, 9)
+    gpu.clock.now += 10
+    for running in both:
+        gpu.queue.over(running)
+    assert gpu.do(6) == [2, 2, 2, 2, 1, 2]
 
 
 def test_the_worker_that_there_is_goes_first_only_while_its_user_is_not_far_ahead() -> None:

@@ -3,13 +3,13 @@
 import asyncio
 import socket
 
-from weave.broker.audit import Audit
-from weave.broker.clients import Clients
-from weave.broker.dispatch import Dispatcher
-from weave.broker.limits import Admission
-from weave.broker.listener import Listener
-from weave.broker.scheduler import Scheduler
-from weave.broker.status import DaemonSnapshot
+from weave.broker.admission.audit import Audit
+from weave.broker.admission.limits import Admission
+from weave.broker.front.clients import Clients
+from weave.broker.front.dispatch import Dispatcher
+from weave.broker.front.listener import Listener
+from weave.broker.front.status import DaemonSnapshot
+from weave.broker.schedule.scheduler import Scheduler
 from weave.config.parts import BrokerConfig, from_memfd
 from weave.protocol.channel import Channel, ChannelViolation, close_all
 from weave.protocol.control_messages import (
@@ -57,7 +57,7 @@ class Server:
             config, self._admission, self._scheduler, self._audit, self._metrics, self._snapshot
         )
         self._clients = Clients(config.access, self._admission, self._dispatcher, self._audit, self._metrics)
-        self._listener = Listener(self._clients.accept)
+        self._listener = Listener(self._clients)
 
     @property
     def client_dropped(self) -> bool:

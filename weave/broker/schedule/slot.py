@@ -4,10 +4,10 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator
 
-from weave.broker.job import Job
-from weave.broker.principal import Principal
-from weave.broker.snapshot import SlotSnapshot, WorkerState
-from weave.broker.worker_link import WorkerLink
+from weave.broker.admission.principal import Principal
+from weave.broker.schedule.job import Job
+from weave.broker.schedule.snapshot import SlotSnapshot, WorkerState
+from weave.broker.schedule.worker_link import WorkerLink
 from weave.protocol.channel import Channel, ChannelClosed, close_all
 from weave.protocol.control_messages import StartWorker, StopReason, StopWorker, ToBroker, WorkerEnded, WorkerStarted
 from weave.protocol.metrics import Metrics

@@ -7,7 +7,7 @@ from collections import deque
 
 from msgspec import Struct
 
-from weave.broker.limits import Unread
+from weave.broker.admission.limits import Unread
 from weave.protocol.channel import close_all
 from weave.protocol.waiting import writable
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from itertools import count
 
 from weave import log
-from weave.broker.audit import Audit
-from weave.broker.job import Job
-from weave.broker.queue import JobQueue
-from weave.broker.runner import Runner
-from weave.broker.slot import Slot
-from weave.broker.snapshot import JobSnapshot, ScheduleSnapshot
-from weave.broker.worker_link import WorkerError
+from weave.broker.admission.audit import Audit
+from weave.broker.schedule.job import Job
+from weave.broker.schedule.queue import JobQueue
+from weave.broker.schedule.runner import Runner
+from weave.broker.schedule.slot import Slot
+from weave.broker.schedule.snapshot import JobSnapshot, ScheduleSnapshot
+from weave.broker.schedule.worker_link import WorkerError
 from weave.config.parts import BrokerConfig
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import ToBroker, WorkerEnded, WorkerStarted
@@ -144,8 +144,8 @@ class Scheduler:
         runner = Runner(job, slot, self._config, self._audit, self._metrics, self.queue.bill)
         await runner.run()
         # Not where the model could not be loaded: the next request tries that again.
-        cost_the_worker = runner.has_output and slot.worker is None
-        slot.preload = self._attached and cost_the_worker
+        job_cost_the_worker = runner.has_output and slot.worker is None
+        slot.preload = self._attached and (job_cost_the_worker or slot.is_outdated)
         slot.job = None
         self.queue.over(job)
 

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import socket
 
-from weave.broker.access import is_allowed
-from weave.broker.audit import Audit
-from weave.broker.connection import Connection
-from weave.broker.dispatch import Dispatcher
-from weave.broker.limits import Admission
-from weave.broker.principal import Requester, principal_of
+from weave.broker.admission.access import is_allowed
+from weave.broker.admission.audit import Audit
+from weave.broker.admission.limits import Admission
+from weave.broker.admission.principal import Requester, principal_of
+from weave.broker.front.connection import Connection
+from weave.broker.front.dispatch import Dispatcher
+from weave.broker.front.session import Session
 from weave.config.parts import Access
 from weave.protocol.client_messages import Error, encode
 from weave.protocol.errors import RequestError
@@ -34,7 +35,7 @@ class Clients:
 
     def uids(self) -> tuple[int, ...]:
         """Of each open connection."""
-        return tuple(connection.requester.uid for connection in self._connections)
+        return tuple(connection.session.requester.uid for connection in self._connections)
 
     def accept(self, sock: socket.socket) -> None:
         """Takes ownership of `sock`. A peer that is not allowed gets no byte, and none of its bytes is read."""
@@ -54,7 +55,9 @@ class Clients:
             _refuse(sock, Error.from_exception(error))
             return
         requester = Requester(peer, principal)
-        connection = Connection(sock, requester, share, self._admission, self._audit, self._metrics)
+        connection = Connection(
+            sock, Session(requester), share, self._dispatcher, self._admission, self._audit, self._metrics
+        )
         self._metrics.connections += 1
         self._connections[connection] = asyncio.create_task(self._serve(connection))
 
@@ -67,7 +70,7 @@ class Clients:
         """Drop those that are not allowed any more."""
         self._access = access
         for connection in self._connections:
-            if not is_allowed(access, connection.requester.peer, connection.sock):
+            if not is_allowed(access, connection.session.requester.peer, connection.sock):
                 connection.drop("its user is not allowed any more")
 
     async def flush(self, *, seconds: float) -> None:
@@ -76,12 +79,12 @@ class Clients:
 
     async def _serve(self, connection: Connection) -> None:
         try:
-            await connection.serve(self._dispatcher.handle)
+            await connection.serve()
         finally:
             del self._connections[connection]
             self._admission.leave(connection)
             self.last_was_dropped = connection.dropped
-            self._dispatcher.disconnected(connection, still_connected=self.uids())
+            self._dispatcher.disconnected(connection.session, still_connected=self.uids())
 
 
 def _refuse(sock: socket.socket, error: Error) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Hashable
 
-from weave.broker.principal import Principal
+from weave.broker.admission.principal import Principal
 
 
 class Turns:
@@ -34,7 +34,7 @@ class Turns:
         del self._payers[running]
 
     def advance(self, present: Collection[Principal]) -> None:
-        """`present` are those whose jobs wait or run. Where there are none all debts are forgiven: nobody waits."""
+        """`present` are those whose jobs wait or run. Where there are none, all debts are forgiven."""
         self._settle()
         least = min(map(self.used, present)) if present else max(self._used.values(), default=self._floor)
         self._floor = max(self._floor, least)

@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from weave import __version__
-from weave.broker.snapshot import ScheduleSnapshot, SlotSnapshot, WorkerState
+from weave.broker.schedule.snapshot import ScheduleSnapshot, SlotSnapshot, WorkerState
 from weave.config.parts import BrokerConfig
 from weave.protocol.client_messages import JobStatus, StatusReport
 from weave.protocol.metrics import Metrics

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import count
 
-from weave.broker.job import Job
-from weave.broker.principal import Principal
-from weave.broker.turns import Turns
+from weave.broker.admission.principal import Principal
+from weave.broker.schedule.job import Job
+from weave.broker.schedule.turns import Turns
 from weave.protocol.client_messages import Queued
 
 # In favour of a job that the device's worker can do, one that is next is bypassed at most this often, and only by

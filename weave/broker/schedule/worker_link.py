@@ -1,10 +1,10 @@
-"""The broker's side of one worker. The worker is hostile until proven otherwise: a message that is not
-valid in the current state raises ChannelViolation, and the worker is killed."""
+"""The broker's side of one worker. The worker is hostile until proven otherwise: a message that is not valid in the
+current state raises ChannelViolation, and the worker is killed."""
 
 from collections.abc import AsyncIterator
 from typing import TypeAlias
 
-from weave.broker.snapshot import WorkerSnapshot
+from weave.broker.schedule.snapshot import WorkerSnapshot
 from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd, close_all
 from weave.protocol.waiting import receive
 from weave.protocol.worker_messages import (
@@ -134,7 +134,8 @@ class WorkerLink:
 
 
 def _check_update(message: Update, descriptors: list[int], run: Run, step: int, previewed: int) -> None:
-    """`step` and `previewed` are the last steps of this image that were told and shown. Raises ChannelViolation."""
+    """`step` and `previewed` are the last steps of this image that had Progressed and Previewed. Raises
+    ChannelViolation."""
     if isinstance(message, Progressed):
         if descriptors or message.step != step + 1 or message.step > run.parameters.steps:
             raise ChannelViolation(f"step {message.step} after {step}")
@@ -145,7 +146,7 @@ def _check_update(message: Update, descriptors: list[int], run: Run, step: int, 
     if isinstance(message, Previewed):
         every = run.preview_every
         if not every or message.step != step or step % every or step == previewed:
-            raise ChannelViolation("a preview that nobody asked for")
+            raise ChannelViolation("a preview that was not asked for")
         if not (1 <= message.width <= _MAX_PREVIEW_SIDE and 1 <= message.height <= _MAX_PREVIEW_SIDE):
             raise ChannelViolation("a preview larger than previews are")
         largest = message.width * message.height * 3 + _MAX_PNG_OVERHEAD

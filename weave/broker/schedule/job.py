@@ -5,8 +5,8 @@ from collections.abc import Callable
 from itertools import count
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from weave.broker.principal import Principal, Requester
-from weave.broker.snapshot import JobState
+from weave.broker.admission.principal import Principal, Requester
+from weave.broker.schedule.snapshot import JobState
 from weave.protocol.channel import close_all
 from weave.protocol.client_messages import Error, Event, ModelOffer
 from weave.protocol.errors import ErrorCode, RequestError
@@ -88,11 +88,11 @@ class _Job:
 
 
 class LoadJob(_Job):
-    """Have a worker that holds the model."""
+    """Is done when a worker holds the model."""
 
 
 class GenerateJob(_Job):
-    """Have that worker do a task."""
+    """Is done when that worker has done a task."""
 
     def __init__(self, number: JobNumber, requester: Requester, reply: Reply, model: ModelOffer, task: Task) -> None:
         super().__init__(number, requester, reply, model)
@@ -103,7 +103,7 @@ Job: TypeAlias = LoadJob | GenerateJob
 
 
 class JobNumbers:
-    """Per user, users' numbers count from 1 for each UID, so that they do not tell how many jobs others have."""
+    """`per_user`: a user's numbers count from 1 for each UID, so that they do not show how many jobs others have."""
 
     def __init__(self, *, per_user: bool) -> None:
         self._per_user = per_user

@@ -3,27 +3,24 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
-from typing import TypeAlias
+from collections.abc import AsyncIterator
 
-from weave.broker.audit import Audit
-from weave.broker.job import Job, Reply
-from weave.broker.limits import Admission, Share, Unread
-from weave.broker.outgoing import Outgoing
-from weave.broker.principal import Requester
-from weave.broker.reply import Version1Reply, Version2Reply
+from weave.broker.admission.audit import Audit
+from weave.broker.admission.limits import Admission, Share, Unread
+from weave.broker.front.dispatch import Dispatcher
+from weave.broker.front.outgoing import Outgoing
+from weave.broker.front.reply import Version1Reply, Version2Reply
+from weave.broker.front.session import Session
+from weave.broker.schedule.job import Reply
 from weave.protocol import version1
 from weave.protocol.channel import close_all
-from weave.protocol.client_messages import ClientMessage, Error, decode_op
-from weave.protocol.errors import ErrorCode, FrameError, RequestError
+from weave.protocol.client_messages import Error, decode_op
+from weave.protocol.errors import FrameError, RequestError
 from weave.protocol.frames import FrameReader, Header
 from weave.protocol.metrics import Metrics
 from weave.protocol.waiting import readable
 
 _READ_BYTES = 64 * 1024
-
-# Raises RequestError.
-Handle: TypeAlias = Callable[["Connection", Reply, ClientMessage | version1.Request], None]
 
 
 class ClientGone(Exception):
@@ -31,31 +28,29 @@ class ClientGone(Exception):
 
 
 class Connection:
-    """`in_flight` has the requests whose last event is yet to come; None stands for an unload, which is no job.
-
-    It is the Sink of its replies (reply.py), and Counted by the limits (limits.py).
-    """
+    """It is the Sink of its replies (reply.py), and Counted by the limits (limits.py)."""
 
     def __init__(
         self,
         sock: socket.socket,
-        requester: Requester,
+        session: Session,
         share: Share,
+        dispatcher: Dispatcher,
         admission: Admission,
         audit: Audit,
         metrics: Metrics,
     ) -> None:
-        """`share` is its principal's; `admission` and `metrics` are the broker's."""
-        self.requester = requester
+        """`session` is its own, `share` its principal's; the others are the broker's."""
+        self.session = session
         self.share = share
-        self.in_flight: dict[Reply, Job | None] = {}
         self.sock = sock
         self._outgoing = Outgoing(sock, share.unread)
         self._metrics = metrics
+        self._dispatcher = dispatcher
         self._admission = admission
         self._audit = audit
         self._frames = FrameReader(from_client=True)
-        # A client that has not been understood yet is told so in version 1, which is the simplest to read.
+        # The version to answer in before the first frame could be read: version 1 is the simplest to read.
         self._version = 1
         self._open = True
         # By us, and not gone by itself.
@@ -63,13 +58,13 @@ class Connection:
         self._serving: asyncio.Task[None] | None = None
         share.connections.add(self)
 
-    async def serve(self, handle: Handle) -> None:
+    async def serve(self) -> None:
         """Read requests until the client is gone or must go; write what there is to say meanwhile."""
         self._serving = asyncio.current_task()
         writing = asyncio.create_task(self._outgoing.write())
         writing.add_done_callback(self._on_write_failed)
         try:
-            await self._read_requests(handle)
+            await self._read_requests()
         except ClientGone:
             pass
         except asyncio.CancelledError:  # by _end()
@@ -84,8 +79,8 @@ class Connection:
             finally:
                 self._close()
 
-    async def _read_requests(self, handle: Handle) -> None:
-        """Returns when nobody can say where the next frame starts. Raises ClientGone."""
+    async def _read_requests(self) -> None:
+        """Returns when the start of the next frame cannot be found. Raises ClientGone."""
         while self._open:
             try:
                 header, payload = await self._next_frame()
@@ -101,7 +96,7 @@ class Connection:
                 continue
             self._version = header.version
             async with self.share.turn:
-                self._handle(header, payload, handle)
+                self._handle(header, payload)
                 await asyncio.sleep(0)
 
     def write(self, data: bytes, memfd: int | None = None, *, size: int = 0, inline: bool = False) -> None:
@@ -114,7 +109,7 @@ class Connection:
 
     def may_deliver(self, size: int) -> bool:
         """Whether an image of `size` bytes may go as a descriptor, which then counts."""
-        return self._admission.may_deliver(self.requester.principal, size)
+        return self._admission.may_deliver(self.session.requester.principal, size)
 
     def count_error(self, error: Error) -> None:
         """For the metrics."""
@@ -126,14 +121,6 @@ class Connection:
         """What the client has yet to read."""
         return self._outgoing.unread
 
-    def jobs(self) -> list[Job]:
-        """Those in flight."""
-        return [job for job in self.in_flight.values() if job is not None]
-
-    def end(self, reply: Reply) -> None:
-        """The request's last event was sent, or is about to be: its number is free again."""
-        self.in_flight.pop(reply, None)
-
     async def flush(self, *, seconds: float) -> None:
         """Wait until the client has been sent everything, or does not read."""
         if self._open:
@@ -144,10 +131,10 @@ class Connection:
         if self._open:
             self.dropped = True
             self._metrics.clients_dropped += 1
-            self._audit.write("client_dropped", self.requester.peer, reason=reason)
+            self._audit.write("client_dropped", self.session.requester.peer, reason=reason)
             self._end()
 
-    def _handle(self, header: Header, payload: bytes, handle: Handle) -> None:
+    def _handle(self, header: Header, payload: bytes) -> None:
         reply: Reply
         if header.version == 1:
             reply = Version1Reply(self, version1.request_id(payload))
@@ -155,18 +142,20 @@ class Connection:
             reply = Version2Reply(self, header.request)
         try:
             if header.version == 1:
-                handle(self, reply, version1.decode_request(payload, header.length))
+                self._dispatcher.handle(self.session, reply, version1.decode_request(payload, header.length))
             else:
-                self._check_unused(header.request)
-                handle(self, reply, decode_op(payload))
+                self.session.check_unused(header.request)
+                self._dispatcher.handle(self.session, reply, decode_op(payload))
         except RequestError as error:
             code, field = error.code.value, error.field
-            self._audit.write("request_refused", self.requester.peer, code=code, field=field, request=reply.request)
+            self._audit.write(
+                "request_refused", self.session.requester.peer, code=code, field=field, request=reply.request
+            )
             reply.send(Error.from_exception(error))
 
     def _refuse_frame(self, error: FrameError) -> None:
         """In the version that the header names, if there is one, else in the last one used."""
-        self._audit.write("frame_refused", self.requester.peer, reason=error.message)
+        self._audit.write("frame_refused", self.session.requester.peer, reason=error.message)
         version = error.version or self._version
         reply: Reply = Version2Reply(self, 0) if version == 2 else Version1Reply(self, version1.NO_REQUEST)
         reply.send(Error.from_exception(error))
@@ -188,12 +177,6 @@ class Connection:
         # Not shutdown(2), which would work on the listening socket just as well: the broker has no right to it.
         if self._serving is not None and self._serving is not asyncio.current_task():
             self._serving.cancel()
-
-    def _check_unused(self, request: int) -> None:
-        if any(reply.request == request for reply in self.in_flight):
-            raise RequestError(
-                ErrorCode.INVALID_REQUEST, f"request {request} is in flight already", field="request", value=request
-            )
 
     async def _next_frame(self) -> tuple[Header, bytes]:
         """A frame may be long in coming, but once begun it must be finished within frame_seconds."""
@@ -220,7 +203,7 @@ class Connection:
             raise ClientGone from None
 
     async def _read(self) -> None:
-        """With no room for ancillary data a client's descriptors never get in; MSG_CTRUNC tells of them."""
+        """With no room for ancillary data a client's descriptors never get in; MSG_CTRUNC reports them."""
         while True:
             try:
                 data, _, flags, _ = self.sock.recvmsg(_READ_BYTES)

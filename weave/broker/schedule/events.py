@@ -1,6 +1,6 @@
 """From what a worker sends to what the client is sent."""
 
-from weave.broker.worker_link import Update
+from weave.broker.schedule.worker_link import Update
 from weave.protocol.bounds import MAX_SEED
 from weave.protocol.client_messages import Image, Preview, Progress
 from weave.protocol.errors import ErrorCode

@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from weave.broker.principal import UNKNOWN, Principal
+from weave.broker.admission.principal import UNKNOWN, Principal
 from weave.config.parts import BrokerConfig
 from weave.protocol.errors import ErrorCode, RequestError
 
@@ -123,7 +123,7 @@ class Admission:
 
     def may_deliver(self, principal: Principal, size: int) -> bool:
         """Whether `size` bytes may go as a descriptor, which then counts. The client can hold on to that memory after
-        everything else is gone, and nobody can see when it lets go: so the count never goes down."""
+        everything else is gone, and the daemon cannot see when it lets go: so the count never goes down."""
         delivered = self._delivered.get(principal, 0) + size
         if not self._deliver_fds or delivered > self.limits.delivered_bytes:
             return False

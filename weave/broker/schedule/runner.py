@@ -7,12 +7,12 @@ from collections.abc import Callable
 from msgspec import structs
 
 from weave import log
-from weave.broker.audit import Audit
-from weave.broker.events import FAILURES, event_of
-from weave.broker.job import GenerateJob, Job, LoadJob
-from weave.broker.principal import Principal
-from weave.broker.slot import Slot
-from weave.broker.worker_link import WorkerError, WorkerLink
+from weave.broker.admission.audit import Audit
+from weave.broker.admission.principal import Principal
+from weave.broker.schedule.events import FAILURES, event_of
+from weave.broker.schedule.job import GenerateJob, Job, LoadJob
+from weave.broker.schedule.slot import Slot
+from weave.broker.schedule.worker_link import WorkerError, WorkerLink
 from weave.config.parts import BrokerConfig
 from weave.protocol.channel import ChannelClosed, ChannelViolation
 from weave.protocol.client_messages import Done, Loading, Timings, Tokens

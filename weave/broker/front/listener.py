@@ -2,19 +2,19 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
 
 from weave import log
+from weave.broker.front.clients import Clients
 from weave.protocol.waiting import readable
 
 _ACCEPT_PAUSE_SECONDS = 0.1
 
 
 class Listener:
-    """Hands each connection to `accepted`, which takes ownership of it."""
+    """What it accepts goes to `clients`."""
 
-    def __init__(self, accepted: Callable[[socket.socket], None]) -> None:
-        self._accepted = accepted
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
         self._replacements: asyncio.Queue[socket.socket] = asyncio.Queue()
 
     def replace(self, sock: socket.socket) -> None:
@@ -43,5 +43,5 @@ class Listener:
                 log.write("broker", "accept_failed", detail=error.strerror)
                 await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
             else:
-                self._accepted(sock)
+                self._clients.accept(sock)
                 await asyncio.sleep(0)  # the other connections get their turn
