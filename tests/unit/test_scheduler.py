@@ -7,6 +7,7 @@ import pytest
 
 from tests.unit.test_queue import Model, Told, requester
 from weave.broker.admission.audit import Audit
+from weave.broker.admission.principal import EVERYBODY
 from weave.broker.schedule import scheduler as scheduler_module
 from weave.broker.schedule.job import JobNumber, LoadJob
 from weave.broker.schedule.scheduler import Scheduler
@@ -58,10 +59,7 @@ def codes(told: Told) -> list[ErrorCode]:
 class OldWorker:
     """Holds another model."""
 
-    model, device = "old", "cpu"
-
-    def may_serve(self, uid: int) -> bool:
-        return True
+    model, device, serves = "old", "cpu", EVERYBODY
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -31,6 +31,20 @@ class Requester(Struct, frozen=True):
         return self.peer.uid
 
 
+class Served(Struct, frozen=True):
+    """Whose jobs a worker does: those of `only` this UID, or (None) everybody's. Not a principal's: unknown UIDs share
+    one, and must not share a worker."""
+
+    only: int | None = None
+
+    def includes(self, uid: int) -> bool:
+        """Whether it does jobs of this UID."""
+        return self.only in (None, uid)
+
+
+EVERYBODY = Served()
+
+
 def principal_of(access: Access, uid: int) -> Principal:
     """For a peer that is allowed."""
     return Principal(uid) if uid in access.known else UNKNOWN

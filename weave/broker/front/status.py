@@ -27,7 +27,7 @@ def report_to(uid: int, daemon: DaemonSnapshot) -> StatusReport:
     everything = daemon.config.mode != "system" or uid == 0
     schedule = daemon.schedule
     slot = schedule.slots[0]  # the message has room for one
-    worker = slot.worker if slot.worker is not None and (everything or slot.worker.may_serve(uid)) else None
+    worker = slot.worker if slot.worker is not None and (everything or slot.worker.serves.includes(uid)) else None
     memory = worker.memory if worker else None
     metrics = daemon.metrics if everything else Metrics()
     return StatusReport(
@@ -59,4 +59,4 @@ def _state_for(uid: int, slot: SlotSnapshot) -> WorkerState:
     """All of it where this user's job runs, or the worker waits for one; else only whether the slot is busy."""
     if slot.runs_for is not None:
         return slot.state if slot.runs_for == uid else "running"
-    return slot.state if slot.worker is not None and slot.worker.may_serve(uid) else "none"
+    return slot.state if slot.worker is not None and slot.worker.serves.includes(uid) else "none"

@@ -8,7 +8,7 @@ from msgspec import structs
 
 from weave import log
 from weave.broker.admission.audit import Audit
-from weave.broker.admission.principal import Principal
+from weave.broker.admission.principal import EVERYBODY, Principal, Served
 from weave.broker.schedule.events import FAILURES, event_of
 from weave.broker.schedule.job import GenerateJob, Job, LoadJob
 from weave.broker.schedule.slot import Slot
@@ -112,7 +112,8 @@ class Runner:
         job.state = "loading"
         job.send(Loading(model=job.model.id))
         self._bill(job, slot.culprit or job.principal)
-        worker = await slot.start(job.model.id, serves=job.uid if self._config.isolate_users else None)
+        serves = Served(only=job.uid) if self._config.isolate_users else EVERYBODY
+        worker = await slot.start(job.model.id, serves=serves)
         self._bill(job, job.principal)
         slot.last_served, slot.culprit = job.principal, None
         await slot.load(worker, seconds=self._config.limits.load_seconds)

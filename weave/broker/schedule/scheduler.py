@@ -6,6 +6,7 @@ from itertools import count
 
 from weave import log
 from weave.broker.admission.audit import Audit
+from weave.broker.admission.principal import EVERYBODY
 from weave.broker.schedule.job import Job
 from weave.broker.schedule.queue import JobQueue
 from weave.broker.schedule.runner import Runner
@@ -171,7 +172,7 @@ class Scheduler:
         if (model := self._config.default_model) is None:
             return
         try:
-            worker = await slot.start(model, serves=None)
+            worker = await slot.start(model, serves=EVERYBODY)
             await slot.load(worker, seconds=self._config.limits.load_seconds)
             log.write("broker", "model_loaded", model=model, ahead=True)
         except (WorkerError, TimeoutError, ChannelViolation, ChannelClosed) as error:

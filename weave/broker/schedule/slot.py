@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator
 
-from weave.broker.admission.principal import Principal
+from weave.broker.admission.principal import Principal, Served
 from weave.broker.schedule.job import Job
 from weave.broker.schedule.snapshot import SlotSnapshot, WorkerState
 from weave.broker.schedule.worker_link import WorkerLink
@@ -46,7 +46,7 @@ class Slot:
 
     def worker_for(self, uid: int) -> WorkerLink | None:
         """The worker, where it may do a job of this UID."""
-        return self.worker if self.worker is not None and self.worker.may_serve(uid) else None
+        return self.worker if self.worker is not None and self.worker.serves.includes(uid) else None
 
     def fits(self, job: Job) -> bool:
         """Whether the worker can do this job: its model, its user."""
@@ -65,9 +65,9 @@ class Slot:
         else:
             close_all(descriptors)
 
-    async def start(self, model: str, *, serves: int | None) -> WorkerLink:
-        """A new worker, where there is none; `serves` is the one UID whose jobs it may do, None: all. The supervisor
-        has a deadline of its own for it, and always answers. Raises ChannelClosed where it did not come."""
+    async def start(self, model: str, *, serves: Served) -> WorkerLink:
+        """A new worker, where there is none. The supervisor has a deadline of its own for it, and always answers.
+        Raises ChannelClosed where it did not come."""
         self.state = "starting"
         self.worker_number = next(self._worker_numbers)
         self._gone = asyncio.Event()

@@ -4,6 +4,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
+from weave.broker.admission.principal import Served
 from weave.protocol.worker_messages import Memory
 
 WorkerState: TypeAlias = Literal["none", "starting", "loading", "idle", "running", "stopping"]
@@ -11,19 +12,14 @@ JobState: TypeAlias = Literal["queued", "loading", "running"]
 
 
 class WorkerSnapshot(Struct, frozen=True, kw_only=True):
-    """A worker. `serves` is the one UID whose jobs it does, None: all; device, dtype and memory are None until its
-    model is loaded; `layers` are what holds it."""
+    """A worker. device, dtype and memory are None until its model is loaded; `layers` are what holds it."""
 
     model: str
-    serves: int | None
+    serves: Served
     device: str | None
     dtype: str | None
     memory: Memory | None
     layers: tuple[str, ...]
-
-    def may_serve(self, uid: int) -> bool:
-        """Whether it may do a job of this UID."""
-        return self.serves in (None, uid)
 
 
 class SlotSnapshot(Struct, frozen=True, kw_only=True):

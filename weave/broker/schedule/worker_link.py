@@ -4,6 +4,7 @@ current state raises ChannelViolation, and the worker is killed."""
 from collections.abc import AsyncIterator
 from typing import TypeAlias
 
+from weave.broker.admission.principal import EVERYBODY, Served
 from weave.broker.schedule.snapshot import WorkerSnapshot
 from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd, close_all
 from weave.protocol.waiting import receive
@@ -36,15 +37,14 @@ class WorkerError(Exception):
 
 
 class WorkerLink:
-    """An attested worker that holds, or will hold, one model; `serves` is the one UID whose jobs it does, None: all.
-    `layers` are what holds it, as the supervisor has attested."""
+    """An attested worker that holds, or will hold, one model. `layers` are what holds it, as the supervisor says."""
 
     def __init__(
-        self, number: int, model: str, channel: int, *, serves: int | None = None, layers: tuple[str, ...] = ()
+        self, number: int, model: str, channel: int, *, serves: Served = EVERYBODY, layers: tuple[str, ...] = ()
     ) -> None:
         self.number = number
         self.model = model
-        self._serves = serves
+        self.serves = serves
         self._layers = layers
         self.device: str | None = None
         self.dtype: str | None = None
@@ -104,15 +104,11 @@ class WorkerLink:
         """The job of that number ends at its next step, with Failed."""
         self._send(CancelRun(job=job))
 
-    def may_serve(self, uid: int) -> bool:
-        """Whether it may do a job of this UID."""
-        return self._serves in (None, uid)
-
     def snapshot(self) -> WorkerSnapshot:
         """As of now."""
         return WorkerSnapshot(
             model=self.model,
-            serves=self._serves,
+            serves=self.serves,
             device=self.device,
             dtype=self.dtype,
             memory=self.memory,
