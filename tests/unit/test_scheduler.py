@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from tests.unit.test_queue import Model, Told, requester
@@ -11,6 +12,7 @@ from weave.broker.admission.principal import EVERYBODY
 from weave.broker.schedule import scheduler as scheduler_module
 from weave.broker.schedule.job import JobNumber, LoadJob
 from weave.broker.schedule.scheduler import Scheduler
+from weave.broker.schedule.snapshot import ScheduleSnapshot, SlotSnapshot
 from weave.config.parts import Access, BrokerConfig
 from weave.config.schema import Limits
 from weave.protocol.control_messages import StartWorker, StopWorker, WorkerEnded
@@ -99,6 +101,33 @@ def test_each_device_takes_a_job_of_its_own_and_hears_of_its_own_worker(monkeypa
             await asyncio.sleep(0)
         assert [codes(each) for each in told] == [[ErrorCode.WORKER_FAILED], [], []]
         assert [slot.worker_number for slot in scheduler.slots] == [3, 2]
+        running.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_snapshot_is_a_plain_value_that_later_events_do_not_change() -> None:
+    async def main() -> None:
+        supervisor = SlowSupervisor(60)
+        scheduler = scheduler_of(supervisor)
+        running = asyncio.create_task(scheduler.run())
+        for number in (1, 2):
+            scheduler.submit(load_job(number, Told()), seconds=None)
+        while not supervisor.started:
+            await asyncio.sleep(0)
+        taken = scheduler.snapshot()
+        encoded = msgspec.msgpack.encode(taken)
+        # Nothing that is alive would survive this.
+        assert msgspec.msgpack.decode(encoded, type=ScheduleSnapshot) == taken
+        assert taken.slots == (SlotSnapshot(state="starting", runs_for=1, worker=None),) and taken.waiting == 1
+        assert [(job.user_number, job.state, job.position) for job in taken.jobs] == [
+            (1, "loading", 0),
+            (2, "queued", 0),
+        ]
+        scheduler.on_worker(WorkerEnded(worker=1, cause=""), [])
+        while len(supervisor.started) < 2:
+            await asyncio.sleep(0)
+        assert scheduler.snapshot() != taken and msgspec.msgpack.encode(taken) == encoded
         running.cancel()
 
     asyncio.run(main())
