@@ -21,7 +21,7 @@ from fuzz.fds import no_descriptor_left, sealed
 from fuzz.reading import Reader, pieces
 from fuzz.worker_replies import worker_replies
 from weave import log, model_files
-from weave.broker import requests
+from weave.broker.front import requests
 from weave.client import codec
 from weave.config.families import FAMILIES
 from weave.config.parts import Access, BrokerConfig
@@ -103,7 +103,7 @@ def operations(data: bytes) -> None:
         if isinstance(message, Generate | LoadModel):
             offer = requests.pick_model(_BROKER, message.model, "shapes")
         if isinstance(message, Generate):
-            parameters = requests.fill_in(message, offer)
+            parameters = requests.task_of(message, offer).parameters
             assert parameters.width * parameters.height * parameters.images <= offer.bounds.pixels.max
     except RequestError as error:
         _answerable(error)
@@ -176,7 +176,7 @@ def _version_1_request(payload: bytes, length: int) -> None:
     frame = version1.encode_request(request)[frames.HEADER_BYTES :]
     assert version1.decode_request(frame, len(frame)) == request
     with suppress(RequestError):
-        requests.fill_in(request.as_generate("shapes"), _OFFER, request.prompts)
+        requests.task_of_version_1(request, _OFFER)
 
 
 def _version_1_reply(kind: frames.Kind, payload: bytes) -> None:

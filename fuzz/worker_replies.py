@@ -7,21 +7,18 @@ import socket
 from contextlib import suppress
 from functools import cache
 from typing import Any, cast
-from unittest.mock import Mock
 
 import msgspec
 
 from fuzz.control import as_msgpack
 from fuzz.fds import forged, no_descriptor_left, sealed
 from fuzz.reading import Reader
-from weave.broker import worker_link
-from weave.broker.job import Job
-from weave.broker.worker_link import WorkerError, WorkerLink
-from weave.config.families import FAMILIES
+from weave.broker.schedule import worker_link
+from weave.broker.schedule.worker_link import WorkerError, WorkerLink
 from weave.protocol.bounds import Parameters
 from weave.protocol.channel import ChannelClosed, ChannelViolation, check_sealed_memfd, close_all, socket_pair
-from weave.protocol.client_messages import EncoderTokens, Generate, ModelOffer, Tokens
-from weave.protocol.worker_messages import Failed, Finished, Loaded, Made, Memory, Previewed, Progressed
+from weave.protocol.client_messages import EncoderTokens, Tokens
+from weave.protocol.worker_messages import Failed, Finished, Loaded, Made, Memory, Previewed, Progressed, Run
 
 JOB = 5
 SIDE = 8
@@ -31,15 +28,6 @@ _REASONS = ("cancelled", "out_of_memory", "refused", "internal", "scheduler")
 _MOST_TOKENS = 2**20
 # So few fit into any socket's buffer: nothing that is sent here ever waits.
 _MOST_MESSAGES = 40
-_FAMILY = FAMILIES["sd1"]
-_OFFER = ModelOffer(
-    id="m",
-    family="sd1",
-    title="",
-    bounds=_FAMILY.bounds,
-    defaults=_FAMILY.defaults,
-    schedulers=_FAMILY.schedulers,
-)
 
 
 def worker_replies(data: bytes) -> None:
@@ -55,37 +43,41 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 async def _converse(reader: Reader) -> None:
-    job, loads = _job(reader), bool(reader.byte() & 1)
+    run, loads = _run(reader), bool(reader.byte() & 1)
     ours, theirs = socket_pair()
     link = WorkerLink(1, "m", ours.detach())
     try:
-        _Script(reader, job, theirs, loading=loads).send()
+        _Script(reader, run, theirs, loading=loads).send()
         # It still reads, but has said all that it will.
         theirs.shutdown(socket.SHUT_WR)
-        await _listen(link, job, loads=loads)
+        await _listen(link, run, loads=loads)
     finally:
         link.close()
         theirs.close()
 
 
-async def _listen(link: WorkerLink, job: Job, *, loads: bool) -> None:
+async def _listen(link: WorkerLink, run: Run, *, loads: bool) -> None:
     """As the broker does, with all that it relies on checked."""
-    assert job.parameters is not None and job.generate is not None
-    every = job.generate.preview_every
-    previews = job.parameters.steps // every if every else 0
+    parameters, every = run.parameters, run.preview_every
+    previews = parameters.steps // every if every else 0
     updates: list[worker_link.Update] = []
     with suppress(ChannelViolation, ChannelClosed, WorkerError):
         if loads:
             await link.load()
             assert link.device is not None and link.dtype is not None and link.memory is not None
             assert max(len(link.device), len(link.dtype)) <= 64
-        async for update, memfd in link.run(job):
-            updates.append(update)
-            _check_update(update, memfd, job)
-        assert sum(isinstance(update, Made) for update in updates) == job.parameters.images
-        assert job.tokens is not None
-        _check_tokens(job.tokens)
-    assert len(updates) <= job.parameters.images * (job.parameters.steps + previews + 1)
+        finished = None
+        async for update, memfd in link.run(run):
+            assert finished is None
+            if isinstance(update, Finished):
+                finished = update
+            else:
+                updates.append(update)
+                _check_update(update, memfd, run)
+        assert sum(isinstance(update, Made) for update in updates) == parameters.images
+        assert finished is not None and link.memory == finished.memory
+        _check_tokens(finished.tokens)
+    assert len(updates) <= parameters.images * (parameters.steps + previews + 1)
 
 
 def _check_tokens(tokens: Tokens) -> None:
@@ -95,10 +87,9 @@ def _check_tokens(tokens: Tokens) -> None:
         assert len(msgspec.json.encode(encoders)) < 1000
 
 
-def _check_update(update: worker_link.Update, memfd: int | None, job: Job) -> None:
+def _check_update(update: worker_link.Update, memfd: int | None, run: Run) -> None:
     try:
-        assert job.parameters is not None
-        assert update.job == JOB and 0 <= update.image < job.parameters.images
+        assert update.job == JOB and 0 <= update.image < run.parameters.images
         assert (memfd is None) == isinstance(update, Progressed)
         if memfd is not None and not isinstance(update, Progressed):
             check_sealed_memfd(memfd, update.size)
@@ -109,7 +100,7 @@ def _check_update(update: worker_link.Update, memfd: int | None, job: Job) -> No
         close_all([] if memfd is None else [memfd])
 
 
-def _job(reader: Reader) -> Job:
+def _run(reader: Reader) -> Run:
     """A small one, of any shape that a client could ask for."""
     images, steps, every = 1 + reader.byte() % 3, 1 + reader.byte() % 4, reader.byte() % 4
     parameters = Parameters(
@@ -123,20 +114,18 @@ def _job(reader: Reader) -> Job:
         scheduler="ddim",
         images=images,
     )
-    asked = Generate(prompt="x", format="raw" if reader.byte() & 1 else "png", preview_every=every)
-    return Job(JOB, cast(Any, Mock()), _OFFER, asked, parameters)
+    return Run(job=JOB, parameters=parameters, format="raw" if reader.byte() & 1 else "png", preview_every=every)
 
 
 class _Script:
     """What the worker says. It knows where an honest one would be, so that an input can leave the path late."""
 
-    def __init__(self, reader: Reader, job: Job, sock: socket.socket, *, loading: bool) -> None:
-        assert job.parameters is not None and job.generate is not None
+    def __init__(self, reader: Reader, run: Run, sock: socket.socket, *, loading: bool) -> None:
         self._reader = reader
         self._sock = sock
         self._loading = loading
-        self._images, self._steps = job.parameters.images, job.parameters.steps
-        self._every = job.generate.preview_every
+        self._images, self._steps = run.parameters.images, run.parameters.steps
+        self._every = run.preview_every
         self._image = self._step = self._shown = 0
 
     def send(self) -> None:

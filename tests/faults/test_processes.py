@@ -22,7 +22,7 @@ IMPATIENT = {
         ("_LONGEST_BACKOFF_SECONDS = 5.0", "_LONGEST_BACKOFF_SECONDS = 0.1"),
         ("_TICK_SECONDS = 5.0", "_TICK_SECONDS = 2.0"),
     ],
-    "broker/gpu.py": [("_CANCEL_SECONDS = 10.0", "_CANCEL_SECONDS = 1.0")],
+    "broker/schedule/runner.py": [("_CANCEL_SECONDS = 10.0", "_CANCEL_SECONDS = 1.0")],
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.support.wire import receive_frame
-from weave.broker.audit import LINES
+from weave.broker.admission.audit import LINES
 from weave.protocol.frames import Kind, pack_frame
 from weave.protocol.version1 import Code, Failure, decode_reply
 

@@ -75,6 +75,31 @@ def test_it_is_loaded_again_after_a_reload_and_after_a_job_that_cost_the_worker(
         owner.listening.close()
 
 
+def test_it_is_loaded_again_after_a_reload_in_the_middle_of_a_job() -> None:
+    owner = Owner(config=MODEL)
+    daemon = owner.daemon
+    try:
+        with owner.accept() as connection:
+            send_2(
+                connection, {"op": "generate", "model": "shapes", "prompt": "x", "steps": 100, "images": 8}, request=9
+            )
+            while receive_2(connection)["event"] != "progress":
+                pass
+            daemon.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: daemon.events("reloaded"))
+            send_2(connection, {"op": "cancel", "request": 9})
+            while receive_2(connection)["event"] != "error":
+                pass
+            loaded = len(daemon.events("model_loaded"))
+            wait_for(lambda: len(daemon.events("model_loaded")) == loaded + 1)
+            assert daemon.events("model_loaded")[-1]["ahead"] is True
+            assert "loading" not in events_of_a_picture(connection)
+        assert owner.all_gone([])
+    finally:
+        daemon.process.kill()
+        owner.listening.close()
+
+
 def test_a_default_model_that_cannot_be_loaded_is_told_when_it_is_asked_for_and_tried_again() -> None:
     owner = Owner(config=MODEL.replace(str(DEMO_MODEL), "model"))
     model = owner.folder / "weave" / "model"

@@ -16,7 +16,7 @@ from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import PROMPT, draw, images
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, CAROL, EVE, GROUP, as_user, uid
-from weave.broker.audit import LINES
+from weave.broker.admission.audit import LINES
 from weave.client import Client
 from weave.protocol.client_messages import Progress
 
@@ -64,7 +64,7 @@ def test_three_thousand_uids_of_one_user_count_as_one_and_known_users_are_served
 
 
 def test_if_each_uid_were_known_one_user_would_fill_the_totals(users: None) -> None:
-    command = build({"broker/principal.py": [("if uid in access.known", "if True")]})
+    command = build({"broker/admission/principal.py": [("if uid in access.known", "if True")]})
     os.chmod(Path(command[0]).parents[1], 0o755)  # the children are other users
     limits = "connections = 64\nconnections_per_uid = 2"
     for more, served in (({}, 2), ({"command": command}, 64)):

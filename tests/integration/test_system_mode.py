@@ -14,7 +14,7 @@ from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import draw, images
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, BROKER, CAROL, EVE, GROUP, WORKER, as_user, uid
-from weave.broker import access as broker_access
+from weave.broker.admission import access as broker_access
 from weave.client import Client, NotRunning
 from weave.config.parts import Access
 from weave.protocol.peer import Peer

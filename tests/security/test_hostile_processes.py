@@ -44,11 +44,11 @@ BROKER: Changes = {
             "    global attack\n    attack = armed.attack(PLACE)\n    raise SystemExit(asyncio.run(",
         ),
         (
-            "        broker = Broker(",
+            "        server = Server(",
             "        if attack is not None:\n"
             "            await hostile.run(attack, supervisor, config)\n"
             "            return 0\n"
-            "        broker = Broker(",
+            "        server = Server(",
         ),
         (
             "def main()",

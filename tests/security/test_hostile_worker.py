@@ -4,16 +4,13 @@ import asyncio
 import os
 from collections.abc import Callable
 from typing import Any, cast
-from unittest.mock import Mock
 
 import pytest
 
-from weave.broker.job import Job
-from weave.broker.worker_link import WorkerLink
-from weave.config.families import FAMILIES
+from weave.broker.schedule.worker_link import WorkerLink
 from weave.protocol.bounds import Parameters
 from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd, socket_pair
-from weave.protocol.client_messages import EncoderTokens, Generate, ModelOffer, Tokens
+from weave.protocol.client_messages import EncoderTokens, Tokens
 from weave.protocol.worker_messages import (
     Failed,
     Finished,
@@ -22,6 +19,7 @@ from weave.protocol.worker_messages import (
     Memory,
     Previewed,
     Progressed,
+    Run,
     ToWorker,
 )
 
@@ -74,10 +72,6 @@ def run(messages: list[tuple[Any, Any]]) -> list[Any]:
     """What the broker made of it."""
 
     async def main() -> list[Any]:
-        family = FAMILIES["sd1"]
-        offer = ModelOffer(
-            id="m", family="sd1", title="", bounds=family.bounds, defaults=family.defaults, schedulers=family.schedulers
-        )
         parameters = Parameters(
             prompt="x",
             negative_prompt="",
@@ -89,7 +83,7 @@ def run(messages: list[tuple[Any, Any]]) -> list[Any]:
             scheduler="ddim",
             images=1,
         )
-        job = Job(5, cast(Any, Mock()), offer, Generate(prompt="x", format="raw", preview_every=2), parameters)
+        asked = Run(job=5, parameters=parameters, format="raw", preview_every=2)
         ours, theirs = socket_pair()
         link = WorkerLink(1, "m", ours.detach())
         hostile: Channel[ToWorker] = Channel(theirs, ToWorker)
@@ -99,7 +93,7 @@ def run(messages: list[tuple[Any, Any]]) -> list[Any]:
             close_all(descriptors)
         updates = []
         try:
-            async for update, received in link.run(job):
+            async for update, received in link.run(asked):
                 updates.append(update)
                 close_all([] if received is None else [received])
         finally:
@@ -125,7 +119,8 @@ def descriptors_left(action: Callable[[], object]) -> int:
 
 
 def test_an_honest_worker_is_believed() -> None:
-    assert len(run([STEP, STEP_2, PREVIEW, IMAGE, FINISHED])) == 4
+    said = [STEP, STEP_2, PREVIEW, IMAGE, FINISHED]
+    assert run(said) == [message for message, _ in said]
 
 
 @pytest.mark.parametrize("name", FORGERIES)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.security.test_boundaries import CONNECT_AND_READ
 from tests.security.test_hostile_processes import HOSTILE, WORKER, Hostile
-from tests.support.builds import Changes, build, daemon_of
+from tests.support.builds import Changes, build, daemon_of, without
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import draw, images
 from tests.support.system import MODEL
@@ -22,9 +22,7 @@ from weave.protocol.errors import ErrorCode
 from weave.sandbox.process import harden
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user, or has capabilities to keep")
-NO_BOUNDS_IN_THE_BROKER: Changes = {
-    "broker/requests.py": [("    check_parameters(parameters, model.bounds, model.schedulers)\n", "")]
-}
+NO_BOUNDS_IN_THE_BROKER: Changes = {"broker/front/requests.py": [without("check_bounds")]}
 NO_BOUNDS_AT_ALL: Changes = NO_BOUNDS_IN_THE_BROKER | {
     "gpu_worker/serve.py": [
         ("                check_parameters(message.parameters, model.offer.bounds, model.offer.schedulers)\n", "")
@@ -35,7 +33,7 @@ NO_BOUNDS_AT_ALL: Changes = NO_BOUNDS_IN_THE_BROKER | {
 @root_only
 def test_without_the_peer_check_a_stranger_would_be_answered() -> None:
     check = "    if peer.uid == access.unmapped:\n        return False\n    if peer.uid in access.uids"
-    daemon = daemon_of({"broker/access.py": [(check, "    if True")]})
+    daemon = daemon_of({"broker/admission/access.py": [(check, "    if True")]})
     try:
         for path, mode in ((daemon.folder, 0o755), (daemon.socket.parent, 0o755), (daemon.socket, 0o666)):
             path.chmod(mode)
@@ -69,7 +67,9 @@ def test_without_bounds_in_either_it_would_be_drawn() -> None:
 
 
 def test_without_the_check_of_seals_a_client_would_get_what_the_worker_can_still_change() -> None:
-    unchecked: Changes = {"broker/worker_link.py": [("    check_sealed_memfd(descriptors[0], message.size)\n", "")]}
+    unchecked: Changes = {
+        "broker/schedule/worker_link.py": [("    check_sealed_memfd(descriptors[0], message.size)\n", "")]
+    }
     hostile = Hostile(WORKER | unchecked, {"gpu_worker/hostile.py": HOSTILE / "worker.py"}, MODEL)
     try:
         with hostile.daemon.client() as client:

@@ -22,6 +22,12 @@ DUMPABLE: Changes = (
 )
 
 
+def without(function: str) -> tuple[str, str]:
+    """A module's function by name, which then does nothing."""
+    start = f"\ndef {function}("
+    return start, f"{start}*_: object, **__: object) -> None:\n    pass\n\n\ndef _replaced_{function}("
+
+
 def build(changes: Changes, modules: dict[str, Path | str] | None = None, everywhere: str = "") -> tuple[str, ...]:
     """The command that starts it. `modules` are files to add, by their place in weave/; `everywhere` is run in each
     process before anything else."""

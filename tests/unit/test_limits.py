@@ -7,10 +7,9 @@ from typing import Any, cast
 import pytest
 
 from weave import log
-from weave.broker.audit import LINES, Audit
-from weave.broker.limits import Admission, TokenBucket
-from weave.broker.outgoing import Unread
-from weave.broker.principal import UNKNOWN, Principal, principal_of
+from weave.broker.admission.audit import LINES, Audit
+from weave.broker.admission.limits import Admission, TokenBucket, Unread
+from weave.broker.admission.principal import UNKNOWN, Principal, principal_of
 from weave.config.parts import Access, BrokerConfig
 from weave.config.schema import Limits
 from weave.protocol.errors import ErrorCode, RequestError
@@ -36,7 +35,6 @@ class Connected:
     def __init__(self, admission: Admission, principal: Principal, unread: int = 0) -> None:
         self.share = admission.enter(principal)
         self.share.connections.add(cast(Any, self))
-        self.outgoing = self
         self.unread = Unread(unread, 0)
         self.share.unread.add(self.unread, 1)
         self.dropped: str | None = None

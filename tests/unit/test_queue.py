@@ -8,24 +8,27 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weave.broker.job import Job
-from weave.broker.principal import Principal
-from weave.broker.queue import MAX_AHEAD_SECONDS, MAX_OVERTAKEN, JobQueue
+from weave.broker.admission.principal import Principal, Requester
+from weave.broker.schedule.job import Job, JobNumber, LoadJob
+from weave.broker.schedule.queue import MAX_AHEAD_SECONDS, MAX_BYPASSED, JobQueue
 from weave.config.schema import Limits
 from weave.protocol.peer import Peer
 
 
 class Told:
-    """Stands for a reply and its connection: remembers what the client was told."""
+    """Stands for a reply: remembers what the client was told."""
 
-    def __init__(self, uid: int) -> None:
-        self.peer = Peer(1, uid, uid)
-        self.principal = Principal(uid)
-        self.connection = self
+    request = 1
+
+    def __init__(self) -> None:
         self.events: list[Any] = []
 
-    def send(self, event: Any, memfd: None) -> None:
+    def send(self, event: Any, memfd: int | None = None) -> None:
         self.events.append(event)
+
+
+def requester(uid: int) -> Requester:
+    return Requester(Peer(1, uid, uid), Principal(uid))
 
 
 class Model:
@@ -48,7 +51,7 @@ def of_model(loaded: str | None) -> Callable[[Job], bool]:
 
 def job(number: int, uid: int, model: str = "a") -> Job:
     async def make() -> Job:
-        return Job(number, cast(Any, Told(uid)), cast(Any, Model(model)))
+        return LoadJob(JobNumber(number, number), requester(uid), Told(), cast(Any, Model(model)))
 
     return asyncio.run(make())
 
@@ -88,11 +91,18 @@ class Gpu:
         return done
 
     def begin(self, fits: Callable[[Job], bool] = nothing_fits) -> int:
-        return self.queue.take(fits).uid
+        self.running = self.queue.take(fits)
+        return self.running.uid
 
     def end(self, uid: int) -> None:
         self.clock.now += self._seconds[uid]
-        self.queue.over()
+        self.over()
+
+    def over(self) -> None:
+        self.queue.over(self.running)
+
+    def bill(self, uid: int) -> None:
+        self.queue.bill(self.running, Principal(uid))
 
 
 def test_users_share_the_gpus_seconds_not_the_number_of_their_jobs() -> None:
@@ -111,7 +121,7 @@ def test_a_newcomer_is_served_next_and_is_not_owed_what_others_had_before() -> N
     gpu.clock.now += 40
     gpu.ask(2, 20)
     gpu.clock.now += 60
-    gpu.queue.over()
+    gpu.over()
     # 60 seconds of UID 1's sixth job were after UID 2 came, so it has 60 ahead of it, and no more.
     assert gpu.do(8) == [2, 2, 1, 2, 2, 1, 2, 2]
 
@@ -135,11 +145,22 @@ def test_whose_job_cost_the_worker_pays_for_the_next_ones_start() -> None:
     gpu.ask(2, 9)
     assert gpu.do() == [1]
     gpu.begin()
-    gpu.queue.bill(Principal(1))
+    gpu.bill(1)
     gpu.clock.now += 6
-    gpu.queue.bill(Principal(2))
+    gpu.bill(2)
     gpu.end(2)
     assert gpu.do(9) == [2] * 6 + [1, 2, 1]
+
+
+def test_who_has_two_devices_at_once_pays_for_both() -> None:
+    gpu = Gpu({1: 5.0, 2: 5.0})
+    gpu.ask(1, 3)
+    both = [gpu.queue.take(nothing_fits) for _ in range(2)]
+    gpu.ask(2, 9)
+    gpu.clock.now += 10
+    for running in both:
+        gpu.queue.over(running)
+    assert gpu.do(6) == [2, 2, 2, 2, 1, 2]
 
 
 def test_the_worker_that_there_is_goes_first_only_while_its_user_is_not_far_ahead() -> None:
@@ -190,7 +211,7 @@ def test_the_loaded_model_goes_first_but_nobody_is_overtaken_for_ever() -> None:
     queue.add(job(0, 1, "b"))
     for number in range(1, 20):
         queue.add(job(number, 2, "a"))
-    assert [queue.take(of_model("a")).model.id for _ in range(MAX_OVERTAKEN + 1)] == ["a"] * MAX_OVERTAKEN + ["b"]
+    assert [queue.take(of_model("a")).model.id for _ in range(MAX_BYPASSED + 1)] == ["a"] * MAX_BYPASSED + ["b"]
 
 
 def test_a_line_in_front_that_always_has_a_new_head_does_not_let_others_be_overtaken_for_ever() -> None:
@@ -207,7 +228,7 @@ def test_a_line_in_front_that_always_has_a_new_head_does_not_let_others_be_overt
         if taken[-1] == 50:
             break
         queue.remove(front[number])  # cancelled just before its turn
-    assert 50 in taken[: MAX_OVERTAKEN + 2]
+    assert 50 in taken[: MAX_BYPASSED + 2]
 
 
 def test_a_client_is_told_its_position_only_when_it_changes() -> None:
@@ -216,7 +237,7 @@ def test_a_client_is_told_its_position_only_when_it_changes() -> None:
     for waiting in jobs:
         queue.add(waiting)
     queue.remove(jobs[0])
-    assert [event.position for event in cast(Any, jobs[2].connection).events] == [2, 1]
+    assert [event.position for event in cast(Told, jobs[2].reply).events] == [2, 1]
 
 
 MODELS = ("a", "b", "c")
@@ -247,7 +268,7 @@ def test_within_a_uid_the_order_is_kept_and_whoever_is_next_in_line_waits_a_boun
             uids = sum(map(bool, lines.values())) + 1
             for line in filter(None, lines.values()):
                 waited[line[0]] = waited.get(line[0], 0) + 1
-                assert waited[line[0]] <= (MAX_OVERTAKEN + 1) * max(uids, len(lines))
+                assert waited[line[0]] <= (MAX_BYPASSED + 1) * max(uids, len(lines))
     assert len(queue) == 0
 
 

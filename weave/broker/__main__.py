@@ -5,7 +5,7 @@ import asyncio
 import resource
 import socket
 
-from weave.broker.broker import Broker
+from weave.broker.server import Server
 from weave.config.parts import BrokerConfig, from_memfd
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import CLIENT_DROPPED_STATUS, Attested, LockedDown, ToBroker
@@ -45,9 +45,9 @@ async def serve(config: BrokerConfig, supervisor: Channel[ToBroker], sock: socke
         if descriptors or not isinstance(message, Attested):
             raise ChannelViolation("the supervisor spoke before it attested")
         sandbox = {"supervisor": message.supervisor, "broker": message.broker}
-        broker = Broker(config, sandbox, supervisor, sock, attached=attached)
-        await broker.run()
-        return CLIENT_DROPPED_STATUS if broker.client_dropped else 0
+        server = Server(config, sandbox, supervisor, sock, attached=attached)
+        await server.run()
+        return CLIENT_DROPPED_STATUS if server.client_dropped else 0
     except ChannelClosed:
         return 0
 

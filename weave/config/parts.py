@@ -16,8 +16,8 @@ Part = TypeVar("Part")
 class Access(Struct, frozen=True, forbid_unknown_fields=True):
     """Who may connect: these UIDs, and whoever is in one of these groups. `members` are the UIDs that the group
     database lists for them: what counts for a peer whose supplementary groups the kernel does not tell. `known` are
-    all UIDs that have limits of their own; the others share theirs (weave/broker/principal.py). `unmapped` is the UID
-    that the kernel shows for everybody whom it has no number for: nobody, whatever the groups."""
+    all UIDs that have limits of their own; the others share theirs (broker/admission/principal.py). `unmapped` is the
+    UID that the kernel shows for everybody whom it has no number for: nobody, whatever the groups."""
 
     uids: tuple[int, ...]
     gids: tuple[int, ...] = ()

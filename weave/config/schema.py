@@ -35,7 +35,7 @@ class DeviceConfig(_Table, frozen=True, kw_only=True):
 class Limits(_Table, frozen=True, kw_only=True):
     """Per UID where its name or its comment says so: a client could open many connections."""
 
-    # "Per UID" is per principal (weave/broker/principal.py). In system mode the last quarter of connections and of
+    # "Per UID" is per principal (broker/admission/principal.py). In system mode the last quarter of connections and of
     # queue is for the first of a known UID, so that no crowd locks anybody out.
     connections: Count = 512
     connections_per_uid: Count = 64

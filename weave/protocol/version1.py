@@ -7,7 +7,6 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from weave.protocol.bounds import FloatRange, Range, check_cfg_scale, check_range
-from weave.protocol.client_messages import Generate
 from weave.protocol.errors import ErrorCode, RequestError
 from weave.protocol.frames import MAX_VERSION_1_BYTES, Kind, pack_frame, pack_header
 
@@ -90,19 +89,6 @@ class Request(Struct, frozen=True, kw_only=True):
     cfg_scale: float
     seed: int
     prompts: tuple[str, str, str]
-
-    def as_generate(self, model: str) -> Generate:
-        """The same in version 2, but for the prompts of the second and third encoder."""
-        return Generate(
-            prompt=self.prompts[0],
-            model=model,
-            width=self.width,
-            height=self.height,
-            steps=self.steps,
-            cfg_scale=self.cfg_scale,
-            seed=self.seed or None,
-            format="raw",
-        )
 
 
 class Response(Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 
 from weave.protocol.bounds import Parameters
 from weave.protocol.client_messages import ImageFormat, Tokens
+from weave.protocol.tasks import Task
 from weave.protocol.text import Device, Dtype
 
 # Of what a worker says for the log, in characters.
@@ -36,6 +37,11 @@ class Run(_Message, frozen=True, kw_only=True, tag="run"):
     parameters: Parameters
     format: ImageFormat
     preview_every: int
+
+    @classmethod
+    def of(cls, job: int, task: Task) -> "Run":
+        """What the worker is asked for `task`, as job number `job`."""
+        return cls(job=job, parameters=task.parameters, format=task.format, preview_every=task.preview_every)
 
 
 class CancelRun(_Message, frozen=True, kw_only=True, tag="cancel"):

@@ -7,23 +7,11 @@ from collections import deque
 
 from msgspec import Struct
 
+from weave.broker.admission.limits import Unread
 from weave.protocol.channel import close_all
 from weave.protocol.waiting import writable
 
 _SENDFILE_BYTES = 8 * 1024 * 1024
-
-
-class Unread(Struct):
-    """How much of it there is; images count with the memfd that holds them. What the kernel has taken to hand over
-    counts no more: some 200 KB, or 280 descriptors, a connection (unix(7), net.core.wmem_default)."""
-
-    bytes: int = 0
-    images: int = 0
-
-    def add(self, other: "Unread", sign: int) -> None:
-        """Count `other` in (1) or out (-1)."""
-        self.bytes += sign * other.bytes
-        self.images += sign * other.images
 
 
 class _Item(Struct):
@@ -58,15 +46,15 @@ class Outgoing:
         self._more = asyncio.Event()
 
     def add(self, data: bytes, memfd: int | None, size: int, *, inline: bool) -> None:
-        """Last in line. The memfd is ours from here on."""
+        """Last in line. Takes ownership of `memfd`."""
         item = _Item(data, memfd, size, inline)
         self._items.append(item)
         self._count(item.unread, 1)
         self._more.set()
 
     async def write(self) -> None:
-        """For ever: whatever there is, as fast as the client reads. Raises OSError: EPIPE or ECONNRESET where the
-        client is gone, ETOOMANYREFS or ENOMEM where we cannot."""
+        """Write what there is, as fast as the client reads. Runs until cancelled. Raises OSError: EPIPE or ECONNRESET
+        where the client is gone, ETOOMANYREFS or ENOMEM where we cannot."""
         while True:
             while self._items:
                 await self._write_item(self._items[0])
@@ -83,7 +71,7 @@ class Outgoing:
             await asyncio.sleep(0.01)
 
     def write_off(self) -> None:
-        """Nobody will read this: it counts no more, though it is in memory until close()."""
+        """The client will not read this: it counts no more, though it is in memory until close()."""
         self._of_share.add(self.unread, -1)
         self.unread, self._of_share = Unread(), Unread()
 

@@ -1,14 +1,14 @@
-"""What a worker says, as what the client is told."""
+"""From what a worker sends to what the client is sent."""
 
-from weave.broker.job import Job
-from weave.broker.worker_link import Update
+from weave.broker.schedule.worker_link import Update
 from weave.protocol.bounds import MAX_SEED
 from weave.protocol.client_messages import Image, Preview, Progress
 from weave.protocol.errors import ErrorCode
+from weave.protocol.tasks import Task
 from weave.protocol.worker_messages import Previewed, Progressed
 
-# Of Failed, by its reason.
-MESSAGES = {
+# The error of a job, by the reason of the worker's Failed.
+FAILURES = {
     "cancelled": (ErrorCode.CANCELLED, "cancelled"),
     "out_of_memory": (ErrorCode.OUT_OF_MEMORY, "the device has not enough free memory for this job"),
     "refused": (ErrorCode.WORKER_FAILED, "the model's files were refused; the daemon's log says which"),
@@ -21,10 +21,9 @@ MESSAGES = {
 }
 
 
-def event_of(job: Job, update: Update) -> Progress | Preview | Image:
-    """`update` was checked against `job` (worker_link.py)."""
-    assert job.generate is not None and job.parameters is not None
-    parameters = job.parameters
+def event_of(task: Task, update: Update) -> Progress | Preview | Image:
+    """`update` was checked against `task` (worker_link.py)."""
+    parameters = task.parameters
     if isinstance(update, Progressed):
         return Progress(image=update.image, step=update.step, steps=parameters.steps)
     if isinstance(update, Previewed):
@@ -32,8 +31,8 @@ def event_of(job: Job, update: Update) -> Progress | Preview | Image:
     return Image(
         image=update.image,
         seed=(parameters.seed + update.image) & MAX_SEED,
-        format=job.generate.format,
-        deliver=job.generate.deliver,
+        format=task.format,
+        deliver=task.deliver,
         width=parameters.width,
         height=parameters.height,
         channels=3,

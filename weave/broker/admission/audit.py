@@ -9,8 +9,8 @@ from typing import Any
 from msgspec import Struct, field
 
 from weave import log
-from weave.broker.limits import TokenBucket
-from weave.broker.principal import Principal, principal_of
+from weave.broker.admission.limits import TokenBucket
+from weave.broker.admission.principal import Principal, principal_of
 from weave.config.parts import Access
 from weave.protocol.peer import Peer
 

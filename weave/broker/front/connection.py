@@ -3,65 +3,54 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
-from typing import TypeAlias
+from collections.abc import AsyncIterator
 
-from weave.broker.audit import Audit
-from weave.broker.job import Job
-from weave.broker.limits import Admission, Share
-from weave.broker.outgoing import Outgoing
-from weave.broker.reply import Reply, Version1Reply, Version2Reply
+from weave.broker.admission.audit import Audit
+from weave.broker.admission.limits import Admission, Share, Unread
+from weave.broker.front.dispatch import Dispatcher
+from weave.broker.front.outgoing import Outgoing
+from weave.broker.front.reply import Version1Reply, Version2Reply
+from weave.broker.front.session import Session
+from weave.broker.schedule.job import Reply
 from weave.protocol import version1
 from weave.protocol.channel import close_all
-from weave.protocol.client_messages import ClientMessage, Error, decode_op, encode
-from weave.protocol.errors import ErrorCode, FrameError, RequestError
-from weave.protocol.frames import FrameReader, Header, Kind, pack_frame
+from weave.protocol.client_messages import Error, decode_op
+from weave.protocol.errors import FrameError, RequestError
+from weave.protocol.frames import FrameReader, Header
 from weave.protocol.metrics import Metrics
-from weave.protocol.peer import Peer
 from weave.protocol.waiting import readable
 
 _READ_BYTES = 64 * 1024
-
-# Raises RequestError.
-Handle: TypeAlias = Callable[[Reply, ClientMessage | version1.Request], None]
 
 
 class ClientGone(Exception):
     """Nothing more can be read from the client, or must be."""
 
 
-def refuse(sock: socket.socket, error: Error) -> None:
-    """Say why, as far as it fits, and close: this connection is one too many to wait for."""
-    with contextlib.suppress(OSError):
-        sock.send(pack_frame(Kind.CONTROL, 0, encode(error)), socket.MSG_NOSIGNAL)
-    sock.close()
-
-
 class Connection:
-    """`jobs` and `unloads` are its requests in flight."""
+    """It is the Sink of its replies (reply.py), and Counted by the limits (limits.py)."""
 
     def __init__(
         self,
         sock: socket.socket,
-        peer: Peer,
+        session: Session,
         share: Share,
+        dispatcher: Dispatcher,
         admission: Admission,
         audit: Audit,
         metrics: Metrics,
     ) -> None:
-        """`share` is its principal's; `admission` and `metrics` are the broker's."""
-        self.peer = peer
+        """`session` is its own, `share` its principal's; the others are the broker's."""
+        self.session = session
         self.share = share
-        self.principal = share.principal
-        self.jobs: set[Job] = set()
-        self.unloads: set[int] = set()
-        self.metrics = metrics
-        self.outgoing = Outgoing(sock, share.unread)
         self.sock = sock
+        self._outgoing = Outgoing(sock, share.unread)
+        self._metrics = metrics
+        self._dispatcher = dispatcher
         self._admission = admission
         self._audit = audit
         self._frames = FrameReader(from_client=True)
-        # A client that has not been understood yet is told so in version 1, which is the simplest to read.
+        # The version to answer in before the first frame could be read: version 1 is the simplest to read.
         self._version = 1
         self._open = True
         # By us, and not gone by itself.
@@ -69,13 +58,13 @@ class Connection:
         self._serving: asyncio.Task[None] | None = None
         share.connections.add(self)
 
-    async def serve(self, handle: Handle) -> None:
+    async def serve(self) -> None:
         """Read requests until the client is gone or must go; write what there is to say meanwhile."""
         self._serving = asyncio.current_task()
-        writing = asyncio.create_task(self.outgoing.write())
+        writing = asyncio.create_task(self._outgoing.write())
         writing.add_done_callback(self._on_write_failed)
         try:
-            await self._read_requests(handle)
+            await self._read_requests()
         except ClientGone:
             pass
         except asyncio.CancelledError:  # by _end()
@@ -83,15 +72,15 @@ class Connection:
                 raise
         finally:
             self._open = False
-            self.outgoing.write_off()  # before anything is awaited: what is closed must not count as unread
+            self._outgoing.write_off()  # before anything is awaited: what is closed must not count as unread
             writing.cancel()
             try:
                 await asyncio.gather(writing, return_exceptions=True)
             finally:
                 self._close()
 
-    async def _read_requests(self, handle: Handle) -> None:
-        """Returns when nobody can say where the next frame starts. Raises ClientGone."""
+    async def _read_requests(self) -> None:
+        """Returns when the start of the next frame cannot be found. Raises ClientGone."""
         while self._open:
             try:
                 header, payload = await self._next_frame()
@@ -107,35 +96,45 @@ class Connection:
                 continue
             self._version = header.version
             async with self.share.turn:
-                self._handle(header, payload, handle)
+                self._handle(header, payload)
                 await asyncio.sleep(0)
 
     def write(self, data: bytes, memfd: int | None = None, *, size: int = 0, inline: bool = False) -> None:
-        """Queue `data` and the `memfd` of `size` bytes, which is ours from here on."""
+        """Queue `data` and the `size` bytes of `memfd`, of which this takes ownership."""
         if not self._open:
             close_all([memfd] if memfd is not None else [])
             return
-        self.outgoing.add(data, memfd, size, inline=inline)
+        self._outgoing.add(data, memfd, size, inline=inline)
         self._admission.check_unread(self.share)
 
     def may_deliver(self, size: int) -> bool:
         """Whether an image of `size` bytes may go as a descriptor, which then counts."""
-        return self._admission.may_deliver(self.principal, size)
+        return self._admission.may_deliver(self.session.requester.principal, size)
+
+    def count_error(self, error: Error) -> None:
+        """For the metrics."""
+        errors = self._metrics.errors
+        errors[error.code] = errors.get(error.code, 0) + 1
+
+    @property
+    def unread(self) -> Unread:
+        """What the client has yet to read."""
+        return self._outgoing.unread
 
     async def flush(self, *, seconds: float) -> None:
         """Wait until the client has been sent everything, or does not read."""
         if self._open:
-            await self.outgoing.flush(seconds=seconds)
+            await self._outgoing.flush(seconds=seconds)
 
     def drop(self, reason: str) -> None:
         """End the connection; whatever the client has not read is lost."""
         if self._open:
             self.dropped = True
-            self.metrics.clients_dropped += 1
-            self._audit.write("client_dropped", self.peer, reason=reason)
+            self._metrics.clients_dropped += 1
+            self._audit.write("client_dropped", self.session.requester.peer, reason=reason)
             self._end()
 
-    def _handle(self, header: Header, payload: bytes, handle: Handle) -> None:
+    def _handle(self, header: Header, payload: bytes) -> None:
         reply: Reply
         if header.version == 1:
             reply = Version1Reply(self, version1.request_id(payload))
@@ -143,20 +142,22 @@ class Connection:
             reply = Version2Reply(self, header.request)
         try:
             if header.version == 1:
-                handle(reply, version1.decode_request(payload, header.length))
+                self._dispatcher.handle(self.session, reply, version1.decode_request(payload, header.length))
             else:
-                self._check_unused(header.request)
-                handle(reply, decode_op(payload))
+                self.session.check_unused(header.request)
+                self._dispatcher.handle(self.session, reply, decode_op(payload))
         except RequestError as error:
             code, field = error.code.value, error.field
-            self._audit.write("request_refused", self.peer, code=code, field=field, request=reply.request)
+            self._audit.write(
+                "request_refused", self.session.requester.peer, code=code, field=field, request=reply.request
+            )
             reply.send(Error.from_exception(error))
 
     def _refuse_frame(self, error: FrameError) -> None:
-        """In the version that the header names, if there is one, else in the last one spoken."""
-        self._audit.write("frame_refused", self.peer, reason=error.message)
+        """In the version that the header names, if there is one, else in the last one used."""
+        self._audit.write("frame_refused", self.session.requester.peer, reason=error.message)
         version = error.version or self._version
-        reply = Version2Reply(self, 0) if version == 2 else Version1Reply(self, version1.NO_REQUEST)
+        reply: Reply = Version2Reply(self, 0) if version == 2 else Version1Reply(self, version1.NO_REQUEST)
         reply.send(Error.from_exception(error))
 
     def _on_write_failed(self, writing: "asyncio.Task[None]") -> None:
@@ -172,16 +173,10 @@ class Connection:
         if not self._open:
             return
         self._open = False
-        self.outgoing.write_off()
+        self._outgoing.write_off()
         # Not shutdown(2), which would work on the listening socket just as well: the broker has no right to it.
         if self._serving is not None and self._serving is not asyncio.current_task():
             self._serving.cancel()
-
-    def _check_unused(self, request: int) -> None:
-        if request in self.unloads or any(job.reply.request == request for job in self.jobs):
-            raise RequestError(
-                ErrorCode.INVALID_REQUEST, f"request {request} is in flight already", field="request", value=request
-            )
 
     async def _next_frame(self) -> tuple[Header, bytes]:
         """A frame may be long in coming, but once begun it must be finished within frame_seconds."""
@@ -208,7 +203,7 @@ class Connection:
             raise ClientGone from None
 
     async def _read(self) -> None:
-        """With no room for ancillary data a client's descriptors never get in; MSG_CTRUNC tells of them."""
+        """With no room for ancillary data a client's descriptors never get in; MSG_CTRUNC reports them."""
         while True:
             try:
                 data, _, flags, _ = self.sock.recvmsg(_READ_BYTES)
@@ -225,5 +220,5 @@ class Connection:
 
     def _close(self) -> None:
         self._open = False
-        self.outgoing.close()
+        self._outgoing.close()
         self.sock.close()

@@ -1,10 +1,11 @@
-"""The broker's side of one worker. The worker is hostile until proven otherwise: whatever the state of the job does
-not call for raises ChannelViolation, and the worker is killed."""
+"""The broker's side of one worker. The worker is hostile until proven otherwise: a message that is not valid in the
+current state raises ChannelViolation, and the worker is killed."""
 
 from collections.abc import AsyncIterator
 from typing import TypeAlias
 
-from weave.broker.job import Job
+from weave.broker.admission.principal import EVERYBODY, Served
+from weave.broker.schedule.snapshot import WorkerSnapshot
 from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd, close_all
 from weave.protocol.waiting import receive
 from weave.protocol.worker_messages import (
@@ -36,12 +37,15 @@ class WorkerError(Exception):
 
 
 class WorkerLink:
-    """An attested worker that holds, or will hold, one model; `serves` is the one UID whose jobs it does, None: all."""
+    """An attested worker that holds, or will hold, one model. `layers` are what holds it, as the supervisor says."""
 
-    def __init__(self, number: int, model: str, channel: int, *, serves: int | None = None) -> None:
+    def __init__(
+        self, number: int, model: str, channel: int, *, serves: Served = EVERYBODY, layers: tuple[str, ...] = ()
+    ) -> None:
         self.number = number
         self.model = model
         self.serves = serves
+        self._layers = layers
         self.device: str | None = None
         self.dtype: str | None = None
         self.memory: Memory | None = None
@@ -59,39 +63,30 @@ class WorkerLink:
             raise ChannelViolation(f"{type(message).__name__} while loading")
         self.device, self.dtype, self.memory = message.device, message.dtype, message.memory
 
-    async def run(self, job: Job) -> AsyncIterator[tuple[Update, int | None]]:
-        """Run a generation; yields each update with its checked memfd, which is the caller's to close.
+    async def run(self, run: Run) -> AsyncIterator[tuple[Update | Finished, int | None]]:
+        """Yields each update with its checked memfd, of which the caller takes ownership; last comes Finished.
 
         Raises WorkerError, ChannelViolation, ChannelClosed.
         """
-        assert job.generate is not None and job.parameters is not None
-        parameters = job.parameters
-        self._send(
-            Run(
-                job=job.number,
-                parameters=parameters,
-                format=job.generate.format,
-                preview_every=job.generate.preview_every,
-            )
-        )
+        images = run.parameters.images
+        self._send(run)
         image = step = previewed = 0
         while True:
             message, descriptors = await self._receive()
             try:
-                if isinstance(message, Loaded) or message.job != job.number:
+                if isinstance(message, Loaded) or message.job != run.job:
                     raise ChannelViolation(f"{type(message).__name__} of another job")
                 if isinstance(message, Failed | Finished):
                     if descriptors:
                         raise ChannelViolation("a descriptor out of place")
                     if isinstance(message, Failed):
                         raise WorkerError(message)
-                    if image != parameters.images:
-                        raise ChannelViolation(f"finished after {image} of {parameters.images} images")
-                    self.memory, job.tokens = message.memory, message.tokens
-                    return
-                if message.image != image or image >= parameters.images:
+                    if image != images:
+                        raise ChannelViolation(f"finished after {image} of {images} images")
+                    break
+                if message.image != image or image >= images:
                     raise ChannelViolation(f"image {message.image} when it was {image}'s turn")
-                _check_update(message, descriptors, job, step, previewed)
+                _check_update(message, descriptors, run, step, previewed)
                 if isinstance(message, Progressed):
                     step = message.step
                 elif isinstance(message, Previewed):
@@ -102,10 +97,23 @@ class WorkerLink:
                 close_all(descriptors)
                 raise
             yield message, descriptors[0] if descriptors else None
+        self.memory = message.memory
+        yield message, None
 
-    def cancel(self, job: Job) -> None:
-        """The job ends at its next step, with Failed."""
-        self._send(CancelRun(job=job.number))
+    def cancel(self, job: int) -> None:
+        """The job of that number ends at its next step, with Failed."""
+        self._send(CancelRun(job=job))
+
+    def snapshot(self) -> WorkerSnapshot:
+        """As of now."""
+        return WorkerSnapshot(
+            model=self.model,
+            serves=self.serves,
+            device=self.device,
+            dtype=self.dtype,
+            memory=self.memory,
+            layers=self._layers,
+        )
 
     def close(self) -> None:
         """A worker that sees this ends itself."""
@@ -121,27 +129,27 @@ class WorkerLink:
         return await receive(self._channel)
 
 
-def _check_update(message: Update, descriptors: list[int], job: Job, step: int, previewed: int) -> None:
-    """`step` and `previewed` are the last steps of this image that were told and shown. Raises ChannelViolation."""
-    assert job.generate is not None and job.parameters is not None
+def _check_update(message: Update, descriptors: list[int], run: Run, step: int, previewed: int) -> None:
+    """`step` and `previewed` are the last steps of this image that had Progressed and Previewed. Raises
+    ChannelViolation."""
     if isinstance(message, Progressed):
-        if descriptors or message.step != step + 1 or message.step > job.parameters.steps:
+        if descriptors or message.step != step + 1 or message.step > run.parameters.steps:
             raise ChannelViolation(f"step {message.step} after {step}")
         return
     if len(descriptors) != 1:
         raise ChannelViolation("an image without exactly one memfd")
-    pixels = job.parameters.width * job.parameters.height * 3
+    pixels = run.parameters.width * run.parameters.height * 3
     if isinstance(message, Previewed):
-        every = job.generate.preview_every
+        every = run.preview_every
         if not every or message.step != step or step % every or step == previewed:
-            raise ChannelViolation("a preview that nobody asked for")
+            raise ChannelViolation("a preview that was not asked for")
         if not (1 <= message.width <= _MAX_PREVIEW_SIDE and 1 <= message.height <= _MAX_PREVIEW_SIDE):
             raise ChannelViolation("a preview larger than previews are")
         largest = message.width * message.height * 3 + _MAX_PNG_OVERHEAD
     else:
-        largest = pixels if job.generate.format == "raw" else pixels + _MAX_PNG_OVERHEAD
+        largest = pixels if run.format == "raw" else pixels + _MAX_PNG_OVERHEAD
     if not 1 <= message.size <= largest:
         raise ChannelViolation(f"{message.size} bytes of image, at most {largest} are possible")
-    if isinstance(message, Made) and job.generate.format == "raw" and message.size != pixels:
+    if isinstance(message, Made) and run.format == "raw" and message.size != pixels:
         raise ChannelViolation(f"{message.size} bytes of raw image instead of {pixels}")
     check_sealed_memfd(descriptors[0], message.size)

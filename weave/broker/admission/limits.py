@@ -1,15 +1,13 @@
 """What one principal may use, and all together. Not per connection: a client could open many."""
 
 import asyncio
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
-from weave.broker.outgoing import Unread
-from weave.broker.principal import UNKNOWN, Principal
+from msgspec import Struct
+
+from weave.broker.admission.principal import UNKNOWN, Principal
 from weave.config.parts import BrokerConfig
 from weave.protocol.errors import ErrorCode, RequestError
-
-if TYPE_CHECKING:
-    from weave.broker.connection import Connection
 
 # The last slots of a total are for known principals that have none of them: one in this many.
 _RESERVED = 4
@@ -34,12 +32,40 @@ class TokenBucket:
         return 0.0
 
 
+class Unread(Struct):
+    """How much of it there is; images count with the memfd that holds them. What the kernel has taken to hand over
+    counts no more: some 200 KB, or 280 descriptors, a connection (unix(7), net.core.wmem_default)."""
+
+    bytes: int = 0
+    images: int = 0
+
+    def add(self, other: "Unread", sign: int) -> None:
+        """Count `other` in (1) or out (-1)."""
+        self.bytes += sign * other.bytes
+        self.images += sign * other.images
+
+
+class Counted(Protocol):
+    """A connection, as far as limits go."""
+
+    @property
+    def share(self) -> "Share":
+        """Its principal's."""
+
+    @property
+    def unread(self) -> Unread:
+        """What its client has yet to read."""
+
+    def drop(self, reason: str) -> None:
+        """End it; what is unread is lost, and counts no more."""
+
+
 class Share:
     """What one principal uses. Lives as long as it has a connection."""
 
     def __init__(self, principal: Principal) -> None:
         self.principal = principal
-        self.connections: set[Connection] = set()
+        self.connections: set[Counted] = set()
         self.unread = Unread()
         # Held while a request is handled: principals take turns, however many connections each has.
         self.turn = asyncio.Lock()
@@ -69,7 +95,7 @@ class Admission:
         self._shares[principal] = share
         return share
 
-    def leave(self, connection: "Connection") -> None:
+    def leave(self, connection: Counted) -> None:
         """The connection is gone."""
         share = connection.share
         share.connections.remove(connection)
@@ -97,7 +123,7 @@ class Admission:
 
     def may_deliver(self, principal: Principal, size: int) -> bool:
         """Whether `size` bytes may go as a descriptor, which then counts. The client can hold on to that memory after
-        everything else is gone, and nobody can see when it lets go: so the count never goes down."""
+        everything else is gone, and the daemon cannot see when it lets go: so the count never goes down."""
         delivered = self._delivered.get(principal, 0) + size
         if not self._deliver_fds or delivered > self.limits.delivered_bytes:
             return False
@@ -144,5 +170,5 @@ def _unread(share: Share, unit: str) -> int:
 
 
 def _drop_worst(share: Share, unit: str, reason: str) -> None:
-    worst = max(share.connections, key=lambda connection: getattr(connection.outgoing.unread, unit))
+    worst = max(share.connections, key=lambda connection: getattr(connection.unread, unit))
     worst.drop(f"left too much unread: {reason}")

@@ -1,0 +1,144 @@
+"""All that a client can ask, and what is done about it. Everything that is not here does not exist."""
+
+import asyncio
+from collections.abc import Callable
+
+from weave.broker.admission.audit import Audit
+from weave.broker.admission.limits import Admission
+from weave.broker.front.requests import pick_model, pick_model_of_version_1, task_of, task_of_version_1
+from weave.broker.front.session import Session
+from weave.broker.front.status import DaemonSnapshot, report_to
+from weave.broker.schedule.job import GenerateJob, Job, JobNumber, JobNumbers, LoadJob, Reply
+from weave.broker.schedule.scheduler import Scheduler
+from weave.config.parts import BrokerConfig
+from weave.protocol import version1
+from weave.protocol.client_messages import (
+    Cancel,
+    ClientMessage,
+    Done,
+    Error,
+    Generate,
+    ListModels,
+    LoadModel,
+    ModelOffer,
+    Models,
+    Status,
+    Unload,
+)
+from weave.protocol.errors import ErrorCode, RequestError
+from weave.protocol.metrics import Metrics
+from weave.protocol.tasks import Task
+
+
+class Dispatcher:
+    """Of each request: who may make it, what it costs, and to whom it goes."""
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        admission: Admission,
+        scheduler: Scheduler,
+        audit: Audit,
+        metrics: Metrics,
+        snapshot: Callable[[], DaemonSnapshot],
+    ) -> None:
+        self._config = config
+        self._admission = admission
+        self._scheduler = scheduler
+        self._audit = audit
+        self._metrics = metrics
+        self._snapshot = snapshot
+        self._numbers = JobNumbers(per_user=config.mode == "system")
+
+    def reconfigure(self, config: BrokerConfig) -> None:
+        """From the next request on."""
+        self._config = config
+
+    def handle(self, session: Session, reply: Reply, message: ClientMessage | version1.Request) -> None:
+        """Answer it now, or see to it that it will be. Raises RequestError."""
+        uid = session.requester.uid
+        self._metrics.requests += 1
+        match message:
+            case Status():
+                reply.send(report_to(uid, self._snapshot()))
+            case ListModels():
+                loaded = self._scheduler.loaded_model(uid)
+                reply.send(Models(models=self._config.models, default=self._config.default_model, loaded=loaded))
+            case Cancel():
+                self._scheduler.cancel(self._find_job(session, message))
+                reply.send(Done())
+            case Generate():
+                self._charge(session)
+                model = pick_model(self._config, message.model, self._scheduler.loaded_model(uid))
+                self._generate(session, reply, model, task_of(message, model))
+            case version1.Request():
+                self._charge(session)
+                model = pick_model_of_version_1(self._config, message.model_id)
+                task = task_of_version_1(message, model)
+                self._generate(session, reply, model, task, seconds=self._config.limits.v1_seconds)
+            case LoadModel():
+                self._charge(session)
+                model = pick_model(self._config, message.model, None)
+                job = LoadJob(self._next_number(session), session.requester, reply, model)
+                self._submit(session, job)
+            case Unload():
+                self._charge(session)
+                self._unload(session, reply)
+
+    def disconnected(self, session: Session, *, still_connected: tuple[int, ...]) -> None:
+        """Cancel its jobs. `still_connected` are the UIDs that have a connection."""
+        for job in session.jobs():
+            self._scheduler.cancel(job)
+        self._numbers.forget_all_but({job.uid for job in self._scheduler.jobs()}.union(still_connected))
+
+    def _charge(self, session: Session) -> None:
+        """For what costs more than an answer. Raises RequestError (rate_limited)."""
+        self._admission.request(session.requester.principal, asyncio.get_running_loop().time())
+
+    def _generate(
+        self, session: Session, reply: Reply, model: ModelOffer, task: Task, *, seconds: float | None = None
+    ) -> None:
+        job = GenerateJob(self._next_number(session), session.requester, reply, model, task)
+        if self._config.audit_prompts:
+            prompt = task.parameters.prompt
+            self._audit.write("generate", job.requester.peer, job=job.number, model=model.id, prompt=prompt)
+        self._submit(session, job, seconds=seconds)
+
+    def _next_number(self, session: Session) -> JobNumber:
+        """Where there is room for one more job. Raises RequestError (queue_full)."""
+        queue, requester = self._scheduler.queue, session.requester
+        theirs = queue.waiting(requester.principal)
+        self._admission.check_queue(requester.principal, waiting=len(queue), theirs=theirs)
+        return self._numbers.next(requester.uid)
+
+    def _submit(self, session: Session, job: Job, *, seconds: float | None = None) -> None:
+        session.begin(job.reply, job)
+        job.when_over(lambda: session.end(job.reply))
+        self._scheduler.submit(job, seconds=seconds)
+
+    def _unload(self, session: Session, reply: Reply) -> None:
+        unloading = self._scheduler.unload(session.requester.peer)
+        session.begin(reply, None)
+
+        def answer(ended: "asyncio.Future[list[None]]") -> None:
+            session.end(reply)
+            refused = ended.exception()
+            reply.send(Error.from_exception(refused) if isinstance(refused, RequestError) else Done())
+
+        unloading.add_done_callback(answer)
+
+    def _find_job(self, session: Session, message: Cancel) -> Job:
+        """Any connection of a user may cancel any job of that user, and no other."""
+        if (message.request is None) == (message.job is None):
+            raise RequestError(ErrorCode.INVALID_REQUEST, "cancel takes either request or job", field="job")
+        if message.request is not None:
+            for job in session.jobs():
+                if job.reply.request == message.request:
+                    return job
+            raise RequestError(
+                ErrorCode.INVALID_REQUEST, "no such request in flight", field="request", value=message.request
+            )
+        for job in self._scheduler.jobs():
+            if job.user_number == message.job and job.uid == session.requester.uid:
+                return job
+        raise RequestError(ErrorCode.INVALID_REQUEST, "no such job of yours", field="job", value=message.job)

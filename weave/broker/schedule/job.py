@@ -1,0 +1,121 @@
+"""A job: a generate or load_model request from when it is accepted until its last event is sent."""
+
+import asyncio
+from collections.abc import Callable
+from itertools import count
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+from weave.broker.admission.principal import Principal, Requester
+from weave.broker.schedule.snapshot import JobState
+from weave.protocol.channel import close_all
+from weave.protocol.client_messages import Error, Event, ModelOffer
+from weave.protocol.errors import ErrorCode, RequestError
+from weave.protocol.tasks import Task
+
+
+class Reply(Protocol):
+    """Where a job's events go."""
+
+    @property
+    def request(self) -> int | None:
+        """The client's number of the request; version 1 has none."""
+
+    def send(self, event: Event, memfd: int | None = None) -> None:
+        """An image's or preview's bytes come in `memfd`, of which this takes ownership."""
+
+
+class JobNumber(NamedTuple):
+    """`daemon` is unique, for the worker and the log; `user` is what the client knows the job by."""
+
+    daemon: int
+    user: int
+
+
+class _Job:
+    """What every job has: who asked, where the answers go, the model that it needs, and where it stands.
+
+    `position` is the last one that the client was sent; `bypassed` counts the jobs that were started before this one
+    although it was next (queue.py); `timers` are cancelled when it is over.
+    """
+
+    def __init__(self, number: JobNumber, requester: Requester, reply: Reply, model: ModelOffer) -> None:
+        self.number = number.daemon
+        self.user_number = number.user
+        self.requester = requester
+        self.reply = reply
+        self.model = model
+        self.state: JobState | Literal["over"] = "queued"
+        self.position = -1
+        self.bypassed = 0
+        self.queued_at = asyncio.get_running_loop().time()
+        self.cancelled = asyncio.Event()
+        self.timers: list[asyncio.TimerHandle] = []
+        self._when_over: list[Callable[[], None]] = []
+
+    @property
+    def uid(self) -> int:
+        """Who may see and cancel it."""
+        return self.requester.uid
+
+    @property
+    def principal(self) -> Principal:
+        """Whose turn and whose limits it counts for."""
+        return self.requester.principal
+
+    def when_over(self, callback: Callable[[], None]) -> None:
+        """Call it at once when the last event has been sent."""
+        self._when_over.append(callback)
+
+    def send(self, event: Event, memfd: int | None = None) -> None:
+        """Send an event, unless the job is over. Takes ownership of `memfd`."""
+        if self.state != "over":
+            self.reply.send(event, memfd)
+        elif memfd is not None:
+            close_all([memfd])
+
+    def finish(self, event: Event) -> None:
+        """Send the last event; the request number is free again."""
+        self.send(event)
+        self.state = "over"
+        for timer in self.timers:
+            timer.cancel()
+        while self._when_over:
+            self._when_over.pop()()
+
+    def fail(self, code: ErrorCode, message: str) -> None:
+        """Finish with an error."""
+        self.finish(Error.from_exception(RequestError(code, message)))
+
+
+class LoadJob(_Job):
+    """Is done when a worker holds the model."""
+
+
+class GenerateJob(_Job):
+    """Is done when that worker has done a task."""
+
+    def __init__(self, number: JobNumber, requester: Requester, reply: Reply, model: ModelOffer, task: Task) -> None:
+        super().__init__(number, requester, reply, model)
+        self.task = task
+
+
+Job: TypeAlias = LoadJob | GenerateJob
+
+
+class JobNumbers:
+    """`per_user`: a user's numbers count from 1 for each UID, so that they do not show how many jobs others have."""
+
+    def __init__(self, *, per_user: bool) -> None:
+        self._per_user = per_user
+        self._daemon = count(1)
+        self._users: dict[int, count[int]] = {}
+
+    def next(self, uid: int) -> JobNumber:
+        """For a new job of this UID."""
+        number = next(self._daemon)
+        return JobNumber(number, next(self._users.setdefault(uid, count(1))) if self._per_user else number)
+
+    def forget_all_but(self, uids: set[int]) -> None:
+        """Those who have neither a connection nor a job begin at 1 again."""
+        for uid in self._users.keys() - uids:
+            del self._users[uid]

@@ -1,0 +1,176 @@
+"""One job on one device, from when it is taken to its last event."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from msgspec import structs
+
+from weave import log
+from weave.broker.admission.audit import Audit
+from weave.broker.admission.principal import EVERYBODY, Principal, Served
+from weave.broker.schedule.events import FAILURES, event_of
+from weave.broker.schedule.job import GenerateJob, Job, LoadJob
+from weave.broker.schedule.slot import Slot
+from weave.broker.schedule.worker_link import WorkerError, WorkerLink
+from weave.config.parts import BrokerConfig
+from weave.protocol.channel import ChannelClosed, ChannelViolation
+from weave.protocol.client_messages import Done, Loading, Timings, Tokens
+from weave.protocol.control_messages import StopReason
+from weave.protocol.errors import ErrorCode
+from weave.protocol.metrics import Metrics
+from weave.protocol.worker_messages import Failed, Finished, Made, Run
+
+# A cancelled job ends at its next step; a worker that takes longer than this is killed.
+_CANCEL_SECONDS = 10.0
+
+
+class Runner:
+    """Whatever the worker does, the slot is then ready for the next job; and the client gets its last event before the
+    worker is ended, which a driver that hangs can delay."""
+
+    def __init__(
+        self,
+        job: Job,
+        slot: Slot,
+        config: BrokerConfig,
+        audit: Audit,
+        metrics: Metrics,
+        bill: Callable[[Job, Principal], None],
+    ) -> None:
+        """`bill` says who pays from now on for the time that passes."""
+        self._job = job
+        self._slot = slot
+        self._config = config
+        self._audit = audit
+        self._metrics = metrics
+        self._bill = bill
+        self._started_at = asyncio.get_running_loop().time()
+        # There before this job, with the model of another one.
+        self._former_worker = slot.worker
+        # A worker has sent something of this job: what comes of that worker from then on is this job's doing.
+        self.has_output = False
+
+    async def run(self) -> None:
+        """Ends with the job's last event, and with no worker that cannot be trusted with the next job."""
+        job, slot = self._job, self._slot
+        try:
+            done = await self._do()
+            job.finish(done)
+        except WorkerError as error:
+            code, message = FAILURES[error.reason]
+            if error.reason != "cancelled":
+                log.write("broker", "job_failed", job=job.number, reason=error.reason, detail=str(error))
+            job.fail(code, message)
+            if slot.worker is not None and slot.worker.device is None:
+                await slot.end("the model could not be loaded")
+        except TimeoutError:
+            self._fail_timed_out()
+            await slot.end("the job took too long")
+        except ChannelViolation as error:
+            log.write("broker", "worker_violation", job=job.number, detail=str(error))
+            await self._fail_lost("the worker broke the protocol")
+        except ChannelClosed:
+            await self._fail_lost("the worker is gone")
+        finally:
+            slot.set_idle()
+
+    async def _do(self) -> Done:
+        """Raises WorkerError, TimeoutError, ChannelViolation, ChannelClosed."""
+        loop, job, metrics = asyncio.get_running_loop(), self._job, self._metrics
+        worker = await self._ready_worker()
+        loaded_at = loop.time()
+        timings = Timings(queued=self._started_at - job.queued_at, loading=loaded_at - self._started_at)
+        metrics.queued_seconds.observe(timings.queued)
+        metrics.loading_seconds.observe(timings.loading)
+        if isinstance(job, LoadJob):
+            return Done(model=job.model.id, timings=timings)
+        tokens = await self._generate(worker, job)
+        timings = structs.replace(timings, generating=loop.time() - loaded_at)
+        metrics.generating_seconds.observe(timings.generating)
+        return Done(model=job.model.id, seed=job.task.parameters.seed, timings=timings, tokens=tokens)
+
+    async def _ready_worker(self) -> WorkerLink:
+        """One with the job's model, that may serve its user. Raises as _do does."""
+        slot, job = self._slot, self._job
+        if slot.is_lost:
+            await slot.lose()
+        elif slot.worker is not None and slot.worker.model != job.model.id:
+            await slot.end("another model is wanted")
+        elif slot.worker is not None and not slot.fits(job):
+            await slot.end("another user is served")
+        self._check_wanted()
+        if slot.worker is not None:
+            return slot.worker
+        worker = await self._load()
+        self._check_wanted()
+        return worker
+
+    async def _load(self) -> WorkerLink:
+        """Raises as _do does."""
+        slot, job = self._slot, self._job
+        job.state = "loading"
+        job.send(Loading(model=job.model.id))
+        self._bill(job, slot.culprit or job.principal)
+        serves = Served(only=job.uid) if self._config.isolate_users else EVERYBODY
+        worker = await slot.start(job.model.id, serves=serves)
+        self._bill(job, job.principal)
+        slot.last_served, slot.culprit = job.principal, None
+        await slot.load(worker, seconds=self._config.limits.load_seconds)
+        self._audit.write("model_loaded", job.requester.peer, model=job.model.id, job=job.number)
+        return worker
+
+    def _check_wanted(self) -> None:
+        """Raises WorkerError where the job was cancelled, or its time was up, while we waited."""
+        if self._job.cancelled.is_set():
+            raise WorkerError(Failed(job=self._job.number, reason="cancelled", detail=""))
+
+    async def _generate(self, worker: WorkerLink, job: GenerateJob) -> Tokens:
+        """A worker of former jobs that had ended before it began on this one is replaced, unknown to the client. Raises
+        as _do does."""
+        try:
+            return await self._generate_on(worker, job)
+        except ChannelClosed:
+            if self.has_output or worker is not self._former_worker:
+                raise
+            await self._slot.lose()
+            return await self._generate_on(await self._ready_worker(), job)
+
+    async def _generate_on(self, worker: WorkerLink, job: GenerateJob) -> Tokens:
+        """What was used of the prompts. Raises as _do does."""
+        job.state = self._slot.state = "running"
+        deadline = asyncio.timeout(self._config.limits.job_seconds)
+        cancelling = asyncio.create_task(self._pass_on_cancel(worker, deadline))
+        tokens = Tokens()
+        try:
+            async with deadline:
+                async for update, memfd in worker.run(Run.of(job.number, job.task)):
+                    self.has_output, self._slot.last_served = True, job.principal
+                    if isinstance(update, Finished):
+                        tokens = update.tokens
+                    else:
+                        self._metrics.images += isinstance(update, Made)
+                        job.send(event_of(job.task, update), memfd)
+        finally:
+            cancelling.cancel()
+        return tokens
+
+    async def _pass_on_cancel(self, worker: WorkerLink, deadline: asyncio.Timeout) -> None:
+        await self._job.cancelled.wait()
+        deadline.reschedule(asyncio.get_running_loop().time() + _CANCEL_SECONDS)
+        with contextlib.suppress(ChannelClosed, ChannelViolation):  # the deadline will do
+            worker.cancel(self._job.number)
+
+    def _fail_timed_out(self) -> None:
+        job = self._job
+        if job.cancelled.is_set():
+            job.fail(ErrorCode.CANCELLED, "cancelled")
+            return
+        limit = "load_seconds" if job.state == "loading" else "job_seconds"
+        self._audit.write("job_timed_out", job.requester.peer, job=job.number, limit=limit)
+        job.fail(ErrorCode.TIMED_OUT, "the job took longer than is allowed")
+
+    async def _fail_lost(self, reason: StopReason) -> None:
+        self._slot.blame(self._job.principal)
+        self._job.fail(ErrorCode.WORKER_FAILED, "the GPU worker ended unexpectedly; the next request gets a new one")
+        await self._slot.end(reason)

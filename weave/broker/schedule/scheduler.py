@@ -1,0 +1,207 @@
+"""Jobs to devices: which job is next, on which slot, and what a slot does between two jobs."""
+
+import asyncio
+from collections.abc import Iterator
+from itertools import count
+
+from weave import log
+from weave.broker.admission.audit import Audit
+from weave.broker.admission.principal import EVERYBODY
+from weave.broker.schedule.job import Job
+from weave.broker.schedule.queue import JobQueue
+from weave.broker.schedule.runner import Runner
+from weave.broker.schedule.slot import Slot
+from weave.broker.schedule.snapshot import JobSnapshot, ScheduleSnapshot
+from weave.broker.schedule.worker_link import WorkerError
+from weave.config.parts import BrokerConfig
+from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
+from weave.protocol.control_messages import ToBroker, WorkerEnded, WorkerStarted
+from weave.protocol.errors import ErrorCode, RequestError
+from weave.protocol.metrics import Metrics
+from weave.protocol.peer import Peer
+
+DEVICES = 1
+
+
+class Scheduler:
+    """One queue for all slots, of which there is one a device. Attached, the one client's model is loaded before it is
+    asked for, and stays."""
+
+    def __init__(
+        self, supervisor: Channel[ToBroker], config: BrokerConfig, audit: Audit, metrics: Metrics, *, attached: bool
+    ) -> None:
+        self.queue = JobQueue()
+        worker_numbers = count(1)
+        self.slots = [Slot(supervisor, worker_numbers, metrics) for _ in range(DEVICES)]
+        for slot in self.slots:
+            slot.preload = attached
+        # No worker can be started.
+        self.libraries_lack = False
+        self._config = config
+        self._audit = audit
+        self._metrics = metrics
+        self._attached = attached
+        # Each idle slot looks for something to do.
+        self._wake = asyncio.Event()
+
+    def reconfigure(self, config: BrokerConfig) -> None:
+        """From the next job on. Each worker ends first, since its model may have changed."""
+        self._config = config
+        for slot in self.slots:
+            slot.is_outdated = True
+            slot.preload = self._attached
+        self._wake.set()
+
+    def jobs(self) -> Iterator[Job]:
+        """All that are not over, as they are expected to start."""
+        yield from (slot.job for slot in self.slots if slot.job is not None)
+        yield from self.queue.in_order()
+
+    def loaded_model(self, uid: int) -> str | None:
+        """Of a worker that may do a job of this UID."""
+        workers = (slot.worker_for(uid) for slot in self.slots)
+        return next((worker.model for worker in workers if worker is not None), None)
+
+    def snapshot(self) -> ScheduleSnapshot:
+        """As of now."""
+        return ScheduleSnapshot(
+            slots=tuple(slot.snapshot() for slot in self.slots),
+            jobs=tuple(
+                JobSnapshot(
+                    uid=job.uid,
+                    user_number=job.user_number,
+                    model=job.model.id,
+                    state=job.state,
+                    position=max(job.position, 0),
+                )
+                for job in self.jobs()
+                if job.state != "over"
+            ),
+            waiting=len(self.queue),
+            libraries_lack=self.libraries_lack,
+        )
+
+    def submit(self, job: Job, *, seconds: float | None) -> None:
+        """Queue an admitted job, which must be over `seconds` from now, where given."""
+        loop = asyncio.get_running_loop()
+        job.timers.append(loop.call_later(self._config.limits.queued_seconds, self._expire, job))
+        if seconds is not None:
+            job.timers.append(loop.call_later(seconds, self._time_out, job, seconds))
+        self.queue.add(job)
+        self._wake.set()
+
+    def cancel(self, job: Job) -> None:
+        """A queued job ends here, a running one at its next step."""
+        if self.queue.remove(job):
+            job.fail(ErrorCode.CANCELLED, "cancelled")
+        else:
+            job.cancelled.set()
+
+    def unload(self, peer: Peer) -> "asyncio.Future[list[None]]":
+        """Resolves when all workers and their memory are gone; the asker's own running jobs are finished first. Raises
+        RequestError, now or from the future, where that would take the model away from another user's job."""
+        loop = asyncio.get_running_loop()
+        for slot in self.slots:
+            self._check_unload(slot, peer.uid)
+        endings: list[asyncio.Future[None]] = []
+        for slot in self.slots:
+            endings.append(loop.create_future())
+            slot.unloads.append((peer, endings[-1]))
+        self._wake.set()
+        return asyncio.gather(*endings)
+
+    def on_worker(self, message: WorkerStarted | WorkerEnded, descriptors: list[int]) -> None:
+        """What becomes of a worker that a slot has asked for."""
+        if isinstance(message, WorkerEnded):
+            log.write("broker", "worker_gone", worker=message.worker, cause=message.cause)
+            self.libraries_lack = self.libraries_lack or message.libraries_lack
+        for slot in self.slots:
+            if slot.worker_number == message.worker:
+                slot.on_worker(message, descriptors)
+                break
+        else:
+            close_all(descriptors)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        await asyncio.gather(*map(self._run_slot, self.slots))
+
+    async def _run_slot(self, slot: Slot) -> None:
+        while True:
+            if slot.is_outdated:
+                slot.is_outdated = False
+                await slot.end("the config has changed")
+            elif slot.unloads:
+                await self._unload(slot, *slot.unloads.popleft())
+            elif slot.is_lost:
+                await slot.lose()
+            elif len(self.queue):
+                await self._run_next_job(slot)
+            elif slot.preload and slot.worker is None:
+                slot.preload = False
+                await self._preload(slot)
+            else:
+                await self._idle(slot)
+
+    async def _run_next_job(self, slot: Slot) -> None:
+        slot.job = job = self.queue.take(slot.fits)
+        runner = Runner(job, slot, self._config, self._audit, self._metrics, self.queue.bill)
+        await runner.run()
+        # Not where the model could not be loaded: the next request tries that again.
+        job_cost_the_worker = runner.has_output and slot.worker is None
+        slot.preload = self._attached and (job_cost_the_worker or slot.is_outdated)
+        slot.job = None
+        self.queue.over(job)
+
+    def _check_unload(self, slot: Slot, uid: int) -> None:
+        """Raises RequestError where another user's job runs on the slot, or waits for the worker that it has."""
+        if any(job.uid != uid and (job is slot.job or slot.fits(job)) for job in self.jobs()):
+            text = "the worker serves another user's job; unload when that is over"
+            raise RequestError(ErrorCode.INVALID_REQUEST, text, field="op", value="unload")
+
+    async def _unload(self, slot: Slot, peer: Peer, ending: "asyncio.Future[None]") -> None:
+        try:
+            self._check_unload(slot, peer.uid)
+        except RequestError as error:
+            ending.set_exception(error)
+            return
+        if slot.worker is not None:
+            self._audit.write("model_unloaded", peer, model=slot.worker.model)
+        await slot.end("unload")
+        ending.set_result(None)
+
+    async def _preload(self, slot: Slot) -> None:
+        """The default model, for no client. Where it fails the next request tries again, and gets the error."""
+        if (model := self._config.default_model) is None:
+            return
+        try:
+            worker = await slot.start(model, serves=EVERYBODY)
+            await slot.load(worker, seconds=self._config.limits.load_seconds)
+            log.write("broker", "model_loaded", model=model, ahead=True)
+        except (WorkerError, TimeoutError, ChannelViolation, ChannelClosed) as error:
+            log.write("broker", "load_ahead_failed", model=model, detail=str(error) or type(error).__name__)
+            await slot.end("the model could not be loaded")
+        finally:
+            slot.set_idle()
+
+    async def _idle(self, slot: Slot) -> None:
+        """Until there may be something to do; a worker that is idle for too long is unloaded."""
+        self._wake.clear()
+        may_unload = slot.worker is not None and not self._attached
+        try:
+            async with asyncio.timeout(self._config.limits.idle_unload_seconds if may_unload else None):
+                await self._wake.wait()
+        except TimeoutError:
+            await slot.end("idle")
+
+    def _expire(self, job: Job) -> None:
+        if self.queue.remove(job):
+            self._audit.write("job_timed_out", job.requester.peer, job=job.number, limit="queued_seconds")
+            job.fail(ErrorCode.TIMED_OUT, f"waited {self._config.limits.queued_seconds:g} s in the queue")
+
+    def _time_out(self, job: Job, seconds: float) -> None:
+        """The client gets the error now, even if the worker needs a while to stop."""
+        self._audit.write("job_timed_out", job.requester.peer, job=job.number, limit="v1_seconds")
+        job.fail(ErrorCode.TIMED_OUT, f"not done within {seconds:g} s")
+        self.cancel(job)

@@ -1,0 +1,123 @@
+"""A device with at most one worker at a time: asked for, loaded, ended. The supervisor starts it and kills it."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+
+from weave.broker.admission.principal import Principal, Served
+from weave.broker.schedule.job import Job
+from weave.broker.schedule.snapshot import SlotSnapshot, WorkerState
+from weave.broker.schedule.worker_link import WorkerError, WorkerLink
+from weave.protocol.channel import Channel, ChannelClosed, close_all
+from weave.protocol.control_messages import StartWorker, StopReason, StopWorker, ToBroker, WorkerEnded, WorkerStarted
+from weave.protocol.metrics import Metrics
+from weave.protocol.peer import Peer
+from weave.protocol.worker_messages import Failed
+
+
+class Slot:
+    """What there is to know of one device, and nothing of any other.
+
+    `job` is what runs on it. The scheduler's orders for when it has ended: `is_outdated`, the worker must end since the
+    config has changed; `unloads`, who asked for the worker's end; `preload`, the default model is to be loaded.
+    """
+
+    def __init__(self, supervisor: Channel[ToBroker], worker_numbers: Iterator[int], metrics: Metrics) -> None:
+        """All slots take their workers' numbers from the same `worker_numbers`."""
+        self.state: WorkerState = "none"
+        self.worker: WorkerLink | None = None
+        self.worker_number = 0
+        self.job: Job | None = None
+        self.is_outdated = False
+        self.unloads: deque[tuple[Peer, asyncio.Future[None]]] = deque()
+        self.preload = False
+        # Whose job the worker did last; and whose job cost us a worker: they pay for the next one's start.
+        self.last_served: Principal | None = None
+        self.culprit: Principal | None = None
+        self._supervisor = supervisor
+        self._worker_numbers = worker_numbers
+        self._metrics = metrics
+        self._started: asyncio.Future[tuple[int, tuple[str, ...]] | None] | None = None
+        self._gone = asyncio.Event()
+
+    @property
+    def is_lost(self) -> bool:
+        """There is a worker that has ended, though not because of end()."""
+        return self.worker is not None and self._gone.is_set()
+
+    def worker_for(self, uid: int) -> WorkerLink | None:
+        """The worker, where it may do a job of this UID."""
+        return self.worker if self.worker is not None and self.worker.serves.includes(uid) else None
+
+    def fits(self, job: Job) -> bool:
+        """Whether the worker can do this job: its model, its user."""
+        worker = self.worker_for(job.uid)
+        return worker is not None and worker.model == job.model.id
+
+    def on_worker(self, message: WorkerStarted | WorkerEnded, descriptors: list[int]) -> None:
+        """What becomes of the worker that was asked for."""
+        waiting = self._started if self._started is not None and not self._started.done() else None
+        if isinstance(message, WorkerEnded):
+            if waiting is not None and message.libraries_lack:
+                waiting.set_exception(WorkerError(Failed(job=0, reason="libraries", detail=message.cause)))
+            elif waiting is not None:
+                waiting.set_result(None)
+            self._gone.set()
+        elif waiting is not None:
+            waiting.set_result((descriptors[0], message.layers))
+        else:
+            close_all(descriptors)
+
+    async def start(self, model: str, *, serves: Served) -> WorkerLink:
+        """A new worker, where there is none. The supervisor has a deadline of its own for it, and always answers.
+        Raises ChannelClosed where it did not come, WorkerError where no other would either."""
+        self.state = "starting"
+        self.worker_number = next(self._worker_numbers)
+        self._gone = asyncio.Event()
+        self._started = asyncio.get_running_loop().create_future()
+        self._supervisor.send(StartWorker(worker=self.worker_number, model=model))
+        started = await self._started
+        if started is None:
+            raise ChannelClosed
+        channel, layers = started
+        self.worker = WorkerLink(self.worker_number, model, channel, serves=serves, layers=layers)
+        return self.worker
+
+    async def load(self, worker: WorkerLink, *, seconds: float) -> None:
+        """Raises WorkerError, TimeoutError, ChannelViolation, ChannelClosed."""
+        self.state = "loading"
+        async with asyncio.timeout(seconds):
+            await worker.load()
+        self._metrics.models_loaded += 1
+
+    async def end(self, reason: StopReason) -> None:
+        """Returns when the supervisor says that the worker is gone: only then is all of its memory back."""
+        self.state = "stopping"
+        if self.worker_number and not self._gone.is_set():
+            self._supervisor.send(StopWorker(worker=self.worker_number, reason=reason))
+            await self._gone.wait()
+        if self.worker is not None:
+            self.worker.close()
+        self.worker, self.state = None, "none"
+
+    async def lose(self) -> None:
+        """The worker ended between two jobs: clear it away. Whom it served last pays for the next one's start."""
+        self.blame(self.last_served)
+        await self.end("the worker is gone")
+
+    def blame(self, culprit: Principal | None) -> None:
+        """A worker was lost, by a job of this principal."""
+        self._metrics.workers_lost += 1
+        self.culprit = culprit
+
+    def set_idle(self) -> None:
+        """Nothing runs on it any more."""
+        self.state = "idle" if self.worker is not None else "none"
+
+    def snapshot(self) -> SlotSnapshot:
+        """As of now."""
+        return SlotSnapshot(
+            state=self.state,
+            runs_for=self.job.uid if self.job is not None else None,
+            worker=self.worker.snapshot() if self.worker is not None else None,
+        )

@@ -1,0 +1,47 @@
+"""How much device time each principal has used: a virtual time for each, as in start-time fair queueing."""
+
+from collections.abc import Callable, Collection, Hashable
+
+from weave.broker.admission.principal import Principal
+
+
+class Turns:
+    """A principal's virtual time is the seconds of device time that it has paid for. One that arrives, or returns,
+    starts no earlier than the least of those that are present, so that the past gives no credit; but one that has used
+    more than the others keeps that debt, whether it stays connected or not. `clock` is in seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._used: dict[Principal, float] = {}
+        # No lower than it was for any principal that is present. Below it nothing needs to be remembered.
+        self._floor = 0.0
+        # By what is running: each runs on a device of its own, and costs its payer as much as the clock says.
+        self._payers: dict[Hashable, Principal] = {}
+        self._since = clock()
+
+    def used(self, principal: Principal) -> float:
+        """Its virtual time, as of the last bill(), stop() or advance()."""
+        return max(self._used.get(principal, 0.0), self._floor)
+
+    def bill(self, running: Hashable, payer: Principal) -> None:
+        """From now on this principal pays for `running`."""
+        self._settle()
+        self._payers[running] = payer
+
+    def stop(self, running: Hashable) -> None:
+        """It has ended."""
+        self._settle()
+        del self._payers[running]
+
+    def advance(self, present: Collection[Principal]) -> None:
+        """`present` are those whose jobs wait or run. Where there are none, all debts are forgiven."""
+        self._settle()
+        least = min(map(self.used, present)) if present else max(self._used.values(), default=self._floor)
+        self._floor = max(self._floor, least)
+        self._used = {principal: used for principal, used in self._used.items() if used > self._floor}
+
+    def _settle(self) -> None:
+        now = self._clock()
+        for payer in self._payers.values():
+            self._used[payer] = self.used(payer) + now - self._since
+        self._since = now
