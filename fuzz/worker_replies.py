@@ -17,7 +17,7 @@ from fuzz.reading import Reader
 from weave.broker import worker_link
 from weave.broker.job import Job
 from weave.broker.worker_link import WorkerError, WorkerLink
-from weave.config.families import FAMILIES
+from weave.models.families import FAMILIES
 from weave.protocol.bounds import Parameters
 from weave.protocol.channel import ChannelClosed, ChannelViolation, check_sealed_memfd, close_all, socket_pair
 from weave.protocol.client_messages import EncoderTokens, Generate, ModelOffer, Tokens

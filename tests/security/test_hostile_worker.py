@@ -10,7 +10,7 @@ import pytest
 
 from weave.broker.job import Job
 from weave.broker.worker_link import WorkerLink
-from weave.config.families import FAMILIES
+from weave.models.families import FAMILIES
 from weave.protocol.bounds import Parameters
 from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd, socket_pair
 from weave.protocol.client_messages import EncoderTokens, Generate, ModelOffer, Tokens

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct, field, structs
 
-from weave.config.families import FAMILIES
+from weave.models.families import FAMILIES
 from weave.protocol.bounds import Bounds, Parameters, check_parameters
 from weave.protocol.client_messages import ModelOffer
 from weave.protocol.errors import RequestError

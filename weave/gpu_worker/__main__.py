@@ -30,7 +30,7 @@ def main() -> None:
 
     environment.apply()
     started = time.monotonic()
-    from weave.gpu_worker.families import import_families
+    from weave.gpu_worker.classes import import_families
 
     import_families({model.offer.family for model in config.models})
     log.write("zygote", "imported", seconds=round(time.monotonic() - started, 2))
@@ -66,7 +66,7 @@ class Zygote:
             self._fork(message, descriptors[0], descriptors[1])
         else:
             self._config = from_memfd(descriptors[0], WorkerConfig)
-            from weave.gpu_worker.families import import_families
+            from weave.gpu_worker.classes import import_families
 
             import_families({model.offer.family for model in self._config.models})
 

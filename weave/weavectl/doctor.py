@@ -9,8 +9,8 @@ from pathlib import Path
 from weave import config as weave_config
 from weave.client import NotRunning, ProtocolError, WeaveError, default_socket_path
 from weave.config import Config, ConfigError
-from weave.model_files import ModelFilesRefused, check_model_files
-from weave.model_layouts import check_layout
+from weave.models.files import ModelFilesRefused, check_model_files
+from weave.models.layouts import check_layout
 from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.protocol.client_messages import StatusReport
 from weave.weavectl.connect import connect, who_listens
