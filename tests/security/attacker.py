@@ -193,8 +193,8 @@ def lock_down_as_worker_with_a_gpu(control: int) -> None:
 
 
 def _lock_down_worker(control: int, *, gpu: bool) -> None:
+    from weave.config.children import worker_config
     from weave.config.load import default_config
-    from weave.config.parts import worker_config
     from weave.config.schema import DeviceConfig
     from weave.gpu_worker import worker
 

@@ -25,9 +25,13 @@ def test_importing_every_family_leaves_one_thread_and_no_cuda() -> None:
     assert ended.stdout.split() == ["1", "False"]
 
 
-def test_the_broker_never_has_torch() -> None:
-    code = "import weave.broker.__main__, weave.supervisor.main, sys; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+@pytest.mark.parametrize(
+    "module, families", [("broker.__main__", False), ("supervisor.main", True), ("weavectl.doctor", True)]
+)
+def test_torch_is_the_workers_alone_and_the_broker_knows_no_families(module: str, families: bool) -> None:
+    code = f"import weave.{module}, sys; print('torch' in sys.modules, 'weave.models' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["False", str(families)]
 
 
 @pytest.mark.parametrize(
