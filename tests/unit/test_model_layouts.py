@@ -11,7 +11,9 @@ import pytest
 import transformers
 
 from tests.support.published import PUBLISHED, write
-from weave.gpu_worker.pipelines import adapter_of
+from weave.gpu_worker import pipelines
+from weave.gpu_worker.classes import component_class, pipeline_class
+from weave.models import families
 from weave.models.components import T5_ENCODER, ModelClass
 from weave.models.families import FAMILIES
 from weave.models.files import ModelFilesRefused
@@ -42,22 +44,26 @@ def parameters(class_name: str) -> dict[str, Any]:
 def test_a_family_is_one_that_the_installed_libraries_can_run(name: str) -> None:
     family = FAMILIES[name]
     for component in family.components.values():
-        assert inspect.isclass(
-            getattr({"diffusers": diffusers, "transformers": transformers}[component.library], component.class_name)
-        )
+        assert inspect.isclass(component_class(component))
     taken = {"scheduler", *family.components, *family.settings, *family.fixed}
     for pipeline in (family.pipeline, *family.sibling_pipelines):
         assert set(family.components) <= parameters(pipeline).keys()
     required = {key for key, default in parameters(family.pipeline).items() if default is inspect.Parameter.empty}
     assert required <= taken <= parameters(family.pipeline).keys()
-    called = inspect.signature(getattr(diffusers, family.pipeline).__call__).parameters
-    given = adapter_of(name).call_arguments(("a circle",), "blurred", 4.0)
+    called = inspect.signature(pipeline_class(family).__call__).parameters
+    given = pipelines.adapter_of(name).call_arguments(("a circle",), "blurred", 4.0)
     assert given.keys() <= called.keys()
     assert (T5_ENCODER in family.components.values()) == (family.t5_tokens is not None)
     if family.t5_tokens is not None:
         assert called["max_sequence_length"].default == family.t5_tokens
     assert family.optional < set(family.components)
     assert family.defaults.scheduler in family.schedulers
+
+
+def test_no_file_is_left_over_that_no_family_is_in_or_names() -> None:
+    for package, used in ((families, set(families._MODULES)), (pipelines, {one.adapter for one in FAMILIES.values()})):
+        (folder,) = package.__path__
+        assert {path.stem for path in Path(folder).glob("*.py")} == {"__init__", *used}
 
 
 @pytest.mark.parametrize("class_name", MODEL_CLASSES)
