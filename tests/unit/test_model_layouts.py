@@ -60,7 +60,7 @@ def test_a_family_is_one_that_the_installed_libraries_can_run(name: str) -> None
     assert family.defaults.scheduler in family.schedulers
 
 
-def test_no_file_is_left_over_that_no_family_is_in_or_names() -> None:
+def test_every_module_of_families_and_adapters_is_in_use() -> None:
     for package, used in ((families, set(families._MODULES)), (pipelines, {one.adapter for one in FAMILIES.values()})):
         (folder,) = package.__path__
         assert {path.stem for path in Path(folder).glob("*.py")} == {"__init__", *used}

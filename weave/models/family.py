@@ -1,4 +1,4 @@
-"""What a family of models is: all that differs from one to the next, but for the code that calls its pipeline."""
+"""The description of a family: all that sets it apart, except the code that calls its pipeline."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -20,7 +20,7 @@ class Family(Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    # Where the config of a model says nothing else.
+    # Unless the config says otherwise for a model.
     bounds: Bounds
     defaults: Defaults
     # By our names (schedulers.py): offered to clients, and allowed as a model's own.
