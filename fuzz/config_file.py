@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from weave.config.children import broker_config, worker_config
 from weave.config.load import load
-from weave.config.parts import Access, BrokerConfig, WorkerConfig, broker_config, from_memfd, to_memfd, worker_config
+from weave.config.parts import Access, BrokerConfig, WorkerConfig, from_memfd, to_memfd
 from weave.config.schema import Config, ConfigError
 
 # On a line of its own, before what goes into conf.d.

@@ -10,7 +10,7 @@ import msgspec
 
 from fuzz.fds import no_descriptor_left
 from fuzz.reading import Reader
-from weave.config.families import FAMILIES
+from weave.models.families import FAMILIES
 from weave.protocol.bounds import check_parameters
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all, socket_pair
 from weave.protocol.control_messages import (

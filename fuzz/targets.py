@@ -20,12 +20,13 @@ from fuzz.control import control
 from fuzz.fds import no_descriptor_left, sealed
 from fuzz.reading import Reader, pieces
 from fuzz.worker_replies import worker_replies
-from weave import log, model_files
+from weave import log
 from weave.broker.front import requests
 from weave.client import codec
-from weave.config.families import FAMILIES
 from weave.config.parts import Access, BrokerConfig
 from weave.config.schema import Limits
+from weave.models import files
+from weave.models.families import FAMILIES
 from weave.protocol import client_messages, frames, version1
 from weave.protocol.bounds import MAX_SEED
 from weave.protocol.channel import close_all, sealed_memfd
@@ -197,13 +198,13 @@ def safetensors(data: bytes) -> None:
     memfd = sealed_memfd("fuzz", file)
     path = Path(f"/proc/self/fd/{memfd}")
     try:
-        model_files.check_safetensors_header(path)
+        files.check_safetensors_header(path)
         header = _check_cover(file)
         with suppress(SafetensorError), safe_open(path, framework="np") as opened:
             assert set(opened.keys()) == set(header)
             for name, tensor in header.items():
                 assert opened.get_slice(name).get_shape() == tensor["shape"]
-    except model_files.ModelFilesRefused as error:
+    except files.ModelFilesRefused as error:
         assert str(error)
     finally:
         close_all([memfd])
@@ -228,7 +229,7 @@ def _check_cover(file: bytes) -> dict[str, Any]:
     for tensor in sorted(header.values(), key=lambda tensor: tensor["data_offsets"]):
         begin, end = tensor["data_offsets"]
         assert begin == begun and end >= begin and all(side >= 0 for side in tensor["shape"])
-        assert (end - begin) * 8 == prod(tensor["shape"]) * model_files._BITS[tensor["dtype"]]
+        assert (end - begin) * 8 == prod(tensor["shape"]) * files._BITS[tensor["dtype"]]
         begun = end
     assert begun == len(file) - 8 - length
     return header

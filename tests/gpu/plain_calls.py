@@ -10,7 +10,7 @@ import torch
 
 from tests.gpu.models import FAMILIES
 from tests.support.plain_pictures import Plain, arguments
-from weave.config.families import FAMILIES as OFFERED
+from weave.models.families import FAMILIES as OFFERED
 
 DTYPES = ("float32", "bfloat16", "float16")
 STEPS, SEED, SCALE = 3, 5, 4.0

@@ -16,7 +16,7 @@ from tests.support.shapes_checker import Seen, look
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, as_user
 from weave.client import Client
-from weave.config.families import FAMILIES
+from weave.models.families import FAMILIES
 
 PROMPTS = {
     "a red circle on a blue background": Seen("circle", "red", "blue"),

@@ -15,7 +15,7 @@ from tests.gpu.product import Product, config
 from tests.gpu.report import ROOT
 from tests.support.daemon import Daemon
 from tests.support.pictures import draw, images, pixels
-from weave.config.families import FAMILIES
+from weave.models.families import FAMILIES
 
 Pixels = np.ndarray[Any, Any]
 

@@ -10,11 +10,11 @@ from tests.support import tiny_models
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import draw, images, pixels
 from weave.client import WeaveError
-from weave.config.families import FAMILIES
+from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Preview
 from weave.protocol.errors import ErrorCode
 
-NAMES = ("sd2", "sdxl", "sd3", "flux")
+NAMES = tuple(name for name in FAMILIES if name != "sd1")  # whose model here is sd2's
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from tests.support.daemon import Daemon
 from tests.support.pictures import draw, images, pixels
 from tests.support.plain_pictures import make_small_model, write_index
 from weave.client import Client, WeaveError
-from weave.config.families import FAMILIES
+from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Progress
 from weave.protocol.errors import ErrorCode
 

@@ -17,9 +17,9 @@ from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import draw, images, pixels
 from tests.support.plain import drawn, plain_pipeline
 from weave.client import WeaveError
-from weave.gpu_worker.families import FAMILIES
 from weave.gpu_worker.loading import load_pipeline
-from weave.model_files import ModelFilesRefused
+from weave.models.families import FAMILIES
+from weave.models.files import ModelFilesRefused
 from weave.protocol.errors import ErrorCode
 
 CPU = torch.device("cpu")

@@ -14,8 +14,9 @@ from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import draw, images, pixels
 from tests.support.plain_pictures import Plain, make_small_model, one_thread, write_index
 from weave.client import WeaveError
-from weave.config.families import FAMILIES
 from weave.gpu_worker.schedulers import FlowHeun, SchedulerUnfit, fresh_scheduler, steps_done
+from weave.models.families import FAMILIES
+from weave.models.schedulers import SCHEDULERS
 from weave.protocol.client_messages import Preview, Progress
 from weave.protocol.errors import ErrorCode
 
@@ -139,26 +140,26 @@ def test_a_scheduler_that_the_models_config_rules_out_is_an_error_that_says_so(s
 
 
 @pytest.mark.parametrize(
-    "class_name, change",
+    "name, change",
     [
-        ("DPMSolverMultistepScheduler", {"variance_type": "learned"}),
-        ("DPMSolverMultistepScheduler", {"solver_order": 0}),
-        ("UniPCMultistepScheduler", {"disable_corrector": None}),
-        ("DDIMScheduler", {"num_train_timesteps": 3}),
-        ("DDIMScheduler", {"trained_betas": [0.001] * 10}),
-        ("PNDMScheduler", {"steps_offset": 1000}),
-        ("EulerDiscreteScheduler", {"timestep_spacing": "unknown"}),
+        ("dpmpp_2m", {"variance_type": "learned"}),
+        ("dpmpp_2m", {"solver_order": 0}),
+        ("unipc", {"disable_corrector": None}),
+        ("ddim", {"num_train_timesteps": 3}),
+        ("ddim", {"trained_betas": [0.001] * 10}),
+        ("pndm", {"steps_offset": 1000}),
+        ("euler", {"timestep_spacing": "unknown"}),
     ],
 )
-def test_what_a_class_says_only_while_it_draws_is_known_before(class_name: str, change: dict[str, Any]) -> None:
-    with pytest.raises(SchedulerUnfit, match=rf"^{class_name}: \w+Error: "):
-        fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler.from_config({**BASE, **change}), class_name, 5)
-    assert fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler(**BASE), class_name, 5).config.beta_end == 0.012
+def test_what_a_class_says_only_while_it_draws_is_known_before(name: str, change: dict[str, Any]) -> None:
+    with pytest.raises(SchedulerUnfit, match=rf"^{SCHEDULERS[name].class_name}: \w+Error: "):
+        fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler.from_config({**BASE, **change}), name, 5)
+    assert fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler(**BASE), name, 5).config.beta_end == 0.012
 
 
 def test_a_rehearsal_leaves_nothing_in_the_scheduler() -> None:
     own = diffusers.UniPCMultistepScheduler(**BASE)
-    made = fresh_scheduler(own, "UniPCMultistepScheduler", 5)
+    made = fresh_scheduler(own, "unipc", 5)
     assert made.lower_order_nums == 0 and made.step_index is None and made.last_sample is None
     assert made.model_outputs == [None, None] and own.step_index is None
 

@@ -18,8 +18,7 @@ from tests.support.daemon import COMMAND, Daemon, wait_for
 from tests.support.pictures import PROMPT, draw, images
 from tests.support.system import MODEL
 from weave.client import WeaveError
-from weave.config import ConfigError
-from weave.config.schema import SystemConfig
+from weave.config.schema import ConfigError, SystemConfig
 from weave.protocol.client_messages import Generate
 from weave.protocol.errors import ErrorCode
 from weave.sandbox import attestation

@@ -11,9 +11,9 @@ import torch
 
 from tests.support import tiny_models
 from tests.support.plain import drawn
-from weave.gpu_worker.families import FAMILIES
 from weave.gpu_worker.loading import load_pipeline
-from weave.model_files import ModelFilesRefused
+from weave.models.families import FAMILIES
+from weave.models.files import ModelFilesRefused
 
 
 @pytest.fixture(scope="module")

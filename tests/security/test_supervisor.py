@@ -12,7 +12,7 @@ import prctl
 import pytest
 
 from tests.support.users import as_user
-from weave.config import default_config
+from weave.config.load import default_config
 from weave.config.schema import AuditConfig, Config
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
 from weave.sandbox.process import Account, harden

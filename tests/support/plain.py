@@ -8,18 +8,20 @@ import diffusers
 import numpy as np
 import torch
 
-from weave.gpu_worker.families import FAMILIES, call_arguments
+from weave.gpu_worker.classes import component_class, pipeline_class
+from weave.gpu_worker.pipelines import adapter_of
+from weave.models.families import FAMILIES
 
 
 def plain_pipeline(family: str, model: Path, dtype: torch.dtype) -> Any:
     """Each component by the library's own from_pretrained, cast as a whole."""
     known = FAMILIES[family]
     components = {}
-    for part, (library, class_name) in known.components.items():
-        load, folder = getattr(library, class_name).from_pretrained, str(model / part)
+    for part, component in known.components.items():
+        load, folder = component_class(component).from_pretrained, str(model / part)
         if part.startswith("tokenizer"):
             components[part] = load(folder)
-        elif library is diffusers:
+        elif component.library == "diffusers":
             components[part] = load(folder).float().to(dtype)
         else:
             components[part] = load(folder, dtype=dtype)  # keeps in float32 what the class wants there
@@ -29,7 +31,7 @@ def plain_pipeline(family: str, model: Path, dtype: torch.dtype) -> Any:
             components[part]._apply(torch.clone)
     name = json.loads((model / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     scheduler = getattr(diffusers, name).from_pretrained(str(model / "scheduler"))
-    pipeline = getattr(diffusers, known.pipeline)(scheduler=scheduler, **components, **known.fixed)
+    pipeline = pipeline_class(known)(scheduler=scheduler, **components, **known.fixed)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -38,7 +40,7 @@ def drawn(pipeline: Any, family: str) -> np.ndarray[Any, Any]:
     """A picture of 64 by 64 in two steps."""
     with torch.inference_mode():
         result = pipeline(
-            **call_arguments(family, ("a red circle",), "", 5.0),
+            **adapter_of(family).call_arguments(("a red circle",), "", 5.0),
             width=64,
             height=64,
             num_inference_steps=2,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tests.support import tiny_models
-from weave.gpu_worker.families import FAMILIES
+from weave.models.families import FAMILIES
 
 SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
@@ -45,8 +45,9 @@ def write_index(family: str, folder: Path, **data: Any) -> None:
     """The model_index.json that save_pretrained would have written, with `data` beside its components."""
     known = FAMILIES[family]
     index = {"_class_name": known.pipeline, "_diffusers_version": diffusers.__version__, **data}
-    for part, (library, class_name) in known.components.items():
-        index[part] = [library.__name__, class_name] if (folder / part).is_dir() else [None, None]
+    for part, component in known.components.items():
+        named = [component.library, component.class_name]
+        index[part] = named if (folder / part).is_dir() else [None, None]
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     index["scheduler"] = ["diffusers", config["_class_name"]]
     (folder / "model_index.json").write_text(json.dumps(index))

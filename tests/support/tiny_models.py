@@ -18,7 +18,7 @@ def make(family: str, folder: Path) -> Path:
     torch.manual_seed(0)
     if family in ("sd1", "sd2"):
         return Path(shutil.copytree(DEMO_MODEL, folder))
-    parts = {"sdxl": _sdxl, "sd3": _sd3, "flux": _flux}[family]()
+    parts = {"sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "chroma": _chroma}[family]()
     for name, part in parts.items():
         part.save_pretrained(folder / name)
     return folder
@@ -124,6 +124,29 @@ def _flux() -> dict[str, Any]:
         ),
         "vae": _vae(1, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    }
+
+
+def _chroma() -> dict[str, Any]:
+    """Of tests/support/chroma."""
+    return {
+        "tokenizer": _t5_tokenizer(),
+        "text_encoder": transformers.T5EncoderModel(_t5_config(32)),
+        "transformer": diffusers.ChromaTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=16,
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+        ),
+        "vae": _vae(1, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     }
 
 

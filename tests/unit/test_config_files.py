@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from weave.config import ConfigError, load
 from weave.config.files import read_checked
+from weave.config.load import default_path, load
+from weave.config.schema import ConfigError
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 MODEL = '[models.one]\npath = "m"\nfamily = "sd1"\n'
@@ -132,8 +133,6 @@ def test_in_system_mode_a_missing_config_is_refused_with_the_command_that_makes_
 
 def test_the_systems_config_is_looked_for_in_etc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nowhere")
-    from weave.config import default_path
-
     assert default_path(system=True) == Path("/etc/weave/weave-compute.toml")
     assert default_path() == Path("/nowhere/weave/weave-compute.toml")
 

@@ -58,7 +58,7 @@ BROKEN: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "version 1 raises": ("version1", "weave.protocol.version1:decode_request", raising),
     "the config is not checked": ("config", "weave.config.load:check", believing),
     "another file is read": ("config", "weave.config.load:read_checked", lambda _: Path("/etc/passwd").read_bytes()),
-    "any header will do": ("safetensors", "weave.model_files:check_safetensors_header", believing),
+    "any header will do": ("safetensors", "weave.models.files:check_safetensors_header", believing),
     "the worker is believed": ("worker_replies", "weave.broker.schedule.worker_link:_check_update", believing),
     "the link leaks": ("worker_replies", "weave.broker.schedule.worker_link:close_all", believing),
     "a channel raises": ("control", "weave.protocol.channel:received_descriptors", raising),

@@ -11,12 +11,11 @@ import pytest
 
 import weave
 from weave.gpu_worker import libraries
-from weave.gpu_worker.families import FAMILIES
+from weave.models.families import FAMILIES
 
 NEEDS = libraries.needs_of(FAMILIES) | libraries._static()
-SOURCES = {
-    path.name: ast.parse(path.read_text()) for path in sorted((Path(weave.__file__).parent / "gpu_worker").glob("*.py"))
-}
+ROOM = Path(weave.__file__).parent / "gpu_worker"
+SOURCES = {str(path.relative_to(ROOM)): ast.parse(path.read_text()) for path in sorted(ROOM.rglob("*.py"))}
 # Calls of theirs whose keywords are looked at, by the function's name; `pipeline` is what a family's pipeline is.
 CALLED = (
     *("decode", "from_pretrained", "load_state_dict", "named_buffers", "pipeline", "postprocess", "safe_open"),

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weave import log
-from weave.config import ConfigError
 from weave.config.files import open_own_folder
+from weave.config.schema import ConfigError
 from weave.protocol.control_messages import Alive
 from weave.protocol.metrics import Metrics
 from weave.supervisor.textfile import write_textfile

@@ -11,15 +11,24 @@ import pytest
 import transformers
 
 from tests.support.published import PUBLISHED, write
-from weave.gpu_worker import families as worker_families
-from weave.model_configs import CONFIG_RULES, SCHEDULER_RULES
-from weave.model_files import ModelFilesRefused
-from weave.model_layouts import LAYOUTS, check_layout
-from weave.model_shapes import DEFAULTS
+from weave.gpu_worker import pipelines
+from weave.gpu_worker.classes import component_class, pipeline_class
+from weave.models import families
+from weave.models.components import T5_ENCODER, ModelClass
+from weave.models.families import FAMILIES
+from weave.models.files import ModelFilesRefused
+from weave.models.layouts import check_layout
+from weave.models.schedulers import SCHEDULER_RULES, SCHEDULERS
 
 SD1, SD2, SDXL, SD3, FLUX = (
     PUBLISHED[name][1] for name in ("Stable Diffusion 1.5", "Stable Diffusion 2.1", "SDXL", "SD 3.5", "FLUX.1-dev")
 )
+MODEL_CLASSES = {
+    component.class_name: component
+    for family in FAMILIES.values()
+    for component in family.components.values()
+    if isinstance(component, ModelClass)
+}
 
 
 def parameters(class_name: str) -> dict[str, Any]:
@@ -31,37 +40,52 @@ def parameters(class_name: str) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(config_class)}
 
 
-def test_the_worker_loads_the_classes_that_are_checked() -> None:
-    theirs = {
-        name: ({part: cls for part, (_, cls) in family.components.items()}, family.optional)
-        for name, family in worker_families.FAMILIES.items()
-    }
-    assert {name: (layout.components, layout.optional) for name, layout in LAYOUTS.items()} == theirs
-    for name, family in worker_families.FAMILIES.items():
-        offered = {worker_families.SCHEDULERS[scheduler] for scheduler in family.schedulers}
-        assert set(LAYOUTS[name].schedulers) == offered or name == "sd3"
-        assert LAYOUTS[name].pipelines[0] == family.pipeline
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_one_that_the_installed_libraries_can_run(name: str) -> None:
+    family = FAMILIES[name]
+    for component in family.components.values():
+        assert inspect.isclass(component_class(component))
+    taken = {"scheduler", *family.components, *family.settings, *family.fixed}
+    for pipeline in (family.pipeline, *family.sibling_pipelines):
+        assert set(family.components) <= parameters(pipeline).keys()
+    required = {key for key, default in parameters(family.pipeline).items() if default is inspect.Parameter.empty}
+    assert required <= taken <= parameters(family.pipeline).keys()
+    called = inspect.signature(pipeline_class(family).__call__).parameters
+    given = pipelines.adapter_of(name).call_arguments(("a circle",), "blurred", 4.0)
+    assert given.keys() <= called.keys()
+    assert (T5_ENCODER in family.components.values()) == (family.t5_tokens is not None)
+    if family.t5_tokens is not None:
+        assert called["max_sequence_length"].default == family.t5_tokens
+    assert family.optional < set(family.components)
+    assert family.defaults.scheduler in family.schedulers
 
 
-@pytest.mark.parametrize("class_name", CONFIG_RULES)
+def test_every_module_of_families_and_adapters_is_in_use() -> None:
+    for package, used in ((families, set(families._MODULES)), (pipelines, {one.adapter for one in FAMILIES.values()})):
+        (folder,) = package.__path__
+        assert {path.stem for path in Path(folder).glob("*.py")} == {"__init__", *used}
+
+
+@pytest.mark.parametrize("class_name", MODEL_CLASSES)
 def test_every_key_that_a_class_takes_is_known_and_no_other_is_passed_on(class_name: str) -> None:
-    known = CONFIG_RULES[class_name]
+    known = MODEL_CLASSES[class_name].config
     taken = parameters(class_name)
     assert taken.keys() <= known.keys.keys() | known.ignored
     # T5 computes these two from feed_forward_proj, unless a config says otherwise.
     assert known.keys.keys() - taken.keys() <= {"dense_act_fn", "is_gated_act", "bos_token_id"}
 
 
-@pytest.mark.parametrize("class_name", DEFAULTS)
+@pytest.mark.parametrize("class_name", MODEL_CLASSES)
 def test_what_a_config_lacks_is_checked_as_the_class_has_it(class_name: str) -> None:
     theirs = parameters(class_name)
-    for key, value in DEFAULTS[class_name].items():
+    for key, value in MODEL_CLASSES[class_name].defaults.items():
         assert theirs[key] == (tuple(value) if isinstance(value, list) else value), key
 
 
-def test_every_key_that_a_scheduler_takes_is_known() -> None:
-    for class_name in {name for layout in LAYOUTS.values() for name in layout.schedulers}:
-        assert parameters(class_name).keys() <= SCHEDULER_RULES.keys.keys() | SCHEDULER_RULES.ignored
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_key_that_a_scheduler_takes_is_known(name: str) -> None:
+    class_name = SCHEDULERS[name].class_name
+    assert parameters(class_name).keys() <= SCHEDULER_RULES.keys.keys() | SCHEDULER_RULES.ignored
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -72,7 +96,7 @@ def test_a_published_model_is_of_its_family(tmp_path: Path, name: str) -> None:
     assert settings == ({"force_zeros_for_empty_prompt": True} if family == "sdxl" else {})
 
 
-@pytest.mark.parametrize("family", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("index", [True, False], ids=["with model_index.json", "without"])
 def test_a_published_model_is_of_no_other_family(tmp_path: Path, name: str, family: str, index: bool) -> None:

@@ -1,4 +1,4 @@
-"""Tables that must agree although no process sees both, and decisions that need no daemon."""
+"""Decisions that need no daemon, and what the imports of each process bring with them."""
 
 import json
 import os
@@ -10,32 +10,29 @@ import pytest
 import torch
 
 from tests.support.daemon import DEMO_MODEL
-from weave.config.families import FAMILIES
 from weave.gpu_worker import device
-from weave.gpu_worker import families as worker_families
-from weave.model_files import ModelFilesRefused, check_model_files, check_sha256
+from weave.models.files import ModelFilesRefused, check_model_files, check_sha256
 from weave.sandbox import worker_files
-
-
-def test_broker_and_worker_agree_on_families_and_schedulers() -> None:
-    theirs = {name: family.schedulers for name, family in worker_families.FAMILIES.items()}
-    assert {name: family.schedulers for name, family in FAMILIES.items()} == theirs
-    assert all(family.defaults.scheduler in family.schedulers for family in FAMILIES.values())
 
 
 def test_importing_every_family_leaves_one_thread_and_no_cuda() -> None:
     code = (
         "import os; from weave.gpu_worker.environment import OFFLINE_ENVIRONMENT as e; os.environ.update(e);"
-        "from weave.gpu_worker.families import FAMILIES, import_families; import_families(FAMILIES);"
+        "from weave.gpu_worker.classes import import_families; from weave.models.families import FAMILIES;"
+        "import_families(FAMILIES);"
         "import torch; print(len(os.listdir('/proc/self/task')), torch.cuda.is_initialized())"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["1", "False"]
 
 
-def test_the_broker_never_has_torch() -> None:
-    code = "import weave.broker.__main__, weave.supervisor.main, sys; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+@pytest.mark.parametrize(
+    "module, families", [("broker.__main__", False), ("supervisor.main", True), ("weavectl.doctor", True)]
+)
+def test_torch_is_the_workers_alone_and_the_broker_knows_no_families(module: str, families: bool) -> None:
+    code = f"import weave.{module}, sys; print('torch' in sys.modules, 'weave.models' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["False", str(families)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
-"""The config file: TOML, checked once, then frozen structs. Each child gets only its own part of it."""
+"""The config file: TOML, checked once, then frozen structs. Each child gets only its own part of it.
 
-from weave.config.load import default_config, default_path, load
-from weave.config.schema import Config, ConfigError
-
-__all__ = ["Config", "ConfigError", "default_config", "default_path", "load"]
+Nothing is imported here: a child that imports its part (parts.py) would get to know the rest.
+"""

@@ -10,7 +10,8 @@ import msgspec
 from msgspec import structs
 
 from weave.config.files import read_checked
-from weave.config.schema import BoundsOverride, Config, ConfigError, DefaultsOverride, ModelConfig, check
+from weave.config.offers import check
+from weave.config.schema import BoundsOverride, Config, ConfigError, DefaultsOverride, ModelConfig
 
 _SYSTEM_PATH = Path("/etc/weave/weave-compute.toml")
 _SOURCE_TREE = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from weave.config.schema import Config, DeviceConfig, Limits, offers
+from weave.config.schema import DeviceConfig, Limits
 from weave.protocol.channel import read_sealed_memfd, sealed_memfd
 from weave.protocol.client_messages import ModelOffer
 
@@ -53,32 +53,6 @@ class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     device: DeviceConfig
     models: tuple[WorkerModel, ...]
-
-
-def broker_config(config: Config, *, mode: Literal["user", "system", "attached"], access: Access) -> BrokerConfig:
-    """The broker's part."""
-    models = offers(config)
-    return BrokerConfig(
-        mode=mode,
-        models=models,
-        default_model=config.default_model or (models[0].id if models else None),
-        limits=config.limits,
-        access=access,
-        audit_prompts=config.audit.prompts,
-        deliver_fds=mode != "system" or config.system.deliver_fds,
-        isolate_users=mode == "system" and config.system.isolate_users,
-    )
-
-
-def worker_config(config: Config) -> WorkerConfig:
-    """The zygote's part."""
-    return WorkerConfig(
-        device=config.device,
-        models=tuple(
-            WorkerModel(offer=offer, path=model.path, layout=model.layout, sha256=model.sha256)
-            for offer, model in zip(offers(config), config.models.values(), strict=True)
-        ),
-    )
 
 
 def to_memfd(part: BrokerConfig | WorkerConfig) -> int:

@@ -1,15 +1,8 @@
 """The config file as frozen structs: one a table, each field with a default that suits one desktop."""
 
-import math
 from typing import Annotated, Literal, TypeAlias
 
-from msgspec import Meta, Struct, field, structs
-
-from weave.config.families import FAMILIES
-from weave.protocol.bounds import Bounds, Parameters, check_parameters
-from weave.protocol.client_messages import ModelOffer
-from weave.protocol.errors import RequestError
-from weave.protocol.text import LONGEST_TITLE, hidden_in, is_model_id
+from msgspec import Meta, Struct, field
 
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=86400)]
 Bound: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -154,77 +147,3 @@ class Config(_Table, frozen=True, kw_only=True):
     system: SystemConfig = field(default_factory=SystemConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
-
-
-def offers(config: Config) -> tuple[ModelOffer, ...]:
-    """What clients may know of each model. Raises ConfigError where a model contradicts itself."""
-    return tuple(_offer(model_id, model) for model_id, model in config.models.items())
-
-
-def check(config: Config) -> None:
-    """Raise ConfigError for what single fields cannot show."""
-    if config.default_model is not None and config.default_model not in config.models:
-        raise ConfigError(f"default_model is {config.default_model!r}, which is not in [models]")
-    numbers: dict[int, str] = {}
-    for model_id, model in config.models.items():
-        if model.v1_id is not None and numbers.setdefault(model.v1_id, model_id) != model_id:
-            raise ConfigError(f"models.{model_id}.v1_id is {model.v1_id}, as is {numbers[model.v1_id]}'s")
-    offers(config)
-
-
-def _offer(model_id: str, model: ModelConfig) -> ModelOffer:
-    where = f"models.{model_id}"
-    if not is_model_id(model_id):
-        raise ConfigError(f"{where}: a model's ID is up to 64 of a-z, 0-9, '.', '_' and '-'")
-    if (hidden := hidden_in(model.title)) is not None:
-        raise ConfigError(f"{where}.title holds {hidden}, which does not show, or which a terminal obeys; take it out")
-    if len(model.title) > LONGEST_TITLE:
-        raise ConfigError(f"{where}.title has {len(model.title)} characters; it must have at most {LONGEST_TITLE}")
-    family = FAMILIES.get(model.family)
-    if family is None:
-        raise ConfigError(f"{where}.family is {model.family!r}; it must be one of {', '.join(FAMILIES)}")
-    bounds = _bounds(where, family.bounds, model.bounds)
-    changed = {name: value for name, value in structs.asdict(model.defaults).items() if value is not None}
-    defaults = structs.replace(family.defaults, **changed)
-    offer = ModelOffer(
-        id=model_id,
-        family=model.family,
-        title=model.title or model_id,
-        tasks=family.tasks,
-        bounds=bounds,
-        defaults=defaults,
-        schedulers=family.schedulers,
-        v1_id=model.v1_id,
-    )
-    _check_defaults(where, offer)
-    return offer
-
-
-def _bounds(where: str, bounds: Bounds, override: BoundsOverride) -> Bounds:
-    for name, changed in structs.asdict(override).items():
-        if not changed:
-            continue
-        bound = getattr(bounds, name)
-        try:
-            bound = structs.replace(bound, **changed)
-        except TypeError:
-            known = ", ".join(bound.__struct_fields__)
-            raise ConfigError(f"{where}.bounds.{name} takes {known}") from None
-        if not all(map(math.isfinite, changed.values())):  # TOML has inf and nan
-            raise ConfigError(f"{where}.bounds.{name} is not finite: {changed}")
-        if bound.min > bound.max or getattr(bound, "multiple", 1) < 1:
-            raise ConfigError(f"{where}.bounds.{name} is empty: {changed}")
-        bounds = structs.replace(bounds, **{name: bound})
-    return bounds
-
-
-def _check_defaults(where: str, offer: ModelOffer) -> None:
-    """A request that leaves everything out must pass the same check as any other."""
-    prompt = "x" * offer.bounds.prompt_characters.min
-    parameters = Parameters(
-        prompt=prompt, negative_prompt="", seed=0, images=offer.bounds.images.min, **structs.asdict(offer.defaults)
-    )
-    try:
-        check_parameters(parameters, offer.bounds, offer.schedulers)
-    except RequestError as error:
-        raise ConfigError(f"{where}.defaults: {error.message}") from None

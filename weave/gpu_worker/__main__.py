@@ -49,7 +49,7 @@ def import_libraries(config: WorkerConfig) -> bool:
         log.write("zygote", "libraries_lack", **lacking._asdict())
     if found:
         return False
-    from weave.gpu_worker.families import import_families
+    from weave.gpu_worker.classes import import_families
 
     import_families(families)
     return True
@@ -80,7 +80,7 @@ class Zygote:
             self._fork(message, descriptors[0], descriptors[1])
         else:
             self._config = from_memfd(descriptors[0], WorkerConfig)
-            from weave.gpu_worker.families import import_families
+            from weave.gpu_worker.classes import import_families
 
             import_families({model.offer.family for model in self._config.models})
 

@@ -97,21 +97,22 @@ def lacking(families: Iterable[str]) -> list[Lacking]:
 
 
 def needs_of(families: Iterable[str]) -> Needs:
-    """What is in the families' tables: classes, how they are made, and what is called of them."""
-    from weave.gpu_worker.families import FAMILIES, SCHEDULERS, call_arguments
-    from weave.model_layouts import LAYOUTS
+    """What is in the families' descriptions and adapters: classes, how they are made, and what is called of them."""
+    from weave.gpu_worker.pipelines import adapter_of
+    from weave.models.families import FAMILIES
 
     needs: Needs = {}
     for name in families:
         family = FAMILIES[name]
         pipeline = f"diffusers.{family.pipeline}"
-        needs[f"{pipeline}.__init__"] = (*family.components, "scheduler", *family.fixed, *LAYOUTS[name].settings)
-        needs[f"{pipeline}.__call__"] = (*call_arguments(name, ("a",), "b", 1.0), *PIPELINE_CALL)
-        own = "_unpack_latents" if name == "flux" else "do_classifier_free_guidance"
-        needs |= {f"{pipeline}.{method}": () for method in ("num_timesteps", "set_progress_bar_config", "to", own)}
-        for library, class_name in family.components.values():
-            needs[f"{library.__name__}.{class_name}"] = ()
-        for scheduler in (f"diffusers.{SCHEDULERS[scheduler]}" for scheduler in family.schedulers):
+        needs[f"{pipeline}.__init__"] = (*family.components, "scheduler", *family.fixed, *family.settings)
+        adapter = adapter_of(name)
+        needs[f"{pipeline}.__call__"] = (*adapter.call_arguments(("a",), "b", 1.0), *PIPELINE_CALL)
+        methods = ("num_timesteps", "set_progress_bar_config", "to", *adapter.needs)
+        needs |= {f"{pipeline}.{method}": () for method in methods}
+        for component in family.components.values():
+            needs[f"{component.library}.{component.class_name}"] = ()
+        for scheduler in (f"diffusers.{scheduler}" for scheduler in family.own_schedulers):
             methods = ("from_config", "order", "register_to_config", "set_timesteps")
             needs |= {f"{scheduler}.{method}": () for method in methods}
             needs[f"{scheduler}.step"] = ("return_dict",)

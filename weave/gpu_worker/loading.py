@@ -1,7 +1,7 @@
 """A model's files become a pipeline: every tensor where it belongs, all of one dtype, and no choice left to a file.
 
 The libraries' from_pretrained reads more than weights: an adapter's config names another model, an index names other
-files, a config names kernels and quantizers. So the configs are read by weave/model_layouts.py and the weights here,
+files, a config names kernels and quantizers. So the configs are read by weave/models/layouts.py and the weights here,
 and the libraries get classes, checked values and tensors.
 """
 
@@ -14,50 +14,38 @@ import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
+from weave.gpu_worker.classes import component_class, pipeline_class
 from weave.gpu_worker.device import is_out_of_memory
-from weave.gpu_worker.families import FAMILIES, check_schedulers
-from weave.model_configs import read_object, shown
-from weave.model_files import ModelFilesRefused
-from weave.model_layouts import check_layout
+from weave.gpu_worker.schedulers import check_schedulers
+from weave.models.components import CLIP_TOKENIZER, Component, ModelClass, TokenizerClass
+from weave.models.configs import read_object, shown
+from weave.models.families import FAMILIES
+from weave.models.files import ModelFilesRefused
+from weave.models.layouts import check_layout
 
 Tensors = dict[str, torch.Tensor]
 
 _SHOWN_KEYS = 5
-# What published files have beyond the class's own keys: a buffer of older versions, the projection that CLIPTextModel
-# does not use, CLIP's scale between text and image, the part of T5 that writes.
-_MAY_BE_THERE = {
-    "CLIPTextModel": ("text_model.embeddings.position_ids", "text_projection.weight", "logit_scale"),
-    "CLIPTextModelWithProjection": ("text_model.embeddings.position_ids", "logit_scale"),
-    "T5EncoderModel": ("lm_head.weight",),
-}
 
 
 def load_pipeline(name: str, path: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """The pipeline of a model in diffusers layout, on `device`. Raises ModelFilesRefused."""
     family = FAMILIES[name]
     configs, settings = check_layout(name, path)
-    components: dict[str, Any] = {}
-    for part, (library, class_name) in family.components.items():
-        if not (path / part).is_dir():
-            components[part] = None
-        elif part in configs:
-            model_class = getattr(library, class_name)
-            components[part] = _load_model(path, part, model_class, configs[part], dtype, mapped=device.type != "cpu")
+    parts = {part: component for part, component in family.components.items() if (path / part).is_dir()}
+    loaded: dict[str, Any] = dict.fromkeys(family.components)
+    for part, component in parts.items():
+        if isinstance(component, TokenizerClass):
+            loaded[part] = _load_tokenizer(path, part, component)
         else:
-            components[part] = _load_tokenizer(path, part, getattr(library, class_name))
-    for part, component in components.items():
-        if part.startswith("tokenizer") and component is not None:
-            encoder = part.replace("tokenizer", "text_encoder")
-            with _refusing(part):
-                _fit_tokenizer(part, component, components[encoder].config)
-    _check_lengths({part: components[part] for part, named in family.components.items() if named[1] == "CLIPTokenizer"})
+            loaded[part] = _load_model(path, part, component, configs[part], dtype, mapped=device.type != "cpu")
+    _check_tokenizers(parts, loaded)
     scheduler_class = getattr(diffusers, configs["scheduler"]["_class_name"])
     with _refusing("scheduler"):
         scheduler = scheduler_class.from_config(configs["scheduler"])
-    pipeline_class = getattr(diffusers, family.pipeline)
-    pipeline = pipeline_class(scheduler=scheduler, **components, **family.fixed, **settings)
+    pipeline = pipeline_class(family)(scheduler=scheduler, **loaded, **family.fixed, **settings)
     with _refusing("scheduler"):
-        check_schedulers(pipeline, name)
+        check_schedulers(pipeline, family)
     # tqdm makes a multiprocessing lock on first use, which lock-down refuses.
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
@@ -76,9 +64,17 @@ def _refusing(part: str) -> Iterator[None]:
         raise ModelFilesRefused(f"{part}: {type(error).__name__}: {str(error)[:500]}") from error
 
 
-def _load_tokenizer(path: Path, part: str, tokenizer_class: Any) -> Any:
+def _load_tokenizer(path: Path, part: str, component: TokenizerClass) -> Any:
     with _refusing(part):
-        return tokenizer_class.from_pretrained(str(path / part), local_files_only=True)
+        return component_class(component).from_pretrained(str(path / part), local_files_only=True)
+
+
+def _check_tokenizers(parts: Mapping[str, Component], loaded: Mapping[str, Any]) -> None:
+    tokenizers = {part: loaded[part] for part, component in parts.items() if isinstance(component, TokenizerClass)}
+    for part, tokenizer in tokenizers.items():
+        with _refusing(part):
+            _fit_tokenizer(part, tokenizer, loaded[part.replace("tokenizer", "text_encoder")].config)
+    _check_lengths({part: tokenizer for part, tokenizer in tokenizers.items() if parts[part] is CLIP_TOKENIZER})
 
 
 def _fit_tokenizer(part: str, tokenizer: Any, config: Any) -> None:
@@ -99,17 +95,17 @@ def _fit_tokenizer(part: str, tokenizer: Any, config: Any) -> None:
 
 def _check_lengths(tokenizers: Mapping[str, Any]) -> None:
     """The pipelines put the CLIP encoders' words side by side, so all must take as many."""
-    (first, tokenizer), *others = tokenizers.items()
-    for part, other in others:
-        if other.model_max_length != tokenizer.model_max_length:
-            told = f"{part}: it takes {other.model_max_length} tokens, expected {tokenizer.model_max_length}"
-            raise ModelFilesRefused(f"{told} (as {first})")
+    lengths = {part: tokenizer.model_max_length for part, tokenizer in tokenizers.items()}
+    for part, length in lengths.items():
+        first = next(iter(lengths))
+        if length != lengths[first]:
+            raise ModelFilesRefused(f"{part}: it takes {length} tokens, expected {lengths[first]} (as {first})")
 
 
 def _load_model(
-    path: Path, part: str, model_class: Any, config: dict[str, Any], dtype: torch.dtype, *, mapped: bool
+    path: Path, part: str, component: ModelClass, config: dict[str, Any], dtype: torch.dtype, *, mapped: bool
 ) -> Any:
-    of_diffusers = issubclass(model_class, diffusers.ModelMixin)
+    of_diffusers, model_class = component.library == "diffusers", component_class(component)
     with _refusing(part):
         tensors = _read_tensors(path, part, "diffusion_pytorch_model" if of_diffusers else "model")
         if not mapped:
@@ -118,12 +114,15 @@ def _load_model(
             left = {dtype, torch.float32} if model_class._keep_in_fp32_modules else {dtype}
             tensors = {key: tensor.clone() if tensor.dtype in left else tensor for key, tensor in tensors.items()}
         load = _diffusers_model if of_diffusers else _transformers_model
-        model = load(part, model_class, config, tensors, dtype)
+        model = load(part, component, config, tensors, dtype)
     _check_complete(part, model, dtype)
     return model.eval()
 
 
-def _diffusers_model(part: str, model_class: Any, config: dict[str, Any], tensors: Tensors, dtype: torch.dtype) -> Any:
+def _diffusers_model(
+    part: str, component: ModelClass, config: dict[str, Any], tensors: Tensors, dtype: torch.dtype
+) -> Any:
+    model_class = component_class(component)
     with _parameters_on_meta():
         model = model_class(**config)
     model._fix_state_dict_keys_on_load(tensors)  # the attention of older VAEs
@@ -145,8 +144,9 @@ def _diffusers_model(part: str, model_class: Any, config: dict[str, Any], tensor
 
 
 def _transformers_model(
-    part: str, model_class: Any, config: dict[str, Any], tensors: Tensors, dtype: torch.dtype
+    part: str, component: ModelClass, config: dict[str, Any], tensors: Tensors, dtype: torch.dtype
 ) -> Any:
+    model_class = component_class(component)
     model, told = model_class.from_pretrained(
         None,
         config=model_class.config_class(**config),
@@ -160,8 +160,7 @@ def _transformers_model(
     )
     _refuse_keys(part, "tensors of another shape", {key for key, *_ in told["mismatched_keys"]})
     _refuse_keys(part, "missing tensors", told["missing_keys"])
-    allowed = _MAY_BE_THERE.get(model_class.__name__, ())
-    _refuse_keys(part, "unexpected tensors", set(told["unexpected_keys"]) - set(allowed))
+    _refuse_keys(part, "unexpected tensors", set(told["unexpected_keys"]) - set(component.unused_tensors))
     return model
 
 

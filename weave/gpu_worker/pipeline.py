@@ -10,8 +10,9 @@ from PIL import Image, PngImagePlugin
 
 import weave
 from weave.gpu_worker.decode import decode, preview
-from weave.gpu_worker.families import call_arguments, set_scheduler
-from weave.gpu_worker.schedulers import steps_done
+from weave.gpu_worker.pipelines import adapter_of
+from weave.gpu_worker.pipelines.base import Adapter
+from weave.gpu_worker.schedulers import set_scheduler, steps_done
 from weave.gpu_worker.seeds import generator, seed_everything_else
 from weave.gpu_worker.tokens import count_tokens
 from weave.protocol.bounds import MAX_SEED, Parameters
@@ -32,18 +33,23 @@ class Job(NamedTuple):
     model: ModelOffer
     run: Run
 
+    @property
+    def adapter(self) -> Adapter:
+        """How the model's family is called."""
+        return adapter_of(self.model.family)
+
 
 def run(job: Job) -> Tokens:
     """Draw and send every image; what was used of the prompts. Raises Cancelled, SchedulerUnfit, and whatever the
     pipeline raises."""
     parameters = job.run.parameters
     prompts = parameters.encoder_prompts or (parameters.prompt,)
-    arguments = call_arguments(job.model.family, prompts, parameters.negative_prompt, parameters.cfg_scale)
+    arguments = job.adapter.call_arguments(prompts, parameters.negative_prompt, parameters.cfg_scale)
     tokens = Tokens()
     for image in range(parameters.images):
         _check_cancel(job)
         drawn = _draw(job, image, arguments)
-        tokens = count_tokens(job.pipeline, job.model.family, arguments)
+        tokens = count_tokens(job.pipeline, job.adapter, arguments)
         data = drawn.tobytes() if job.run.format == "raw" else _png(drawn, _text(job, image, tokens))
         _send(job, Made(job=job.run.job, image=image, size=len(data)), data)
     return tokens
@@ -77,7 +83,7 @@ def _draw(job: Job, image: int, arguments: dict[str, Any]) -> Image.Image:
             callback_on_step_end=after_call,
             output_type="latent",
         ).images
-        drawn = decode(job.pipeline, job.model.family, latents, parameters.width, parameters.height)
+        drawn = decode(job.pipeline, job.adapter, latents, parameters.width, parameters.height)
     _check_size(drawn, parameters)
     return drawn
 
@@ -107,7 +113,7 @@ def _check_cancel(job: Job) -> None:
 
 def _send_preview(job: Job, image: int, step: int, latents: torch.Tensor) -> None:
     parameters = job.run.parameters
-    drawn = preview(job.pipeline, job.model.family, latents, parameters.width, parameters.height)
+    drawn = preview(job.pipeline, job.adapter, latents, parameters.width, parameters.height)
     data = _png(drawn, PngImagePlugin.PngInfo())
     width, height = drawn.size
     message = Previewed(job=job.run.job, image=image, step=step, width=width, height=height, size=len(data))

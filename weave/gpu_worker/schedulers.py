@@ -7,19 +7,12 @@ import diffusers
 import torch
 
 from weave.gpu_worker.device import is_out_of_memory
+from weave.models.family import Family
+from weave.models.schedulers import SCHEDULERS, Scheduler
 
-# What each class can make of a model's prediction; the others it would notice in the middle of an image only. Those for
-# flow matching have no such choice.
-_PREDICTIONS = {
-    "DDIMScheduler": ("epsilon", "sample", "v_prediction"),
-    "EulerDiscreteScheduler": ("epsilon", "sample", "original_sample", "v_prediction"),
-    "EulerAncestralDiscreteScheduler": ("epsilon", "v_prediction"),
-    "PNDMScheduler": ("epsilon", "v_prediction"),
-    "DPMSolverMultistepScheduler": ("epsilon", "sample", "v_prediction", "flow_prediction"),
-    "UniPCMultistepScheduler": ("epsilon", "sample", "v_prediction", "flow_prediction"),
-}
 # PNDM's Runge-Kutta warm-up needs this many steps.
 _RUNGE_KUTTA_STEPS = 4
+_USUAL_STEPS = 20
 
 
 class SchedulerUnfit(Exception):
@@ -42,27 +35,47 @@ class FlowHeun(diffusers.FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]
         self._step_index = self._begin_index = None
 
 
-def fresh_scheduler(own: Any, class_name: str, steps: int) -> Any:
-    """A scheduler of that class, as diffusers makes it from the model's `own`, which no job ever runs.
+def check_schedulers(pipeline: Any, family: Family) -> None:
+    """Raises SchedulerUnfit where the model's own config rules out every scheduler of its family."""
+    unfit = []
+    for name in family.schedulers:
+        try:
+            fresh_scheduler(pipeline.scheduler, name, _USUAL_STEPS)
+        except SchedulerUnfit as error:
+            unfit.append(error)
+        else:
+            return
+    raise unfit[0]
+
+
+def set_scheduler(pipeline: Any, name: str, steps: int) -> None:
+    """A fresh scheduler from the model's own, which the first call finds in the pipeline. Raises SchedulerUnfit."""
+    own = pipeline.__dict__.setdefault("own_scheduler", pipeline.scheduler)
+    pipeline.scheduler = fresh_scheduler(own, name, steps)
+
+
+def fresh_scheduler(own: Any, name: str, steps: int) -> Any:
+    """The scheduler that we call `name`, as diffusers makes it from the model's `own`, which no job ever runs.
 
     Raises SchedulerUnfit.
     """
+    wanted = SCHEDULERS[name]
     try:
-        made = _made(own, class_name, steps)
-        _rehearse(copy.deepcopy(made), steps)
+        made = _made(own, wanted, steps)
+        _rehearse(copy.deepcopy(made), wanted, steps)
     except SchedulerUnfit:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise SchedulerUnfit(f"{class_name}: {type(error).__name__}: {error}"[:400]) from None
+        raise SchedulerUnfit(f"{wanted.class_name}: {type(error).__name__}: {error}"[:400]) from None
     return made
 
 
-def _made(own: Any, class_name: str, steps: int) -> Any:
-    config = own.config
+def _made(own: Any, wanted: Scheduler, steps: int) -> Any:
+    config, class_name = own.config, wanted.class_name
     prediction = config.get("prediction_type", "epsilon")
-    if prediction not in _PREDICTIONS.get(class_name, (prediction,)):
+    if wanted.kind == "diffusion" and prediction not in wanted.predictions:
         raise SchedulerUnfit(f"prediction_type is {prediction!r:.40}, which {class_name} does not know")
     if class_name == "FlowMatchHeunDiscreteScheduler":
         if config.get("invert_sigmas"):
@@ -77,10 +90,10 @@ def _made(own: Any, class_name: str, steps: int) -> Any:
     return made
 
 
-def _rehearse(scheduler: Any, steps: int) -> None:
+def _rehearse(scheduler: Any, wanted: Scheduler, steps: int) -> None:
     """All steps on one pixel of nothing: what a class cannot do with a config it says only while it draws."""
     # Only those for flow matching are told `mu` by their pipelines.
-    shift = {"mu": 1.0} if type(scheduler).__name__.startswith("Flow") else {}
+    shift = {"mu": 1.0} if wanted.kind == "flow" else {}
     scheduler.set_timesteps(steps, **shift)
     pixel = torch.zeros(1, 4, 1, 1)
     for timestep in scheduler.timesteps:

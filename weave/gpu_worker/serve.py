@@ -11,7 +11,7 @@ from weave.gpu_worker import device as devices
 from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.pipeline import Cancelled, Job, run
 from weave.gpu_worker.schedulers import SchedulerUnfit
-from weave.model_files import ModelFilesRefused, check_model_files, check_sha256
+from weave.models.files import ModelFilesRefused, check_model_files, check_sha256
 from weave.protocol.bounds import check_parameters, check_preview_every
 from weave.protocol.channel import Channel, ChannelViolation, close_all
 from weave.protocol.errors import RequestError

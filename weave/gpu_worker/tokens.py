@@ -2,32 +2,35 @@
 
 from typing import Any
 
-from weave.gpu_worker.families import FAMILIES, T5_TOKENS
+from weave.gpu_worker.pipelines.base import Adapter
+from weave.models.components import T5_ENCODER
+from weave.models.family import Family
 from weave.protocol.client_messages import EncoderTokens, Tokens
 
 _SUFFIXES = ("", "_2", "_3")
 
 
-def count_tokens(pipeline: Any, name: str, arguments: dict[str, Any]) -> Tokens:
+def count_tokens(pipeline: Any, adapter: Adapter, arguments: dict[str, Any]) -> Tokens:
     """`arguments` are those of the call that the pipeline has just done."""
-    guided = arguments.get("true_cfg_scale", 1.0) > 1 if name == "flux" else pipeline.do_classifier_free_guidance
+    guided = adapter.is_guided(pipeline, arguments)
     return Tokens(
-        prompt=_count(pipeline, name, arguments, "prompt"),
+        prompt=_count(pipeline, adapter.family, arguments, "prompt"),
         # Without guidance it is not encoded at all.
-        negative_prompt=_count(pipeline, name, arguments, "negative_prompt") if guided else (),
+        negative_prompt=_count(pipeline, adapter.family, arguments, "negative_prompt") if guided else (),
     )
 
 
-def _count(pipeline: Any, name: str, arguments: dict[str, Any], kind: str) -> tuple[EncoderTokens, ...]:
+def _count(pipeline: Any, family: Family, arguments: dict[str, Any], kind: str) -> tuple[EncoderTokens, ...]:
     found = []
     for suffix in _SUFFIXES:
         text, encoder = arguments.get(kind + suffix), f"text_encoder{suffix}"
         if text is None or getattr(pipeline, encoder) is None:
             continue
         tokenizer = getattr(pipeline, f"tokenizer{suffix}")
-        limit = getattr(pipeline, "tokenizer_max_length", tokenizer.model_max_length)
-        if FAMILIES[name].components[encoder][1] == "T5EncoderModel":
-            limit = T5_TOKENS[name]
+        if family.components[encoder] is T5_ENCODER:
+            limit = family.t5_tokens
+        else:
+            limit = getattr(pipeline, "tokenizer_max_length", tokenizer.model_max_length)
         if hasattr(pipeline, "maybe_convert_prompt"):
             text = pipeline.maybe_convert_prompt(text, tokenizer)
         used = len(tokenizer(text, truncation=True, max_length=limit).input_ids)

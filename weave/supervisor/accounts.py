@@ -6,9 +6,8 @@ import os
 import pwd
 from pathlib import Path
 
-from weave.config import ConfigError
 from weave.config.parts import Access
-from weave.config.schema import SystemConfig
+from weave.config.schema import ConfigError, SystemConfig
 from weave.sandbox.process import Account, unmapped_gid, unmapped_uid
 
 # user_namespaces(7): overflowuid, overflowgid.

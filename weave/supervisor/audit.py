@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from weave import log
-from weave.config import Config
 from weave.config.files import open_own_folder
+from weave.config.schema import Config
 from weave.protocol.channel import close_all
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import prctl
 
 from weave import __version__, log
-from weave import config as weave_config
-from weave.config import Config, ConfigError
+from weave.config import load as config_file
 from weave.config.files import open_own_folder
+from weave.config.schema import Config, ConfigError
 from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.protocol.text import visible
 from weave.sandbox import landlock, mac, worker_files
@@ -106,7 +106,7 @@ def settings_reader(options: argparse.Namespace) -> Callable[[], Settings]:
     """Reads the config, and looks up whom it names. What it returns raises ConfigError."""
 
     def read() -> Settings:
-        config = weave_config.load(options.config, system=options.system)
+        config = config_file.load(options.config, system=options.system)
         if not options.system:
             return Settings("user" if options.socket_path is None else "attached", config, accounts.own_access())
         access = accounts.system_access(config.system)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from weave import log
-from weave.config import ConfigError
 from weave.config.files import check_folder, check_open_folder
+from weave.config.schema import ConfigError
 from weave.protocol.channel import close_all
 from weave.protocol.peer import Peer, refuse_descriptors
 from weave.protocol.waiting import readable

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from msgspec import Struct, structs
 
 from weave import log
-from weave.config import Config, ConfigError
-from weave.config.parts import Access, BrokerConfig, broker_config, worker_config
+from weave.config.children import broker_config, worker_config
+from weave.config.parts import Access, BrokerConfig
+from weave.config.schema import Config, ConfigError
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Alive, StartWorker, StopWorker
 from weave.sandbox.attestation import AttestationFailed, Confinement

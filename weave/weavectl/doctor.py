@@ -6,11 +6,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from weave import config as weave_config
 from weave.client import NotRunning, ProtocolError, WeaveError, default_socket_path
-from weave.config import Config, ConfigError
-from weave.model_files import ModelFilesRefused, check_model_files
-from weave.model_layouts import check_layout
+from weave.config import load as config_file
+from weave.config.schema import Config, ConfigError
+from weave.models.files import ModelFilesRefused, check_model_files
+from weave.models.layouts import check_layout
 from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.protocol.client_messages import StatusReport
 from weave.weavectl.connect import connect, who_listens
@@ -39,8 +39,8 @@ def check_config(options: argparse.Namespace, output: Output) -> int:
     """Check the config and its models' files."""
     system = _socket(options) == SYSTEM_SOCKET_PATH
     try:
-        path = options.config or weave_config.default_path(system=system)
-        config = weave_config.load(options.config, system=system)
+        path = options.config or config_file.default_path(system=system)
+        config = config_file.load(options.config, system=system)
         for model in config.models.values():
             check_model_files(Path(model.path))
             check_layout(model.family, Path(model.path))
@@ -62,7 +62,7 @@ def _socket(options: argparse.Namespace) -> Path:
 
 def _exists(*, system: bool) -> bool:
     try:
-        return os.path.exists(weave_config.default_path(system=system))
+        return os.path.exists(config_file.default_path(system=system))
     except RuntimeError:  # without HOME, of a user whom nobody knows
         return False
 
@@ -74,11 +74,11 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
     yield _check_socket(socket, system=system, answers=report is not None)
     config: Config | None = None
     try:
-        config = weave_config.load(options.config, system=system)
+        config = config_file.load(options.config, system=system)
     except (ConfigError, OSError, RuntimeError) as error:
         yield Finding("config", "fail", str(error), "see weave-compute(1) for an example")
     else:
-        path = options.config or weave_config.default_path(system=system)
+        path = options.config or config_file.default_path(system=system)
         yield Finding("config", "ok", f"{path}, {len(config.models)} models")
         yield from _check_models(config)
     yield daemon

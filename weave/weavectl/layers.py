@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from weave.config import Config
+from weave.config.schema import Config
 from weave.protocol.client_messages import StatusReport
 from weave.sandbox import landlock
 from weave.weavectl.finding import Finding

@@ -1,6 +1,6 @@
 """What may lie in a model's folder, and whether its weights are what they say: checked before any library reads them.
 
-Standard library only: the command line checks with it too. Format: github.com/huggingface/safetensors, "Format".
+Format: github.com/huggingface/safetensors, "Format".
 """
 
 import hashlib

@@ -1,0 +1,90 @@
+"""A family is added as CONTRIBUTING.md says, to a build of the daemon: a description, an adapter, a line."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from tests.support import chroma, tiny_models
+from tests.support.builds import build
+from tests.support.daemon import Daemon
+from tests.support.pictures import draw, images, pixels
+from tests.support.plain_pictures import one_thread
+from weave.config.load import load
+from weave.config.schema import ConfigError
+from weave.protocol.client_messages import Done, EncoderTokens, Preview, Tokens
+
+FILES = Path(chroma.__file__).parent
+ADDED: dict[str, Path | str] = {
+    "models/families/chroma.py": FILES / "family.py",
+    "gpu_worker/pipelines/chroma.py": FILES / "adapter.py",
+}
+REGISTERED = {"models/families/__init__.py": [('    "flux",\n', '    "flux",\n    "chroma",\n')]}
+PROMPT, SEED, STEPS = "a red circle", 5, 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.make("chroma", tmp_path_factory.mktemp("models") / "chroma")
+
+
+def config(model: Path) -> str:
+    return f'[device]\ndevice = "cpu"\nthreads = 1\n[models.chroma]\npath = "{model}"\nfamily = "chroma"\n'
+
+
+@pytest.fixture(scope="module")
+def daemon(model: Path) -> Iterator[Daemon]:
+    started = Daemon(config(model), command=build(REGISTERED, ADDED))
+    yield started.wait_until_serving()
+    assert started.stop() == 0
+
+
+@pytest.mark.parametrize("asked", [{}, {"negative_prompt": "blurred"}, {"cfg_scale": 1.0}], ids=str)
+def test_a_family_that_is_added_gives_the_image_of_plain_diffusers(
+    daemon: Daemon, model: Path, asked: dict[str, Any]
+) -> None:
+    wanted = {"model": "chroma", "width": 96, "height": 64, "steps": STEPS, "seed": SEED, "cfg_scale": 4.0}
+    with daemon.client() as client:
+        answers = draw(client, PROMPT, preview_every=STEPS, **{**wanted, **asked})
+    expected = plain(model, **asked)
+    assert expected.std() > 0 and expected.shape == (64, 96, 3)
+    assert np.array_equal(pixels(images(answers)[0]), expected)
+    (preview,) = [answer for answer in answers if isinstance(answer.event, Preview)]
+    assert np.array_equal(pixels(preview), expected)
+    (done,) = [answer.event for answer in answers if isinstance(answer.event, Done)]
+    # A T5 token a character, a space before the first and an end after the last.
+    negative = asked.get("negative_prompt", "")
+    assert done.tokens == Tokens(prompt=counted(PROMPT), negative_prompt=counted(negative) if negative else ())
+
+
+def counted(prompt: str) -> tuple[EncoderTokens, ...]:
+    return (EncoderTokens(encoder="text_encoder", used=len(prompt) + 2, cut=0),)
+
+
+def plain(model: Path, cfg_scale: float = 4.0, **asked: Any) -> np.ndarray[Any, Any]:
+    classes = {
+        "tokenizer": transformers.T5TokenizerFast,
+        "text_encoder": transformers.T5EncoderModel,
+        "transformer": diffusers.ChromaTransformer2DModel,
+        "vae": diffusers.AutoencoderKL,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler,
+    }
+    pipeline = diffusers.ChromaPipeline(**{part: classes[part].from_pretrained(model / part) for part in classes})
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    sizes = {"width": 96, "height": 64, "num_inference_steps": STEPS}
+    with one_thread(), torch.inference_mode():
+        made = pipeline(PROMPT, guidance_scale=cfg_scale, generator=generator, **sizes, **asked)
+    return np.asarray(made.images[0])
+
+
+def test_the_product_does_not_have_that_family(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(config(model))
+    with pytest.raises(ConfigError, match=r"chroma\.family is 'chroma'; it must be one of sd1, sd2, sdxl, sd3, flux$"):
+        load(file)

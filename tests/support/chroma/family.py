@@ -1,0 +1,51 @@
+"""Chroma: Flux without CLIP and without embedded guidance. For tests: a family that the product does not have."""
+
+from collections.abc import Iterator
+
+from weave.models import sizes
+from weave.models.components import AUTOENCODER_KL, BY_DIFFUSERS, T5_ENCODER, T5_TOKENIZER, ModelClass
+from weave.models.configs import rules
+from weave.models.family import Family, bounds, defaults
+from weave.models.sizes import Configs, Expected, product
+
+_TRANSFORMER = ModelClass(
+    library="diffusers",
+    class_name="ChromaTransformer2DModel",
+    config=rules(
+        BY_DIFFUSERS,
+        side="patch_size",
+        size="""in_channels out_channels attention_head_dim num_attention_heads joint_attention_dim axes_dims_rope
+            approximator_num_channels approximator_hidden_dim""",
+        count="num_layers num_single_layers approximator_layers",
+    ),
+    defaults={"in_channels": 64, "joint_attention_dim": 4096},
+)
+
+
+def _sizes(configs: Configs) -> Iterator[Expected]:
+    yield from sizes.vae(configs)
+    packed = product(4, configs["vae"]["latent_channels"])
+    yield Expected("transformer", "in_channels", packed, "4 times the VAE's latent_channels")
+    width = configs["text_encoder"]["d_model"]
+    yield Expected("transformer", "joint_attention_dim", width, "the text encoder's d_model")
+
+
+FAMILIES = (
+    Family(
+        name="chroma",
+        bounds=bounds(largest_side=2048, multiple=16, prompt_characters=4000),
+        defaults=defaults(side=1024, steps=35, cfg_scale=5.0, scheduler="flow_euler"),
+        schedulers=("flow_euler",),
+        pipeline="ChromaPipeline",
+        sibling_pipelines=("ChromaImg2ImgPipeline",),
+        components={
+            "tokenizer": T5_TOKENIZER,
+            "text_encoder": T5_ENCODER,
+            "transformer": _TRANSFORMER,
+            "vae": AUTOENCODER_KL,
+        },
+        sizes=_sizes,
+        t5_tokens=512,
+        adapter="chroma",
+    ),
+)

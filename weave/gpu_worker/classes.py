@@ -1,0 +1,39 @@
+"""The libraries' classes behind the names in weave/models."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import diffusers
+import transformers
+from PIL import Image, PngImagePlugin
+
+from weave.gpu_worker.pipelines import adapter_of
+from weave.models.components import Component
+from weave.models.families import FAMILIES
+from weave.models.family import Family
+
+_LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+
+
+def component_class(component: Component) -> Any:
+    """The class of a model or tokenizer."""
+    return getattr(_LIBRARIES[component.library], component.class_name)
+
+
+def pipeline_class(family: Family) -> Any:
+    """The class that a family's components are put together in."""
+    return getattr(diffusers, family.pipeline)
+
+
+def import_families(names: Iterable[str]) -> None:
+    """Import every class of these families, without starting a thread: diffusers and transformers import lazily."""
+    for name in names:
+        family = FAMILIES[name]
+        pipeline_class(family)
+        for component in family.components.values():
+            component_class(component)
+        for scheduler in family.own_schedulers:
+            getattr(diffusers, scheduler)
+        adapter_of(name)
+    Image.preinit()
+    assert PngImagePlugin  # Image.save imports it by name

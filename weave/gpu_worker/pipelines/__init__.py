@@ -1,0 +1,15 @@
+"""What each pipeline of diffusers does in its own way: an adapter for every family that is not as Stable Diffusion."""
+
+import functools
+from importlib import import_module
+
+from weave.gpu_worker.pipelines.base import Adapter
+from weave.models.families import FAMILIES
+
+
+@functools.cache
+def adapter_of(name: str) -> Adapter:
+    """The adapter of the family `name`: the class Adapter in the module that the family's description gives."""
+    family = FAMILIES[name]
+    adapter: Adapter = import_module(f"{__name__}.{family.adapter}").Adapter(family)
+    return adapter

@@ -1,0 +1,79 @@
+"""FLUX.1: a transformer that takes T5's words, CLIP's summary, and four latents as one."""
+
+from collections.abc import Iterator
+
+from weave.models import sizes
+from weave.models.components import (
+    AUTOENCODER_KL,
+    BY_DIFFUSERS,
+    CLIP_TEXT,
+    CLIP_TOKENIZER,
+    T5_ENCODER,
+    T5_TOKENIZER,
+    ModelClass,
+)
+from weave.models.configs import rules
+from weave.models.family import Family, bounds, defaults
+from weave.models.sizes import Configs, Expected, product, total
+
+_TRANSFORMER = ModelClass(
+    library="diffusers",
+    class_name="FluxTransformer2DModel",
+    config=rules(
+        BY_DIFFUSERS,
+        side="patch_size",
+        size="""in_channels out_channels attention_head_dim num_attention_heads joint_attention_dim
+            pooled_projection_dim axes_dims_rope""",
+        count="num_layers num_single_layers",
+        flag="guidance_embeds",
+    ),
+    defaults={
+        "in_channels": 64,
+        "out_channels": None,
+        "patch_size": 1,
+        "attention_head_dim": 128,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "axes_dims_rope": [16, 56, 56],
+    },
+)
+
+
+def _sizes(configs: Configs) -> Iterator[Expected]:
+    transformer = configs["transformer"]
+    yield from sizes.vae(configs)
+    packed = product(4, configs["vae"]["latent_channels"])
+    yield Expected("transformer", "in_channels", packed, "4 times the VAE's latent_channels")
+    if transformer["out_channels"] is not None:
+        yield Expected("transformer", "out_channels", packed, "4 times the VAE's latent_channels")
+    yield Expected("transformer", "patch_size", 1, "of this family")
+    pooled = configs["text_encoder"]["hidden_size"]
+    yield Expected("transformer", "pooled_projection_dim", pooled, "the text encoder's hidden_size")
+    width = configs["text_encoder_2"]["d_model"]
+    yield Expected("transformer", "joint_attention_dim", width, "text_encoder_2's d_model")
+    axes = transformer["axes_dims_rope"]
+    turned = total(*axes) if isinstance(axes, list) and len(axes) == 3 else None
+    yield Expected("transformer", "attention_head_dim", turned, "the sum of the three axes_dims_rope")
+
+
+FAMILIES = (
+    Family(
+        name="flux",
+        bounds=bounds(largest_side=2048, multiple=16, prompt_characters=4000),
+        defaults=defaults(side=1024, steps=28, cfg_scale=3.5, scheduler="flow_euler"),
+        schedulers=("flow_euler",),
+        pipeline="FluxPipeline",
+        sibling_pipelines=("FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextPipeline"),
+        components={
+            "tokenizer": CLIP_TOKENIZER,
+            "tokenizer_2": T5_TOKENIZER,
+            "text_encoder": CLIP_TEXT,
+            "text_encoder_2": T5_ENCODER,
+            "transformer": _TRANSFORMER,
+            "vae": AUTOENCODER_KL,
+        },
+        sizes=_sizes,
+        t5_tokens=512,
+        adapter="flux",
+    ),
+)

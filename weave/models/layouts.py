@@ -1,0 +1,110 @@
+"""Whether a model's folder is of its family, by its JSON files: the classes, and the sizes that components share."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from weave.models.components import TOKENIZER_RULES, Component, ModelClass, TokenizerClass
+from weave.models.configs import check_values, read_object, shown
+from weave.models.families import FAMILIES
+from weave.models.family import Family
+from weave.models.files import ModelFilesRefused
+from weave.models.schedulers import SCHEDULER_RULES
+
+
+class Checked(NamedTuple):
+    """A component's config by its part ("scheduler" too; none for tokenizers), and the pipeline's settings."""
+
+    configs: dict[str, dict[str, Any]]
+    settings: dict[str, bool]
+
+
+def check_layout(name: str, model: Path) -> Checked:
+    """Whether the folder is a model of the family `name`, by its JSON files. Raises ModelFilesRefused."""
+    family = FAMILIES[name]
+    if not model.is_dir():
+        raise ModelFilesRefused(f"{model.name}: not a folder in diffusers layout; convert it")
+    settings = _check_index(family, model)
+    configs = {"scheduler": _check_scheduler(family, model)}
+    there = {part for part in family.components if (model / part).is_dir()}
+    optional = family.optional if there & family.optional else frozenset()
+    for part, component in family.components.items():
+        if part not in there:
+            if part not in family.optional or part in optional:  # the optional ones come together, or not at all
+                raise ModelFilesRefused(f"{part}: this family needs the folder, and the model has none")
+        elif isinstance(component, TokenizerClass):
+            _check_tokenizer(model, part, component)
+        else:
+            configs[part] = _check_component(model, part, component)
+    _check_sizes(family, configs)
+    return Checked(configs, settings)
+
+
+def _check_sizes(family: Family, configs: dict[str, dict[str, Any]]) -> None:
+    models = {part: component for part, component in family.components.items() if isinstance(component, ModelClass)}
+    effective = {part: {**models[part].defaults, **configs[part]} for part in models if part in configs}
+    for expected in family.sizes(effective):
+        found = effective[expected.part][expected.key]
+        # A list has one value for each block.
+        if any(value != expected.value for value in (found if isinstance(found, list) else [found])):
+            told = f"{expected.part}/config.json: {expected.key} is {shown(found)}, expected {shown(expected.value)}"
+            raise ModelFilesRefused(f"{told} ({expected.source})")
+
+
+def _check_index(family: Family, model: Path) -> dict[str, bool]:
+    if not (model / "model_index.json").exists():
+        return {}
+    index = read_object(model, "model_index.json")
+    if (name := index.get("_class_name")) not in (family.pipeline, *family.sibling_pipelines):
+        raise ModelFilesRefused(f"model_index.json: _class_name is {shown(name)}, expected {family.pipeline}")
+    for part, component in family.components.items():
+        entry = index.get(part)
+        if entry is None or entry == [None, None]:
+            continue
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in _names(component):
+            raise ModelFilesRefused(f"model_index.json: {part} is {shown(entry)}, expected {component.class_name}")
+    settings = {key: index[key] for key in family.settings if key in index}
+    for key, value in settings.items():
+        if not isinstance(value, bool):
+            raise ModelFilesRefused(f"model_index.json: {key} is {shown(value)}, expected true or false")
+    return settings
+
+
+def _check_scheduler(family: Family, model: Path) -> dict[str, Any]:
+    name = "scheduler/scheduler_config.json"
+    config = check_values(name, read_object(model, name), SCHEDULER_RULES)
+    if (class_name := config.get("_class_name")) not in family.own_schedulers:
+        allowed = ", ".join(family.own_schedulers)
+        raise ModelFilesRefused(f"{name}: _class_name is {shown(class_name)}, expected one of {allowed}")
+    return config
+
+
+def _check_component(model: Path, part: str, component: ModelClass) -> dict[str, Any]:
+    name = f"{part}/config.json"
+    found = read_object(model, name)
+    architectures = found.get("architectures")
+    told = [found.get("_class_name"), *(architectures if isinstance(architectures, list) else [architectures])]
+    for other in told:
+        if other is not None and other not in _names(component):
+            key = "_class_name" if other == found.get("_class_name") else "architectures"
+            raise ModelFilesRefused(f"{name}: {key} is {shown(other)}, expected {component.class_name}")
+    return check_values(name, found, component.config)
+
+
+def _check_tokenizer(model: Path, part: str, component: TokenizerClass) -> None:
+    for file, allowed in TOKENIZER_RULES.items():
+        if (model / part / file).exists():
+            config = check_values(f"{part}/{file}", read_object(model, f"{part}/{file}"), allowed)
+            found = config.get("tokenizer_class") or component.class_name
+            if found not in _names(component):
+                told = f"tokenizer_class is {shown(found)}, expected {component.class_name}"
+                raise ModelFilesRefused(f"{part}/{file}: {told}")
+            if config.get("backend") not in (None, "tokenizers"):
+                raise ModelFilesRefused(f"{part}/{file}: backend is {shown(config['backend'])}, expected tokenizers")
+    choices = component.vocabularies
+    if not any(all((model / part / file).is_file() for file in files) for files in choices):
+        # Without these transformers makes a tokenizer that knows no word.
+        raise ModelFilesRefused(f"{part}: has neither {' nor '.join(' and '.join(files) for files in choices)}")
+
+
+def _names(component: Component) -> tuple[str, ...]:
+    return (component.class_name, *component.aliases)
