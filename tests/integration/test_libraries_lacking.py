@@ -68,19 +68,44 @@ def test_what_another_version_lacks_is_named_and_clients_are_told(name: str) -> 
         daemon.stop()
 
 
-def test_a_library_that_cannot_be_imported_is_named_and_a_reload_looks_again(tmp_path: Path) -> None:
-    flag, package = tmp_path / "broken", tmp_path / "torch"
+MISSING = "libcudart.so.13: cannot open shared object file: No such file or directory"
+
+
+def daemon_of_broken_torch(folder: Path, changes: Changes) -> tuple[Daemon, Path]:
+    """torch is broken while the file is there."""
+    flag, package = folder / "broken", folder / "torch"
     package.mkdir()
     flag.touch()
-    missing = "libcudart.so.13: cannot open shared object file: No such file or directory"
-    (package / "__init__.py").write_text(f"raise OSError({missing!r})\n")
-    daemon = daemon_of({}, everywhere=BROKEN_TORCH.format(flag=str(flag), folder=str(tmp_path)))
+    (package / "__init__.py").write_text(f"raise OSError({MISSING!r})\n")
+    return daemon_of(changes, everywhere=BROKEN_TORCH.format(flag=str(flag), folder=str(folder))), flag
+
+
+def test_in_a_minute_it_looks_again_by_itself(tmp_path: Path) -> None:
+    daemon, flag = daemon_of_broken_torch(
+        tmp_path, {"supervisor/zygote.py": [("_UNFIT_SECONDS = 60.0", "_UNFIT_SECONDS = 0.0")]}
+    )
+    try:
+        refused(daemon)
+        wait_for(lambda: len(daemon.events("libraries_lack")) == 2, 300)
+        flag.unlink()
+        refused(daemon)
+        with daemon.client() as client:
+            assert images(draw(client))
+        # Jobs without a worker leave no line of their own.
+        assert not daemon.events("worker_gone") and not daemon.events("job_failed")
+    finally:
+        daemon.stop()
+
+
+def test_a_library_that_cannot_be_imported_is_named_and_a_reload_looks_again(tmp_path: Path) -> None:
+    daemon, flag = daemon_of_broken_torch(tmp_path, {})
     try:
         refused(daemon)
         (line,) = daemon.events("libraries_lack")
         with daemon.client() as client:
             assert client.status().libraries_lack is True
-        assert (line["library"], line["path"], line["missing"]) == ("torch", str(package), f"OSError: {missing}")
+        package = tmp_path / "torch"
+        assert (line["library"], line["path"], line["missing"]) == ("torch", str(package), f"OSError: {MISSING}")
         daemon.process.send_signal(signal.SIGHUP)
         wait_for(lambda: len(daemon.events("libraries_lack")) == 2, 300)
         refused(daemon)

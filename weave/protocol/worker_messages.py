@@ -13,6 +13,9 @@ from weave.protocol.client_messages import ImageFormat, Tokens
 from weave.protocol.tasks import Task
 from weave.protocol.text import Device, Dtype
 
+Reason: TypeAlias = Literal["cancelled", "out_of_memory", "refused", "scheduler", "internal"]
+# The folders of a model's text encoders.
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # Of what a worker says for the log, in characters.
 MAX_DETAIL = 1000
 # status tells them, and a reader of JSON may have doubles, or integers with a sign.
@@ -106,11 +109,11 @@ class Finished(_Message, frozen=True, kw_only=True, tag="finished"):
 class Failed(_Message, frozen=True, kw_only=True, tag="failed"):
     """The job, or the loading of the model (job 0), ended without a result; the worker lives on.
 
-    `detail` is for the log, never for a client: it may hold a path. `libraries` is the broker's own: no worker came.
+    `detail` is for the log, never for a client: it may hold a path.
     """
 
     job: int
-    reason: Literal["cancelled", "out_of_memory", "refused", "scheduler", "libraries", "internal"]
+    reason: Reason
     detail: Annotated[str, Meta(max_length=MAX_DETAIL)]
 
 

@@ -112,11 +112,14 @@ def receive_violation(listener: int) -> Violation | None:
 
 def still_waits(listener: int, violation: Violation) -> bool:
     """Whether its thread still waits for an answer. What was read of /proc by its PID before was then its own."""
-    try:
-        fcntl.ioctl(listener, _NOTIF_ID_VALID, struct.pack("=Q", violation.notification))
-    except FileNotFoundError:
-        return False
-    return True
+    while True:
+        try:
+            fcntl.ioctl(listener, _NOTIF_ID_VALID, struct.pack("=Q", violation.notification))
+        except InterruptedError:
+            continue
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def let_through(listener: int, violation: Violation) -> None:

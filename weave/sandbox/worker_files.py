@@ -45,7 +45,7 @@ READ = (
     # The driver's libraries: NVIDIA's images and GKE have the first, NixOS has links into its store in the second.
     Path("/usr/local/nvidia"),
     Path("/run/opengl-driver"),
-    Path("/nix/store"),
+    *([Path("/nix/store")] if os.path.isdir("/run/opengl-driver") else []),
     *libraries(os.environ.get("LD_LIBRARY_PATH", "")),
     Path("/opt/rocm"),
     Path("/etc/ld.so.cache"),

@@ -204,7 +204,10 @@ class Supervisor:
             await worker.ended()
             worker.close()
             self._worker = None
-            log.write("supervisor", "worker_ended", worker=worker.id, model=worker.model, cause=cause)
+            if not unfit:  # then there was none, and the log has libraries_lack
+                log.write("supervisor", "worker_ended", worker=worker.id, model=worker.model, cause=cause)
+        if unfit and self._zygote is not None:
+            self._zygote.replace_if_unfit_for_long()
         await worker.reaped()
         broker.worker_ended(request.worker, cause, libraries_lack=unfit)
 

@@ -167,6 +167,15 @@ async def watch_violations(
     mode, answer each. However many come, all other tasks get their turn after each."""
     if listener is None:
         return None
+    try:
+        return await _watch_violations(process, listener, pidfd, recorded)
+    except Exception as error:  # out of descriptors, say: its calls would wait for an answer for ever
+        kill(pidfd)
+        log.write("supervisor", "watch_failed", of=process, detail=f"{type(error).__name__}: {error}")
+        raise
+
+
+async def _watch_violations(process: str, listener: int, pidfd: int, recorded: RecordedWorker | None) -> str | None:
     while True:
         await readable(listener)
         # First: on older kernels receiving waits for ever where nobody is left to ask (seccomp_unotify(2), BUGS).

@@ -14,6 +14,8 @@ from weave.supervisor.child import Child, describe_status, kill
 
 # What ends a process whose memory is not as its code expects: signal(7).
 _FAULTS = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP)
+# A shortage, or an upgrade that is under way, looks like a library that lacks something: look again after this long.
+_UNFIT_SECONDS = 60.0
 # What fdinfo says of a process that is gone.
 _REAPED = -1
 
@@ -23,8 +25,8 @@ class ZygoteEnded(Exception):
 
 
 class LibrariesUnfit(Exception):
-    """The zygote will fork nothing: its libraries lack something. Another one would not either, until they or the
-    config have changed, so this one is kept."""
+    """The zygote will fork nothing: its libraries lack something. Another one would most likely not either, until they
+    or the config have changed, so this one is kept for a while."""
 
 
 class Zygote:
@@ -51,6 +53,7 @@ class Zygote:
         self._exited: dict[int, asyncio.Future[int]] = {}
         # Each broker counts from 1, so that a number may be in it twice.
         self._unwanted: list[int] = []
+        self._unfit_since = 0.0
 
     @property
     def is_unfit(self) -> bool:
@@ -81,7 +84,7 @@ class Zygote:
     def reconfigure(self, config: WorkerConfig) -> None:
         """The next worker gets the new config. Where the libraries were unfit for the old one, a new zygote looks."""
         if self.is_unfit:
-            self.kill()
+            self._make_room()
             return
         self.models = {model.offer.id: model for model in config.models}
         memfd = to_memfd(config)
@@ -112,6 +115,16 @@ class Zygote:
         log.write("supervisor", "zygote_replaced", worker=worker)
         self.kill()
 
+    def replace_if_unfit_for_long(self) -> None:
+        """The next zygote looks at the libraries again, for the next job."""
+        if self.is_unfit and asyncio.get_running_loop().time() > self._unfit_since + _UNFIT_SECONDS:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """For a zygote that may be fit. Who asks for a worker from now on waits for that one."""
+        self.imported = asyncio.get_running_loop().create_future()
+        self.kill()
+
     def kill(self) -> None:
         """SIGKILL; `run` returns when it is gone."""
         self._child.kill()
@@ -132,6 +145,7 @@ class Zygote:
                     LibrariesUnfit("its libraries lack something: see libraries_lack in the log")
                 )
                 self.imported.exception()  # there may be nobody who waits
+                self._unfit_since = asyncio.get_running_loop().time()
         elif isinstance(message, Exited):
             log.write("supervisor", "worker_exited", worker=message.worker, status=describe_status(message.status))
             if -message.status in _FAULTS:

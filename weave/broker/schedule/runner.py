@@ -19,7 +19,7 @@ from weave.protocol.client_messages import Done, Loading, Timings, Tokens
 from weave.protocol.control_messages import StopReason
 from weave.protocol.errors import ErrorCode
 from weave.protocol.metrics import Metrics
-from weave.protocol.worker_messages import Failed, Finished, Made, Run
+from weave.protocol.worker_messages import Finished, Made, Run
 
 # A cancelled job ends at its next step; a worker that takes longer than this is killed.
 _CANCEL_SECONDS = 10.0
@@ -59,7 +59,7 @@ class Runner:
             job.finish(done)
         except WorkerError as error:
             code, message = FAILURES[error.reason]
-            if error.reason != "cancelled":
+            if error.reason not in ("cancelled", "libraries"):  # of the latter the log has one line for all
                 log.write("broker", "job_failed", job=job.number, reason=error.reason, detail=str(error))
             job.fail(code, message)
             if slot.worker is not None and slot.worker.device is None:
@@ -123,7 +123,7 @@ class Runner:
     def _check_wanted(self) -> None:
         """Raises WorkerError where the job was cancelled, or its time was up, while we waited."""
         if self._job.cancelled.is_set():
-            raise WorkerError(Failed(job=self._job.number, reason="cancelled", detail=""))
+            raise WorkerError("cancelled")
 
     async def _generate(self, worker: WorkerLink, job: GenerateJob) -> Tokens:
         """A worker of former jobs that had ended before it began on this one is replaced, unknown to the client. Raises

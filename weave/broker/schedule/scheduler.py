@@ -112,9 +112,10 @@ class Scheduler:
 
     def on_worker(self, message: WorkerStarted | WorkerEnded, descriptors: list[int]) -> None:
         """What becomes of a worker that a slot has asked for."""
-        if isinstance(message, WorkerEnded):
+        if isinstance(message, WorkerEnded) and message.libraries_lack:
+            self.libraries_lack = True
+        elif isinstance(message, WorkerEnded):
             log.write("broker", "worker_gone", worker=message.worker, cause=message.cause)
-            self.libraries_lack = self.libraries_lack or message.libraries_lack
         for slot in self.slots:
             if slot.worker_number == message.worker:
                 slot.on_worker(message, descriptors)

@@ -12,7 +12,6 @@ from weave.protocol.channel import Channel, ChannelClosed, close_all
 from weave.protocol.control_messages import StartWorker, StopReason, StopWorker, ToBroker, WorkerEnded, WorkerStarted
 from weave.protocol.metrics import Metrics
 from weave.protocol.peer import Peer
-from weave.protocol.worker_messages import Failed
 
 
 class Slot:
@@ -59,7 +58,7 @@ class Slot:
         waiting = self._started if self._started is not None and not self._started.done() else None
         if isinstance(message, WorkerEnded):
             if waiting is not None and message.libraries_lack:
-                waiting.set_exception(WorkerError(Failed(job=0, reason="libraries", detail=message.cause)))
+                waiting.set_exception(WorkerError("libraries", message.cause))
             elif waiting is not None:
                 waiting.set_result(None)
             self._gone.set()

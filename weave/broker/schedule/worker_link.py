@@ -2,13 +2,15 @@
 current state raises ChannelViolation, and the worker is killed."""
 
 from collections.abc import AsyncIterator
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from weave.broker.admission.principal import EVERYBODY, Served
 from weave.broker.schedule.snapshot import WorkerSnapshot
 from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd, close_all
+from weave.protocol.client_messages import Tokens
 from weave.protocol.waiting import receive
 from weave.protocol.worker_messages import (
+    ENCODERS,
     CancelRun,
     Failed,
     Finished,
@@ -19,6 +21,7 @@ from weave.protocol.worker_messages import (
     Memory,
     Previewed,
     Progressed,
+    Reason,
     Run,
 )
 
@@ -29,11 +32,11 @@ Update: TypeAlias = Progressed | Previewed | Made
 
 
 class WorkerError(Exception):
-    """The worker could not do it, and lives on."""
+    """The worker could not do it, and lives on; or there is none, for the reason "libraries"."""
 
-    def __init__(self, failed: Failed) -> None:
-        super().__init__(failed.detail)
-        self.reason = failed.reason
+    def __init__(self, reason: Reason | Literal["libraries"], detail: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 class WorkerLink:
@@ -58,7 +61,7 @@ class WorkerLink:
         message, memfd = await self._receive()
         close_all(memfd)
         if isinstance(message, Failed) and message.job == 0:
-            raise WorkerError(message)
+            raise WorkerError(message.reason, message.detail)
         if not isinstance(message, Loaded) or memfd:
             raise ChannelViolation(f"{type(message).__name__} while loading")
         self.device, self.dtype, self.memory = message.device, message.dtype, message.memory
@@ -80,9 +83,10 @@ class WorkerLink:
                     if descriptors:
                         raise ChannelViolation("a descriptor out of place")
                     if isinstance(message, Failed):
-                        raise WorkerError(message)
+                        raise WorkerError(message.reason, message.detail)
                     if image != images:
                         raise ChannelViolation(f"finished after {image} of {images} images")
+                    _check_tokens(message.tokens)
                     break
                 if message.image != image or image >= images:
                     raise ChannelViolation(f"image {message.image} when it was {image}'s turn")
@@ -127,6 +131,14 @@ class WorkerLink:
 
     async def _receive(self) -> tuple[FromWorker, list[int]]:
         return await receive(self._channel)
+
+
+def _check_tokens(tokens: Tokens) -> None:
+    """Clients show the names of encoders. Raises ChannelViolation."""
+    for told in (tokens.prompt, tokens.negative_prompt):
+        names = [encoder.encoder for encoder in told]
+        if len(names) != len(set(names)) or not set(names) <= set(ENCODERS):
+            raise ChannelViolation("tokens of an encoder that there is not")
 
 
 def _check_update(message: Update, descriptors: list[int], run: Run, step: int, previewed: int) -> None:
