@@ -57,8 +57,10 @@ def config(device: str, tables: str = MODEL, *, dtype: str = "auto", more: str =
 def record(device: str, folder: Path, command: tuple[str, ...] = AS_IT_IS) -> Recording:
     """Record mode, with a job of each model."""
     daemon = Daemon(config(device, MODEL + models.tables(folder)), options=("--record",), command=command)
-    failures = dict(_failures(daemon.wait_until_serving(), device))
-    daemon.stop()
+    try:
+        failures = dict(islice(_failures(daemon.wait_until_serving(), device), 2))  # each may take a minute
+    finally:
+        daemon.stop()
     return Recording(daemon.output(), failures)
 
 

@@ -36,7 +36,7 @@ def daemon(product: Product, device: str) -> Iterator[Daemon]:
     daemon.stop()
 
 
-@pytest.mark.seconds(60)
+@pytest.mark.seconds(120)  # where the lists lack something it records, builds and tries up to three times
 def test_the_daemon_as_it_is_generates_with_each_model(product: Product, figures: dict[str, Any]) -> None:
     figures["lists"] = product.extended or "as they are"
     assert not product.failures and not product.extended

@@ -6,6 +6,7 @@ reports a violation and kills. LAYER is taken away to show that the attack would
 """
 
 import argparse
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -244,6 +245,10 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
         attestation.attest(pid, demanded, parent=os.getpid())
     except attestation.AttestationFailed as error:
         outcome["attestation"] = str(error)
+    os.set_blocking(reading, False)  # a library's warnings, while it was locked in; it waits for us now
+    with contextlib.suppress(BlockingIOError):
+        os.read(reading, 1 << 20)
+    os.set_blocking(reading, True)
     with starter:
         starter.send(b"!")  # a process that died of its attack already could not be attested
     ready, _, _ = select.select([listener, reading], [], [], 60)
@@ -278,6 +283,8 @@ def main() -> None:
         from weave.gpu_worker import environment
 
         environment.apply()
+        if chosen.role == "worker-on-cuda":
+            os.environ["CUDA_MODULE_LOADING"] = "LAZY"  # each attack starts CUDA, and may do no more by it
         import weave.gpu_worker.worker
 
         assert weave.gpu_worker.worker

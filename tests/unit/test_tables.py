@@ -69,6 +69,7 @@ def test_the_dtype_fits_the_device(
 def test_running_out_of_memory_is_known_for_what_it_is() -> None:
     assert device.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert device.is_out_of_memory(MemoryError())
+    assert device.is_out_of_memory(RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED"))
     assert device.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"))
     with pytest.raises(RuntimeError) as real:
         torch.empty(2**60)

@@ -1,5 +1,6 @@
 """The device that holds the model. ROCm presents itself to torch as cuda."""
 
+import contextlib
 import gc
 import resource
 
@@ -47,6 +48,8 @@ def warm_up(device: torch.device) -> None:
     # One element a core at least, or OpenMP would start fewer threads now and the rest after lock-down.
     torch.randn(1 << 20, device=device).exp().sum().item()
     if device.type == "cuda":
+        with contextlib.suppress(RuntimeError):  # more than there is: torch then asks NVML, which opens files
+            torch.empty(1 << 50, dtype=torch.uint8, device=device)
         torch.cuda.synchronize(device)
 
 
@@ -66,7 +69,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    words = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")
+    words = (
+        *("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed"),
+        "nvml_success ==",  # torch's report of it, where NVML does not answer
+    )
     return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
