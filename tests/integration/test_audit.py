@@ -83,7 +83,7 @@ def test_status_counts_what_happened(daemon: Daemon) -> None:
             draw(client, steps=0)
         metrics = client.status().metrics
     assert (metrics.connections, metrics.images, metrics.models_loaded) == (1, 2, 1)
-    assert {code.value: count for code, count in metrics.errors.items()} == {"out_of_bounds": 1}
+    assert metrics.errors == {"out_of_bounds": 1}
     assert sum(metrics.generating_seconds.counts) == 2 and metrics.generating_seconds.sum > 0
 
 

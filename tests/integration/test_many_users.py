@@ -65,7 +65,7 @@ def test_three_thousand_uids_of_one_user_count_as_one_and_known_users_are_served
 
 def test_if_each_uid_were_known_one_user_would_fill_the_totals(users: None) -> None:
     command = build({"broker/admission/principal.py": [("if uid in access.known", "if True")]})
-    os.chmod(Path(command[0]).parents[1], 0o755)  # the children are other users
+    os.chmod(Path(command[0]).parents[2], 0o755)  # the children are other users
     limits = "connections = 64\nconnections_per_uid = 2"
     for more, served in (({}, 2), ({"command": command}, 64)):
         with system(limits, **more) as daemon, crowd(daemon.socket, sub_uids(70), group=GROUP) as many:

@@ -122,7 +122,7 @@ WORKER_TRACED: Changes = {
         (
             "        harden(parent=parent)\n",
             "        import time\n"
-            "        while 'TracerPid:\\t0\\n' in Path('/proc/self/status').read_text():\n"
+            "        while 'TracerPid:\\t0\\n' in open('/proc/self/status').read():\n"
             "            time.sleep(0.01)\n"
             "        harden(parent=parent)\n",
         )

@@ -16,7 +16,7 @@ from tests.support.builds import Changes, build
 from tests.support.daemon import Daemon
 from tests.support.pictures import draw, images
 from tests.support.recorded import additions, to_add
-from tests.support.system import MODEL, REACHABLE
+from tests.support.system import MODEL, reachable
 from tests.support.users import ALICE, as_user, uid
 from weave.client import WeaveError
 
@@ -62,10 +62,10 @@ class Machine(NamedTuple):
         runtime = Path(tempfile.mkdtemp(prefix="weave-test-"))
         if self.user is None:
             return Daemon(MODEL, folder=runtime, command=command, options=options).wait_until_serving()
-        os.chmod(Path(command[0]).parents[1], 0o755)
+        os.chmod(Path(command[0]).parents[2], 0o755)
         os.chown(runtime, uid(self.user), -1)
         become = ("setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--init-groups")
-        daemon = Daemon(MODEL, (*REACHABLE, *become), folder=runtime, command=command, options=options)
+        daemon = Daemon(MODEL, (*reachable(), *become), folder=runtime, command=command, options=options)
         return daemon.wait_until_serving()
 
     def act(self, action: Callable[[], Any]) -> Any:
