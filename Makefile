@@ -22,7 +22,7 @@ demo: $(READY)
 
 test: $(READY)
 	test "$$(id -u)" -ne 0 || ./scripts/system-packages.sh $(TEST_PACKAGES)
-	$(PYTEST) --ignore=tests/faults
+	$(PYTEST) $(addprefix --ignore=,tests/faults $(SKIP))
 	$(BIN)/python -m pytest tests/faults
 	cd clients/go && $(GO) vet ./... && $(GO) test -race ./...
 
@@ -30,9 +30,13 @@ test: $(READY)
 test-fast: $(READY)
 	$(PYTEST) tests/unit tests/integration
 
-# As root: what an ordinary user gets who has nothing but the system's Python.
+# As root: what an ordinary user gets who has nothing but the system's Python. Without those that take minutes and are about
+# images, models and libraries, which are the same for every user.
+SAME_FOR_ALL := $(addprefix tests/integration/test_,same_as_diffusers.py schedulers.py loading.py jobs_apart.py families.py \
+	new_family.py tokens.py libraries_lacking.py) $(addprefix tests/security/test_,libraries.py recorded_lists.py arguments.py) \
+	tests/unit
 test-as-user: $(READY)
-	./scripts/as-user.sh demo test
+	./scripts/as-user.sh demo test SKIP="$(SAME_FOR_ALL)"
 
 # What a GPU does with all of it; gpu-report/report.txt says what came of it. REHEARSE=1: on the CPU, without what needs
 # a card.
