@@ -204,10 +204,10 @@ class Supervisor:
             await worker.ended()
             worker.close()
             self._worker = None
-            if not unfit:  # then there was none, and the log has libraries_lack
+            if not unfit:
                 log.write("supervisor", "worker_ended", worker=worker.id, model=worker.model, cause=cause)
-        if unfit and self._zygote is not None:
-            self._zygote.replace_if_unfit_for_long()
+            elif self._zygote is not None:  # there was no worker, and the log has libraries_lack
+                self._zygote.replace_if_unfit_for_long()
         await worker.reaped()
         broker.worker_ended(request.worker, cause, libraries_lack=unfit)
 

@@ -169,7 +169,7 @@ async def watch_violations(
         return None
     try:
         return await _watch_violations(process, listener, pidfd, recorded)
-    except Exception as error:  # out of descriptors, say: its calls would wait for an answer for ever
+    except Exception as error:  # out of descriptors, say: its calls would never be answered
         kill(pidfd)
         log.write("supervisor", "watch_failed", of=process, detail=f"{type(error).__name__}: {error}")
         raise

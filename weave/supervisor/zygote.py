@@ -144,7 +144,7 @@ class Zygote:
                 self.imported.set_exception(
                     LibrariesUnfit("its libraries lack something: see libraries_lack in the log")
                 )
-                self.imported.exception()  # there may be nobody who waits
+                self.imported.exception()  # no job may be waiting
                 self._unfit_since = asyncio.get_running_loop().time()
         elif isinstance(message, Exited):
             log.write("supervisor", "worker_exited", worker=message.worker, status=describe_status(message.status))
