@@ -86,9 +86,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         stopping = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stopping.set)
-        if (
-            signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-        ):  # as a shell's background has it: Ctrl-C is not for us
+        # A shell's background ignores it: there Ctrl-C is not for us.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             loop.add_signal_handler(signal.SIGINT, stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         zygotes = asyncio.create_task(_keep("zygote", self._run_zygote, stopping))
