@@ -6,7 +6,6 @@ reports a violation and kills. LAYER is taken away to show that the attack would
 """
 
 import argparse
-import contextlib
 import ctypes
 import errno
 import fcntl
@@ -245,18 +244,22 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
         attestation.attest(pid, demanded, parent=os.getpid())
     except attestation.AttestationFailed as error:
         outcome["attestation"] = str(error)
-    os.set_blocking(reading, False)  # a library's warnings, while it was locked in; it waits for us now
-    with contextlib.suppress(BlockingIOError):
-        os.read(reading, 1 << 20)
-    os.set_blocking(reading, True)
     with starter:
         starter.send(b"!")  # a process that died of its attack already could not be attested
-    ready, _, _ = select.select([listener, reading], [], [], 60)
-    violation = seccomp.receive_violation(listener) if listener in ready else None
-    if violation is not None:
-        outcome["violation"] = violation.call
-        os.kill(pid, signal.SIGKILL)
-    outcome["result"] = os.read(reading, 1000).decode()
+    told, violation = b"", None
+    # Its result comes last, after whatever a library had to warn of.
+    while not told.rpartition(b"\n")[2].startswith((b"gained: ", b"refused: ")):
+        ready, _, _ = select.select([listener, reading], [], [], 60)
+        violation = seccomp.receive_violation(listener) if listener in ready else None
+        if violation is not None:
+            outcome["violation"] = violation.call
+            os.kill(pid, signal.SIGKILL)
+            break
+        more = os.read(reading, 65536) if reading in ready else b""
+        if not more:
+            break
+        told += more
+    outcome["result"] = told.rpartition(b"\n")[2].decode()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status < 0 and violation is None:
         outcome["violation"] = signal.Signals(-status).name
