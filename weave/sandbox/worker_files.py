@@ -20,7 +20,7 @@ def packages(search: Iterable[str]) -> tuple[Path, ...]:
 
 def libraries(search: str) -> tuple[Path, ...]:
     """The shared libraries in the folders of `search` (LD_LIBRARY_PATH), such as a driver's that /etc/ld.so.cache
-    does not list. It comes from whoever started the daemon, which is why it is trusted. But such a folder may hold
+    does not list. It comes from the user who started the daemon, so it is trusted. But such a folder may hold
     more than libraries, or be a home folder: so each file is allowed by itself, and the folder is not."""
     found = []
     for folder in sorted({entry for entry in search.split(":") if entry.startswith("/")}):
