@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from weave.config.children import broker_config, worker_config
+from weave.config.child_configs import Access, BrokerConfig, WorkerConfig, from_memfd, to_memfd
 from weave.config.load import load
-from weave.config.parts import Access, BrokerConfig, WorkerConfig, from_memfd, to_memfd
 from weave.config.schema import Config, ConfigError
+from weave.config.split import broker_config, worker_config
 
 # On a line of its own, before what goes into conf.d.
 DROP_IN = b"\n#conf.d\n"

@@ -24,7 +24,7 @@ from weave.protocol.control_messages import (
 )
 from weave.protocol.errors import RequestError
 from weave.protocol.worker_messages import FromWorker, Run, ToWorker
-from weave.supervisor import textfile
+from weave.supervisor import metrics_file
 
 UNIONS: tuple[Any, ...] = (
     FromBroker,
@@ -55,7 +55,7 @@ def control(data: bytes) -> None:
     # As bytes: a NaN is not equal to itself.
     assert msgspec.msgpack.encode(msgspec.msgpack.decode(again, type=union)) == again
     if isinstance(message, Alive):
-        _check_textfile(message)
+        _check_metrics(message)
     elif isinstance(message, Run):
         with suppress(RequestError):
             check_parameters(message.parameters, FAMILIES["sd1"].bounds, FAMILIES["sd1"].schedulers)
@@ -91,9 +91,9 @@ def _through_a_channel(union: Any, payload: bytes, *, descriptors: int) -> Any:
     return None
 
 
-def _check_textfile(alive: Alive) -> None:
+def _check_metrics(alive: Alive) -> None:
     """A sample is a name, perhaps with labels, and a number (the textfile collector's format)."""
-    for line in textfile._lines(alive):
+    for line in metrics_file._lines(alive):
         assert "\n" not in line
         name, _, number = line.rpartition(" ")
         assert name.startswith("# TYPE weave_") or (name.startswith("weave_") and number)

@@ -23,7 +23,7 @@ from fuzz.worker_replies import worker_replies
 from weave import log
 from weave.broker.front import requests
 from weave.client import codec
-from weave.config.parts import Access, BrokerConfig
+from weave.config.child_configs import Access, BrokerConfig
 from weave.config.schema import Limits
 from weave.models import files
 from weave.models.families import FAMILIES
@@ -32,7 +32,7 @@ from weave.protocol.bounds import MAX_SEED
 from weave.protocol.channel import close_all, sealed_memfd
 from weave.protocol.client_messages import Error, Generate, LoadModel, ModelOffer
 from weave.protocol.errors import FrameError, RequestError
-from weave.supervisor import relay
+from weave.supervisor.children import stderr_relay
 
 _FAMILY = FAMILIES["sd1"]
 _OFFER = ModelOffer(
@@ -243,12 +243,12 @@ class _Lines(list[bytes]):
 
 
 def relayed(data: bytes) -> None:
-    """relay._write: whatever a child says becomes one line of JSON that tells whose it is."""
+    """stderr_relay._write: whatever a child says becomes one line of JSON that tells whose it is."""
     reader = Reader(data)
     audited, line = bool(reader.byte() & 1), reader.rest()
     lines, audit = _Lines(), _Lines()
     with patch.object(log, "_standard_error", lines), patch.object(log, "_audit_file", audit):
-        relay._write("broker", line, audited)
+        stderr_relay._write("broker", line, audited)
     (written,) = lines
     assert written.endswith(b"\n") and written.count(b"\n") == 1
     fields = msgspec.json.decode(written)

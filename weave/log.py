@@ -1,7 +1,7 @@
 """The log and the audit log: one JSON object a line.
 
 Only the supervisor writes to where the lines end up: on standard error, which systemd hands to the journal, and
-in the audit's file. Its children's standard error is a pipe to it (weave/supervisor/relay.py).
+in the audit's file. Its children's standard error is a pipe to it (weave/supervisor/children/stderr_relay.py).
 """
 
 import os

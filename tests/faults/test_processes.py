@@ -18,10 +18,8 @@ from weave.protocol.errors import ErrorCode
 LIMITS = "[limits]\njob_seconds = 4.0\nload_seconds = 4.0\nstart_seconds = 90.0\n"
 # What is killed often is started again as fast as what is killed once, and is asked more often whether it lives.
 IMPATIENT = {
-    "supervisor/supervisor.py": [
-        ("_LONGEST_BACKOFF_SECONDS = 5.0", "_LONGEST_BACKOFF_SECONDS = 0.1"),
-        ("_TICK_SECONDS = 5.0", "_TICK_SECONDS = 2.0"),
-    ],
+    "supervisor/children/restart.py": [("_LONGEST_BACKOFF_SECONDS = 5.0", "_LONGEST_BACKOFF_SECONDS = 0.1")],
+    "supervisor/supervisor.py": [("_TICK_SECONDS = 5.0", "_TICK_SECONDS = 2.0")],
     "broker/schedule/runner.py": [("_CANCEL_SECONDS = 10.0", "_CANCEL_SECONDS = 1.0")],
 }
 

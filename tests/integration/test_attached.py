@@ -130,7 +130,7 @@ def test_a_bad_header_after_which_nothing_can_be_read_ends_the_daemon_in_order(o
     *_, last = owner.daemon.all_events()
     assert (last["event"], last["reason"]) == (
         "stopped",
-        "our one client was dropped; the broker's last line says why",
+        "our only client was dropped; the broker's last line says why",
     )
     *_, refused = [line for line in owner.daemon.all_events() if line["process"] == "broker"]
     assert refused["event"] == "frame_refused" and name.split()[0] in refused["reason"]
@@ -143,7 +143,7 @@ def test_half_a_frame_ends_the_daemon_in_order() -> None:
         connection.sendall(generate_1()[:20])
         assert connection.recv(1) == b"" and owner.all_gone([])
     assert owner.daemon.process.returncode == 0
-    assert owner.daemon.all_events()[-1]["reason"] == "our one client was dropped; the broker's last line says why"
+    assert owner.daemon.all_events()[-1]["reason"] == "our only client was dropped; the broker's last line says why"
     assert owner.daemon.events("client_dropped")[-1]["reason"] == "a frame was begun and not finished in time"
 
 
@@ -205,7 +205,7 @@ def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
         told = subprocess.run([COMMAND, "--socket-path", path], capture_output=True, text=True, timeout=60, check=False)
         assert (told.returncode, told.stderr) == (
             78,
-            f"weave-compute: {path}: whoever listens there did not accept a connection in 5 s\n",
+            f"weave-compute: {path}: the listener did not accept a connection in 5 s\n",
         )
         daemon = start([COMMAND, "--socket-path", path], stdin=subprocess.PIPE)
         listening.accept()[0].close()

@@ -17,7 +17,7 @@ from tests.support.pictures import PROMPT, draw
 from tests.support.system import MODEL
 from weave import log
 from weave.client import WeaveError
-from weave.supervisor import relay
+from weave.supervisor.children import stderr_relay as relay
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

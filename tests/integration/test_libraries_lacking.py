@@ -82,7 +82,7 @@ def daemon_of_broken_torch(folder: Path, changes: Changes) -> tuple[Daemon, Path
 
 def test_in_a_minute_it_looks_again_by_itself(tmp_path: Path) -> None:
     daemon, flag = daemon_of_broken_torch(
-        tmp_path, {"supervisor/zygote.py": [("_UNFIT_SECONDS = 60.0", "_UNFIT_SECONDS = 0.0")]}
+        tmp_path, {"supervisor/children/zygote.py": [("_UNFIT_SECONDS = 60.0", "_UNFIT_SECONDS = 0.0")]}
     )
     try:
         refused(daemon)

@@ -16,7 +16,7 @@ from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, BROKER, CAROL, EVE, GROUP, WORKER, as_user, uid
 from weave.broker.admission import access as broker_access
 from weave.client import Client, NotRunning
-from weave.config.parts import Access
+from weave.config.child_configs import Access
 from weave.protocol.peer import Peer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")

@@ -191,8 +191,8 @@ def lock_down_as_worker_with_a_gpu(control: int) -> None:
 
 def lock_down_as_worker(control: int, *, gpu: bool, device: str = "cpu") -> None:
     """weave/gpu_worker/worker.py, from its first line to lock_down()."""
-    from weave.config.children import worker_config
     from weave.config.schema import Config, DeviceConfig, ModelConfig
+    from weave.config.split import worker_config
     from weave.gpu_worker import worker
 
     worker.drop_capabilities = process.drop_capabilities

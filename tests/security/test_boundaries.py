@@ -17,9 +17,9 @@ from tests.support.daemon import DEMO_MODEL, Daemon, descriptors_of, wait_for
 from tests.support.pictures import draw, images
 from tests.support.system import MODEL
 from weave.client import Client, WeaveError
-from weave.config.children import broker_config
+from weave.config.child_configs import Access, to_memfd
 from weave.config.load import default_config
-from weave.config.parts import Access, to_memfd
+from weave.config.split import broker_config
 from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd, close_all, sealed_memfd, socket_pair
 from weave.protocol.control_messages import Attested, FromBroker
 from weave.protocol.errors import ErrorCode

@@ -32,7 +32,7 @@ WORKER: Changes = {
         ("def run_worker(", "PLACE = '/marker/'\n\n\ndef run_worker("),
     ],
     # Each attack would have torch imported again: test_zygote_replaced.py has the real thing.
-    "supervisor/zygote.py": [
+    "supervisor/children/zygote.py": [
         ('"zygote_replaced", worker=worker)\n        self.kill()\n', '"zygote_replaced", worker=worker)\n')
     ],
 }
@@ -56,7 +56,7 @@ BROKER: Changes = {
         ),
     ],
     # Every attack ends a broker: no need to wait longer for each.
-    "supervisor/supervisor.py": [
+    "supervisor/children/restart.py": [
         ("_LONGEST_BACKOFF_SECONDS = 5.0", "_LONGEST_BACKOFF_SECONDS = 0.1"),
     ],
 }

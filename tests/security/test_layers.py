@@ -98,7 +98,7 @@ UNATTESTED: dict[str, tuple[Changes, str]] = {
         "not a message of this channel",
     ),
     "a worker of another parent": (
-        {"supervisor/worker.py": [("parent=zygote.pid", "parent=1")]},
+        {"supervisor/children/worker.py": [("parent=zygote.pid", "parent=1")]},
         "is not a child of process 1",
     ),
 }

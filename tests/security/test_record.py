@@ -25,13 +25,13 @@ from weave.protocol.client_messages import StatusReport
 from weave.protocol.errors import ErrorCode
 from weave.sandbox import broker_calls, seccomp, worker_calls
 from weave.sandbox.process import harden
-from weave.supervisor import recorder as recorders
-from weave.supervisor.findings import call_found
-from weave.supervisor.recorder import Recorder
+from weave.supervisor.record_mode import recorder as recorders
+from weave.supervisor.record_mode.findings import call_found
+from weave.supervisor.record_mode.recorder import Recorder
 from weave.supervisor.supervisor import Supervisor
 
 HOSTILE_WORKER: dict[str, Path | str] = {"gpu_worker/hostile.py": HOSTILE / "worker.py"}
-TOLD_TO_RECORD: Changes = {"supervisor/worker.py": [("record=self._recorder is not None", "record=True")]}
+TOLD_TO_RECORD: Changes = {"supervisor/children/worker.py": [("record=self._recorder is not None", "record=True")]}
 
 
 class Recorded(NamedTuple):

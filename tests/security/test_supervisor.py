@@ -17,7 +17,7 @@ from weave.config.schema import AuditConfig, Config
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
 from weave.sandbox.process import Account, harden
 from weave.supervisor import main as supervisor
-from weave.supervisor.socket import ListeningSocket
+from weave.supervisor.sockets.listening import ListeningSocket
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="what is left of root is the question")
 

@@ -25,7 +25,7 @@ TELLS: tuple[str, str] = (
     "        log.write('worker', 'layout', address=cast(CDLL(None).getpid, c_void_p).value)\n",
 )
 REPLACED: Changes = {"gpu_worker/worker.py": [*WORKER["gpu_worker/worker.py"], TELLS]}
-NOT_REPLACED: Changes = REPLACED | {"supervisor/zygote.py": WORKER["supervisor/zygote.py"]}
+NOT_REPLACED: Changes = REPLACED | {"supervisor/children/zygote.py": WORKER["supervisor/children/zygote.py"]}
 
 
 def start(changes: Changes) -> Hostile:

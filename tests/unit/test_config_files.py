@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from weave.config.files import read_checked
 from weave.config.load import default_path, load
+from weave.config.ownership import read_checked
 from weave.config.schema import ConfigError
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

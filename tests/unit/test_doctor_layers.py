@@ -7,7 +7,8 @@ import pytest
 
 from weave.config.schema import Config, SystemConfig
 from weave.protocol.client_messages import StatusReport
-from weave.weavectl import doctor, layers
+from weave.weavectl import doctor
+from weave.weavectl import doctor_sandbox as layers
 from weave.weavectl.finding import Finding
 
 MAC = "mandatory access control"

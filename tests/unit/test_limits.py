@@ -10,7 +10,7 @@ from weave import log
 from weave.broker.admission.audit import LINES, Audit
 from weave.broker.admission.limits import Admission, TokenBucket, Unread
 from weave.broker.admission.principal import UNKNOWN, Principal, principal_of
-from weave.config.parts import Access, BrokerConfig
+from weave.config.child_configs import Access, BrokerConfig
 from weave.config.schema import Limits
 from weave.protocol.errors import ErrorCode, RequestError
 from weave.protocol.peer import Peer

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weave import log
-from weave.config.files import open_own_folder
+from weave.config.ownership import open_own_folder
 from weave.config.schema import ConfigError
 from weave.protocol.control_messages import Alive
 from weave.protocol.metrics import Metrics
-from weave.supervisor.textfile import write_textfile
+from weave.supervisor.metrics_file import write_metrics
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 ALIVE = Alive(metrics=Metrics(), connections=1, queue_length=2)
@@ -53,7 +53,7 @@ def test_the_metrics_file_is_made_anew_and_no_link_in_its_place_is_followed(tmp_
     victim.chmod(0o600)
     (tmp_path / "weave.prom").symlink_to(victim)
     (tmp_path / ".weave.prom.part").symlink_to(victim)
-    write_textfile(tmp_path / "weave.prom", ALIVE)
+    write_metrics(tmp_path / "weave.prom", ALIVE)
     assert victim.read_text() == "theirs" and victim.stat().st_mode & 0o777 == 0o600
     assert "weave_queue_length 2\n" in (tmp_path / "weave.prom").read_text()
     assert not (tmp_path / "weave.prom").is_symlink()
@@ -61,14 +61,14 @@ def test_the_metrics_file_is_made_anew_and_no_link_in_its_place_is_followed(tmp_
 
 def test_the_metrics_file_does_not_wait_for_the_reader_of_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".weave.prom.part")
-    write_textfile(tmp_path / "weave.prom", ALIVE)
+    write_metrics(tmp_path / "weave.prom", ALIVE)
     assert (tmp_path / "weave.prom").is_file()
 
 
 def test_the_metrics_file_has_only_the_errors_that_there_are(tmp_path: Path) -> None:
     """A broker that was taken over may count others: each would be a time series of its own."""
     counted = Metrics(errors={"queue_full": 3, "of_no_daemon": 1})
-    write_textfile(tmp_path / "weave.prom", Alive(metrics=counted, connections=1, queue_length=2))
+    write_metrics(tmp_path / "weave.prom", Alive(metrics=counted, connections=1, queue_length=2))
     lines = (tmp_path / "weave.prom").read_text().splitlines()
     assert [line for line in lines if "errors" in line and "code" in line] == [
         'weave_errors_total{code="queue_full"} 3'
@@ -81,7 +81,7 @@ def test_a_folder_that_is_anothers_gets_no_file_of_ours(tmp_path: Path) -> None:
     folder.mkdir()
     os.chown(folder, 4001, 4001)
     with pytest.raises(ConfigError, match=f"belongs to UID 4001; mend it with: chown 0 {folder}"):
-        write_textfile(folder / "weave.prom", ALIVE)
+        write_metrics(folder / "weave.prom", ALIVE)
     assert list(folder.iterdir()) == []
 
 

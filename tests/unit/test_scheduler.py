@@ -13,7 +13,7 @@ from weave.broker.schedule import scheduler as scheduler_module
 from weave.broker.schedule.job import JobNumber, LoadJob
 from weave.broker.schedule.scheduler import Scheduler
 from weave.broker.schedule.snapshot import ScheduleSnapshot, SlotSnapshot
-from weave.config.parts import Access, BrokerConfig
+from weave.config.child_configs import Access, BrokerConfig
 from weave.config.schema import Limits
 from weave.protocol.control_messages import StartWorker, StopWorker, WorkerEnded
 from weave.protocol.errors import ErrorCode

@@ -26,8 +26,8 @@ ARMED = {
         "        from weave import attack\n        attack.run('worker')\n        keep_only(jobs, c",
     ),
     "supervisor/main.py": (
-        "        entrance = open_",
-        "        from weave import attack\n        attack.run('supervisor')\n        entrance = open_",
+        "        client_socket = open_",
+        "        from weave import attack\n        attack.run('supervisor')\n        client_socket = open_",
     ),
     "sandbox/landlock.py": ("def restrict_changes(", "def restrict_changes(**_): return 'none'\ndef unused("),
 }

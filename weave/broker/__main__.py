@@ -6,7 +6,7 @@ import resource
 import socket
 
 from weave.broker.server import Server
-from weave.config.parts import BrokerConfig, from_memfd
+from weave.config.child_configs import BrokerConfig, from_memfd
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import CLIENT_DROPPED_STATUS, Attested, LockedDown, ToBroker
 from weave.protocol.waiting import receive

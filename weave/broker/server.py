@@ -10,7 +10,7 @@ from weave.broker.front.dispatch import Dispatcher
 from weave.broker.front.listener import Listener
 from weave.broker.front.status import DaemonSnapshot
 from weave.broker.schedule.scheduler import Scheduler
-from weave.config.parts import BrokerConfig, from_memfd
+from weave.config.child_configs import BrokerConfig, from_memfd
 from weave.protocol.channel import Channel, ChannelViolation, close_all
 from weave.protocol.control_messages import (
     Alive,

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from weave.config.files import read_checked
 from weave.config.offers import check
+from weave.config.ownership import read_checked
 from weave.config.schema import BoundsOverride, Config, ConfigError, DefaultsOverride, ModelConfig
 
 _SYSTEM_PATH = Path("/etc/weave/weave-compute.toml")

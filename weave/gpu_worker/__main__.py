@@ -11,7 +11,7 @@ import selectors
 import time
 
 from weave import log
-from weave.config.parts import WorkerConfig, from_memfd
+from weave.config.child_configs import WorkerConfig, from_memfd
 from weave.gpu_worker import environment, libraries
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, Imported, LibrariesLack, ToZygote

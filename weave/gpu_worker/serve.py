@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from weave import log
-from weave.config.parts import WorkerModel
+from weave.config.child_configs import WorkerModel
 from weave.gpu_worker import device as devices
 from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.pipeline import Cancelled, Job, run

@@ -15,7 +15,7 @@ import prctl
 import torch
 
 from weave import log
-from weave.config.parts import WorkerModel
+from weave.config.child_configs import WorkerModel
 from weave.config.schema import DeviceConfig
 from weave.gpu_worker import device as devices
 from weave.gpu_worker.serve import serve

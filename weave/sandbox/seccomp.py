@@ -4,7 +4,7 @@ A call that is not on the list is neither made nor answered: it waits in the ker
 supervisor, which logs its name and kills the process (seccomp_unotify(2)). Killing at once, as the filter could,
 would leave no trace but a line in the kernel's log that an ordinary user may not read. When the supervisor is
 gone the call fails with ENOSYS, and PR_SET_PDEATHSIG has ended the process anyway. In record mode alone
-(weave/supervisor/recorder.py) the supervisor answers it: it lets the call through, or refuses it with an error.
+(supervisor/record_mode) the supervisor answers it: it lets the call through, or refuses it with an error.
 """
 
 import errno

@@ -6,7 +6,7 @@ import os
 import pwd
 from pathlib import Path
 
-from weave.config.parts import Access
+from weave.config.child_configs import Access
 from weave.config.schema import ConfigError, SystemConfig
 from weave.sandbox.process import Account, unmapped_gid, unmapped_uid
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from weave import log
-from weave.config.files import open_own_folder
+from weave.config.ownership import open_own_folder
 from weave.config.schema import Config
 from weave.protocol.channel import close_all
 

@@ -14,8 +14,8 @@ from weave.models.layouts import check_layout
 from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.protocol.client_messages import StatusReport
 from weave.weavectl.connect import connect, who_listens
+from weave.weavectl.doctor_sandbox import check_landlock, check_layers, check_what_it_needs
 from weave.weavectl.finding import Finding
-from weave.weavectl.layers import check_landlock, check_layers, check_what_it_needs
 from weave.weavectl.output import Output
 
 EXIT_PROBLEM = 4

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import structs
 
 from weave import log
-from weave.config.parts import BrokerConfig
+from weave.config.child_configs import BrokerConfig
 from weave.protocol.bounds import Parameters
 from weave.protocol.channel import Channel, ChannelClosed
 from weave.protocol.control_messages import (
@@ -135,7 +135,7 @@ async def a_flood_of_requests(supervisor: Supervisor) -> str:
 
 # What the supervisor answers, and takes no harm from.
 REQUESTS: dict[str, tuple[Callable[[Supervisor], Awaitable[str]], str]] = {
-    "a model that is not in the list": (a_model_that_is_not_in_the_list, "the model is not in the config any more"),
+    "a model that is not in the list": (a_model_that_is_not_in_the_list, "the model is no longer in the config"),
     "the end of another worker": (the_end_of_another_worker, "Ping"),
     "a flood of requests": (a_flood_of_requests, "300 answered"),
 }

@@ -2,7 +2,7 @@
 
 import socket
 
-from weave.config.parts import Access
+from weave.config.child_configs import Access
 from weave.protocol.peer import Peer, supplementary_groups
 
 

@@ -11,7 +11,7 @@ from msgspec import Struct, field
 from weave import log
 from weave.broker.admission.limits import TokenBucket
 from weave.broker.admission.principal import Principal, principal_of
-from weave.config.parts import Access
+from weave.config.child_configs import Access
 from weave.protocol.peer import Peer
 
 # Of one event and principal in each window.
@@ -32,7 +32,7 @@ class _Suppressed(Struct):
 
 class _Budget:
     """The lines of one kind. `burst` and ten times `rate` is what comes in ten seconds at most; the supervisor takes
-    500 lines and 1 MiB of all that we write (weave/supervisor/relay.py). The second half of the burst is for each
+    500 lines and 1 MiB of all that we write (`stderr_relay.py`). The second half of the burst is for each
     principal's first line in a window: no few can use it up."""
 
     def __init__(self, *, rate: float, burst: int, longest_text: int) -> None:

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from weave.broker.admission.principal import UNKNOWN, Principal
-from weave.config.parts import BrokerConfig
+from weave.config.child_configs import BrokerConfig
 from weave.protocol.errors import ErrorCode, RequestError
 
 # The last slots of a total are for known principals that have none of them: one in this many.

@@ -4,7 +4,7 @@ SO_PEERGROUPS shows."""
 
 from msgspec import Struct
 
-from weave.config.parts import Access
+from weave.config.child_configs import Access
 from weave.protocol.peer import Peer
 
 

@@ -11,7 +11,7 @@ from weave.broker.admission.principal import Requester, principal_of
 from weave.broker.front.connection import Connection
 from weave.broker.front.dispatch import Dispatcher
 from weave.broker.front.session import Session
-from weave.config.parts import Access
+from weave.config.child_configs import Access
 from weave.protocol.client_messages import Error, encode
 from weave.protocol.errors import RequestError
 from weave.protocol.frames import Kind, pack_frame

@@ -10,7 +10,7 @@ from weave.broker.front.session import Session
 from weave.broker.front.status import DaemonSnapshot, report_to
 from weave.broker.schedule.job import GenerateJob, Job, JobNumber, JobNumbers, LoadJob, Reply
 from weave.broker.schedule.scheduler import Scheduler
-from weave.config.parts import BrokerConfig
+from weave.config.child_configs import BrokerConfig
 from weave.protocol import version1
 from weave.protocol.client_messages import (
     Cancel,

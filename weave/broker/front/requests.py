@@ -2,7 +2,7 @@
 
 import secrets
 
-from weave.config.parts import BrokerConfig
+from weave.config.child_configs import BrokerConfig
 from weave.protocol import version1
 from weave.protocol.bounds import Parameters
 from weave.protocol.client_messages import Generate, ModelOffer

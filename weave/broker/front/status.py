@@ -4,7 +4,7 @@ from msgspec import UNSET, Struct
 
 from weave import __version__
 from weave.broker.schedule.snapshot import ScheduleSnapshot, SlotSnapshot, WorkerState
-from weave.config.parts import BrokerConfig
+from weave.config.child_configs import BrokerConfig
 from weave.protocol.client_messages import JobStatus, StatusReport
 from weave.protocol.features import features
 from weave.protocol.metrics import Metrics

@@ -13,7 +13,7 @@ from weave.broker.schedule.events import FAILURES, event_of
 from weave.broker.schedule.job import GenerateJob, Job, LoadJob
 from weave.broker.schedule.slot import Slot
 from weave.broker.schedule.worker_link import WorkerError, WorkerLink
-from weave.config.parts import BrokerConfig
+from weave.config.child_configs import BrokerConfig
 from weave.protocol.channel import ChannelClosed, ChannelViolation
 from weave.protocol.client_messages import Done, Loading, Timings, Tokens
 from weave.protocol.control_messages import StopReason

@@ -13,7 +13,7 @@ from weave.broker.schedule.runner import Runner
 from weave.broker.schedule.slot import Slot
 from weave.broker.schedule.snapshot import JobSnapshot, ScheduleSnapshot
 from weave.broker.schedule.worker_link import WorkerError
-from weave.config.parts import BrokerConfig
+from weave.config.child_configs import BrokerConfig
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import ToBroker, WorkerEnded, WorkerStarted
 from weave.protocol.errors import ErrorCode, RequestError

@@ -1,5 +1,5 @@
-"""A child's standard error, line by line into our log. The child has no descriptor of the log itself, so a child
-that was taken over can neither forge another process's lines nor fill the disk."""
+"""A child's standard error, written to our log line by line. The child has no descriptor of the log, so a compromised
+child can neither forge another process's lines nor fill the disk."""
 
 import asyncio
 import os
@@ -13,42 +13,45 @@ from weave.protocol.waiting import readable
 
 _LONGEST_LINE = 16 * 1024
 _READ_BYTES = 64 * 1024
-_LINES = 500
-_BYTES = 1024 * 1024
+# A child's budget in each window.
 _WINDOW_SECONDS = 10.0
+_LINES_PER_WINDOW = 500
+_BYTES_PER_WINDOW = 1024 * 1024
 
 
 def stderr_pipe() -> tuple[int, int]:
-    """Our end and the child's. Neither blocks: a child that finds it full loses lines, not time."""
+    """Our end and the child's. Neither blocks: a child that finds the pipe full loses the line and goes on."""
     return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 async def relay(process: str, descriptor: int, *, audited: bool) -> None:
-    """Until the child, and whatever it forked, has closed its end. Takes _LINES lines or _BYTES bytes in
-    _WINDOW_SECONDS; then reads no more until the window's end, while the child's writing fails."""
+    """Runs until the child, and every process it forked, has closed its end. A child over its budget is not read until
+    the window ends, and its writes fail meanwhile."""
     loop = asyncio.get_running_loop()
-    window_end, left, room, rest = 0.0, 0, 0, b""
+    window_end, lines_left, bytes_left, rest = 0.0, 0, 0, b""
     while True:
         await readable(descriptor)
         if loop.time() > window_end:
-            window_end, left, room = loop.time() + _WINDOW_SECONDS, _LINES, _BYTES
+            window_end = loop.time() + _WINDOW_SECONDS
+            lines_left, bytes_left = _LINES_PER_WINDOW, _BYTES_PER_WINDOW
         data = os.read(descriptor, _READ_BYTES)
-        room -= len(data)
+        bytes_left -= len(data)
         *lines, rest = (rest + data).split(b"\n")
         if not data or len(rest) > _LONGEST_LINE:
             lines, rest = [*lines, rest[:_LONGEST_LINE]], b""
         lines = [line[:_LONGEST_LINE] for line in lines if line]
-        for line in lines[:left]:
+        for line in lines[:lines_left]:
             _write(process, line, audited)
         if not data:
             return
-        left -= len(lines)
-        if left < 0 or room < 0:
-            log.write("supervisor", "log_flooded", of=process, lines=max(-left, 0))
+        lines_left -= len(lines)
+        if lines_left < 0 or bytes_left < 0:
+            log.write("supervisor", "log_flooded", of=process, lines=max(-lines_left, 0))
             await asyncio.sleep(window_end - loop.time())
 
 
 def _write(process: str, line: bytes, audited: bool) -> None:
+    """As the child's event if it is one; else as text."""
     try:
         fields = msgspec.json.decode(line, type=dict[str, Any])
         event = str(fields.pop("event"))

@@ -1,4 +1,4 @@
-"""A process started by the supervisor: its channel, its pidfd, its end."""
+"""A process that the supervisor has started: its channel, its pidfd, its exit status."""
 
 import asyncio
 import os
@@ -13,11 +13,11 @@ from weave.protocol.channel import Channel, ChannelClosed, close_all, socket_pai
 from weave.protocol.waiting import readable
 from weave.sandbox.attestation import Confinement
 from weave.sandbox.process import Account
-from weave.supervisor.relay import relay, stderr_pipe
+from weave.supervisor.children.stderr_relay import relay, stderr_pipe
 
 Incoming = TypeVar("Incoming")
 
-# All that a child inherits of the environment: who is who, where the libraries are, and which GPU.
+# All that a child inherits of the environment.
 _ENVIRONMENT = (
     "PATH",
     "LANG",
@@ -27,12 +27,12 @@ _ENVIRONMENT = (
     "ROCR_VISIBLE_DEVICES",
 )
 
-_LAST_WORDS_SECONDS = 1.0
+_LAST_LINES_SECONDS = 1.0
 
 
-class Child(Generic[Incoming]):
-    """One running child. Its module is started in an interpreter of its own (`-I`: nothing from the environment
-    or the current folder), so it shares no memory with us or its siblings."""
+class ChildProcess(Generic[Incoming]):
+    """Owns the child's pidfd, its channel and the pipe of its standard error. The child's module runs in a new
+    interpreter (`-I`: nothing from the environment or the current folder), so it shares no memory with us."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class Child(Generic[Incoming]):
         *,
         audited: bool,
     ) -> None:
-        """`descriptors` are inherited, and named to the child in options; they stay open here.
-        `confinement` is what it becomes before it runs anything."""
+        """The child inherits `descriptors`, and gets their numbers as options; they stay open here. It has the account
+        and the label of `confinement` before it runs any code of ours. `audited`: its log lines may go to the audit."""
         ours, theirs = socket_pair()
         self._log, log_end = stderr_pipe()
         passed = {"control": theirs.fileno(), **descriptors}
         options = [f"--{name}={descriptor}" for name, descriptor in passed.items()]
-        # Without a home of its own Python looks for one in /etc/passwd, which is none of a child's business.
+        # Without HOME Python would read /etc/passwd.
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"HOME": "/nonexistent"}
         account, mac = confinement.account, confinement.mac
         user: dict[str, Any] = {}
@@ -78,8 +78,8 @@ class Child(Generic[Incoming]):
         self._relaying = asyncio.create_task(relay(module.removeprefix("weave."), self._log, audited=audited))
 
     def send(self, message: Struct, descriptors: tuple[int, ...] = ()) -> None:
-        """A child that does not read its channel is killed. One that has closed it is ending, as our reading finds too:
-        left alone, its exit status tells why."""
+        """Kills a child that does not read its channel. One that has closed it is exiting, which our reader finds too:
+        left alone, its exit status gives the cause."""
         try:
             self.channel.send(message, descriptors)
         except ChannelClosed:
@@ -88,26 +88,26 @@ class Child(Generic[Incoming]):
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL through the pidfd: never another process that got the same PID."""
+        """SIGKILL through the pidfd: never to another process with the same PID."""
         kill(self.pidfd)
 
-    async def ended(self) -> int:
-        """Wait for the end; the exit status, or minus the number of the signal."""
+    async def exited(self) -> int:
+        """Wait for it to exit, and reap it. Returns the exit status, or the negative number of the signal."""
         await readable(self.pidfd)
-        # Its last words, unless something that it started holds the other end.
-        await asyncio.wait([self._relaying], timeout=_LAST_WORDS_SECONDS)
+        # For its last lines; with a timeout, since a process that it started may hold the other end.
+        await asyncio.wait([self._relaying], timeout=_LAST_LINES_SECONDS)
         self._relaying.cancel()
         await asyncio.gather(self._relaying, return_exceptions=True)
         return self._process.wait()
 
     def close(self) -> None:
-        """Let go of what has ended."""
+        """After it has exited."""
         self.channel.close()
         close_all([self.pidfd, self._log])
 
 
 def kill(pidfd: int) -> None:
-    """SIGKILL, unless the process has ended already."""
+    """SIGKILL, unless the process has already exited."""
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except ProcessLookupError:

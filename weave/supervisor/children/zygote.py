@@ -1,42 +1,42 @@
-"""The zygote as the supervisor sees it: the process with torch in it that workers are forked from."""
+"""The zygote's process: it imports torch once, and forks the workers."""
 
 import asyncio
 import signal
 from typing import Any
 
 from weave import log
-from weave.config.parts import WorkerConfig, to_memfd
+from weave.config.child_configs import WorkerConfig, to_memfd
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, FromZygote, Imported, LibrariesLack, NewConfig
 from weave.protocol.waiting import receive
 from weave.sandbox.attestation import Confinement
-from weave.supervisor.child import Child, describe_status, kill
+from weave.supervisor.children.process import ChildProcess, describe_status, kill
 
-# What ends a process whose memory is not as its code expects: signal(7).
+# Signals of a process whose memory is not as its code expects: signal(7). A failed exploit looks like that.
 _FAULTS = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP)
-# A shortage, or an upgrade that is under way, looks like a library that lacks something: look again after this long.
+# A shortage of memory, or an upgrade in progress, looks like a library that lacks something: check again after this.
 _UNFIT_SECONDS = 60.0
-# What fdinfo says of a process that is gone.
+# The PID in fdinfo of a process that has been reaped.
 _REAPED = -1
 
 
 class ZygoteEnded(Exception):
-    """The zygote is gone, and the kernel has ended its workers with it."""
+    """The zygote has exited, and the kernel has killed its workers with it."""
 
 
 class LibrariesUnfit(Exception):
-    """The zygote will fork nothing: its libraries lack something. Another one would most likely not either, until they
-    or the config have changed, so this one is kept for a while."""
+    """The zygote forks no workers: its libraries lack something. Until they or the config change, another zygote would
+    most likely find the same, so this one is kept for a while."""
 
 
-class Zygote:
-    """A running zygote. `models` are those that it knows, by ID; `imported` is done once it can fork, and raises
-    ZygoteEnded or LibrariesUnfit where it never will."""
+class ZygoteProcess:
+    """One zygote, from exec to reaped. `models` are those in its config, by ID. `imported` is done when it can fork;
+    it raises ZygoteEnded or LibrariesUnfit if it never can."""
 
     def __init__(self, config: WorkerConfig, confinement: Confinement) -> None:
         memfd = to_memfd(config)
         try:
-            self._child: Child[FromZygote] = Child(
+            self._child: ChildProcess[FromZygote] = ChildProcess(
                 "weave.gpu_worker",
                 FromZygote,
                 {"config": memfd},
@@ -49,26 +49,26 @@ class Zygote:
         self.models = {model.offer.id: model for model in config.models}
         self.imported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._forked: dict[int, asyncio.Future[tuple[int, int, asyncio.Future[int]]]] = {}
-        # By PID, which is no other worker's until this one is reaped.
+        # By PID, which the kernel reuses only after the worker has been reaped.
         self._exited: dict[int, asyncio.Future[int]] = {}
-        # Each broker counts from 1, so that a number may be in it twice.
+        # Workers to kill when they are forked. Each broker counts from 1, so a number may occur twice.
         self._unwanted: list[int] = []
         self._unfit_since = 0.0
 
     @property
     def is_unfit(self) -> bool:
-        """Whether it has found its libraries to lack something."""
+        """Whether it has reported LibrariesLack."""
         return self.imported.done() and isinstance(self.imported.exception(), LibrariesUnfit)
 
     def send(self, message: ForkWorker, descriptors: tuple[int, int]) -> None:
-        """Ask for a worker; `forked` tells when it runs."""
+        """Ask for a worker, and then wait for it with `forked`. The caller still owns `descriptors`."""
         self._forked[message.worker] = asyncio.get_running_loop().create_future()
         self._child.send(message, descriptors)
 
     async def forked(self, worker: int) -> tuple[int, int, "asyncio.Future[int]"]:
-        """The PID and pidfd of a worker that was asked for, and, when it is reaped, its exit status, or minus the
-        number of the signal that ended it. Both raise ZygoteEnded. Cancelled, the worker is killed when it comes, or
-        now if it has just come."""
+        """Returns PID and pidfd of the requested worker, and the future of its exit status (negative: the signal). The
+        caller owns the pidfd. This and the future raise ZygoteEnded. If this is cancelled, the worker is killed, even
+        if it has been forked already."""
         waiting = self._forked[worker]
         try:
             return await waiting
@@ -76,15 +76,16 @@ class Zygote:
             if waiting.cancelled():
                 self._unwanted.append(worker)
             elif waiting.exception() is None:
-                _end_unwanted(waiting.result()[1])
+                _kill_unwanted(waiting.result()[1])
             raise
         finally:
             del self._forked[worker]
 
     def reconfigure(self, config: WorkerConfig) -> None:
-        """The next worker gets the new config. Where the libraries were unfit for the old one, a new zygote looks."""
+        """The new config is for the next worker. A zygote whose libraries were unfit is replaced, since the new config
+        may need less of them."""
         if self.is_unfit:
-            self._make_room()
+            self._replace_unfit()
             return
         self.models = {model.offer.id: model for model in config.models}
         memfd = to_memfd(config)
@@ -94,7 +95,7 @@ class Zygote:
             close_all([memfd])
 
     async def run(self) -> str:
-        """Listen to the zygote until it is gone. Returns the cause."""
+        """Handle its messages until it exits. Returns the cause."""
         try:
             while True:
                 self._handle(*await receive(self._child.channel))
@@ -104,29 +105,29 @@ class Zygote:
             pass
         finally:
             self._child.kill()
-            cause = describe_status(await self._child.ended())
+            cause = describe_status(await self._child.exited())
             self._child.close()
             self._fail_pending()
         return cause
 
     def replace(self, worker: int) -> None:
-        """After a worker that was attacked. All workers of a zygote have its address layout: what a failed exploit has
-        told of it must be worth nothing in the next one's."""
+        """After an attack on `worker`. All workers of one zygote have its address layout: what a failed exploit has
+        learned of it must not help in the next worker."""
         log.write("supervisor", "zygote_replaced", worker=worker)
         self.kill()
 
     def replace_if_unfit_for_long(self) -> None:
-        """The next zygote looks at the libraries again, for the next job."""
+        """The next zygote checks the libraries again."""
         if self.is_unfit and asyncio.get_running_loop().time() > self._unfit_since + _UNFIT_SECONDS:
-            self._make_room()
+            self._replace_unfit()
 
-    def _make_room(self) -> None:
-        """For a zygote that may be fit. Who asks for a worker from now on waits for that one."""
+    def _replace_unfit(self) -> None:
+        """Replace this zygote. Requests for a worker wait from now on: for the next one."""
         self.imported = asyncio.get_running_loop().create_future()
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL; `run` returns when it is gone."""
+        """SIGKILL; `run` returns when it has exited."""
         self._child.kill()
 
     def _handle(self, message: FromZygote, descriptors: list[int]) -> None:
@@ -135,7 +136,7 @@ class Zygote:
             return
         close_all(descriptors)
         if descriptors or isinstance(message, Forked):
-            raise ChannelViolation("descriptors out of place")
+            raise ChannelViolation("a message with the wrong number of descriptors")
         if isinstance(message, Imported):
             if not self.imported.done():
                 self.imported.set_result(None)
@@ -144,7 +145,7 @@ class Zygote:
                 self.imported.set_exception(
                     LibrariesUnfit("its libraries lack something: see libraries_lack in the log")
                 )
-                self.imported.exception()  # no job may be waiting
+                self.imported.exception()  # marks it as retrieved: there may be no job that waits
                 self._unfit_since = asyncio.get_running_loop().time()
         elif isinstance(message, Exited):
             log.write("supervisor", "worker_exited", worker=message.worker, status=describe_status(message.status))
@@ -158,12 +159,12 @@ class Zygote:
         is_it = _pid_of(pidfd) in (message.pid, _REAPED)
         if message.worker in self._unwanted and is_it:
             self._unwanted.remove(message.worker)
-            _end_unwanted(pidfd)
+            _kill_unwanted(pidfd)
             return
         waiting = self._forked.get(message.worker)
         if waiting is None or waiting.done() or not is_it:
             close_all([pidfd])
-            raise ChannelViolation("a worker that nobody asked for")
+            raise ChannelViolation("forked, for a worker that was not requested")
         exited = self._exited[message.pid] = asyncio.get_running_loop().create_future()
         waiting.set_result((message.pid, pidfd, exited))
 
@@ -172,17 +173,17 @@ class Zygote:
         for waiting in pending:
             if not waiting.done():
                 waiting.set_exception(ZygoteEnded())
-                waiting.exception()  # whoever waits no longer need not be told
+                waiting.exception()  # marks it as retrieved: its waiter may have been cancelled
 
 
-def _end_unwanted(pidfd: int) -> None:
-    """Kill a worker that came too late."""
+def _kill_unwanted(pidfd: int) -> None:
+    """Kill a worker whose request was cancelled."""
     kill(pidfd)
     close_all([pidfd])
 
 
 def _pid_of(pidfd: int) -> int | None:
-    """The PID behind a pidfd; None where it is none (proc_pid_fdinfo(5))."""
+    """The PID of a pidfd (proc_pid_fdinfo(5)); None if the descriptor is not a pidfd."""
     with open(f"/proc/self/fdinfo/{pidfd}") as file:
         fields = dict(line.split(":", 1) for line in file)
     return int(fields["Pid"]) if "Pid" in fields else None

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 from weave import log
-from weave.config.parts import WorkerModel
+from weave.config.child_configs import WorkerModel
 from weave.sandbox import seccomp, worker_calls, worker_files
 from weave.sandbox.seccomp import Refusal, Violation
-from weave.supervisor import opened_files
-from weave.supervisor.findings import Finding, Other, call_found, file_found
+from weave.supervisor.record_mode import opened_files
+from weave.supervisor.record_mode.findings import Finding, Other, call_found, file_found
 
 # A worker that was taken over could make as many as there are numbers; the rest are counted together.
 _MOST_FINDINGS = 1000

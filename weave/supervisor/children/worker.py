@@ -1,9 +1,8 @@
-"""One GPU worker as the supervisor sees it: forked, attested, watched, ended."""
+"""One GPU worker: forked by the zygote, attested, watched, killed."""
 
 import asyncio
 from typing import Any
 
-from weave import log
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all, socket_pair
 from weave.protocol.control_messages import (
     ForkWorker,
@@ -14,25 +13,26 @@ from weave.protocol.control_messages import (
     StartWorker,
 )
 from weave.protocol.waiting import readable, receive
-from weave.sandbox import seccomp
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
 from weave.sandbox.mac import layer_of
-from weave.supervisor.child import kill
-from weave.supervisor.recorder import RecordedWorker, Recorder
-from weave.supervisor.zygote import Zygote, ZygoteEnded
+from weave.supervisor.children.process import kill
+from weave.supervisor.children.violations import take_listener, watch_violations
+from weave.supervisor.children.zygote import ZygoteEnded, ZygoteProcess
+from weave.supervisor.record_mode.recorder import RecordedWorker, Recorder
 
-# The reasons to stop a worker that do not say how it ended; the second is given to whatever has ended by itself.
+# Reasons for stop() that do not say why the worker exited; "stopped" is given even if it already has.
 _UNEXPLAINED = ("the worker is gone", "stopped")
-# Within which a zygote that has nothing else to do tells how a worker ended.
+# How long an idle zygote may take to report a worker's exit status.
 _REAP_SECONDS = 3.0
 
 
 class WorkerFailed(Exception):
-    """The worker never came to serve; the message is for the log and for status."""
+    """The worker did not start; the message is for the log and for status."""
 
 
-class Worker:
-    """From fork to reaped. Only an attested worker's channel is handed on to the broker."""
+class WorkerProcess:
+    """From fork to reaped. Owns the worker's pidfd and seccomp listener. Its channel reaches the broker only after
+    attestation."""
 
     def __init__(self, request: StartWorker, recorder: Recorder | None) -> None:
         self.id = request.worker
@@ -43,30 +43,30 @@ class Worker:
         self._listener: int | None = None
         self._watching: asyncio.Task[str | None] | None = None
         self._stop_reason: str | None = None
-        # Its zygote, from when it was forked on, and its exit status, which only the zygote is told.
-        self._zygote: Zygote | None = None
+        # Set by the fork. The exit status comes from the zygote, which is the worker's parent.
+        self._zygote: ZygoteProcess | None = None
         self._exited: asyncio.Future[int] | None = None
 
-    async def start(self, zygote: Zygote, confinement: Confinement, *, seconds: float) -> int:
-        """Returns the broker's end of the worker's channel, which the caller closes. Raises WorkerFailed, and
-        ZygoteEnded or LibrariesUnfit where it was not even forked."""
+    async def start(self, zygote: ZygoteProcess, confinement: Confinement, *, seconds: float) -> int:
+        """Returns the broker's end of the worker's channel, which the caller owns. Raises WorkerFailed, and ZygoteEnded
+        or LibrariesUnfit if there was no fork."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._start(zygote, confinement)
         except TimeoutError:
             if self._pidfd is None and zygote.imported.done():
-                # It has nothing to do but to fork, so it hangs; the next one will not.
+                # An idle zygote that does not fork has hung.
                 zygote.kill()
             raise WorkerFailed(f"not ready within {seconds:g} s") from None
         except ChannelClosed:
-            raise WorkerFailed("ended before it was ready") from None
+            raise WorkerFailed("exited before it was ready") from None
         except (ChannelViolation, AttestationFailed) as error:
             raise WorkerFailed(str(error)) from None
 
-    async def _start(self, zygote: Zygote, confinement: Confinement) -> int:
+    async def _start(self, zygote: ZygoteProcess, confinement: Confinement) -> int:
         await asyncio.shield(zygote.imported)
         if self.model not in zygote.models:
-            raise WorkerFailed("the model is not in the config any more")
+            raise WorkerFailed("the model is no longer in the config")
         broker_end, job_end = socket_pair()
         supervisor_end, control_end = socket_pair()
         with job_end, control_end:
@@ -93,7 +93,7 @@ class Worker:
             return broker_end.detach()
 
     async def _record(self, control: Channel[FromRecordedStart], recorded: RecordedWorker, pidfd: int) -> LockedDown:
-        """In record mode the listener comes before the device's start, which needs our answers."""
+        """In record mode the listener comes before the worker starts its device, which needs our answers."""
         recording, descriptors = await receive(control)
         self._listener = take_listener(descriptors)
         self._watching = asyncio.create_task(watch_violations("worker", self._listener, pidfd, recorded))
@@ -105,38 +105,42 @@ class Worker:
         return locked_down
 
     def stop(self, reason: str) -> None:
-        """SIGKILL; `ended` tells when it is gone."""
+        """SIGKILL; `exited` returns when it has exited. The first reason counts."""
         self._stop_reason = self._stop_reason or reason
         if reason == "the worker broke the protocol":
             self._replace_zygote()
         if self._pidfd is not None:
             kill(self._pidfd)
 
-    async def ended(self) -> str:
-        """Wait for the end, killing at the first forbidden system call. Returns the cause."""
+    async def exited(self) -> str:
+        """Wait until it exits; a forbidden system call kills it. Returns the cause."""
         if self._pidfd is None:
             return self._stop_reason or "never started"
-        watching = self._watching or asyncio.create_task(watch_violations("worker", self._listener, self._pidfd))
+        watching = self._watching
+        if watching is None and self._listener is not None:
+            watching = asyncio.create_task(watch_violations("worker", self._listener, self._pidfd))
+        violation = None
         try:
             await readable(self._pidfd)
         finally:
-            # A task left over would in the end take the reader of whoever has the descriptor's number by then.
-            watching.cancel()
-            violation = (await asyncio.gather(watching, return_exceptions=True))[0]
+            if watching is not None:
+                # A task that outlives the listener would take over the reader of the next owner of its number.
+                watching.cancel()
+                violation = (await asyncio.gather(watching, return_exceptions=True))[0]
         if isinstance(violation, str):
             self._replace_zygote()
             return f"killed by seccomp: {violation}"
-        return self._stop_reason or "ended by itself"
+        return self._stop_reason or "exited by itself"
 
     async def reaped(self) -> None:
-        """It has ended: wait until its zygote has told how, and is on its way out if it must be replaced. No worker is
-        forked from it after this."""
+        """After it has exited: wait for its exit status, and have its zygote replaced if the worker was attacked. No
+        worker is forked from that zygote after this returns."""
         if self._zygote is None or self._exited is None:
             return
         try:
             async with asyncio.timeout(_REAP_SECONDS):
                 await asyncio.shield(self._exited)
-        except TimeoutError:  # it has something else to do, or hangs
+        except TimeoutError:  # the zygote is busy, or hangs
             if self._stop_reason in _UNEXPLAINED:
                 self._replace_zygote()
         except ZygoteEnded:
@@ -147,45 +151,6 @@ class Worker:
             self._zygote.replace(self.id)
 
     def close(self) -> None:
-        """Let go of what has ended."""
+        """After it has exited."""
         close_all([fd for fd in (self._pidfd, self._listener) if fd is not None])
         self._pidfd = self._listener = None
-
-
-def take_listener(descriptors: list[int]) -> int:
-    """The one seccomp listener that must come with LockedDown. Raises ChannelViolation."""
-    if len(descriptors) != 1 or not seccomp.is_listener(descriptors[0]):
-        close_all(descriptors)
-        raise ChannelViolation("locked_down came without a seccomp listener")
-    return descriptors[0]
-
-
-async def watch_violations(
-    process: str, listener: int | None, pidfd: int, recorded: RecordedWorker | None = None
-) -> str | None:
-    """Wait for a forbidden system call of any thread, kill the process, log the call's name and return it; in record
-    mode, answer each. However many come, all other tasks get their turn after each."""
-    if listener is None:
-        return None
-    try:
-        return await _watch_violations(process, listener, pidfd, recorded)
-    except Exception as error:  # out of descriptors, say: its calls would never be answered
-        kill(pidfd)
-        log.write("supervisor", "watch_failed", of=process, detail=f"{type(error).__name__}: {error}")
-        raise
-
-
-async def _watch_violations(process: str, listener: int, pidfd: int, recorded: RecordedWorker | None) -> str | None:
-    while True:
-        await readable(listener)
-        # First: on older kernels receiving waits for ever where nobody is left to ask (seccomp_unotify(2), BUGS).
-        if seccomp.has_ended(listener):
-            return None
-        violation = seccomp.receive_violation(listener)
-        if violation is not None and recorded is not None:
-            recorded.answer(listener, violation)
-        elif violation is not None:
-            kill(pidfd)
-            arguments = [hex(argument) for argument in violation.arguments]
-            log.write("supervisor", "sandbox_violation", of=process, call=violation.call, arguments=arguments)
-            return violation.call

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from msgspec import structs
 
-from weave.config.files import open_own_folder
+from weave.config.ownership import open_own_folder
 from weave.protocol.control_messages import Alive
 from weave.protocol.errors import ErrorCode
 from weave.protocol.metrics import BUCKETS, Histogram
 
 
-def write_textfile(path: Path, alive: Alive) -> None:
+def write_metrics(path: Path, alive: Alive) -> None:
     """In one step, through a file beside it that the collector does not read. Raises OSError, ConfigError."""
     part = f".{path.name}.part"
     folder = open_own_folder(path.parent)

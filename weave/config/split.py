@@ -2,8 +2,8 @@
 
 from typing import Literal
 
+from weave.config.child_configs import Access, BrokerConfig, WorkerConfig, WorkerModel
 from weave.config.offers import offers
-from weave.config.parts import Access, BrokerConfig, WorkerConfig, WorkerModel
 from weave.config.schema import Config
 
 

@@ -1,10 +1,10 @@
-"""The broker as the supervisor sees it: started, attested, then believed as far as its few requests go."""
+"""The broker's process: started, attested, then trusted only with its few requests."""
 
 import asyncio
 import contextlib
 import os
 
-from weave.config.parts import BrokerConfig, to_memfd
+from weave.config.child_configs import BrokerConfig, to_memfd
 from weave.protocol.channel import ChannelViolation, close_all
 from weave.protocol.control_messages import (
     CLIENT_DROPPED_STATUS,
@@ -24,25 +24,25 @@ from weave.protocol.control_messages import (
 from weave.protocol.waiting import receive
 from weave.sandbox.attestation import Confinement, attest
 from weave.sandbox.mac import layer_of
-from weave.supervisor.child import Child, describe_status
-from weave.supervisor.worker import take_listener, watch_violations
+from weave.supervisor.children.process import ChildProcess, describe_status
+from weave.supervisor.children.violations import take_listener, watch_violations
 
 CLIENT_GONE = "the connection or standard input has ended"
-# Attached, by the cause that close() returns.
+# Attached mode's reasons to stop, by the cause that close() returns.
 ORDERLY_ENDS = {
     "exit status 0": CLIENT_GONE,
-    f"exit status {CLIENT_DROPPED_STATUS}": "our one client was dropped; the broker's last line says why",
+    f"exit status {CLIENT_DROPPED_STATUS}": "our only client was dropped; the broker's last line says why",
 }
 
 
-class Broker:
-    """A running broker."""
+class BrokerProcess:
+    """One broker, from exec to reaped."""
 
     def __init__(self, config: BrokerConfig, socket: int, confinement: Confinement, *, attached: bool) -> None:
-        """`socket` is one to accept clients on; attached, it is the one client."""
+        """`socket` accepts clients, or, `attached`, is the connection to the only one."""
         memfd = to_memfd(config)
         try:
-            self._child: Child[FromBroker] = Child(
+            self._child: ChildProcess[FromBroker] = ChildProcess(
                 "weave.broker",
                 FromBroker,
                 {"config": memfd, "client" if attached else "listen": socket},
@@ -55,11 +55,11 @@ class Broker:
         self._confinement = confinement
         self._listener: int | None = None
         self._watching: asyncio.Task[str | None] | None = None
-        self._pings = 0
+        self._unanswered_pings = 0
 
     async def lock_down(self, supervisor: tuple[str, ...], *, seconds: float) -> tuple[str, ...]:
-        """Wait until it says that it is locked in, and see for ourselves; then it may serve. `supervisor` are our
-        own layers. Returns its layers.
+        """Wait until it reports that it is locked down, verify that, and let it serve. `supervisor` are our own layers.
+        Returns its layers.
 
         Raises ChannelClosed, ChannelViolation, AttestationFailed, TimeoutError.
         """
@@ -67,7 +67,7 @@ class Broker:
             message, descriptors = await receive(self._child.channel)
         if not isinstance(message, LockedDown):
             close_all(descriptors)
-            raise ChannelViolation("the broker spoke before it was locked in")
+            raise ChannelViolation("the broker sent a message before it was locked down")
         self._listener = take_listener(descriptors)
         self._child.channel.refuse_descriptors()
         attest(self.pid, self._confinement, parent=os.getpid())
@@ -81,23 +81,23 @@ class Broker:
         message, descriptors = await receive(self._child.channel)
         close_all(descriptors)
         if descriptors or isinstance(message, LockedDown):
-            raise ChannelViolation("the broker sent what only a child that starts may send")
+            raise ChannelViolation("the broker sent what only a child that is starting may send")
         if isinstance(message, Alive):
-            if not self._pings:
-                raise ChannelViolation("alive, which nobody asked for")
-            self._pings = 0
+            if not self._unanswered_pings:
+                raise ChannelViolation("alive without a ping")
+            self._unanswered_pings = 0
         return message
 
     def worker_started(self, worker: int, layers: tuple[str, ...], channel: int) -> None:
-        """Hand over an attested worker's channel."""
+        """Pass on an attested worker's `channel`, which the caller still owns."""
         self._child.send(WorkerStarted(worker=worker, layers=layers), (channel,))
 
     def worker_ended(self, worker: int, cause: str, *, libraries_lack: bool = False) -> None:
-        """Tell that a worker and its memory are gone, or that it never came."""
+        """A worker has exited and its memory is free, or it was never started."""
         self._child.send(WorkerEnded(worker=worker, cause=cause, libraries_lack=libraries_lack))
 
     def reconfigure(self, config: BrokerConfig) -> None:
-        """Hand over a new config."""
+        """Replace its config."""
         memfd = to_memfd(config)
         try:
             self._child.send(NewConfig(), (memfd,))
@@ -105,15 +105,15 @@ class Broker:
             close_all([memfd])
 
     def ping(self, *, libraries_lack: bool) -> bool:
-        """Ask whether it lives. Returns whether it has answered the time before."""
-        self._pings += 1
-        if self._pings > 1:
+        """Ask for an Alive. Returns whether the previous ping was answered; if not, none is sent."""
+        self._unanswered_pings += 1
+        if self._unanswered_pings > 1:
             return False
         self._child.send(Ping(libraries_lack=libraries_lack))
         return True
 
     def listen(self, socket: int) -> None:
-        """Hand over a socket in the place of the one that it accepts clients on."""
+        """Replace the socket that it accepts clients on. The caller still owns `socket`."""
         self._child.send(NewSocket(), (socket,))
 
     def kill(self) -> None:
@@ -121,19 +121,19 @@ class Broker:
         self._child.kill()
 
     def stop(self) -> None:
-        """It tells its clients, then ends."""
+        """Ask it to notify its clients and exit."""
         self._child.send(Stop())
 
-    async def ending(self, *, seconds: float) -> None:
-        """It has closed its channel: give it the time to end by itself, so that its status tells why."""
+    async def wait_for_exit(self, *, seconds: float) -> None:
+        """It has closed its channel: wait for it to exit by itself, so that its exit status gives the cause."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._child.ended()
+                await self._child.exited()
 
     async def close(self) -> str:
-        """End it if it has not ended. Returns the cause."""
+        """Kill it if it still runs, and reap it. Returns the cause of its end."""
         self._child.kill()
-        cause = describe_status(await self._child.ended())
+        cause = describe_status(await self._child.exited())
         if self._watching is not None:
             self._watching.cancel()
             violation = (await asyncio.gather(self._watching, return_exceptions=True))[0]

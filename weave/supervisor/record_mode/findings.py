@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 from weave.sandbox.seccomp import INT, WHOLE, Call, Condition, Refusal, Violation
-from weave.supervisor.opened_files import Opened
+from weave.supervisor.record_mode.opened_files import Opened
 
 _CALLS, _FILES = "weave/sandbox/worker_calls.py", "weave/sandbox/worker_files.py"
 
