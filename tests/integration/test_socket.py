@@ -129,7 +129,7 @@ def test_a_socket_below_a_folder_that_others_can_write_is_refused_and_nothing_ma
     writable.chmod(0o777)
     refused = run("--socket", path)
     assert refused.returncode == 78
-    assert f"{writable}: mode 0777 lets others write to it; mend it with: chmod go-w {writable}" in refused.stderr
+    assert f"{writable}: mode 0777 lets others write to it; fix it with: chmod go-w {writable}" in refused.stderr
     assert not path.parent.exists()
     # Made by whoever can write there, though it looks like ours.
     path.parent.mkdir(mode=0o700)

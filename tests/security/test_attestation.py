@@ -22,8 +22,8 @@ from weave.config.schema import ConfigError, SystemConfig
 from weave.protocol.client_messages import Generate
 from weave.protocol.errors import ErrorCode
 from weave.sandbox import attestation
+from weave.sandbox.account import Account, unmapped_gid, unmapped_uid
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
-from weave.sandbox.process import Account, unmapped_gid, unmapped_uid
 from weave.supervisor import accounts
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may trace what is not dumpable, or has two users")

@@ -24,8 +24,8 @@ from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd
 from weave.protocol.control_messages import Attested, FromBroker
 from weave.protocol.errors import ErrorCode
 from weave.protocol.worker_messages import FromWorker, Load
+from weave.sandbox.account import Account
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
-from weave.sandbox.process import Account
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user or to make a namespace")
 NOBODY = 65534

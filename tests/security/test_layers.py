@@ -19,7 +19,7 @@ from tests.support.pictures import draw, images
 from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.protocol.errors import ErrorCode
-from weave.sandbox.process import harden
+from weave.sandbox.hardening import harden
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user, or has capabilities to keep")
 NO_BOUNDS_IN_THE_BROKER: Changes = {"broker/front/requests.py": [without("check_bounds")]}

@@ -15,7 +15,7 @@ import pytest
 from weave.protocol.channel import Channel, socket_pair
 from weave.protocol.control_messages import Recording
 from weave.sandbox import seccomp, worker_calls
-from weave.sandbox.process import harden
+from weave.sandbox.hardening import harden
 from weave.supervisor.record_mode.opened_files import Opened, opened
 
 _libc = ctypes.CDLL(None, use_errno=True)

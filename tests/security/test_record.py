@@ -24,7 +24,7 @@ from weave.protocol.channel import received_descriptors
 from weave.protocol.client_messages import StatusReport
 from weave.protocol.errors import ErrorCode
 from weave.sandbox import broker_calls, seccomp, worker_calls
-from weave.sandbox.process import harden
+from weave.sandbox.hardening import harden
 from weave.supervisor.record_mode import recorder as recorders
 from weave.supervisor.record_mode.findings import call_found
 from weave.supervisor.record_mode.recorder import Recorder

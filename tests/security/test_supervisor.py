@@ -14,8 +14,9 @@ import pytest
 from tests.support.users import as_user
 from weave.config.load import default_config
 from weave.config.schema import AuditConfig, Config
+from weave.sandbox.account import Account
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
-from weave.sandbox.process import Account, harden
+from weave.sandbox.hardening import harden
 from weave.supervisor import main as supervisor
 from weave.supervisor.sockets.listening import ListeningSocket
 

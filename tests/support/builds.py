@@ -18,7 +18,7 @@ from weave.sandbox import worker_files
 Changes = dict[str, list[tuple[str, str]]]
 # Where others than root are to see a process's descriptors and memory in /proc. Root sees those of the product itself.
 DUMPABLE: Changes = (
-    {} if os.geteuid() == 0 else {"sandbox/process.py": [("prctl.set_dumpable(0)", "prctl.set_dumpable(1)")]}
+    {} if os.geteuid() == 0 else {"sandbox/hardening.py": [("prctl.set_dumpable(0)", "prctl.set_dumpable(1)")]}
 )
 
 

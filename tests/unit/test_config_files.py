@@ -39,29 +39,29 @@ def test_a_file_of_ours_that_only_we_can_write_is_read(file: Path) -> None:
 @pytest.mark.parametrize("mode", [0o660, 0o646, 0o777])
 def test_a_file_that_others_can_write_is_refused_with_its_mode_and_the_command(file: Path, mode: int) -> None:
     file.chmod(mode)
-    assert refusal(file) == f"{file}: mode {mode:04o} lets others write to it; mend it with: chmod go-w {file}"
+    assert refusal(file) == f"{file}: mode {mode:04o} lets others write to it; fix it with: chmod go-w {file}"
 
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_a_folder_that_others_can_write_is_refused(file: Path, level: int) -> None:
     folder = file.parents[level]
     folder.chmod(0o775)
-    assert refusal(file) == f"{folder}: mode 0775 lets others write to it; mend it with: chmod go-w {folder}"
+    assert refusal(file) == f"{folder}: mode 0775 lets others write to it; fix it with: chmod go-w {folder}"
 
 
 @root_only
 def test_a_file_or_folder_of_another_user_is_refused_with_its_owner(file: Path) -> None:
     os.chown(file, 4001, -1)
-    assert refusal(file) == f"{file}: belongs to UID 4001; mend it with: chown 0 {file}"
+    assert refusal(file) == f"{file}: belongs to UID 4001; fix it with: chown 0 {file}"
     os.chown(file, 0, -1)
     os.chown(file.parent, 4001, -1)
-    assert refusal(file) == f"{file.parent}: belongs to UID 4001; mend it with: chown 0 {file.parent}"
+    assert refusal(file) == f"{file.parent}: belongs to UID 4001; fix it with: chown 0 {file.parent}"
 
 
 def test_a_link_is_not_followed_but_a_linked_folder_is_checked_itself(file: Path, tmp_path: Path) -> None:
     link = file.with_name("link.toml")
     link.symlink_to(file)
-    assert "a link is not followed" in refusal(link)
+    assert "symbolic links are not followed" in refusal(link)
     (tmp_path / "linked").symlink_to(file.parent)
     assert read_checked(tmp_path / "linked" / file.name)
     file.parent.chmod(0o777)

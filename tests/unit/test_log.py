@@ -80,7 +80,7 @@ def test_a_folder_that_is_anothers_gets_no_file_of_ours(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     folder.mkdir()
     os.chown(folder, 4001, 4001)
-    with pytest.raises(ConfigError, match=f"belongs to UID 4001; mend it with: chown 0 {folder}"):
+    with pytest.raises(ConfigError, match=f"belongs to UID 4001; fix it with: chown 0 {folder}"):
         write_metrics(folder / "weave.prom", ALIVE)
     assert list(folder.iterdir()) == []
 
@@ -111,7 +111,7 @@ def test_a_folder_that_others_may_write_to_is_refused_and_so_are_a_link_and_the_
     with pytest.raises(ConfigError, match="lets others write"):
         open_own_folder(folder)
     folder.chmod(0o1777)
-    with pytest.raises(ConfigError, match="lets others make files in it"):
+    with pytest.raises(ConfigError, match="lets others create files in it"):
         open_own_folder(folder)
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(ConfigError):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from weave.sandbox.account import Account
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
 from weave.sandbox.mac import Mac, Role, apparmor_labels, selinux_labels
-from weave.sandbox.process import Account
 
 
 def test_apparmor_stacks_each_process_s_profile_on_the_one_the_daemon_was_started_in() -> None:

@@ -11,7 +11,7 @@ from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, clo
 from weave.protocol.control_messages import CLIENT_DROPPED_STATUS, Attested, LockedDown, ToBroker
 from weave.protocol.waiting import receive
 from weave.sandbox import broker_calls, landlock, seccomp
-from weave.sandbox.process import drop_capabilities, harden
+from weave.sandbox.hardening import drop_capabilities, harden
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
-"""The part of the config that each child gets, in a sealed memfd: the broker never sees a path, the worker
-never sees who may connect."""
+"""The part of the config that each child gets, in a sealed memfd: the broker's has no paths, the worker's does not say
+who may connect."""
 
 from typing import Literal, TypeVar
 
@@ -10,14 +10,14 @@ from weave.config.schema import DeviceConfig, Limits
 from weave.protocol.channel import read_sealed_memfd, sealed_memfd
 from weave.protocol.client_messages import ModelOffer
 
-Part = TypeVar("Part")
+ChildConfig = TypeVar("ChildConfig")
 
 
 class Access(Struct, frozen=True, forbid_unknown_fields=True):
-    """Who may connect: these UIDs, and whoever is in one of these groups. `members` are the UIDs that the group
-    database lists for them: what counts for a peer whose supplementary groups the kernel does not tell. `known` are
-    all UIDs that have limits of their own; the others share theirs (broker/admission/principal.py). `unmapped` is the
-    UID that the kernel shows for everybody whom it has no number for: nobody, whatever the groups."""
+    """Who may connect: `uids`, and members of `gids`. `members` are the UIDs that the group database lists for `gids`;
+    they count for a peer whose supplementary groups the kernel does not report. Each UID in `known` has its own limits;
+    all others share one set (broker/admission/principal.py). `unmapped` is the UID that the kernel reports for a peer
+    outside our user namespace; it is always refused."""
 
     uids: tuple[int, ...]
     gids: tuple[int, ...] = ()
@@ -27,7 +27,7 @@ class Access(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Model IDs with their bounds, the limits, and who may connect. `isolate_users`: no worker serves two UIDs."""
+    """`isolate_users`: no worker serves two UIDs."""
 
     mode: Literal["user", "system", "attached"]
     models: tuple[ModelOffer, ...]
@@ -40,7 +40,7 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class WorkerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One model's files, and its bounds to check again."""
+    """One model's files, and the offer, whose bounds the worker checks again."""
 
     offer: ModelOffer
     path: str
@@ -49,17 +49,17 @@ class WorkerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the zygote gets. A worker forked from it forgets all models but its own."""
+    """The zygote's. A worker uses one of the models."""
 
     device: DeviceConfig
     models: tuple[WorkerModel, ...]
 
 
-def to_memfd(part: BrokerConfig | WorkerConfig) -> int:
-    """A sealed memfd for a child to inherit or receive."""
-    return sealed_memfd("weave-config", msgspec.msgpack.encode(part))
+def to_memfd(config: BrokerConfig | WorkerConfig) -> int:
+    """A sealed memfd, which the caller owns, for a child to inherit or receive."""
+    return sealed_memfd("weave-config", msgspec.msgpack.encode(config))
 
 
-def from_memfd(descriptor: int, part: type[Part]) -> Part:
-    """The other end of to_memfd; `descriptor` is closed. Raises ChannelViolation, msgspec.ValidationError."""
-    return msgspec.msgpack.decode(read_sealed_memfd(descriptor), type=part)
+def from_memfd(descriptor: int, config: type[ChildConfig]) -> ChildConfig:
+    """In the child. Closes `descriptor`. Raises ChannelViolation, msgspec.ValidationError."""
+    return msgspec.msgpack.decode(read_sealed_memfd(descriptor), type=config)

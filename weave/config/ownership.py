@@ -1,4 +1,4 @@
-"""Opening a config file that nobody else can have written (as sshd's StrictModes)."""
+"""Files and folders that only root and our user can write to (like sshd's StrictModes)."""
 
 import errno
 import itertools
@@ -12,9 +12,9 @@ MAX_CONFIG_BYTES = 1024 * 1024
 
 
 def read_checked(path: Path) -> bytes:
-    """The bytes of `path`, if it and the folders above it belong to root or to us and only their owner can write.
+    """The content of `path`, if only root and our user can write to it and to the folders above it.
 
-    What is checked is the opened descriptor, so the file cannot be swapped in between. Raises ConfigError.
+    The checks are on the open descriptor, so the file cannot be replaced between check and use. Raises ConfigError.
     """
     folder = path.parent.resolve()
     try:
@@ -25,7 +25,7 @@ def read_checked(path: Path) -> bytes:
         descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=above)
     except OSError as error:
         os.close(above)
-        hint = " (a link is not followed)" if error.errno == errno.ELOOP else ""
+        hint = " (symbolic links are not followed)" if error.errno == errno.ELOOP else ""
         raise ConfigError(f"{path}: {error.strerror}{hint}") from None
     try:
         _check_folders(folder, above)
@@ -42,11 +42,11 @@ def read_checked(path: Path) -> bytes:
 
 
 def open_own_folder(path: Path) -> int:
-    """A folder to write in, which is root's or ours, as all above it: nobody else can put a link there for us to
-    follow. Returns its descriptor. Raises ConfigError.
+    """A folder to write files in. It and all folders above it are root's or ours, so no other user can make us follow a
+    link. Returns a descriptor, which the caller owns. Raises ConfigError.
 
-    A group may write to the folder right above it if that is root's, as to /var/log on Ubuntu: it can take the folder
-    away, but no link in its place is followed.
+    A group may have write access to its parent if that is root's, like /var/log on Ubuntu. Such a group can rename the
+    folder, but we do not follow a link in its place.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -55,10 +55,12 @@ def open_own_folder(path: Path) -> int:
     try:
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
         if mode & stat.S_ISVTX and mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise ConfigError(f"{path}: mode {mode:04o} lets others make files in it; choose a folder of your own")
+            raise ConfigError(
+                f"{path}: mode {mode:04o} lets others create files in it; use a folder that only you can write to"
+            )
         _check_folders(path.resolve(), os.dup(descriptor), group_above=True)
         if os.path.samestat(os.fstat(descriptor), os.stat("/")):
-            raise ConfigError(f"{path}: files are not kept in the root itself")
+            raise ConfigError(f"{path}: the root folder is not allowed")
     except BaseException:
         os.close(descriptor)
         raise
@@ -66,19 +68,19 @@ def open_own_folder(path: Path) -> int:
 
 
 def check_folder(path: Path) -> None:
-    """That `path` and all above it are root's or ours, and nobody else can write there. Raises ConfigError, OSError."""
+    """Check that only root and our user can write to `path` and the folders above it. Raises ConfigError, OSError."""
     folder = path.resolve()
     _check_folders(folder, os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 def check_open_folder(folder: Path, descriptor: int) -> None:
-    """The same for a folder that is open as `descriptor`, and stays open. Raises ConfigError."""
+    """The same for a folder that is already open. The caller still owns `descriptor`. Raises ConfigError."""
     _check_folders(folder, os.dup(descriptor))
 
 
 def _check_folders(folder: Path, descriptor: int, *, group_above: bool = False) -> None:
-    """`folder`, open as `descriptor`, which is closed, and all above it: each by way of the one below, so that
-    what is checked are the folders that the file really is in. `group_above`: see open_own_folder."""
+    """Check `folder`, open as `descriptor`, and all folders above it. Each is reached by the .. of the one below, so
+    they are the folders that the file is really in. Closes `descriptor`. `group_above`: see open_own_folder."""
     for level in itertools.count():
         try:
             found = os.fstat(descriptor)
@@ -94,9 +96,9 @@ def _check_folders(folder: Path, descriptor: int, *, group_above: bool = False) 
 
 def _check_owner_and_mode(path: Path, found: os.stat_result, *, group_may_write: bool = False) -> None:
     if found.st_uid not in (0, os.geteuid()):
-        raise ConfigError(f"{path}: belongs to UID {found.st_uid}; mend it with: chown {os.geteuid()} {path}")
+        raise ConfigError(f"{path}: belongs to UID {found.st_uid}; fix it with: chown {os.geteuid()} {path}")
     writable = found.st_mode & (stat.S_IWOTH | (0 if group_may_write else stat.S_IWGRP))
-    # In a folder with the sticky bit (/tmp) others can add files but not replace ours.
+    # In a folder with the sticky bit (/tmp) other users can add files, but not replace ours.
     if writable and not (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX):
         mode = stat.S_IMODE(found.st_mode)
-        raise ConfigError(f"{path}: mode {mode:04o} lets others write to it; mend it with: chmod go-w {path}")
+        raise ConfigError(f"{path}: mode {mode:04o} lets others write to it; fix it with: chmod go-w {path}")

@@ -1,4 +1,4 @@
-"""The supervisor takes a config apart: what each child gets of it (parts.py)."""
+"""Splits a config into what each child needs of it."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from weave.config.schema import Config
 
 
 def broker_config(config: Config, *, mode: Literal["user", "system", "attached"], access: Access) -> BrokerConfig:
-    """The broker's part."""
+    """The broker's part. Raises ConfigError."""
     models = offers(config)
     return BrokerConfig(
         mode=mode,
@@ -23,7 +23,7 @@ def broker_config(config: Config, *, mode: Literal["user", "system", "attached"]
 
 
 def worker_config(config: Config) -> WorkerConfig:
-    """The zygote's part."""
+    """The zygote's part. Raises ConfigError."""
     return WorkerConfig(
         device=config.device,
         models=tuple(

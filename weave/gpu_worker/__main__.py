@@ -15,7 +15,7 @@ from weave.config.child_configs import WorkerConfig, from_memfd
 from weave.gpu_worker import environment, libraries
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, Imported, LibrariesLack, ToZygote
-from weave.sandbox.process import drop_capabilities, harden
+from weave.sandbox.hardening import drop_capabilities, harden
 
 
 def main() -> None:

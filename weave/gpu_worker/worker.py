@@ -23,7 +23,7 @@ from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, clo
 from weave.protocol.control_messages import LockedDown, Recording
 from weave.protocol.worker_messages import ToWorker
 from weave.sandbox import landlock, seccomp, worker_calls, worker_files
-from weave.sandbox.process import drop_capabilities, harden
+from weave.sandbox.hardening import drop_capabilities, harden
 
 
 def run_worker(

@@ -15,7 +15,7 @@ from weave.config.schema import Config, ConfigError
 from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.protocol.text import visible
 from weave.sandbox import landlock, mac, worker_files
-from weave.sandbox.process import drop_capabilities, harden, own_signals
+from weave.sandbox.hardening import drop_capabilities, harden, reset_signals
 from weave.supervisor import accounts
 from weave.supervisor.audit import open_audit
 from weave.supervisor.record_mode.recorder import Recorder
@@ -75,7 +75,7 @@ def main() -> None:
         if options.check_config:
             print(f"good: {len(settings.config.models)} models")
             return
-        own_signals()
+        reset_signals()
         harden()
         confined = enter_profile(required=options.system and settings.config.system.require_mac)
         client_socket = open_client_socket(options, settings.config)

@@ -1,5 +1,5 @@
-"""The broker's metrics as a file for node_exporter's textfile collector
-(https://prometheus.io/docs/instrumenting/exposition_formats/). No port is ever opened."""
+"""The broker's metrics in a file for node_exporter's textfile collector, so that the daemon needs no port
+(https://prometheus.io/docs/instrumenting/exposition_formats/)."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from weave.protocol.metrics import BUCKETS, Histogram
 
 
 def write_metrics(path: Path, alive: Alive) -> None:
-    """In one step, through a file beside it that the collector does not read. Raises OSError, ConfigError."""
+    """Replace the file atomically, by a temporary file that the collector ignores. Raises OSError, ConfigError."""
     part = f".{path.name}.part"
     folder = open_own_folder(path.parent)
     try:
@@ -25,7 +25,7 @@ def write_metrics(path: Path, alive: Alive) -> None:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
         with open(descriptor, "w") as file:
             file.writelines(f"{line}\n" for line in _lines(alive))
-            os.fchmod(descriptor, 0o644)  # the collector runs as a user of its own
+            os.fchmod(descriptor, 0o644)  # the collector runs as another user
         os.rename(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
     finally:
         os.close(folder)

@@ -10,7 +10,7 @@ from weave.config import load as config_file
 from weave.config.child_configs import Access
 from weave.config.schema import Config
 from weave.sandbox import worker_files
-from weave.sandbox.process import Account
+from weave.sandbox.account import Account
 from weave.supervisor import accounts
 
 

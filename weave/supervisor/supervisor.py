@@ -15,9 +15,9 @@ from weave.config.schema import ConfigError
 from weave.config.split import broker_config, worker_config
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Alive, StartWorker, StopWorker
+from weave.sandbox.account import Account
 from weave.sandbox.attestation import AttestationFailed, Confinement
 from weave.sandbox.mac import Mac
-from weave.sandbox.process import Account
 from weave.supervisor.audit import open_audit
 from weave.supervisor.children.broker import CLIENT_GONE, ORDERLY_ENDS, BrokerProcess
 from weave.supervisor.children.restart import keep_running

@@ -11,8 +11,8 @@ from msgspec import Struct
 
 from weave.protocol.channel import Channel, ChannelClosed, close_all, socket_pair
 from weave.protocol.waiting import readable
+from weave.sandbox.account import Account
 from weave.sandbox.attestation import Confinement
-from weave.sandbox.process import Account
 from weave.supervisor.children.stderr_relay import relay, stderr_pipe
 
 Incoming = TypeVar("Incoming")

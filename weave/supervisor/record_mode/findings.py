@@ -1,4 +1,4 @@
-"""What record mode finds, each in the form in which it is added to the worker's lists (docs/operations.md)."""
+"""What record mode finds, and the line that adds it to the worker's lists (docs/operations.md)."""
 
 import os
 import stat
@@ -12,7 +12,7 @@ _CALLS, _FILES = "weave/sandbox/worker_calls.py", "weave/sandbox/worker_files.py
 
 
 class Addition(NamedTuple):
-    """`line` is for the end of the tuple `place` in `file`."""
+    """`line` belongs at the end of the tuple `place` in `file`."""
 
     file: str
     place: str
@@ -20,7 +20,7 @@ class Addition(NamedTuple):
 
 
 class CallFound(NamedTuple):
-    """A system call with the values of those arguments that the list looks at. `listed`: the list allows it."""
+    """A system call, with the values of the arguments that the list has conditions on. `listed`: the list allows it."""
 
     listed: bool
     call: str
@@ -39,7 +39,7 @@ class CallFound(NamedTuple):
         return {"call": self.call}
 
     def addition(self) -> Addition | None:
-        """For the list of workers with a GPU, by which it was judged."""
+        """To the list for a worker with a GPU, which record mode compares calls with."""
         conditions = [
             f"Condition({argument}, {value:#x}{', WHOLE' if mask == WHOLE else ''})"
             for argument, value, mask in self.conditions
@@ -55,8 +55,8 @@ class CallFound(NamedTuple):
 
 
 class FileFound(NamedTuple):
-    """A file or folder that Landlock would refuse to open so. `place` is the tuple that `entry` is for; None where none
-    takes such a file."""
+    """A file or folder that Landlock would refuse to open for this access. `entry` belongs in the tuple `place`; None
+    if no tuple is for such a file."""
 
     access: str
     name: str
@@ -77,8 +77,8 @@ class FileFound(NamedTuple):
         return None if self.place is None else Addition(_FILES, self.place, f"{self.entry},")
 
 
-class Other(NamedTuple):
-    """What is counted without its particulars."""
+class Uncategorized(NamedTuple):
+    """Findings that are counted together, without details."""
 
     words: str
     listed: bool = False
@@ -92,16 +92,16 @@ class Other(NamedTuple):
         return {"call": self.words}
 
     def addition(self) -> Addition | None:
-        """It has none."""
+        """None: there are no details to add."""
         return None
 
 
-Finding: TypeAlias = CallFound | FileFound | Other
+Finding: TypeAlias = CallFound | FileFound | Uncategorized
 
 
 def call_found(violation: Violation, calls: Iterable[Call | Refusal], *, listed: bool) -> CallFound:
-    """What tells it from others of its name: the arguments that `calls` looks at, as ints. An address, which the next
-    run would not have, tells nothing."""
+    """With the arguments that distinguish it from other calls of its name: those that `calls` has conditions on. An
+    address is left out: it differs in each run."""
     looked_at: dict[int, list[Condition]] = {}
     for call in calls:
         if call.name == violation.call:
@@ -118,8 +118,8 @@ def call_found(violation: Violation, calls: Iterable[Call | Refusal], *, listed:
 
 
 def file_found(opened: Opened, worker: int) -> FileFound:
-    """By the name that the worker used, where another process can use it too: a link to a library outlives the
-    library's versions. Raises FileNotFoundError."""
+    """Under the name that the worker used, if that name means the same in another process: a link to a library stays
+    valid when the library's version changes. Raises FileNotFoundError."""
     access, own = "write" if opened.writes else "read", f"/proc/{worker}/"
     if opened.path.startswith(own):
         name = opened.path.removeprefix(own)
@@ -136,18 +136,19 @@ def _place(opened: Opened) -> str | None:
         return "DEVICES"
     _, first, *more = opened.path.split("/")
     of_a_process = first == "proc" and more and more[0].isdecimal()
-    # Nothing but devices is for a worker to write; and what lies at the root, or in all of /etc, is no driver's.
+    # A worker writes to devices only. A file at the root belongs to no driver.
     if opened.writes or of_a_process or not more:
         return None
     return "READ"
 
 
 def _quoted(text: str) -> str:
-    """As Python's source has it, in ASCII."""
+    """As a Python literal, in ASCII."""
     return '"' + ascii(text)[1:-1].replace('"', '\\"') + '"'
 
 
 def _type(request: int) -> str:
-    """The letter that a driver has for its requests (linux/ioctl.h), or its number: UVM's is 0."""
+    """The type in an ioctl request (linux/ioctl.h), which is a letter for most drivers; its number if not: UVM's is
+    0."""
     letter = chr(request >> 8 & 0xFF)
     return letter if letter.isascii() and letter.isprintable() else hex(ord(letter))
