@@ -141,13 +141,13 @@ def test_a_folder_that_is_there_is_not_worked_in(kit: Path, tmp_path: Path) -> N
     variables = {"PATH": os.environ["PATH"], "TORCH_PYTHON": sys.executable}
     done = run(kit, tmp_path, variables, "--work", str(tmp_path))
     assert done.returncode == 2
-    assert "is there already" in done.stderr
+    assert "exists, and the kit would remove it" in done.stderr
     assert (tmp_path / "precious").read_text() == "kept"
 
 
 def test_stopped_at_any_time_it_leaves_nothing(kit: Path, tmp_path: Path) -> None:
     variables = {"PATH": "/usr/bin:/bin", "TORCH_PYTHON": sys.executable}
-    for reached in ("torch 2", "its own:", "ready after", "test session starts"):
+    for reached in ("torch 2", "from the kit:", "ready after", "test session starts"):
         with tempfile.TemporaryDirectory(prefix="k-", dir="/tmp") as temporary:
             started = start(
                 [kit / "run", "-k", "machine"],

@@ -179,7 +179,7 @@ def test_without_that_look_a_traced_broker_would_serve() -> None:
 
 
 def test_without_counting_filters_the_threads_that_are_not_locked_in_would_be_attested() -> None:
-    uncounted: Changes = {"sandbox/attestation.py": [(" | _REQUIRED | locked_in\n", " | _REQUIRED\n")]}
+    uncounted: Changes = {"sandbox/attestation.py": [(" | _REQUIRED | locked_down\n", " | _REQUIRED\n")]}
     daemon = daemon_of(FORGOT_TSYNC | uncounted, MODEL, prefix=surrounded(1))
     try:
         with daemon.client() as client:
