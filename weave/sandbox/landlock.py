@@ -116,7 +116,7 @@ def _abi() -> int:
 
 
 def _all_but_files(version: int) -> dict[str, int]:
-    """Rights of a process that needs no network and signals no other process, as far as this ABI can deny them."""
+    """What this ABI can deny a process that uses no network and signals no other process."""
     return {
         "network": _ACCESS_NET_BIND_AND_CONNECT_TCP if version >= _ABI_WITH_NETWORK else 0,
         "scoped": _SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL if version >= _ABI_WITH_SCOPES else 0,

@@ -48,7 +48,7 @@ class Condition(NamedTuple):
 
 def only(argument: int, bits: int, value: int = 0) -> Condition:
     """Argument `argument` must equal `value`, except that any of `bits` may be set."""
-    # int(): ~ on an enum flag would clear bits that the enum does not name.
+    # int(): on an enum flag ~ gives only the bits that the enum has names for.
     return Condition(argument, value, INT & ~int(bits))
 
 
