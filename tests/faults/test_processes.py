@@ -9,6 +9,7 @@ import pytest
 from tests.support.builds import DUMPABLE, daemon_of
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import PROMPT, draw, images
+from tests.support.seams import before, constant
 from tests.support.stages import STAGES, at_stage, draws_right, end_of, held, wait_until_alone
 from tests.support.system import MODEL
 from weave.client import WeaveError
@@ -17,13 +18,11 @@ from weave.protocol.errors import ErrorCode
 
 LIMITS = "[limits]\njob_seconds = 4.0\nload_seconds = 4.0\nstart_seconds = 90.0\n"
 # What is killed often is started again as fast as what is killed once, and is asked more often whether it lives.
-IMPATIENT = {
-    "supervisor/supervisor.py": [
-        ("_LONGEST_BACKOFF_SECONDS = 5.0", "_LONGEST_BACKOFF_SECONDS = 0.1"),
-        ("_TICK_SECONDS = 5.0", "_TICK_SECONDS = 2.0"),
-    ],
-    "broker/schedule/runner.py": [("_CANCEL_SECONDS = 10.0", "_CANCEL_SECONDS = 1.0")],
-}
+IMPATIENT = (
+    constant("supervisor/supervisor.py", "_LONGEST_BACKOFF_SECONDS", "0.1"),
+    constant("supervisor/supervisor.py", "_TICK_SECONDS", "2.0"),
+    constant("broker/schedule/runner.py", "_CANCEL_SECONDS", "1.0"),
+)
 
 
 class Hurt:
@@ -44,7 +43,7 @@ class Hurt:
 
 @pytest.fixture(scope="module")
 def hurt() -> Iterator[Hurt]:
-    daemon = daemon_of(IMPATIENT | DUMPABLE, LIMITS + MODEL)
+    daemon = daemon_of(IMPATIENT + DUMPABLE, LIMITS + MODEL)
     try:
         yield Hurt(daemon)
     finally:
@@ -114,18 +113,11 @@ def test_a_worker_that_is_stopped_is_killed_at_its_jobs_deadline(hurt: Hurt, sta
 
 
 # Time to be stopped before it is attested.
-SLOW_TO_LOCK_IN = {
-    "gpu_worker/worker.py": [
-        (
-            "        device = warm_up(config)\n",
-            "        __import__('time').sleep(1)\n        device = warm_up(config)\n",
-        )
-    ]
-}
+SLOW_TO_LOCK_IN = before("gpu_worker/worker.py", "warm_up", "import time\ntime.sleep(1)")
 
 
 def test_a_worker_that_is_stopped_before_it_is_locked_in_is_killed_and_the_next_one_works() -> None:
-    daemon = daemon_of(IMPATIENT | SLOW_TO_LOCK_IN, "[limits]\nstart_seconds = 5.0\n" + MODEL)
+    daemon = daemon_of((*IMPATIENT, SLOW_TO_LOCK_IN), "[limits]\nstart_seconds = 5.0\n" + MODEL)
     try:
         wait_for(lambda: daemon.events("imported"))
         with daemon.client() as client:
@@ -170,19 +162,12 @@ def test_while_the_supervisor_is_stopped_clients_are_served_and_afterwards_all_g
 
 
 # sum() over a range is a loop in C that neither gives up the interpreter lock nor looks for signals.
-HUNG = {
-    "gpu_worker/pipeline.py": [
-        (
-            "        _check_cancel(job)\n        done = ",
-            "        sum(range(2**62)) if job.run.parameters.steps == 99 else 0\n        done = ",
-        )
-    ]
-}
+HUNG = before("gpu_worker/schedulers.py", "steps_done", "if steps == 99:\n    sum(range(2**62))")
 
 
 @pytest.fixture(scope="module")
 def hangs() -> Iterator[Hurt]:
-    daemon = daemon_of(IMPATIENT | HUNG | DUMPABLE, "[limits]\njob_seconds = 6.0\n" + MODEL)
+    daemon = daemon_of((*IMPATIENT, HUNG, *DUMPABLE), "[limits]\njob_seconds = 6.0\n" + MODEL)
     try:
         yield Hurt(daemon)
     finally:

@@ -156,7 +156,7 @@ time.time_ns = lambda: int(time.time() * 1e9)
 
 def test_a_wall_clock_that_jumps_moves_no_deadline() -> None:
     limits = "[limits]\nidle_unload_seconds = 1.0\nburst_per_uid = 5\nrequests_per_second = 5.0\n"
-    daemon = daemon_of({}, limits + MODEL, everywhere=JUMPS)
+    daemon = daemon_of((), limits + MODEL, everywhere=JUMPS)
     try:
         with daemon.client() as client:
             expected = images(draw(client))[0].data

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.builds import Changes, build
+from tests.support.builds import build
 from tests.support.crowd import crowd, sub_uids
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import PROMPT, draw, images
+from tests.support.seams import Seams, before
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, GROUP, as_user, uid
 from weave.client import Client, WeaveError
@@ -25,9 +26,9 @@ LONG: dict[str, Any] = {"model": "shapes", "steps": 100, "images": 8}
 
 
 @contextmanager
-def system(*, isolate_users: bool, changes: Changes | None = None) -> Iterator[Daemon]:
+def system(*, isolate_users: bool, seams: Seams = ()) -> Iterator[Daemon]:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
-    more = {} if changes is None else {"command": readable(build(changes))}
+    more = {"command": readable(build(seams))} if seams else {}
     table = f'[system]\nisolate_users = {str(isolate_users).lower()}\nsocket_mode = "0666"'
     daemon = system_daemon(folder, SYSTEM.replace("[system]", table) + MODEL, **more).wait_until_serving()
     try:
@@ -117,24 +118,20 @@ def test_uids_that_share_one_turn_do_not_share_a_worker(isolated: Daemon) -> Non
 
 
 # A worker that was taken over by a job, and tells of every prompt that it gets to see from then on.
-CURIOUS: Changes = {
-    "gpu_worker/serve.py": [
-        (
-            "                tokens = run(Job(channel, pipeline, model.offer, message))\n",
-            "                SEEN.append(message.parameters.prompt)\n"
-            "                log.write('worker', 'seen', prompts=SEEN)\n"
-            "                tokens = run(Job(channel, pipeline, model.offer, message))\n",
-        ),
-        ("def serve(", "SEEN: list[str] = []\n\n\ndef serve("),
-    ]
-}
+NOTE_PROMPT = """
+    from weave import log
+    seen = globals().setdefault("seen", [])
+    seen.append(job.run.parameters.prompt)
+    log.write("worker", "seen", prompts=seen)
+"""
+CURIOUS = (before("gpu_worker/pipeline.py", "run", NOTE_PROMPT),)
 
 
 @pytest.mark.parametrize("isolate_users", [True, False])
 def test_a_worker_that_one_user_took_over_sees_another_users_prompts_only_without_isolation(
     users: None, isolate_users: bool
 ) -> None:
-    with system(isolate_users=isolate_users, changes=CURIOUS) as daemon:
+    with system(isolate_users=isolate_users, seams=CURIOUS) as daemon:
         assert by(ALICE, daemon, lambda client: len(draw(client, "hers")))
         assert by(BOB, daemon, lambda client: len(draw(client, "his")))
         seen = wait_for(lambda: len(daemon.events("seen")) == 2 and daemon.events("seen"))

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
-from tests.support.builds import Changes, daemon_of
+from tests.support.builds import daemon_of
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import draw, images
+from tests.support.seams import Seams, before, constant
 from weave.client import WeaveError
 from weave.protocol.errors import ErrorCode
 from weave.weavectl.doctor import EXIT_PROBLEM
 
 WEAVECTL = Path(sys.executable).with_name("weavectl")
 
-ZYGOTE = "    if not import_libraries(config):"
 # What a stand-in for another version does before the zygote looks; and what the log must name.
 OTHERS = {
     "a name": ("import torch; del torch.OutOfMemoryError", "torch", "torch.OutOfMemoryError"),
@@ -50,8 +50,7 @@ def refused(daemon: Daemon) -> WeaveError:
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_another_version_lacks_is_named_and_clients_are_told(name: str) -> None:
     code, library, missing = OTHERS[name]
-    changes: Changes = {"gpu_worker/__main__.py": [(ZYGOTE, f"    {code}\n    {ZYGOTE}")]}
-    daemon = daemon_of(changes)
+    daemon = daemon_of((before("gpu_worker/__main__.py", "import_libraries", code),))
     try:
         with daemon.client() as client, pytest.raises(WeaveError):
             client.load_model("shapes")
@@ -71,19 +70,17 @@ def test_what_another_version_lacks_is_named_and_clients_are_told(name: str) -> 
 MISSING = "libcudart.so.13: cannot open shared object file: No such file or directory"
 
 
-def daemon_of_broken_torch(folder: Path, changes: Changes) -> tuple[Daemon, Path]:
+def daemon_of_broken_torch(folder: Path, seams: Seams) -> tuple[Daemon, Path]:
     """torch is broken while the file is there."""
     flag, package = folder / "broken", folder / "torch"
     package.mkdir()
     flag.touch()
     (package / "__init__.py").write_text(f"raise OSError({MISSING!r})\n")
-    return daemon_of(changes, everywhere=BROKEN_TORCH.format(flag=str(flag), folder=str(folder))), flag
+    return daemon_of(seams, everywhere=BROKEN_TORCH.format(flag=str(flag), folder=str(folder))), flag
 
 
 def test_in_a_minute_it_looks_again_by_itself(tmp_path: Path) -> None:
-    daemon, flag = daemon_of_broken_torch(
-        tmp_path, {"supervisor/zygote.py": [("_UNFIT_SECONDS = 60.0", "_UNFIT_SECONDS = 0.0")]}
-    )
+    daemon, flag = daemon_of_broken_torch(tmp_path, (constant("supervisor/zygote.py", "_UNFIT_SECONDS", "0.0"),))
     try:
         refused(daemon)
         wait_for(lambda: len(daemon.events("libraries_lack")) == 2, 300)
@@ -98,7 +95,7 @@ def test_in_a_minute_it_looks_again_by_itself(tmp_path: Path) -> None:
 
 
 def test_a_library_that_cannot_be_imported_is_named_and_a_reload_looks_again(tmp_path: Path) -> None:
-    daemon, flag = daemon_of_broken_torch(tmp_path, {})
+    daemon, flag = daemon_of_broken_torch(tmp_path, ())
     try:
         refused(daemon)
         (line,) = daemon.events("libraries_lack")

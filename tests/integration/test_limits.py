@@ -15,6 +15,7 @@ import pytest
 from tests.support.builds import DUMPABLE, daemon_of, visible
 from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import PROMPT, draw, images
+from tests.support.seams import replaced
 from tests.support.system import MODEL
 from tests.support.wire import generate_1, receive_2, receive_frame, send_2
 from weave.client import WeaveError
@@ -222,8 +223,7 @@ def test_a_descriptor_from_a_client_never_arrives(shared_daemon: Daemon) -> None
 @pytest.fixture(scope="module")
 def older_kernel() -> Iterator[Daemon]:
     """As on a kernel that cannot refuse descriptors for us."""
-    changes = {"protocol/peer.py": [("sock.setsockopt(", "raise OSError\n        sock.setsockopt(")]}
-    daemon = daemon_of(changes | DUMPABLE)
+    daemon = daemon_of((replaced("protocol/peer.py", "refuse_descriptors", "return False"), *DUMPABLE))
     yield daemon
     assert daemon.stop() == 0
 

@@ -14,6 +14,7 @@ from tests.support.builds import build
 from tests.support.crowd import crowd, sub_uids
 from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import PROMPT, draw, images
+from tests.support.seams import replaced
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, CAROL, EVE, GROUP, as_user, uid
 from weave.broker.admission.audit import LINES
@@ -64,7 +65,7 @@ def test_three_thousand_uids_of_one_user_count_as_one_and_known_users_are_served
 
 
 def test_if_each_uid_were_known_one_user_would_fill_the_totals(users: None) -> None:
-    command = build({"broker/admission/principal.py": [("if uid in access.known", "if True")]})
+    command = build((replaced("broker/admission/principal.py", "principal_of", "return Principal(uid)"),))
     os.chmod(Path(command[0]).parents[2], 0o755)  # the children are other users
     limits = "connections = 64\nconnections_per_uid = 2"
     for more, served in (({}, 2), ({"command": command}, 64)):

@@ -15,6 +15,7 @@ from tests.support.builds import build
 from tests.support.daemon import Daemon
 from tests.support.pictures import draw, images, pixels
 from tests.support.plain_pictures import one_thread
+from tests.support.seams import constant
 from weave.config.load import load
 from weave.config.schema import ConfigError
 from weave.protocol.client_messages import Done, EncoderTokens, Preview, Tokens
@@ -24,7 +25,7 @@ ADDED: dict[str, Path | str] = {
     "models/families/chroma.py": FILES / "family.py",
     "gpu_worker/pipelines/chroma.py": FILES / "adapter.py",
 }
-REGISTERED = {"models/families/__init__.py": [('    "flux",\n', '    "flux",\n    "chroma",\n')]}
+REGISTERED = (constant("models/families/__init__.py", "_MODULES", '(*_MODULES, "chroma")'),)
 PROMPT, SEED, STEPS = "a red circle", 5, 3
 
 

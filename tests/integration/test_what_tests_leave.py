@@ -46,7 +46,7 @@ def kept():
 
 
 def test_fails(kept):
-    note_daemon(daemon_of({{}}))
+    note_daemon(daemon_of(()))
     sleeping = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
     note("processes", sleeping.pid, sleeping.stdout.readline().strip())
     if (forked := os.fork()) == 0:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import inside
-from tests.support.builds import Changes, build, daemon_of
+from tests.support.builds import build, daemon_of
 from tests.support.daemon import COMMAND, Daemon, wait_for
 from tests.support.pictures import PROMPT, draw, images
+from tests.support.seams import after, before, constant, replaced
 from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.config.schema import ConfigError, SystemConfig
@@ -27,7 +28,7 @@ from weave.sandbox.process import Account, unmapped_gid, unmapped_uid
 from weave.supervisor import accounts
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may trace what is not dumpable, or has two users")
-FORGOT_TSYNC: Changes = {"sandbox/seccomp.py": [("pyseccomp.Attr.CTL_TSYNC, 1)", "pyseccomp.Attr.CTL_TSYNC, 0)")]}
+FORGOT_TSYNC = (after("sandbox/seccomp.py", "_empty_filter", "result.set_attr(pyseccomp.Attr.CTL_TSYNC, 0)"),)
 # Neither this process nor the tests' own surroundings need be without filters.
 OUTER = int(attestation._status(Path("/proc/thread-self"))["Seccomp_filters"])
 
@@ -66,23 +67,19 @@ def test_a_worker_with_one_thread_that_is_not_locked_in_is_not_attested(filters:
 @pytest.mark.parametrize("filters", [0, 1])
 def test_a_broker_that_comes_with_the_listener_of_another_process_is_not_attested(filters: int) -> None:
     """It has a filter of its own installed by a child, and sends the listener of that."""
-    elsewhere: Changes = {
-        "broker/__main__.py": [
-            (
-                "    listener = seccomp.install(broker_calls.CALLS)\n",
-                "    import os, socket\n"
-                "    here, there = socket.socketpair()\n"
-                "    if os.fork() == 0:\n"
-                "        here.close()\n"
-                "        socket.send_fds(there, [b'!'], [seccomp.install(broker_calls.CALLS)], socket.MSG_NOSIGNAL)\n"
-                "        there.recvmsg(1)\n"
-                "        os._exit(0)\n"
-                "    there.close()\n"
-                "    listener = socket.recv_fds(here, 1, 1)[1][0]\n",
-            )
-        ]
-    }
-    daemon = Daemon(MODEL, prefix=surrounded(filters), command=build(elsewhere))
+    in_a_child = """
+        import socket
+        here, there = socket.socketpair()
+        if os.fork() == 0:
+            here.close()
+            socket.send_fds(there, [b'!'], [original(calls)], socket.MSG_NOSIGNAL)
+            there.recvmsg(1)
+            os._exit(0)
+        there.close()
+        return socket.recv_fds(here, 1, 1)[1][0]
+    """
+    command = build((replaced("sandbox/seccomp.py", "install", in_a_child),))
+    daemon = Daemon(MODEL, prefix=surrounded(filters), command=command)
     try:
         told = f"Seccomp_filters is {OUTER + filters}, not {OUTER + filters + 1}" if filters else "Seccomp is 0, not 2"
         wait_for(lambda: [line for line in daemon.events("broker_violation") if told in line["detail"]])
@@ -93,8 +90,7 @@ def test_a_broker_that_comes_with_the_listener_of_another_process_is_not_atteste
 
 # PTRACE_SEIZE by a child of the process itself, which asks for it (PR_SET_PTRACER) where Yama would refuse. The tracer
 # sees it to its end: nobody else could.
-TRACED = """
-def be_traced():
+BE_TRACED = """
     import ctypes, os
     libc = ctypes.CDLL(None)
     libc.prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
@@ -110,24 +106,14 @@ def be_traced():
     assert os.read(reading, 9) == b"0"
     os.close(reading)
 """
-BROKER_TRACED: Changes = {
-    "broker/__main__.py": [
-        ("    harden(parent=inherited.parent)\n", "    be_traced()\n    harden(parent=inherited.parent)\n"),
-        ("\n\ndef main()", TRACED + "\n\ndef main()"),
-    ]
-}
+BROKER_TRACED = (before("broker/__main__.py", "main", BE_TRACED),)
 # A worker is never dumpable, so only root can trace it: it waits until the test does.
-WORKER_TRACED: Changes = {
-    "gpu_worker/worker.py": [
-        (
-            "        harden(parent=parent)\n",
-            "        import time\n"
-            "        while 'TracerPid:\\t0\\n' in open('/proc/self/status').read():\n"
-            "            time.sleep(0.01)\n"
-            "        harden(parent=parent)\n",
-        )
-    ]
-}
+AWAIT_TRACER = """
+    import time
+    while "TracerPid:\\t0\\n" in open("/proc/self/status").read():
+        time.sleep(0.01)
+"""
+WORKER_TRACED = (after("gpu_worker/worker.py", "keep_only", AWAIT_TRACER),)
 
 
 def trace(pid: int) -> int:
@@ -169,8 +155,8 @@ def test_a_worker_that_is_traced_is_not_attested() -> None:
 
 
 def test_without_that_look_a_traced_broker_would_serve() -> None:
-    unlooked: Changes = {"sandbox/attestation.py": [('    "TracerPid": "0",\n', "")]}
-    daemon = daemon_of(BROKER_TRACED | unlooked)
+    others = "{field: value for field, value in _REQUIRED.items() if field != 'TracerPid'}"
+    daemon = daemon_of((*BROKER_TRACED, constant("sandbox/attestation.py", "_REQUIRED", others)))
     try:
         with daemon.client() as client:
             assert client.status().version
@@ -179,8 +165,9 @@ def test_without_that_look_a_traced_broker_would_serve() -> None:
 
 
 def test_without_counting_filters_the_threads_that_are_not_locked_in_would_be_attested() -> None:
-    uncounted: Changes = {"sandbox/attestation.py": [(" | _REQUIRED | locked_in\n", " | _REQUIRED\n")]}
-    daemon = daemon_of(FORGOT_TSYNC | uncounted, MODEL, prefix=surrounded(1))
+    others = "required = {field: value for field, value in required.items() if field != 'Seccomp_filters'}"
+    uncounted = before("sandbox/attestation.py", "_attest_thread", others)
+    daemon = daemon_of((*FORGOT_TSYNC, uncounted), MODEL, prefix=surrounded(1))
     try:
         with daemon.client() as client:
             assert images(draw(client))

@@ -6,27 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.builds import Changes, build
+from tests.support.builds import build
 from tests.support.daemon import Daemon
 from tests.support.pictures import draw, images
+from tests.support.seams import before, constant
 from tests.support.system import MODEL, system_daemon
 
 REHEARSAL: dict[str, Path | str] = {"gpu_worker/rehearsal.py": Path(__file__).with_name("rehearsal.py")}
-REHEARSED: Changes = {
-    "gpu_worker/worker.py": [
-        ("    if config.threads:\n", '    rehearsal.run("start", rehearsal.START)\n    if config.threads:\n'),
-        ("        serve(channel,", '        rehearsal.run("later", rehearsal.LATER)\n        serve(channel,'),
-        (
-            "from weave.gpu_worker.serve import serve\n",
-            "from weave.gpu_worker import rehearsal\nfrom weave.gpu_worker.serve import serve\n",
-        ),
-    ]
-}
+IMPORT = "from weave.gpu_worker import rehearsal\n"
+REHEARSED = (
+    before("gpu_worker/worker.py", "warm_up", IMPORT + 'rehearsal.run("start", rehearsal.START)'),
+    before("gpu_worker/serve.py", "serve", IMPORT + 'rehearsal.run("later", rehearsal.LATER)'),
+)
 # /dev/null stands for the GPU.
-A_GPU: Changes = {
-    "sandbox/worker_files.py": [("NVIDIA = nvidia()", 'NVIDIA = (Path("/dev/null"),)')],
-    "gpu_worker/worker.py": [*REHEARSED["gpu_worker/worker.py"], ('gpu=device.type == "cuda"', "gpu=True")],
-}
+A_GPU = (
+    constant("sandbox/worker_files.py", "NVIDIA", '(Path("/dev/null"),)'),
+    before("sandbox/worker_calls.py", "calls", "gpu = True"),
+)
 
 
 MAY = {"name_a_thread": "done", "listen_for_unified_memory": "done", "read_files": "done"}
@@ -65,7 +61,7 @@ def test_where_there_is_a_gpu_a_worker_can_do_what_cuda_does_at_its_start(
 ) -> None:
     if system:
         request.getfixturevalue("users")
-    daemon = start(build(REHEARSED | A_GPU, REHEARSAL), folder, system=system)
+    daemon = start(build((*REHEARSED, *A_GPU), REHEARSAL), folder, system=system)
     told = rehearse(daemon)
     assert told["start"] == MAY | {"name_the_supervisor": REFUSED}
     assert told["later"] == {"name_a_thread": "done", "read_files": "done"}

@@ -11,80 +11,79 @@ import pytest
 
 from tests.security.hostile import broker as hostile_broker_attacks
 from tests.security.hostile import worker as hostile_worker
-from tests.support.builds import DUMPABLE, Changes, build
+from tests.support.builds import DUMPABLE, build
 from tests.support.daemon import Daemon, descriptors_of, wait_for
 from tests.support.pictures import draw, images
+from tests.support.seams import Seams, after, before, constant, replaced
 from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.protocol.errors import ErrorCode
 
 HOSTILE = Path(hostile_worker.__file__).parent
-WORKER: Changes = {
-    "gpu_worker/worker.py": [
-        (
-            "        harden(parent=parent)\n",
-            "        harden(parent=parent)\n"
-            "        from weave import armed\n"
-            "        from weave.gpu_worker import hostile, serve as serving\n"
-            "        if (attack := armed.attack(PLACE)) is not None:\n"
-            "            serving.run = lambda job: hostile.run(attack, job)\n",
-        ),
-        ("def run_worker(", "PLACE = '/marker/'\n\n\ndef run_worker("),
-    ],
-    # Each attack would have torch imported again: test_zygote_replaced.py has the real thing.
-    "supervisor/zygote.py": [
-        ('"zygote_replaced", worker=worker)\n        self.kill()\n', '"zygote_replaced", worker=worker)\n')
-    ],
-}
-
-BROKER: Changes = {
-    "broker/__main__.py": [
-        (
-            "    raise SystemExit(asyncio.run(",
-            "    global attack\n    attack = armed.attack(PLACE)\n    raise SystemExit(asyncio.run(",
-        ),
-        (
-            "        server = Server(",
-            "        if attack is not None:\n"
-            "            await hostile.run(attack, supervisor, config)\n"
-            "            return 0\n"
-            "        server = Server(",
-        ),
-        (
-            "def main()",
-            "from weave import armed\nfrom weave.broker import hostile\n\nPLACE = '/marker/'\n\n\ndef main()",
-        ),
-    ],
+ARMED_WORKER: Seams = (
+    after(
+        "gpu_worker/worker.py",
+        "keep_only",
+        "from weave import armed\nfrom weave.gpu_worker import hostile\narmed.take_order()",
+    ),
+    # The attack takes the place of one job; a job that it makes itself is an honest one.
+    replaced(
+        "gpu_worker/pipeline.py",
+        "run",
+        """
+        from weave import armed
+        from weave.gpu_worker import hostile
+        attack, armed.attack = armed.attack, None
+        return original(job) if attack is None else hostile.run(attack, job)
+        """,
+    ),
+)
+# After an attack the zygote stays: a new one would import torch again. test_zygote_replaced.py has the real thing.
+SAME_ZYGOTE = replaced(
+    "supervisor/zygote.py", "Zygote.replace", 'log.write("supervisor", "zygote_replaced", worker=worker)'
+)
+WORKER: Seams = (*ARMED_WORKER, SAME_ZYGOTE)
+BROKER: Seams = (
+    before(
+        "broker/__main__.py", "main", "from weave import armed\nfrom weave.broker import hostile\narmed.take_order()"
+    ),
+    replaced(
+        "broker/server.py",
+        "Server.run",
+        """
+        from weave import armed
+        from weave.broker import hostile
+        if armed.attack is None:
+            await original(self)
+        else:
+            await hostile.run(armed.attack, self._supervisor, self._config)
+        """,
+    ),
     # Every attack ends a broker: no need to wait longer for each.
-    "supervisor/supervisor.py": [
-        ("_LONGEST_BACKOFF_SECONDS = 5.0", "_LONGEST_BACKOFF_SECONDS = 0.1"),
-    ],
-}
+    constant("supervisor/supervisor.py", "_LONGEST_BACKOFF_SECONDS", "0.1"),
+)
 
 
 class Hostile:
     """A daemon whose next worker or broker attacks as it is told."""
 
     def __init__(
-        self, changes: Changes, modules: dict[str, Path | str], config: str, options: tuple[str, ...] = ()
+        self, seams: Seams, modules: dict[str, Path | str], config: str, options: tuple[str, ...] = ()
     ) -> None:
         folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
-        self._armed = folder / "weave" / "attack"
-        told = {
-            name: [(old, new.replace("/marker/", str(self._armed))) for old, new in lines]
-            for name, lines in (changes | DUMPABLE).items()
-        }
-        command = build(told, modules | {"armed.py": HOSTILE / "armed.py"})
+        self._order = folder / "weave" / "attack"
+        armed = (HOSTILE / "armed.py").read_text().replace("/order/", str(self._order))
+        command = build((*seams, *DUMPABLE), modules | {"armed.py": armed})
         self.daemon = Daemon(config, folder=folder, command=command, options=options).wait_until_serving()
         with self.daemon.client() as client:
             self.expected = images(draw(client, format="raw"))[0].data
 
     def arm(self, attack: str) -> None:
-        self._armed.write_text(attack)
+        self._order.write_text(attack)
 
     @property
     def has_begun(self) -> bool:
-        return not self._armed.exists()
+        return not self._order.exists()
 
     def draws_right(self) -> bool:
         with self.daemon.client() as client:

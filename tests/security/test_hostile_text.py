@@ -4,13 +4,18 @@ import pytest
 
 from tests.support.builds import daemon_of
 from tests.support.daemon import Daemon, wait_for
+from tests.support.seams import before, constant, replaced
 from weave.client import ProtocolError, WeaveError
 from weave.protocol.errors import ErrorCode
 
 HOSTILE = r"cpu\x1b]0;x\x07\x9b31m\u202e"
-DEVICE = {"gpu_worker/serve.py": [("device=str(device)", f'device="{HOSTILE}"')]}
-UNCHECKED = {"protocol/worker_messages.py": [("    device: Device\n", "    device: str\n")]}
-DETAIL = {"gpu_worker/serve.py": [("pipeline = _load(model, device, dtype)", f'raise RuntimeError("{HOSTILE}")')]}
+NAME_DEVICE = f"""
+    if type(message).__name__ == "Loaded":
+        message = msgspec.structs.replace(message, device="{HOSTILE}")
+"""
+DEVICE = (before("protocol/channel.py", "Channel.send", NAME_DEVICE),)
+UNCHECKED = (constant("protocol/worker_messages.py", "Device", "str"),)
+DETAIL = (replaced("gpu_worker/serve.py", "_load", f'raise RuntimeError("{HOSTILE}")'),)
 
 
 def load(daemon: Daemon) -> ErrorCode | None:
@@ -36,7 +41,7 @@ def test_a_device_that_a_terminal_obeys_ends_the_worker() -> None:
 
 
 def test_without_the_broker_s_check_the_client_refuses_it_alone() -> None:
-    daemon = daemon_of(DEVICE | UNCHECKED)
+    daemon = daemon_of(DEVICE + UNCHECKED)
     try:
         assert load(daemon) is None
         with daemon.client() as client, pytest.raises(ProtocolError, match="device"):

@@ -15,9 +15,10 @@ import pytest
 from tests.integration.test_weavectl import weavectl
 from tests.security.hostile.worker import CALLS_OF_A_NEW_DRIVER, LISTED_IOCTL, UNLISTED_IOCTL
 from tests.security.test_hostile_processes import BROKER, HOSTILE, WORKER, Hostile, attack, attack_as_broker
-from tests.support.builds import Changes, daemon_of
+from tests.support.builds import daemon_of
 from tests.support.daemon import COMMAND
 from tests.support.pictures import draw, images
+from tests.support.seams import before, constant
 from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.protocol.channel import received_descriptors
@@ -31,7 +32,17 @@ from weave.supervisor.recorder import Recorder
 from weave.supervisor.supervisor import Supervisor
 
 HOSTILE_WORKER: dict[str, Path | str] = {"gpu_worker/hostile.py": HOSTILE / "worker.py"}
-TOLD_TO_RECORD: Changes = {"supervisor/worker.py": [("record=self._recorder is not None", "record=True")]}
+ASKED_TO_RECORD = before(
+    "supervisor/zygote.py",
+    "Zygote.send",
+    "from msgspec import structs\nmessage = structs.replace(message, record=True)",
+)
+# worker_calls as the worker's module sees it.
+LIST_OF_RECORD_MODE = constant(
+    "gpu_worker/worker.py",
+    "worker_calls",
+    "__import__('types').SimpleNamespace(calls=lambda pid, gpu, of=worker_calls.recording: of(pid))",
+)
 
 
 class Recorded(NamedTuple):
@@ -106,7 +117,7 @@ def test_status_and_doctor_say_that_the_worker_is_recorded(recorded: Recorded) -
 
 def test_a_worker_that_records_where_the_supervisor_does_not_is_never_attested() -> None:
     """Not even its channel is handed on."""
-    daemon = daemon_of(TOLD_TO_RECORD)
+    daemon = daemon_of((ASKED_TO_RECORD,))
     try:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
             draw(client)
@@ -119,8 +130,7 @@ def test_a_worker_that_records_where_the_supervisor_does_not_is_never_attested()
 
 def test_a_worker_whose_filter_is_that_of_record_mode_is_killed_by_the_first_file_that_it_opens() -> None:
     """What lets a call through is the supervisor's answer alone."""
-    lists = ('worker_calls.calls(os.getpid(), gpu=device.type == "cuda")', "worker_calls.recording(os.getpid())")
-    daemon = daemon_of({"gpu_worker/worker.py": [lists]})
+    daemon = daemon_of((LIST_OF_RECORD_MODE,))
     try:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
             draw(client)

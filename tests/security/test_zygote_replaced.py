@@ -7,29 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.security.test_hostile_processes import HOSTILE, WORKER, Hostile
-from tests.support.builds import Changes
+from tests.security.test_hostile_processes import ARMED_WORKER, HOSTILE, SAME_ZYGOTE, Hostile
 from tests.support.daemon import wait_for
 from tests.support.pictures import draw
+from tests.support.seams import Seams, after
 from tests.support.system import MODEL
 from weave.client import WeaveError
 
 pytestmark = pytest.mark.skipif(
     Path("/proc/sys/kernel/randomize_va_space").read_text() == "0\n", reason="this kernel randomizes no layout"
 )
-# A worker that tells where libc lies in it.
-TELLS: tuple[str, str] = (
-    "        keep_only(jobs, control)\n",
-    "        keep_only(jobs, control)\n"
-    "        from ctypes import CDLL, c_void_p, cast\n"
-    "        log.write('worker', 'layout', address=cast(CDLL(None).getpid, c_void_p).value)\n",
-)
-REPLACED: Changes = {"gpu_worker/worker.py": [*WORKER["gpu_worker/worker.py"], TELLS]}
-NOT_REPLACED: Changes = REPLACED | {"supervisor/zygote.py": WORKER["supervisor/zygote.py"]}
+# The worker logs where libc lies in it.
+LOG_LAYOUT = """
+    from ctypes import CDLL, c_void_p, cast
+    log.write("worker", "layout", address=cast(CDLL(None).getpid, c_void_p).value)
+"""
+REPLACED: Seams = (*ARMED_WORKER, after("gpu_worker/worker.py", "keep_only", LOG_LAYOUT))
+NOT_REPLACED: Seams = (*REPLACED, SAME_ZYGOTE)
 
 
-def start(changes: Changes) -> Hostile:
-    return Hostile(changes, {"gpu_worker/hostile.py": HOSTILE / "worker.py"}, MODEL)
+def start(seams: Seams) -> Hostile:
+    return Hostile(seams, {"gpu_worker/hostile.py": HOSTILE / "worker.py"}, MODEL)
 
 
 @pytest.fixture(scope="module")

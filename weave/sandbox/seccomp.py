@@ -84,10 +84,7 @@ def install(calls: Iterable[Call | Refusal]) -> int:
 
     Raises OSError: EBUSY where the whole daemon runs inside another sandbox that has a listener of its own.
     """
-    filter_ = pyseccomp.SyscallFilter(pyseccomp.NOTIFY)
-    # Another architecture's call (i386 or x32 on x86-64) has other numbers: there is nothing to look up, so kill.
-    filter_.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
-    filter_.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)
+    filter_ = _empty_filter()
     for call in calls:
         action = pyseccomp.ALLOW if isinstance(call, Call) else pyseccomp.ERRNO(call.error)
         if _exists(call.name):
@@ -95,6 +92,15 @@ def install(calls: Iterable[Call | Refusal]) -> int:
     filter_.load()
     # pyseccomp 0.1.2 has no public name for seccomp_notify_fd(3).
     return int(pyseccomp._libseccomp.seccomp_notify_fd(filter_._filter))
+
+
+def _empty_filter() -> Any:
+    """Lets nothing through, in any thread."""
+    filter_ = pyseccomp.SyscallFilter(pyseccomp.NOTIFY)
+    # Another architecture's call (i386 or x32 on x86-64) has other numbers: there is nothing to look up, so kill.
+    filter_.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
+    filter_.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)
+    return filter_
 
 
 def receive_violation(listener: int) -> Violation | None:
