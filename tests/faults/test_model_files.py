@@ -82,7 +82,7 @@ def link(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", HARM)
-def test_harmed_files_are_refused_and_once_mended_the_picture_is_right(own: Own, name: str) -> None:
+def test_damaged_files_are_refused_until_they_are_restored(own: Own, name: str) -> None:
     harm, reason = HARM[name]
     with own.daemon.client() as client:
         client.unload()

@@ -54,7 +54,7 @@ VICTIMS = {"worker": [stage for stage in STAGES if stage != "idle"], "gpu_worker
 
 
 @pytest.mark.parametrize("victim, stage", [(victim, stage) for victim, stages in VICTIMS.items() for stage in stages])
-def test_whatever_is_killed_the_next_picture_is_right(hurt: Hurt, victim: str, stage: str) -> None:
+def test_after_any_process_is_killed_the_next_image_is_right(hurt: Hurt, victim: str, stage: str) -> None:
     with at_stage(hurt.daemon, stage) as (client, request):
         wait_for(lambda: hurt.daemon.pid_of(victim))
         os.kill(hurt.daemon.pid_of(victim), signal.SIGKILL)
@@ -70,7 +70,7 @@ def test_whatever_is_killed_the_next_picture_is_right(hurt: Hurt, victim: str, s
 
 
 @pytest.mark.parametrize("stage", ["loading", "running"])
-def test_after_the_supervisor_is_killed_nothing_is_left_and_it_can_be_started_again(stage: str) -> None:
+def test_a_killed_supervisor_leaves_nothing_and_can_be_restarted(stage: str) -> None:
     daemon = Daemon(MODEL).wait_until_serving()
     with daemon.client() as client:
         expected = images(draw(client))[0].data
@@ -88,7 +88,7 @@ def test_after_the_supervisor_is_killed_nothing_is_left_and_it_can_be_started_ag
 
 
 @pytest.mark.parametrize("stage", ["idle", "loaded", "running"])
-def test_a_broker_that_is_stopped_is_replaced(hurt: Hurt, stage: str) -> None:
+def test_a_stopped_broker_is_replaced(hurt: Hurt, stage: str) -> None:
     with at_stage(hurt.daemon, stage) as (client, request):
         broker = hurt.daemon.pid_of("broker")
         os.kill(broker, signal.SIGSTOP)
@@ -99,7 +99,7 @@ def test_a_broker_that_is_stopped_is_replaced(hurt: Hurt, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["loaded", "running"])
-def test_a_worker_that_is_stopped_is_killed_at_its_jobs_deadline(hurt: Hurt, stage: str) -> None:
+def test_a_stopped_worker_is_killed_at_its_jobs_deadline(hurt: Hurt, stage: str) -> None:
     with at_stage(hurt.daemon, stage) as (client, request):
         wait_for(lambda: "worker" in hurt.daemon.processes().values())
         os.kill(hurt.daemon.pid_of("worker"), signal.SIGSTOP)
@@ -116,7 +116,7 @@ def test_a_worker_that_is_stopped_is_killed_at_its_jobs_deadline(hurt: Hurt, sta
 SLOW_TO_LOCK_IN = before("gpu_worker/worker.py", "warm_up", "import time\ntime.sleep(1)")
 
 
-def test_a_worker_that_is_stopped_before_it_is_locked_in_is_killed_and_the_next_one_works() -> None:
+def test_a_worker_stopped_before_lock_down_is_replaced() -> None:
     daemon = daemon_of((*IMPATIENT, SLOW_TO_LOCK_IN), "[limits]\nstart_seconds = 5.0\n" + MODEL)
     try:
         wait_for(lambda: daemon.events("imported"))
@@ -130,7 +130,7 @@ def test_a_worker_that_is_stopped_before_it_is_locked_in_is_killed_and_the_next_
         assert daemon.stop() == 0
 
 
-def test_a_zygote_that_is_stopped_is_replaced_when_it_does_not_fork() -> None:
+def test_a_stopped_zygote_is_replaced_when_it_does_not_fork() -> None:
     daemon = daemon_of(IMPATIENT, "[limits]\nstart_seconds = 5.0\n" + MODEL)
     try:
         wait_for(lambda: daemon.events("imported"))
@@ -148,7 +148,7 @@ def test_a_zygote_that_is_stopped_is_replaced_when_it_does_not_fork() -> None:
         assert daemon.stop() == 0
 
 
-def test_while_the_supervisor_is_stopped_clients_are_served_and_afterwards_all_goes_on(hurt: Hurt) -> None:
+def test_clients_are_served_while_the_supervisor_is_stopped(hurt: Hurt) -> None:
     with hurt.daemon.client() as client:
         client.load_model("shapes")
         hurt.daemon.process.send_signal(signal.SIGSTOP)
@@ -174,14 +174,14 @@ def hangs() -> Iterator[Hurt]:
         assert daemon.stop() == 0
 
 
-def test_a_worker_that_hangs_in_native_code_is_killed_at_its_jobs_deadline(hangs: Hurt) -> None:
+def test_a_worker_hung_in_native_code_is_killed_at_the_deadline(hangs: Hurt) -> None:
     with hangs.daemon.client() as client, pytest.raises(WeaveError) as late:
         draw(client, steps=99)
     assert late.value.code is ErrorCode.TIMED_OUT
     assert hangs.is_well()
 
 
-def test_a_worker_that_hangs_in_native_code_is_killed_soon_after_a_cancel(hangs: Hurt) -> None:
+def test_a_worker_hung_in_native_code_is_killed_after_a_cancel(hangs: Hurt) -> None:
     with hangs.daemon.client() as client:
         answers = client.generate(PROMPT, model="shapes", steps=99)
         next(answers)

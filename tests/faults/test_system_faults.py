@@ -47,7 +47,7 @@ def few_descriptors(pid: int) -> Iterator[None]:
 
 
 @root_only
-def test_a_full_disk_for_log_and_audit_costs_lines_and_nothing_else() -> None:
+def test_a_full_disk_loses_log_lines_and_nothing_else() -> None:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "weave-test", folder], check=True)
     try:
@@ -76,7 +76,7 @@ def test_a_full_disk_for_log_and_audit_costs_lines_and_nothing_else() -> None:
 
 
 @root_only
-def test_a_broker_without_descriptors_serves_those_it_has_and_the_others_later() -> None:
+def test_a_broker_out_of_descriptors_serves_new_clients_later() -> None:
     with started() as daemon, daemon.client() as client:
         client.load_model("shapes")
         broker = daemon.pid_of("broker")
@@ -91,7 +91,7 @@ def test_a_broker_without_descriptors_serves_those_it_has_and_the_others_later()
 
 
 @root_only
-def test_a_zygote_without_descriptors_is_replaced_and_the_job_done_by_the_next() -> None:
+def test_a_zygote_out_of_descriptors_is_replaced() -> None:
     with started() as daemon, daemon.client() as client:
         expected = images(draw(client))[0].data
         client.unload()
@@ -101,7 +101,7 @@ def test_a_zygote_without_descriptors_is_replaced_and_the_job_done_by_the_next()
 
 
 @root_only
-def test_a_supervisor_without_descriptors_costs_one_worker_and_the_next_one_works() -> None:
+def test_a_supervisor_out_of_descriptors_loses_one_worker() -> None:
     with started() as daemon, daemon.client() as client:
         expected = images(draw(client))[0].data
         client.unload()
@@ -111,7 +111,7 @@ def test_a_supervisor_without_descriptors_costs_one_worker_and_the_next_one_work
         assert images(draw(client))[0].data == expected
 
 
-def test_a_socket_that_is_removed_is_bound_anew_and_who_is_connected_stays() -> None:
+def test_a_removed_socket_is_bound_again_and_clients_stay() -> None:
     with started() as daemon, daemon.client() as client:
         daemon.socket.unlink()
         wait_for(lambda: daemon.events("socket_restored"))
@@ -133,9 +133,7 @@ def remove_the_folder(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     "harm, told", [(replace_by_a_file, "is not a socket of ours; remove it"), (remove_the_folder, "install -d -o")]
 )
-def test_what_cannot_be_mended_ends_the_daemon_which_says_so_and_can_be_started_again(
-    harm: Callable[[Daemon], None], told: str
-) -> None:
+def test_a_socket_path_that_cannot_be_restored_stops_the_daemon(harm: Callable[[Daemon], None], told: str) -> None:
     daemon = Daemon(MODEL).wait_until_serving()
     harm(daemon)
     assert daemon.process.wait(20) == 78
@@ -171,7 +169,7 @@ def test_a_wall_clock_that_jumps_moves_no_deadline() -> None:
         assert daemon.stop() == 0
 
 
-def test_five_hundred_clients_at_once_are_all_served_within_the_limits() -> None:
+def test_five_hundred_clients_are_served_within_the_limits() -> None:
     limits = "connections = 600\nconnections_per_uid = 600\nqueue = 600\nqueue_per_uid = 600\nburst_per_uid = 600"
 
     async def one(daemon: Daemon, number: int) -> bytes:
@@ -194,7 +192,7 @@ def test_five_hundred_clients_at_once_are_all_served_within_the_limits() -> None
         wait_for(lambda: len(descriptors_of(daemon.pid_of("broker"))) == before + 1)
 
 
-def test_five_hundred_clients_where_sixty_four_may_be_are_told_so() -> None:
+def test_clients_beyond_the_connection_limit_get_an_error() -> None:
     async def one(daemon: Daemon, arrived: asyncio.Semaphore, all_arrived: asyncio.Event) -> str:
         async with AsyncClient(daemon.socket) as client:
             try:

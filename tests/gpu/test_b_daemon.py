@@ -43,7 +43,7 @@ def test_the_daemon_as_it_is_generates_with_each_model(product: Product, figures
 
 
 @pytest.mark.seconds(20)
-def test_a_locked_in_worker_on_the_card_generates_what_was_asked_for(
+def test_a_locked_down_worker_on_the_gpu_generates_the_prompt(
     daemon: Daemon, device: str, figures: dict[str, Any]
 ) -> None:
     with daemon.client() as client:
@@ -77,7 +77,7 @@ def _generated(daemon: Daemon) -> dict[str, np.ndarray[Any, Any]]:
 
 
 @pytest.mark.seconds(40)
-def test_in_float32_an_image_is_nearly_the_processor_s(product: Product, device: str, figures: dict[str, Any]) -> None:
+def test_in_float32_an_image_is_close_to_the_cpus(product: Product, device: str, figures: dict[str, Any]) -> None:
     daemons = [Daemon(config(where, dtype="float32"), command=product.command) for where in (device, "cpu")]
     ours, processors = map(_generated, daemons)
     differences = {prompt: np.abs(ours[prompt].astype(int) - processors[prompt]) for prompt in PROMPTS}
@@ -90,7 +90,7 @@ def test_in_float32_an_image_is_nearly_the_processor_s(product: Product, device:
 
 @pytest.mark.seconds(40)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
-def test_as_a_system_daemon_each_of_two_users_gets_an_image_from_a_worker_of_its_own(
+def test_in_system_mode_each_user_gets_its_own_worker(
     product: Product, device: str, users: None, figures: dict[str, Any]
 ) -> None:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))

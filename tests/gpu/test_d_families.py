@@ -42,7 +42,7 @@ def served(
 
 @pytest.mark.seconds(10)
 @pytest.mark.parametrize("family", models.FAMILIES)
-def test_an_image_is_what_the_plain_call_generates(
+def test_an_image_equals_the_plain_calls(
     served: tuple[Daemon, str], plain: dict[str, Pixels], family: str, figures: dict[str, Any]
 ) -> None:
     daemon, dtype = served

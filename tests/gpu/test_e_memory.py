@@ -77,7 +77,7 @@ def vram(daemon: Daemon, expected: bytes, device: str, figures: dict[str, Any]) 
 
 
 @pytest.mark.seconds(20)
-def test_unload_gives_all_of_it_back(daemon: Daemon, vram: Vram, device: str, expected: bytes) -> None:
+def test_unload_returns_all_vram(daemon: Daemon, vram: Vram, device: str, expected: bytes) -> None:
     with daemon.client() as client:
         client.load_model("shapes")
         loaded = vram.note("with the model")
@@ -89,7 +89,7 @@ def test_unload_gives_all_of_it_back(daemon: Daemon, vram: Vram, device: str, ex
 
 
 @pytest.mark.seconds(25)
-def test_a_worker_that_is_idle_gives_all_of_it_back(product: Product, device: str, figures: dict[str, Any]) -> None:
+def test_an_idle_worker_returns_all_vram(product: Product, device: str, figures: dict[str, Any]) -> None:
     limits = "[limits]\nidle_unload_seconds = 2\n"
     daemon = Daemon(config(device, MODEL, more=limits), command=product.command).wait_until_serving()
     vram = Vram(device, figures)
@@ -109,7 +109,7 @@ def test_a_worker_that_is_idle_gives_all_of_it_back(product: Product, device: st
     [("worker", ErrorCode.WORKER_FAILED), ("broker", None), ("gpu_worker", ErrorCode.WORKER_FAILED)],
     ids=["worker", "broker", "zygote"],
 )
-def test_killed_in_the_middle_of_a_job_all_of_it_comes_back_and_the_next_image_is_right(
+def test_a_worker_killed_during_a_job_returns_all_vram(
     daemon: Daemon, vram: Vram, expected: bytes, victim: str, told: ErrorCode | None
 ) -> None:
     with daemon.client() as client:
@@ -123,7 +123,7 @@ def test_killed_in_the_middle_of_a_job_all_of_it_comes_back_and_the_next_image_i
 
 
 @pytest.mark.seconds(40)
-def test_a_job_too_large_for_what_is_left_of_the_card_is_refused_and_the_next_one_is_right(
+def test_a_job_larger_than_free_vram_fails_and_the_next_succeeds(
     card: None, daemon: Daemon, vram: Vram, expected: bytes, figures: dict[str, Any]
 ) -> None:
     """One that is larger than the whole card would compute for minutes before it fails."""
@@ -142,7 +142,7 @@ def test_a_job_too_large_for_what_is_left_of_the_card_is_refused_and_the_next_on
 
 @pytest.mark.seconds(50)
 @pytest.mark.parametrize("leave_mib", [1024, 100])
-def test_on_a_card_that_another_process_has_filled_loading_fails_with_an_error_and_later_succeeds(
+def test_loading_fails_while_another_process_fills_the_vram(
     card: None, daemon: Daemon, vram: Vram, expected: bytes, figures: dict[str, Any], leave_mib: int
 ) -> None:
     with Holder("hold", "cuda", leave_mib) as holder, daemon.client() as client:

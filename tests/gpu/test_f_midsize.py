@@ -104,7 +104,7 @@ class Peak:
 
 
 @pytest.mark.seconds(60)
-def test_it_is_loaded(daemon: Daemon, sdxl: Path, device: str, figures: dict[str, Any]) -> None:
+def test_the_model_loads(daemon: Daemon, sdxl: Path, device: str, figures: dict[str, Any]) -> None:
     figures["model"] = "SDXL's shape" if device == "cuda" else "a tiny one: the figures mean nothing"
     figures["size of its files, GiB"] = round(sum(file.stat().st_size for file in sdxl.rglob("*.*")) / 2**30, 2)
     for file in sdxl.rglob("*.safetensors"):
@@ -122,7 +122,7 @@ def test_it_is_loaded(daemon: Daemon, sdxl: Path, device: str, figures: dict[str
 
 
 @pytest.mark.seconds(20)
-def test_the_most_vram_it_takes(card: None, daemon: Daemon, device: str, figures: dict[str, Any]) -> None:
+def test_the_peak_vram_of_a_job(card: None, daemon: Daemon, device: str, figures: dict[str, Any]) -> None:
     with daemon.client() as client:
         client.unload()
         before = driver.used_mib()
@@ -133,7 +133,7 @@ def test_the_most_vram_it_takes(card: None, daemon: Daemon, device: str, figures
 
 
 @pytest.mark.seconds(90)
-def test_an_image_is_the_plain_call_s_and_takes_as_long(
+def test_an_image_equals_the_plain_calls_and_takes_as_long(
     daemon: Daemon, sdxl: Path, device: str, figures: dict[str, Any]
 ) -> None:
     ours: list[float] = []
@@ -160,7 +160,7 @@ def test_an_image_is_the_plain_call_s_and_takes_as_long(
 
 
 @pytest.mark.seconds(25)
-def test_what_a_preview_of_each_step_costs(daemon: Daemon, device: str, figures: dict[str, Any]) -> None:
+def test_the_cost_of_a_preview_each_step(daemon: Daemon, device: str, figures: dict[str, Any]) -> None:
     with daemon.client() as client:
         generate(client, device)
         without = [generate(client, device)[0] for _ in range(_IMAGES)]

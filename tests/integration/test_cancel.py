@@ -53,7 +53,7 @@ def by_disconnect(daemon: Daemon, client: Client, answers: Answers, job: int) ->
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("cancel", [by_request, by_job, by_disconnect])
-def test_a_cancelled_job_ends_and_the_next_picture_is_the_same(
+def test_after_a_cancel_the_next_image_is_the_same(
     shared_daemon: Daemon, stage: str, cancel: Callable[[Daemon, Client, Answers, int], None]
 ) -> None:
     with shared_daemon.client() as witness:
@@ -74,7 +74,7 @@ def test_a_cancelled_job_ends_and_the_next_picture_is_the_same(
     "stage, limit",
     [("queued", "queued_seconds = 1.0"), ("loading", "load_seconds = 0.001"), ("running", "job_seconds = 6.0")],
 )
-def test_a_deadline_ends_a_job_and_the_next_picture_is_the_same(stage: str, limit: str) -> None:
+def test_after_a_deadline_the_next_image_is_the_same(stage: str, limit: str) -> None:
     daemon = Daemon(f"[limits]\n{limit if stage != 'loading' else ''}\n" + MODEL).wait_until_serving()
     try:
         with daemon.client() as witness, daemon.client() as holder, daemon.client() as client:

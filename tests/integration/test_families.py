@@ -33,7 +33,7 @@ def families(models: Path) -> Iterator[Daemon]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_family_draws_previews_and_repeats_itself(families: Daemon, name: str) -> None:
+def test_a_family_generates_previews_and_repeatable_images(families: Daemon, name: str) -> None:
     wanted = {"model": name, "width": 64, "height": 64, "steps": 3, "preview_every": 2}
     with families.client() as client:
         first, again = draw(client, **wanted), draw(client, **wanted)
@@ -50,7 +50,7 @@ def test_each_scheduler_of_a_family_runs(families: Daemon, name: str, scheduler:
         assert images(draw(client, model=name, width=64, height=64, steps=3, scheduler=scheduler))
 
 
-def test_wide_is_wide(families: Daemon) -> None:
+def test_a_wide_request_gives_a_wide_image(families: Daemon) -> None:
     with families.client() as client:
         assert pixels(images(draw(client, model="sdxl", width=128, height=64))[0]).shape == (64, 128, 3)
 
@@ -74,7 +74,7 @@ def test_wide_is_wide(families: Daemon) -> None:
     ],
     ids=["a pickle", "code", "a link outside", "no vae", "a foreign scheduler", "truncated", "broken config"],
 )
-def test_a_harmed_model_is_refused_the_reason_logged_and_no_path_told(tmp_path: Path, harm: object, told: str) -> None:
+def test_a_damaged_models_error_names_no_path_but_the_log_does(tmp_path: Path, harm: object, told: str) -> None:
     assert callable(harm)
     model = tiny_models.make("sd1", tmp_path / "model")
     harm(model)

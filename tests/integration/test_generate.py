@@ -14,7 +14,7 @@ from weave.protocol.client_messages import Done, Image, Preview, Progress, Queue
 from weave.protocol.errors import ErrorCode
 
 
-def test_held_out_prompts_are_drawn_as_asked(shared_daemon: Daemon) -> None:
+def test_held_out_prompts_give_the_requested_shapes(shared_daemon: Daemon) -> None:
     sample = scenes()[1][:20]
     with shared_daemon.client() as client:
         seen = [look(pixels(images(draw(client, scene.prompt(), steps=20, seed=1))[0])) for scene in sample]
@@ -22,14 +22,14 @@ def test_held_out_prompts_are_drawn_as_asked(shared_daemon: Daemon) -> None:
     assert len(wrong) <= 2, wrong
 
 
-def test_the_same_request_gives_the_same_pixels_and_another_seed_others(shared_daemon: Daemon) -> None:
+def test_the_same_seed_gives_the_same_pixels_another_does_not(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
         first, again, other = (images(draw(client, seed=seed))[0] for seed in (5, 5, 6))
     assert first.data == again.data
     assert not np.array_equal(pixels(first), pixels(other))
 
 
-def test_events_come_in_order_and_every_step_is_told(shared_daemon: Daemon) -> None:
+def test_events_come_in_order_with_every_step(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
         events = [answer.event for answer in draw(client, steps=6, images=2)]
     assert isinstance(events[0], Queued)
@@ -39,7 +39,7 @@ def test_events_come_in_order_and_every_step_is_told(shared_daemon: Daemon) -> N
     assert isinstance(events[-1], Done) and events[-1].seed == 1 and events[-1].timings is not None
 
 
-def test_image_number_two_is_what_its_own_seed_gives_alone(shared_daemon: Daemon) -> None:
+def test_the_second_image_equals_that_of_its_own_seed(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
         both = images(draw(client, seed=2**64 - 1, images=2))
         alone = images(draw(client, seed=0))[0]
@@ -47,7 +47,7 @@ def test_image_number_two_is_what_its_own_seed_gives_alone(shared_daemon: Daemon
     assert np.array_equal(pixels(both[1]), pixels(alone))
 
 
-def test_all_64_bits_of_a_seed_count_and_a_random_one_survives_a_double(shared_daemon: Daemon) -> None:
+def test_a_seed_has_64_bits_and_a_random_one_fits_a_double(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
         seeds = (5, 5 + 2**32, 5 + 2**63)
         assert len({pixels(images(draw(client, seed=seed, steps=1))[0]).tobytes() for seed in seeds}) == 3
@@ -56,7 +56,7 @@ def test_all_64_bits_of_a_seed_count_and_a_random_one_survives_a_double(shared_d
     assert 0 <= random < 2**32
 
 
-def test_a_png_carries_what_it_takes_to_make_it_again(shared_daemon: Daemon) -> None:
+def test_a_png_carries_the_parameters_to_recreate_it(shared_daemon: Daemon) -> None:
     import io
 
     from PIL import Image as PillowImage
@@ -104,7 +104,7 @@ def test_every_scheduler_runs_in_the_locked_down_worker(shared_daemon: Daemon, s
         assert pixels(images(draw(client, scheduler=scheduler, steps=8))[0]).std() > 0
 
 
-def test_without_any_model_in_the_config_that_is_the_error() -> None:
+def test_a_config_without_models_gives_the_no_model_error() -> None:
     daemon = Daemon("[models]\n").wait_until_serving()
     try:
         with daemon.client() as client, pytest.raises(WeaveError, match="has no model") as refused:
@@ -114,7 +114,7 @@ def test_without_any_model_in_the_config_that_is_the_error() -> None:
         daemon.stop()
 
 
-def test_without_a_model_the_loaded_one_is_taken_else_the_default_one() -> None:
+def test_a_request_without_model_uses_the_loaded_or_default_one() -> None:
     one, two = (MODEL.replace("models.shapes", f"models.{name}") for name in ("one", "two"))
     daemon = Daemon(f'default_model = "two"\n{one}{two}').wait_until_serving()
     try:

@@ -97,7 +97,7 @@ def workers(daemon: Daemon, users: list[str]) -> list[int]:
     return [sorted(set(found), key=found.index).index(worker) for worker in found]
 
 
-def test_each_user_s_jobs_are_done_by_a_worker_of_its_own(isolated: Daemon) -> None:
+def test_each_users_jobs_run_in_their_own_worker(isolated: Daemon) -> None:
     ended = len(isolated.events("worker_ended"))
     assert workers(isolated, [ALICE, ALICE, BOB, ALICE]) == [0, 0, 1, 2]
     causes = [line["cause"] for line in isolated.events("worker_ended")[ended:]]
@@ -128,9 +128,7 @@ CURIOUS = (before("gpu_worker/pipeline.py", "run", NOTE_PROMPT),)
 
 
 @pytest.mark.parametrize("isolate_users", [True, False])
-def test_a_worker_that_one_user_took_over_sees_another_users_prompts_only_without_isolation(
-    users: None, isolate_users: bool
-) -> None:
+def test_a_hostile_worker_sees_other_prompts_only_unisolated(users: None, isolate_users: bool) -> None:
     with system(isolate_users=isolate_users, seams=CURIOUS) as daemon:
         assert by(ALICE, daemon, lambda client: len(draw(client, "hers")))
         assert by(BOB, daemon, lambda client: len(draw(client, "his")))
@@ -138,7 +136,7 @@ def test_a_worker_that_one_user_took_over_sees_another_users_prompts_only_withou
     assert [line["prompts"] for line in seen] == [["hers"], ["his"] if isolate_users else ["hers", "his"]]
 
 
-def test_a_model_that_one_user_loaded_is_loaded_again_for_the_next_and_nobody_learns_of_it(isolated: Daemon) -> None:
+def test_a_loaded_model_is_reloaded_for_the_next_user_unseen(isolated: Daemon) -> None:
     by(ALICE, isolated, lambda client: client.load_model("shapes").model)
     assert by(ALICE, isolated, told_of_the_worker) == ["idle", "shapes", "cpu", False, "shapes"]
     assert by(BOB, isolated, told_of_the_worker) == ["none", None, None, True, None]
@@ -150,7 +148,7 @@ def test_a_model_that_one_user_loaded_is_loaded_again_for_the_next_and_nobody_le
     assert by(ALICE, isolated, told_of_the_worker) == ["none", None, None, True, None]
 
 
-def test_status_tells_a_user_its_own_and_root_everything(isolated: Daemon) -> None:
+def test_status_shows_a_user_its_own_jobs_and_root_all(isolated: Daemon) -> None:
     def numbers(client: Client) -> list[int]:
         found = []
         for _ in range(2):
@@ -179,7 +177,7 @@ def test_status_tells_a_user_its_own_and_root_everything(isolated: Daemon) -> No
         assert by(ALICE, isolated, lambda client: client.status().sandbox["worker"]) == []
 
 
-def test_a_worker_that_does_another_user_s_job_cannot_be_unloaded_and_an_idle_one_can(isolated: Daemon) -> None:
+def test_another_users_worker_can_be_unloaded_only_when_idle(isolated: Daemon) -> None:
     with isolated.client() as root:
         running = root.generate(PROMPT, **LONG)
         wait_for(lambda: isinstance(next(running).event, Progress))
@@ -198,7 +196,7 @@ def test_a_worker_that_does_another_user_s_job_cannot_be_unloaded_and_an_idle_on
         assert (line["peer"]["uid"], line["model"]) == (uid(BOB), "shapes")
 
 
-def test_who_unloads_behind_its_own_job_does_not_take_the_model_from_those_who_wait_for_it(shared: Daemon) -> None:
+def test_unload_after_a_job_keeps_the_model_for_waiting_users(shared: Daemon) -> None:
     told: list[list[str]] = []
 
     def draw_behind(client: Client) -> list[str]:

@@ -42,7 +42,7 @@ def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Daem
 
 
 @pytest.mark.parametrize("name, dtype", CASES)
-def test_a_picture_is_the_same_whatever_was_drawn_before_it(daemons: dict[str, Daemon], name: str, dtype: str) -> None:
+def test_an_image_does_not_depend_on_earlier_jobs(daemons: dict[str, Daemon], name: str, dtype: str) -> None:
     daemon = daemons[dtype].wait_until_serving()
     # The first step of each scheduler starts from a state of its own; four are enough to use what a step leaves.
     wanted = {"model": name, "width": 64, "height": 64, "steps": 4, "seed": 7, "cfg_scale": 4.0}

@@ -48,7 +48,7 @@ def refused(daemon: Daemon) -> WeaveError:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_another_version_lacks_is_named_and_clients_are_told(name: str) -> None:
+def test_missing_library_names_are_logged_and_jobs_fail(name: str) -> None:
     code, library, missing = OTHERS[name]
     daemon = daemon_of((before("gpu_worker/__main__.py", "import_libraries", code),))
     try:
@@ -79,7 +79,7 @@ def daemon_of_broken_torch(folder: Path, seams: Seams) -> tuple[Daemon, Path]:
     return daemon_of(seams, everywhere=BROKEN_TORCH.format(flag=str(flag), folder=str(folder))), flag
 
 
-def test_in_a_minute_it_looks_again_by_itself(tmp_path: Path) -> None:
+def test_libraries_are_checked_again_after_a_minute(tmp_path: Path) -> None:
     daemon, flag = daemon_of_broken_torch(tmp_path, (constant("supervisor/zygote.py", "_UNFIT_SECONDS", "0.0"),))
     try:
         refused(daemon)
@@ -94,7 +94,7 @@ def test_in_a_minute_it_looks_again_by_itself(tmp_path: Path) -> None:
         daemon.stop()
 
 
-def test_a_library_that_cannot_be_imported_is_named_and_a_reload_looks_again(tmp_path: Path) -> None:
+def test_a_reload_checks_a_broken_library_again(tmp_path: Path) -> None:
     daemon, flag = daemon_of_broken_torch(tmp_path, ())
     try:
         refused(daemon)

@@ -46,9 +46,7 @@ def daemon(model: Path) -> Iterator[Daemon]:
 
 
 @pytest.mark.parametrize("asked", [{}, {"negative_prompt": "blurred"}, {"cfg_scale": 1.0}], ids=str)
-def test_a_family_that_is_added_gives_the_image_of_plain_diffusers(
-    daemon: Daemon, model: Path, asked: dict[str, Any]
-) -> None:
+def test_an_added_family_gives_the_image_of_diffusers(daemon: Daemon, model: Path, asked: dict[str, Any]) -> None:
     wanted = {"model": "chroma", "width": 96, "height": 64, "steps": STEPS, "seed": SEED, "cfg_scale": 4.0}
     with daemon.client() as client:
         answers = draw(client, PROMPT, preview_every=STEPS, **{**wanted, **asked})
@@ -84,7 +82,7 @@ def plain(model: Path, cfg_scale: float = 4.0, **asked: Any) -> np.ndarray[Any, 
     return np.asarray(made.images[0])
 
 
-def test_the_product_does_not_have_that_family(model: Path, tmp_path: Path) -> None:
+def test_the_product_does_not_have_the_added_family(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(config(model))
     with pytest.raises(ConfigError, match=r"chroma\.family is 'chroma'; it must be one of sd1, sd2, sdxl, sd3, flux$"):

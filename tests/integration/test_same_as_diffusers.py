@@ -41,7 +41,7 @@ def served(models: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Daemo
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_is_what_diffusers_draws(served: tuple[Daemon, str], models: Path, name: str) -> None:
+def test_an_image_equals_that_of_diffusers(served: tuple[Daemon, str], models: Path, name: str) -> None:
     daemon, dtype = served
     plain = Plain(name, models / name, dtype)
     wanted = {"model": name, "width": 64, "height": 64, "steps": STEPS, "seed": SEED, "cfg_scale": SCALE}

@@ -88,9 +88,7 @@ def served(models: Path) -> Iterator[Daemon]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_scheduler_that_is_offered_draws_what_diffusers_draws_with_it(
-    served: Daemon, models: Path, name: str
-) -> None:
+def test_every_offered_scheduler_gives_the_image_of_diffusers(served: Daemon, models: Path, name: str) -> None:
     family = CONFIGS[name][0]
     plain = Plain(family, models / name)
     with served.client() as client:
@@ -127,7 +125,7 @@ def drawn_by_diffusers(plain: Plain, scheduler: str, steps: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", RULED_OUT)
-def test_a_scheduler_that_the_models_config_rules_out_is_an_error_that_says_so(served: Daemon, name: str) -> None:
+def test_a_scheduler_the_models_config_rules_out_is_an_error(served: Daemon, name: str) -> None:
     family, config, scheduler = RULED_OUT[name]
     (reason,) = config.keys() - {"_class_name", "shift", *BASE}
     with served.client() as client:
@@ -151,7 +149,7 @@ def test_a_scheduler_that_the_models_config_rules_out_is_an_error_that_says_so(s
         ("euler", {"timestep_spacing": "unknown"}),
     ],
 )
-def test_what_a_class_says_only_while_it_draws_is_known_before(name: str, change: dict[str, Any]) -> None:
+def test_errors_a_scheduler_raises_late_are_found_at_loading(name: str, change: dict[str, Any]) -> None:
     with pytest.raises(SchedulerUnfit, match=rf"^{SCHEDULERS[name].class_name}: \w+Error: "):
         fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler.from_config({**BASE, **change}), name, 5)
     assert fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler(**BASE), name, 5).config.beta_end == 0.012
@@ -179,7 +177,7 @@ def test_heun_goes_by_the_sigmas_of_euler(config: dict[str, Any], steps: int) ->
     assert len(heun.timesteps) == 2 * steps - 1
 
 
-def test_heun_with_a_shift_is_diffusers_own_and_with_mu_a_shift_of_its_exponential() -> None:
+def test_heun_shifts_its_sigmas_as_diffusers_does() -> None:
     own = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
     ours = FlowHeun.from_config(FLOW)
     for scheduler in (own, ours):
@@ -205,5 +203,5 @@ def test_heun_with_a_shift_is_diffusers_own_and_with_mu_a_shift_of_its_exponenti
         (2, 4, 1, [1, 4]),  # fewer calls than steps
     ],
 )
-def test_steps_are_counted_and_not_calls(calls: int, steps: int, order: int, expected: list[int]) -> None:
+def test_progress_counts_steps_not_model_calls(calls: int, steps: int, order: int, expected: list[int]) -> None:
     assert [steps_done(call, calls, steps, order) for call in range(calls)] == expected

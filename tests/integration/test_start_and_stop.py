@@ -44,7 +44,7 @@ def test_a_stale_socket_is_replaced_but_a_file_is_not(tmp_path: pytest.TempPathF
     assert daemon.socket.read_text() == "not a socket"
 
 
-def test_sigterm_tells_the_clients_and_leaves_nothing(daemon: Daemon) -> None:
+def test_sigterm_notifies_clients_and_leaves_nothing(daemon: Daemon) -> None:
     with daemon.client() as client:
         answers = client.generate(PROMPT, model="shapes", steps=100, images=8)
         next(answer for answer in answers if isinstance(answer.event, Progress))
@@ -69,7 +69,7 @@ def test_no_process_outlives_a_killed_supervisor() -> None:
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in processes), seconds=10)
 
 
-def test_a_reload_with_an_error_changes_nothing_and_a_good_one_takes_effect() -> None:
+def test_a_reload_takes_effect_only_without_errors() -> None:
     small = "bounds = { width = { min = 64, max = 64 }, height = { min = 64, max = 64 } }"
     model = f'[models.NAME]\npath = "{DEMO_MODEL}"\nfamily = "sd1"\n{small}\ndefaults = {{ width = 64, height = 64 }}\n'
     daemon = Daemon(model.replace("NAME", "one")).wait_until_serving()
@@ -89,7 +89,7 @@ def test_a_reload_with_an_error_changes_nothing_and_a_good_one_takes_effect() ->
         daemon.stop()
 
 
-def test_a_config_that_others_can_write_is_refused_with_the_command_that_mends_it() -> None:
+def test_a_config_others_can_write_is_refused_with_the_fix() -> None:
     daemon = Daemon(f'[models.one]\npath = "{DEMO_MODEL}"\nfamily = "sd1"\n')
     daemon.stop() if daemon.process.poll() is None else None
     daemon.config.chmod(0o666)

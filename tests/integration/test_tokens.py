@@ -88,14 +88,14 @@ def test_tokens_are_counted_as_the_pipeline_cuts_them(
 
 
 @pytest.mark.parametrize("model, limit", [("sd3", 256), ("flux", 512)])
-def test_a_t5_encoder_takes_what_its_pipeline_lets_it(served: Daemon, model: str, limit: int) -> None:
+def test_a_t5_encoder_takes_as_many_tokens_as_its_pipeline(served: Daemon, model: str, limit: int) -> None:
     with served.client() as client:
         fits, too_long = "x" * (limit - 2), "x" * (limit + 7)
         assert told(client, fits, model=model)[0][-1][1:] == (limit, 0)
         assert told(client, too_long, model=model)[0][-1][1:] == (limit, 9)
 
 
-def test_weavectl_warns_of_what_was_cut_and_scripts_get_the_numbers(served: Daemon, tmp_path: Path) -> None:
+def test_weavectl_warns_of_cut_prompts_and_json_has_the_numbers(served: Daemon, tmp_path: Path) -> None:
     options = ("--model=sdxl", "--width=64", "--height=64", "--steps=1", "--negative-prompt", LONG, "--force")
     ended = weavectl(served, "generate", SHORT, *options, folder=tmp_path)
     assert ended.returncode == 0, ended.stderr

@@ -122,7 +122,7 @@ print(subprocess.run(["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"], captu
 """
 
 
-def test_a_child_has_its_signals_although_we_were_started_with_all_ignored_and_blocked() -> None:
+def test_a_child_has_default_signals_though_pytest_ignores_them() -> None:
     command = [sys.executable, "-c", STARTED_BADLY, sys.executable, "-c", SAY_WHAT_A_CHILD_HAS]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     _, blocked, _, ignored = said.split()
@@ -130,7 +130,7 @@ def test_a_child_has_its_signals_although_we_were_started_with_all_ignored_and_b
     assert int(blocked, 16) == 0 and int(ignored, 16) & ~(0b11 << 31) == 0
 
 
-def test_a_daemon_that_was_started_so_ends_by_sigterm_and_knows_how_its_children_end() -> None:
+def test_a_daemon_started_with_signals_blocked_obeys_sigterm() -> None:
     daemon = Daemon(prefix=(sys.executable, "-c", STARTED_BADLY)).wait_until_serving()
     os.kill(daemon.pid_of("broker"), signal.SIGKILL)
     wait_for(lambda: len(daemon.events("serving")) == 2)
@@ -143,7 +143,7 @@ def test_a_daemon_that_was_started_so_ends_by_sigterm_and_knows_how_its_children
     assert daemon.stop() == 0
 
 
-def test_sigint_stops_a_daemon_unless_it_was_started_with_it_ignored() -> None:
+def test_sigint_stops_a_daemon_not_started_with_it_ignored() -> None:
     in_background = Daemon(prefix=("sh", "-c", '"$@" & wait', "sh")).wait_until_serving()
     (supervisor,) = children(in_background.process.pid)
     os.kill(supervisor, signal.SIGINT)

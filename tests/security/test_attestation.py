@@ -38,7 +38,7 @@ def surrounded(filters: int) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("filters", [0, 1, 2])
-def test_inside_other_filters_the_daemon_draws(filters: int) -> None:
+def test_the_daemon_generates_inside_other_seccomp_filters(filters: int) -> None:
     daemon = Daemon(MODEL, prefix=surrounded(filters)).wait_until_serving()
     try:
         with daemon.client() as client:
@@ -52,7 +52,7 @@ def test_inside_other_filters_the_daemon_draws(filters: int) -> None:
 
 
 @pytest.mark.parametrize("filters", [0, 1, 2])
-def test_a_worker_with_one_thread_that_is_not_locked_in_is_not_attested(filters: int) -> None:
+def test_a_worker_with_an_unconfined_thread_is_not_attested(filters: int) -> None:
     daemon = daemon_of(FORGOT_TSYNC, MODEL, prefix=surrounded(filters))
     try:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
@@ -65,7 +65,7 @@ def test_a_worker_with_one_thread_that_is_not_locked_in_is_not_attested(filters:
 
 
 @pytest.mark.parametrize("filters", [0, 1])
-def test_a_broker_that_comes_with_the_listener_of_another_process_is_not_attested(filters: int) -> None:
+def test_a_broker_with_another_processs_listener_is_not_attested(filters: int) -> None:
     """It has a filter of its own installed by a child, and sends the listener of that."""
     in_a_child = """
         import socket
@@ -128,7 +128,7 @@ def trace(pid: int) -> int:
     return tracer
 
 
-def test_a_broker_that_is_traced_from_before_it_was_not_dumpable_is_not_attested() -> None:
+def test_a_broker_traced_before_hardening_is_not_attested() -> None:
     daemon = Daemon(MODEL, command=build(BROKER_TRACED))
     try:
         refused = wait_for(lambda: daemon.events("broker_violation"))[0]
@@ -139,7 +139,7 @@ def test_a_broker_that_is_traced_from_before_it_was_not_dumpable_is_not_attested
 
 
 @root_only
-def test_a_worker_that_is_traced_is_not_attested() -> None:
+def test_a_traced_worker_is_not_attested() -> None:
     daemon = daemon_of(WORKER_TRACED)
     try:
         with daemon.client() as client:
@@ -154,7 +154,7 @@ def test_a_worker_that_is_traced_is_not_attested() -> None:
         daemon.stop()
 
 
-def test_without_that_look_a_traced_broker_would_serve() -> None:
+def test_without_the_tracer_check_a_traced_broker_serves() -> None:
     others = "{field: value for field, value in _REQUIRED.items() if field != 'TracerPid'}"
     daemon = daemon_of((*BROKER_TRACED, constant("sandbox/attestation.py", "_REQUIRED", others)))
     try:
@@ -164,7 +164,7 @@ def test_without_that_look_a_traced_broker_would_serve() -> None:
         daemon.stop()
 
 
-def test_without_counting_filters_the_threads_that_are_not_locked_in_would_be_attested() -> None:
+def test_without_filter_counting_unconfined_threads_pass() -> None:
     others = "required = {field: value for field, value in required.items() if field != 'Seccomp_filters'}"
     uncounted = before("sandbox/attestation.py", "_attest_thread", others)
     daemon = daemon_of((*FORGOT_TSYNC, uncounted), MODEL, prefix=surrounded(1))
@@ -182,7 +182,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
         child.kill()
 
 
-def test_a_kernel_that_does_not_tell_the_filters_attests_nobody(
+def test_attestation_fails_without_the_kernels_filter_count(
     monkeypatch: pytest.MonkeyPatch, sleeper: "subprocess.Popen[bytes]"
 ) -> None:
     told = attestation._status
@@ -193,7 +193,7 @@ def test_a_kernel_that_does_not_tell_the_filters_attests_nobody(
         attest(sleeper.pid, Confinement("broker", Account.own(), False, None), parent=os.getpid())
 
 
-def test_a_child_that_has_new_threads_at_each_look_is_not_attested(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_keeps_starting_threads_is_not_attested(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = iter(range(10**9))
     monkeypatch.setattr(attestation, "_threads", lambda _: [Path(f"/proc/none/{next(threads)}")])
     with pytest.raises(AttestationFailed, match="faster than they can be looked at"):
@@ -201,7 +201,7 @@ def test_a_child_that_has_new_threads_at_each_look_is_not_attested(monkeypatch: 
 
 
 @pytest.mark.parametrize("field", ["allowed_users", "broker_user", "worker_user"])
-def test_a_user_whose_uid_is_shown_for_others_too_is_refused_by_the_name_of_its_field(field: str) -> None:
+def test_a_user_with_the_overflow_uid_is_refused_by_field_name(field: str) -> None:
     name = pwd.getpwuid(unmapped_uid()).pw_name
     ask = {"broker_user": accounts.broker_account, "worker_user": lambda system: accounts.worker_account(system, ())}
     system = SystemConfig(allowed_groups=(), **{field: (name,) if field == "allowed_users" else name})
@@ -212,7 +212,7 @@ def test_a_user_whose_uid_is_shown_for_others_too_is_refused_by_the_name_of_its_
 
 
 @pytest.mark.parametrize("field", ["allowed_groups", "socket_group"])
-def test_a_group_whose_gid_is_shown_for_others_too_is_refused_by_the_name_of_its_field(field: str) -> None:
+def test_a_group_with_the_overflow_gid_is_refused_by_field_name(field: str) -> None:
     name = grp.getgrgid(unmapped_gid()).gr_name
     system = SystemConfig(**{field: (name,) if field == "allowed_groups" else name})
     ask = accounts.system_access if field == "allowed_groups" else accounts.socket_group
@@ -222,7 +222,7 @@ def test_a_group_whose_gid_is_shown_for_others_too_is_refused_by_the_name_of_its
         ask(system)
 
 
-def test_a_daemon_whose_uid_is_shown_for_others_too_is_refused() -> None:
+def test_a_daemon_running_as_the_overflow_uid_is_refused() -> None:
     """In a user namespace without a mapping everybody's UID is 65534, and so is each peer's."""
     unmapped = ("unshare", "--user")
     if subprocess.run([*unmapped, "true"], capture_output=True, check=False).returncode:

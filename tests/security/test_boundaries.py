@@ -42,7 +42,7 @@ except ConnectionResetError: print(0)
 
 
 @root_only
-def test_peer_of_another_uid_is_closed_without_a_byte_and_audited(daemon: Daemon) -> None:
+def test_a_peer_of_another_uid_gets_no_byte_and_is_audited(daemon: Daemon) -> None:
     # Let it through the folder's and the socket's modes, so that the peer check stands alone.
     os.chmod(daemon.folder, 0o755)
     os.chmod(daemon.socket.parent, 0o755)
@@ -58,7 +58,7 @@ def test_peer_of_another_uid_is_closed_without_a_byte_and_audited(daemon: Daemon
 
 
 @root_only
-def test_a_picture_is_made_where_there_is_no_network() -> None:
+def test_an_image_is_generated_without_network() -> None:
     daemon = Daemon(prefix=("unshare", "--net")).wait_until_serving()
     try:
         with daemon.client() as client:
@@ -79,7 +79,7 @@ def test_no_process_of_the_daemon_has_a_network_socket() -> None:
     assert daemon.stop() == 0
 
 
-def test_the_daemon_says_which_layers_are_in_force(shared_daemon: Daemon) -> None:
+def test_status_reports_the_layers_in_force(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
         draw(client)
         sandbox = client.status().sandbox
@@ -88,7 +88,7 @@ def test_the_daemon_says_which_layers_are_in_force(shared_daemon: Daemon) -> Non
         assert any(layer.startswith("landlock-") for layer in sandbox[role])
 
 
-def test_every_thread_of_broker_and_worker_is_locked_in(shared_daemon: Daemon) -> None:
+def test_every_thread_of_broker_and_worker_is_locked_down(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
         draw(client)
     broker, worker, zygote = (shared_daemon.pid_of(role) for role in ("broker", "worker", "gpu_worker"))
@@ -116,7 +116,7 @@ def test_a_stopped_worker_is_killed_when_its_job_takes_too_long() -> None:
         daemon.stop()
 
 
-def test_the_broker_serves_nobody_before_it_is_attested(tmp_path: Path) -> None:
+def test_the_broker_serves_no_client_before_attestation(tmp_path: Path) -> None:
     ours, theirs = socket_pair()
     memfd = to_memfd(broker_config(default_config(), mode="user", access=Access(uids=(os.geteuid(),))))
     with socket.socket(socket.AF_UNIX) as listening, theirs:
@@ -142,7 +142,7 @@ def test_the_broker_serves_nobody_before_it_is_attested(tmp_path: Path) -> None:
 
 
 @root_only
-def test_out_of_memory_is_told_and_the_same_worker_goes_on() -> None:
+def test_out_of_memory_is_an_error_and_the_worker_stays() -> None:
     daemon = Daemon(f'[models.shapes]\npath = "{DEMO_MODEL}"\nfamily = "sd1"\n').wait_until_serving()
     try:
         with daemon.client() as client:

@@ -56,7 +56,7 @@ def rehearse(daemon: Daemon) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("system", [False, True], ids=["user mode", "system mode"])
-def test_where_there_is_a_gpu_a_worker_can_do_what_cuda_does_at_its_start(
+def test_a_gpu_worker_can_do_what_cuda_does_at_its_start(
     request: pytest.FixtureRequest, folder: Path, system: bool
 ) -> None:
     if system:
@@ -69,7 +69,7 @@ def test_where_there_is_a_gpu_a_worker_can_do_what_cuda_does_at_its_start(
     assert "CUDA" in daemon.events("gpu_not_used")[0]["reason"]
 
 
-def test_where_there_is_none_nothing_in_proc_is_left_to_write(folder: Path) -> None:
+def test_without_a_gpu_nothing_in_proc_is_writable(folder: Path) -> None:
     daemon = start(build(REHEARSED, REHEARSAL), folder, system=False)
     told = rehearse(daemon)
     assert told["start"] == MAY | {"name_a_thread": REFUSED, "name_the_supervisor": REFUSED}
@@ -77,7 +77,7 @@ def test_where_there_is_none_nothing_in_proc_is_left_to_write(folder: Path) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has the kernel drop its caches")
-def test_a_worker_can_read_its_files_after_the_kernel_has_dropped_its_caches(shared_daemon: Daemon) -> None:
+def test_a_worker_can_read_its_files_after_drop_caches(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
         expected = images(draw(client))[0].data
         Path("/proc/sys/vm/drop_caches").write_text("2")

@@ -27,7 +27,7 @@ def load(daemon: Daemon) -> ErrorCode | None:
     return None
 
 
-def test_a_device_that_a_terminal_obeys_ends_the_worker() -> None:
+def test_a_device_name_with_terminal_escapes_ends_the_worker() -> None:
     daemon = daemon_of(DEVICE)
     try:
         assert load(daemon) is ErrorCode.WORKER_FAILED
@@ -40,7 +40,7 @@ def test_a_device_that_a_terminal_obeys_ends_the_worker() -> None:
         daemon.stop()
 
 
-def test_without_the_broker_s_check_the_client_refuses_it_alone() -> None:
+def test_without_the_brokers_check_the_client_refuses_escapes() -> None:
     daemon = daemon_of(DEVICE + UNCHECKED)
     try:
         assert load(daemon) is None
@@ -50,7 +50,7 @@ def test_without_the_broker_s_check_the_client_refuses_it_alone() -> None:
         daemon.stop()
 
 
-def test_what_a_worker_says_of_its_failure_is_in_the_log_with_its_escapes_shown() -> None:
+def test_a_workers_failure_is_logged_with_escapes_shown() -> None:
     daemon = daemon_of(DETAIL)
     try:
         assert load(daemon) is ErrorCode.INTERNAL

@@ -30,7 +30,7 @@ NO_BOUNDS_AT_ALL = (*NO_BOUNDS_IN_THE_BROKER, without("protocol/bounds.py", "che
 
 
 @root_only
-def test_without_the_peer_check_a_stranger_would_be_answered() -> None:
+def test_without_the_peer_check_a_stranger_is_answered() -> None:
     daemon = daemon_of((replaced("broker/admission/access.py", "is_allowed", "return True"),))
     try:
         for path, mode in ((daemon.folder, 0o755), (daemon.socket.parent, 0o755), (daemon.socket, 0o666)):
@@ -42,7 +42,7 @@ def test_without_the_peer_check_a_stranger_would_be_answered() -> None:
         daemon.stop()
 
 
-def test_without_bounds_in_the_broker_the_worker_refuses_alone() -> None:
+def test_without_the_brokers_bounds_the_worker_refuses() -> None:
     daemon = daemon_of(NO_BOUNDS_IN_THE_BROKER)
     try:
         with daemon.client() as client:
@@ -55,7 +55,7 @@ def test_without_bounds_in_the_broker_the_worker_refuses_alone() -> None:
         daemon.stop()
 
 
-def test_without_bounds_in_either_it_would_be_drawn() -> None:
+def test_without_any_bounds_the_request_is_served() -> None:
     daemon = daemon_of(NO_BOUNDS_AT_ALL)
     try:
         with daemon.client() as client:
@@ -64,7 +64,7 @@ def test_without_bounds_in_either_it_would_be_drawn() -> None:
         daemon.stop()
 
 
-def test_without_the_check_of_seals_a_client_would_get_what_the_worker_can_still_change() -> None:
+def test_without_the_seal_check_a_client_gets_a_writable_image() -> None:
     unchecked = without("protocol/channel.py", "check_sealed_memfd")
     hostile = Hostile((*WORKER, unchecked), {"gpu_worker/hostile.py": HOSTILE / "worker.py"}, MODEL)
     try:
@@ -101,7 +101,7 @@ UNATTESTED: dict[str, tuple[Seams, str]] = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=root_only if "capabilities" in name else ()) for name in UNATTESTED]
 )
-def test_a_worker_that_lacks_a_layer_is_not_attested_and_draws_nothing(name: str) -> None:
+def test_a_worker_lacking_a_layer_is_not_attested(name: str) -> None:
     seams, reason = UNATTESTED[name]
     daemon = daemon_of(seams)
     try:
@@ -114,7 +114,7 @@ def test_a_worker_that_lacks_a_layer_is_not_attested_and_draws_nothing(name: str
 
 
 @root_only
-def test_a_broker_that_kept_its_capabilities_is_not_attested_and_serves_nobody() -> None:
+def test_a_broker_with_capabilities_is_not_attested() -> None:
     daemon = Daemon(MODEL, command=build(keeps_capabilities("broker/__main__.py", "supervisor/main.py")))
     try:
         wait_for(lambda: [line for line in daemon.events("broker_violation") if "Cap" in line["detail"]])
@@ -125,7 +125,7 @@ def test_a_broker_that_kept_its_capabilities_is_not_attested_and_serves_nobody()
 
 @root_only
 @pytest.mark.parametrize("hardened", [True, False])
-def test_only_what_is_not_dumpable_is_closed_to_another_process_of_its_user(hardened: bool) -> None:
+def test_a_dumpable_process_is_open_to_others_of_its_user(hardened: bool) -> None:
     """/proc/PID/mem is where a process could be read and changed without a system call of its own."""
 
     def as_4001(action: Callable[[], Any]) -> int:

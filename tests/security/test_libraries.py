@@ -71,7 +71,7 @@ def expected(shared_daemon: Daemon) -> Iterator[bytes]:
         client.unload()
 
 
-def test_libraries_in_odd_places_are_used_and_what_lies_beside_stays_closed(tmp_path: Path, expected: bytes) -> None:
+def test_libraries_in_odd_places_load_but_not_their_neighbours(tmp_path: Path, expected: bytes) -> None:
     daemon = Place(tmp_path, USES_THEM).daemon()
     try:
         with daemon.client() as client:
@@ -81,7 +81,7 @@ def test_libraries_in_odd_places_are_used_and_what_lies_beside_stays_closed(tmp_
 
 
 @pytest.mark.parametrize("rule, told", [("packages", "odd/site-packages/late.py'"), ("libraries", "libodd.so.1")])
-def test_without_the_rule_they_could_not_be_read(tmp_path: Path, rule: str, told: str) -> None:
+def test_without_the_rule_such_libraries_cannot_be_read(tmp_path: Path, rule: str, told: str) -> None:
     daemon = Place(tmp_path, (*USES_THEM, WITHOUT_RULE[rule])).daemon()
     try:
         with daemon.client() as client, pytest.raises(WeaveError):
@@ -91,7 +91,7 @@ def test_without_the_rule_they_could_not_be_read(tmp_path: Path, rule: str, told
         daemon.stop()
 
 
-def test_a_checkout_that_is_imported_from_would_be_noticed_if_it_could_be_read(tmp_path: Path) -> None:
+def test_a_readable_checkout_would_be_noticed(tmp_path: Path) -> None:
     everything = "return tuple(Path(entry) for entry in search if entry.startswith('/') and os.path.isdir(entry))"
     seam = replaced("sandbox/worker_files.py", "packages", everything)
     daemon = Place(tmp_path, (*USES_THEM, seam)).daemon()
@@ -103,7 +103,7 @@ def test_a_checkout_that_is_imported_from_would_be_noticed_if_it_could_be_read(t
         daemon.stop()
 
 
-def test_of_a_librarys_folder_only_shared_libraries_are_taken(tmp_path: Path) -> None:
+def test_only_shared_libraries_of_a_library_folder_are_allowed(tmp_path: Path) -> None:
     for name in ("libcuda.so.1", "libcuda.so", "libnvidia-ml.so.570.86.15", "id_rsa", "libx.so.conf", ".source"):
         (tmp_path / name).touch()
     (tmp_path / "folder.so").mkdir()
@@ -111,7 +111,7 @@ def test_of_a_librarys_folder_only_shared_libraries_are_taken(tmp_path: Path) ->
     assert [path.name for path in found] == ["libcuda.so", "libcuda.so.1", "libnvidia-ml.so.570.86.15"]
 
 
-def test_of_what_python_imports_from_only_installed_packages_are_taken(tmp_path: Path) -> None:
+def test_only_installed_packages_of_the_import_path_are_allowed(tmp_path: Path) -> None:
     for name in ("site-packages", "dist-packages", "checkout"):
         (tmp_path / name).mkdir()
     (tmp_path / "file" / "site-packages").parent.mkdir()

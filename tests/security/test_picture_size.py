@@ -14,7 +14,7 @@ OTHER_SIZE = after("gpu_worker/decode.py", "decode", "result = result.resize((12
 UNCHECKED = without("gpu_worker/pipeline.py", "_check_size")
 
 
-def test_a_picture_of_another_size_is_never_sent() -> None:
+def test_an_image_of_another_size_is_never_sent() -> None:
     daemon = daemon_of((OTHER_SIZE,))
     try:
         with daemon.client() as client:
@@ -30,7 +30,7 @@ def test_a_picture_of_another_size_is_never_sent() -> None:
         daemon.stop()
 
 
-def test_without_the_check_of_sizes_a_client_would_get_it() -> None:
+def test_without_the_size_check_a_client_gets_the_image() -> None:
     daemon = daemon_of((OTHER_SIZE, UNCHECKED))
     try:
         with daemon.client() as client:

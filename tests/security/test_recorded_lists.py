@@ -105,7 +105,7 @@ def test_a_recorded_worker_with_a_new_driver_generates_its_image(recorded: tuple
     assert not daemon.events("sandbox_violation") and not daemon.events("broker_hung")
 
 
-def test_all_that_the_lists_lack_is_found_and_nothing_else(machine: Machine, recorded: tuple[str, Daemon]) -> None:
+def test_everything_missing_from_the_lists_is_found(machine: Machine, recorded: tuple[str, Daemon]) -> None:
     lines = recorded[1].output().partition("To add:\n")[0].splitlines()
     assert {tuple(line.rsplit(None, 1)) for line in map(" ".join, map(str.split, lines))} == {
         ("not listed getpgid", str(CALLS)),
@@ -126,7 +126,7 @@ def test_all_that_the_lists_lack_is_found_and_nothing_else(machine: Machine, rec
     }
 
 
-def test_each_is_told_in_the_form_in_which_it_is_added(machine: Machine, recorded: tuple[str, Daemon]) -> None:
+def test_each_finding_is_printed_as_the_line_to_add(machine: Machine, recorded: tuple[str, Daemon]) -> None:
     _, daemon = recorded
     found = to_add(daemon.output())
     read = sorted(f"    Path({python(str(machine.folder / name))})," for name in (LIBRARY, ODD, LATER))
@@ -148,7 +148,7 @@ def test_each_is_told_in_the_form_in_which_it_is_added(machine: Machine, recorde
     ]
 
 
-def test_without_record_mode_the_driver_is_refused_and_with_what_is_to_be_added_it_works(
+def test_the_new_driver_works_only_with_the_lines_to_add(
     machine: Machine, recorded: tuple[str, Daemon], expected: str
 ) -> None:
     refused, daemon = machine.run(())
@@ -164,7 +164,7 @@ def test_without_record_mode_the_driver_is_refused_and_with_what_is_to_be_added_
     assert not daemon.events("sandbox_violation") and not daemon.events("crashed")
 
 
-def test_a_recorded_worker_starts_no_program_and_makes_and_changes_no_file(
+def test_a_recorded_worker_starts_no_program_and_changes_no_file(
     machine: Machine, recorded: tuple[str, Daemon]
 ) -> None:
     """What no list could allow is refused in record mode too: by Landlock, ours and the supervisor's."""

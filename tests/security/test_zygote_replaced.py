@@ -57,7 +57,7 @@ def attack(hostile: Hostile, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["socket", "not msgpack", "a fault"])
-def test_after_an_attack_the_next_worker_has_another_address_layout(hostile: Hostile, name: str) -> None:
+def test_after_an_attack_the_next_worker_has_a_new_layout(hostile: Hostile, name: str) -> None:
     zygote, address = layout(hostile)
     replaced = len(hostile.daemon.events("zygote_replaced"))
     attack(hostile, name)
@@ -66,7 +66,7 @@ def test_after_an_attack_the_next_worker_has_another_address_layout(hostile: Hos
     assert len(hostile.daemon.events("zygote_replaced")) > replaced
 
 
-def test_a_zygote_that_cannot_tell_how_its_worker_ended_is_replaced(hostile: Hostile) -> None:
+def test_a_zygote_that_cannot_report_an_exit_status_is_replaced(hostile: Hostile) -> None:
     zygote, address = layout(hostile)
     before = len(hostile.daemon.events("zygote_replaced"))
     os.kill(zygote, signal.SIGSTOP)
@@ -76,7 +76,7 @@ def test_a_zygote_that_cannot_tell_how_its_worker_ended_is_replaced(hostile: Hos
     assert next_zygote != zygote and next_address != address
 
 
-def test_after_any_other_end_it_has_the_same_and_need_not_wait_for_torch(hostile: Hostile) -> None:
+def test_after_a_normal_exit_the_next_worker_keeps_the_layout(hostile: Hostile) -> None:
     before = layout(hostile)
     assert layout(hostile) == before  # after unload
     os.kill(hostile.daemon.pid_of("worker"), signal.SIGKILL)
@@ -84,7 +84,7 @@ def test_after_any_other_end_it_has_the_same_and_need_not_wait_for_torch(hostile
     assert layout(hostile) == before
 
 
-def test_without_the_replacement_the_next_worker_has_the_layout_that_was_attacked() -> None:
+def test_without_replacement_the_attacked_layout_stays() -> None:
     hostile = start(NOT_REPLACED)
     try:
         before = layout(hostile)

@@ -27,13 +27,13 @@ values = st.recursive(
 
 @settings(deadline=None, derandomize=True)
 @given(st.text(max_size=200), st.dictionaries(st.text(max_size=100), values, max_size=10))
-def test_a_line_fits_a_pipe_whatever_is_in_it(event: str, fields: dict[str, Any]) -> None:
+def test_any_line_fits_a_pipe(event: str, fields: dict[str, Any]) -> None:
     line = log._line("broker", event, fields)
     assert len(line) <= select.PIPE_BUF and line.count(b"\n") == 1
     assert json.loads(line)["process"] == "broker"
 
 
-def test_no_line_of_the_log_has_what_does_not_print(capfd: pytest.CaptureFixture[str]) -> None:
+def test_log_lines_have_only_printable_characters(capfd: pytest.CaptureFixture[str]) -> None:
     hostile = "\x1b[31m\x7f\x9b1m\u202e\u2028\n é"
     log.write("broker", "job_failed", detail=hostile, layers=[hostile], long=hostile * 500)
     log.write("broker", "job_failed", detail=hostile)
@@ -42,12 +42,12 @@ def test_no_line_of_the_log_has_what_does_not_print(capfd: pytest.CaptureFixture
     assert json.loads(lines[1])["detail"] == hostile
 
 
-def test_a_line_that_is_cut_says_so_and_keeps_its_beginning() -> None:
+def test_a_cut_line_says_so_and_keeps_its_beginning() -> None:
     line = json.loads(log._line("broker", "event", {"many": ["\N{EURO SIGN}" * 50] * 50}))
     assert line["cut"].startswith('{"many":["') and line["event"] == "event"
 
 
-def test_the_metrics_file_is_made_anew_and_no_link_in_its_place_is_followed(tmp_path: Path) -> None:
+def test_the_metrics_file_is_recreated_and_no_link_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("theirs")
     victim.chmod(0o600)
@@ -59,13 +59,13 @@ def test_the_metrics_file_is_made_anew_and_no_link_in_its_place_is_followed(tmp_
     assert not (tmp_path / "weave.prom").is_symlink()
 
 
-def test_the_metrics_file_does_not_wait_for_the_reader_of_a_pipe(tmp_path: Path) -> None:
+def test_the_metrics_file_does_not_block_on_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".weave.prom.part")
     write_textfile(tmp_path / "weave.prom", ALIVE)
     assert (tmp_path / "weave.prom").is_file()
 
 
-def test_the_metrics_file_has_only_the_errors_that_there_are(tmp_path: Path) -> None:
+def test_the_metrics_file_has_only_errors_that_occurred(tmp_path: Path) -> None:
     """A broker that was taken over may count others: each would be a time series of its own."""
     counted = Metrics(errors={"queue_full": 3, "of_no_daemon": 1})
     write_textfile(tmp_path / "weave.prom", Alive(metrics=counted, connections=1, queue_length=2))
@@ -76,7 +76,7 @@ def test_the_metrics_file_has_only_the_errors_that_there_are(tmp_path: Path) -> 
 
 
 @root_only
-def test_a_folder_that_is_anothers_gets_no_file_of_ours(tmp_path: Path) -> None:
+def test_no_file_is_written_to_another_users_folder(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     folder.mkdir()
     os.chown(folder, 4001, 4001)
@@ -86,7 +86,7 @@ def test_a_folder_that_is_anothers_gets_no_file_of_ours(tmp_path: Path) -> None:
 
 
 @root_only
-def test_only_right_above_may_a_group_write_and_only_if_it_is_root_s(tmp_path: Path) -> None:
+def test_a_group_may_write_only_roots_direct_parent_folder(tmp_path: Path) -> None:
     """As to /var/log on Ubuntu, which is syslog's."""
     folder = tmp_path / "log" / "weave" / "deeper"
     folder.mkdir(parents=True)
@@ -103,7 +103,7 @@ def test_only_right_above_may_a_group_write_and_only_if_it_is_root_s(tmp_path: P
         open_own_folder(folder.parent)
 
 
-def test_a_folder_that_others_may_write_to_is_refused_and_so_are_a_link_and_the_root(tmp_path: Path) -> None:
+def test_a_folder_others_can_write_a_link_and_root_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     os.close(open_own_folder(folder))

@@ -46,7 +46,7 @@ def module_of(*seams: Seam) -> dict[str, Any]:
     return names
 
 
-def test_a_replaced_function_sees_its_parameters_and_the_original() -> None:
+def test_a_replaced_function_sees_parameters_and_original() -> None:
     body = "return original(side + LIMIT, *more, times=times, **others)"
     assert module_of(replaced("m.py", "area", body))["area"](1, 5, times=2, a=4) == (9 + 5 + 4) * 2
 
@@ -81,7 +81,7 @@ def test_a_method_is_found_by_its_class() -> None:
     assert worker["Worker"]().load("x") == "x twice"
 
 
-def test_a_constant_changes_what_follows_it_and_may_use_its_value() -> None:
+def test_a_constant_changes_later_uses_and_may_use_its_value() -> None:
     names = module_of(constant("m.py", "LIMIT", "LIMIT + 1"), constant("m.py", "maths", "None"))
     assert (names["LIMIT"], names["DOUBLE"], names["maths"]) == (3, 6, None)
 

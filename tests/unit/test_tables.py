@@ -29,7 +29,7 @@ def test_importing_every_family_leaves_one_thread_and_no_cuda() -> None:
 @pytest.mark.parametrize(
     "module, families", [("broker.__main__", False), ("supervisor.main", True), ("weavectl.doctor", True)]
 )
-def test_torch_is_the_workers_alone_and_the_broker_knows_no_families(module: str, families: bool) -> None:
+def test_only_the_worker_imports_torch_and_families(module: str, families: bool) -> None:
     code = f"import weave.{module}, sys; print('torch' in sys.modules, 'weave.models' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["False", str(families)]
@@ -43,7 +43,7 @@ def test_the_device_is_chosen(monkeypatch: pytest.MonkeyPatch, there: bool, sett
     assert str(device.choose_device(setting)) == expected
 
 
-def test_a_gpu_that_is_not_there_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert device.choose_device("cuda") == torch.device("cuda:0")
     with pytest.raises(RuntimeError, match=r"cuda:1.*1 GPUs"):
@@ -66,7 +66,7 @@ def test_the_dtype_fits_the_device(
     assert device.choose_dtype(torch.device(where), setting) == expected
 
 
-def test_running_out_of_memory_is_known_for_what_it_is() -> None:
+def test_out_of_memory_errors_are_recognised() -> None:
     assert device.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert device.is_out_of_memory(MemoryError())
     assert device.is_out_of_memory(RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED"))
@@ -77,7 +77,7 @@ def test_running_out_of_memory_is_known_for_what_it_is() -> None:
     assert not device.is_out_of_memory(RuntimeError("shape mismatch"))
 
 
-def test_a_file_that_is_not_what_was_pinned_is_refused() -> None:
+def test_a_file_that_differs_from_its_pin_is_refused() -> None:
     check_model_files(DEMO_MODEL)
     with pytest.raises(ModelFilesRefused, match=r"unet/config.json: sha256 is"):
         check_sha256(DEMO_MODEL, {"unet/config.json": "0" * 64})
@@ -118,7 +118,7 @@ def test_a_pipe_in_a_models_folder_is_refused(tmp_path: Path) -> None:
         check_model_files(tmp_path)
 
 
-def test_of_nvidias_devices_only_the_cards_and_what_cuda_needs_are_left(tmp_path: Path) -> None:
+def test_only_the_nvidia_devices_cuda_needs_are_allowed(tmp_path: Path) -> None:
     needed = ["nvidia-uvm", "nvidia0", "nvidia12", "nvidiactl"]
     others = ["nvidia-modeset", "nvidia-uvm-tools", "nvidia-nvlink", "nvidia-nvswitch0", "nvidia-nvswitchctl", "nvidia"]
     for name in (*needed, *others):
@@ -128,7 +128,7 @@ def test_of_nvidias_devices_only_the_cards_and_what_cuda_needs_are_left(tmp_path
     assert worker_files.nvidia(tmp_path) == tuple(tmp_path / name for name in needed)
 
 
-def test_the_cards_are_found_where_sysfs_really_has_them(tmp_path: Path) -> None:
+def test_the_cards_are_found_behind_sysfs_links(tmp_path: Path) -> None:
     links = tmp_path / "bus"
     links.mkdir()
     for name, kind in (("gpu", "0x030200"), ("accelerator", "0x120000"), ("network", "0x020000")):
