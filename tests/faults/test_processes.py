@@ -8,9 +8,9 @@ import pytest
 
 from tests.support.builds import DUMPABLE, daemon_of
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from tests.support.seams import before, constant
-from tests.support.stages import STAGES, at_stage, draws_right, end_of, held, wait_until_alone
+from tests.support.stages import STAGES, at_stage, end_of, generates_right, held, wait_until_alone
 from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.protocol.client_messages import Cancel, Generate
@@ -31,12 +31,12 @@ class Hurt:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         with daemon.client() as client:
-            self.expected = images(draw(client))[0].data
+            self.expected = images(generate(client))[0].data
         wait_until_alone(daemon)
         self.held = held(daemon)
 
     def is_well(self) -> bool:
-        assert draws_right(self.daemon, self.expected)
+        assert generates_right(self.daemon, self.expected)
         # Nothing is left behind in any process, but a moment may pass until the last connection is closed.
         return bool(wait_for(lambda: held(self.daemon) == self.held, seconds=10))
 
@@ -73,7 +73,7 @@ def test_after_any_process_is_killed_the_next_image_is_right(hurt: Hurt, victim:
 def test_a_killed_supervisor_leaves_nothing_and_can_be_restarted(stage: str) -> None:
     daemon = Daemon(MODEL).wait_until_serving()
     with daemon.client() as client:
-        expected = images(draw(client))[0].data
+        expected = images(generate(client))[0].data
     with at_stage(daemon, stage):
         processes = daemon.processes()
         daemon.process.kill()
@@ -82,7 +82,7 @@ def test_a_killed_supervisor_leaves_nothing_and_can_be_restarted(stage: str) -> 
     again = Daemon(folder=daemon.folder)
     wait_for(lambda: len(again.events("serving")) == 2)
     try:
-        assert draws_right(again, expected)
+        assert generates_right(again, expected)
     finally:
         assert again.stop() == 0
 
@@ -105,7 +105,7 @@ def test_a_stopped_worker_is_killed_at_its_jobs_deadline(hurt: Hurt, stage: str)
         os.kill(hurt.daemon.pid_of("worker"), signal.SIGSTOP)
         if request is None:
             with pytest.raises(WeaveError) as late:
-                draw(client)
+                generate(client)
             assert late.value.code is ErrorCode.TIMED_OUT
         else:
             assert end_of(client, request) is ErrorCode.TIMED_OUT
@@ -125,7 +125,7 @@ def test_a_worker_stopped_before_lock_down_is_replaced() -> None:
             wait_for(lambda: "worker" in daemon.processes().values())
             os.kill(daemon.pid_of("worker"), signal.SIGSTOP)
             assert end_of(client, request) is ErrorCode.WORKER_FAILED
-            assert images(draw(client))
+            assert images(generate(client))
     finally:
         assert daemon.stop() == 0
 
@@ -137,13 +137,13 @@ def test_a_stopped_zygote_is_replaced_when_it_does_not_fork() -> None:
         zygote = daemon.pid_of("gpu_worker")
         os.kill(zygote, signal.SIGSTOP)
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
-            draw(client)
+            generate(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
         assert "not ready within 5 s" in wait_for(lambda: daemon.events("worker_ended"))[-1]["cause"]
         wait_for(lambda: len(daemon.events("imported")) == 2)
         assert daemon.pid_of("gpu_worker") != zygote
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
     finally:
         assert daemon.stop() == 0
 
@@ -153,7 +153,7 @@ def test_clients_are_served_while_the_supervisor_is_stopped(hurt: Hurt) -> None:
         client.load_model("shapes")
         hurt.daemon.process.send_signal(signal.SIGSTOP)
         try:
-            assert images(draw(client))[0].data == hurt.expected
+            assert images(generate(client))[0].data == hurt.expected
             request = client.send(Cancel(job=0))
             assert end_of(client, request) is ErrorCode.INVALID_REQUEST
         finally:
@@ -176,7 +176,7 @@ def hangs() -> Iterator[Hurt]:
 
 def test_a_worker_hung_in_native_code_is_killed_at_the_deadline(hangs: Hurt) -> None:
     with hangs.daemon.client() as client, pytest.raises(WeaveError) as late:
-        draw(client, steps=99)
+        generate(client, steps=99)
     assert late.value.code is ErrorCode.TIMED_OUT
     assert hangs.is_well()
 

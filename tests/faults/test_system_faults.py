@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.builds import daemon_of, visible
 from tests.support.daemon import Daemon, descriptors_of, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from tests.support.system import MODEL
 from weave.client import AsyncClient, WeaveError
 from weave.protocol.errors import ErrorCode
@@ -53,23 +53,23 @@ def test_a_full_disk_loses_log_lines_and_nothing_else() -> None:
     try:
         config = f'[limits]\nburst_per_uid = 1000\n[audit]\nfile = "{folder}/audit.log"\n' + MODEL
         with started(config, folder) as daemon, daemon.client() as client:
-            expected = images(draw(client))[0].data
+            expected = images(generate(client))[0].data
             with suppress(OSError), open(folder / "filler", "wb", buffering=0) as filler:
                 while True:
                     filler.write(bytes(4096))
             for _ in range(3):
                 client.unload()
-                assert images(draw(client))[0].data == expected
+                assert images(generate(client))[0].data == expected
             # What is left of the last page is soon used up, then nothing more gets in.
             size = (folder / "log").stat().st_size
             for _ in range(40):
                 with pytest.raises(WeaveError):
-                    draw(client, steps=0)
+                    generate(client, steps=0)
             assert (folder / "log").stat().st_size - size < 4096
             (folder / "filler").unlink()
             client.unload()
             wait_for(lambda: '"log_lost"' in daemon.log())  # after half a line, which found no room for its end
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
             assert '"log_lost"' in (folder / "audit.log").read_text()
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
@@ -87,28 +87,28 @@ def test_a_broker_out_of_descriptors_serves_new_clients_later() -> None:
         for late in waiting:
             assert late.status().version
             late.close()
-        assert images(draw(client))
+        assert images(generate(client))
 
 
 @root_only
 def test_a_zygote_out_of_descriptors_is_replaced() -> None:
     with started() as daemon, daemon.client() as client:
-        expected = images(draw(client))[0].data
+        expected = images(generate(client))[0].data
         client.unload()
         with few_descriptors(daemon.pid_of("gpu_worker")):
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
         assert daemon.events("zygote_ended")
 
 
 @root_only
 def test_a_supervisor_out_of_descriptors_loses_one_worker() -> None:
     with started() as daemon, daemon.client() as client:
-        expected = images(draw(client))[0].data
+        expected = images(generate(client))[0].data
         client.unload()
         with few_descriptors(daemon.process.pid), pytest.raises(WeaveError) as failed:
-            draw(client)
+            generate(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
-        assert images(draw(client))[0].data == expected
+        assert images(generate(client))[0].data == expected
 
 
 def test_a_removed_socket_is_bound_again_and_clients_stay() -> None:
@@ -117,7 +117,7 @@ def test_a_removed_socket_is_bound_again_and_clients_stay() -> None:
         wait_for(lambda: daemon.events("socket_restored"))
         assert client.status().version
         with daemon.client() as other:
-            assert images(draw(other))
+            assert images(generate(other))
 
 
 def replace_by_a_file(daemon: Daemon) -> None:
@@ -140,7 +140,7 @@ def test_a_socket_path_that_cannot_be_restored_stops_the_daemon(harm: Callable[[
     assert told in daemon.log() and str(daemon.socket.parent) in daemon.log()
     daemon.socket.unlink(missing_ok=True)
     with started(folder=daemon.folder) as again, again.client() as client:
-        assert images(draw(client))
+        assert images(generate(client))
 
 
 # Each reading is off by the next of these, so that no run is spared a jump by chance.
@@ -157,11 +157,11 @@ def test_a_wall_clock_that_jumps_moves_no_deadline() -> None:
     daemon = daemon_of((), limits + MODEL, everywhere=JUMPS)
     try:
         with daemon.client() as client:
-            expected = images(draw(client))[0].data
+            expected = images(generate(client))[0].data
             for _ in range(3):
-                assert images(draw(client))[0].data == expected
+                assert images(generate(client))[0].data == expected
             wait_for(lambda: client.status().worker == "none", seconds=20)
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
             assert not daemon.events("client_dropped") and not daemon.events("job_timed_out")
         told = [line["time"] for line in daemon.all_events()]
         assert len({time[:4] for time in told}) > 1 and told != sorted(told)  # it did jump, and back

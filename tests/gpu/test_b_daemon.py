@@ -11,7 +11,7 @@ import pytest
 
 from tests.gpu.product import Product, config
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images, pixels
+from tests.support.generation import generate, images, pixels
 from tests.support.shapes_checker import Seen, look
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, as_user
@@ -47,7 +47,7 @@ def test_a_locked_down_worker_on_the_gpu_generates_the_prompt(
     daemon: Daemon, device: str, figures: dict[str, Any]
 ) -> None:
     with daemon.client() as client:
-        first, again = (images(draw(client, CIRCLE, steps=STEPS, seed=7))[0] for _ in range(2))
+        first, again = (images(generate(client, CIRCLE, steps=STEPS, seed=7))[0] for _ in range(2))
         status = client.status()
     layers = status.sandbox["worker"]
     figures |= {"device": status.device, "dtype": status.dtype, "layers": layers, "memory": status.memory_used}
@@ -64,14 +64,14 @@ def test_a_locked_down_worker_on_the_gpu_generates_the_prompt(
 @pytest.mark.parametrize("scheduler", FAMILIES["sd1"].schedulers)
 def test_with_each_scheduler_the_image_is_recognised(daemon: Daemon, scheduler: str) -> None:
     with daemon.client() as client:
-        (image,) = images(draw(client, CIRCLE, steps=STEPS, seed=7, scheduler=scheduler))
+        (image,) = images(generate(client, CIRCLE, steps=STEPS, seed=7, scheduler=scheduler))
     assert look(pixels(image)) == PROMPTS[CIRCLE]
 
 
 def _generated(daemon: Daemon) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with daemon.wait_until_serving().client() as client:
-            return {prompt: pixels(images(draw(client, prompt, steps=STEPS, seed=7))[0]) for prompt in PROMPTS}
+            return {prompt: pixels(images(generate(client, prompt, steps=STEPS, seed=7))[0]) for prompt in PROMPTS}
     finally:
         daemon.stop()
 
@@ -103,7 +103,7 @@ def test_in_system_mode_each_user_gets_its_own_worker(
 
     def seen() -> list[Any]:
         with Client(daemon.socket, timeout=100) as client:
-            image = pixels(images(draw(client, CIRCLE, steps=STEPS, seed=7))[0])
+            image = pixels(images(generate(client, CIRCLE, steps=STEPS, seed=7))[0])
             return [*look(image), client.status().device]
 
     workers = []

@@ -11,8 +11,8 @@ from tests.gpu import driver
 from tests.gpu.product import Product, config
 from tests.gpu.vram import Holder
 from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
-from tests.support.pictures import draw, images
-from tests.support.stages import LONG, draws_right, end_of, reach
+from tests.support.generation import generate, images
+from tests.support.stages import LONG, end_of, generates_right, reach
 from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.protocol.client_messages import Progress
@@ -65,7 +65,7 @@ def daemon(product: Product, device: str) -> Iterator[Daemon]:
 @pytest.fixture(scope="module")
 def expected(daemon: Daemon) -> bytes:
     with daemon.client() as client:
-        return images(draw(client))[0].data
+        return images(generate(client))[0].data
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_unload_returns_all_vram(daemon: Daemon, vram: Vram, device: str, expect
     with daemon.client() as client:
         client.load_model("shapes")
         loaded = vram.note("with the model")
-        assert images(draw(client))[0].data == expected
+        assert images(generate(client))[0].data == expected
         vram.note("after an image")
         client.unload()
     assert vram.comes_back()
@@ -95,7 +95,7 @@ def test_an_idle_worker_returns_all_vram(product: Product, device: str, figures:
     vram = Vram(device, figures)
     try:
         with daemon.client() as client:
-            draw(client)
+            generate(client)
             vram.note("with the model")
             wait_for(lambda: client.status().worker == "none")
         assert vram.comes_back()
@@ -119,7 +119,7 @@ def test_a_worker_killed_during_a_job_returns_all_vram(
         os.kill(daemon.pid_of(victim), signal.SIGKILL)
         assert end_of(client, request) is told
     assert vram.comes_back()
-    assert draws_right(daemon, expected)
+    assert generates_right(daemon, expected)
 
 
 @pytest.mark.seconds(40)
@@ -128,14 +128,14 @@ def test_a_job_larger_than_free_vram_fails_and_the_next_succeeds(
 ) -> None:
     """One that is larger than the whole card would compute for minutes before it fails."""
     with daemon.client() as client:
-        assert images(draw(client))[0].data == expected
+        assert images(generate(client))[0].data == expected
         with Holder("hold", "cuda", leave_mib=300) as holder:
             figures["held by another process, MiB"] = holder.mib
             with pytest.raises(WeaveError) as refused:
-                draw(client, width=LARGE, height=LARGE, steps=1)
+                generate(client, width=LARGE, height=LARGE, steps=1)
             figures["error"] = f"{refused.value.code}: {refused.value}"
             assert refused.value.code is ErrorCode.OUT_OF_MEMORY
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
         client.unload()
     assert vram.comes_back()
 
@@ -155,7 +155,7 @@ def test_loading_fails_while_another_process_fills_the_vram(
             assert error.code in (ErrorCode.OUT_OF_MEMORY, ErrorCode.WORKER_FAILED)
         else:
             assert leave_mib > 100
-    assert draws_right(daemon, expected)
+    assert generates_right(daemon, expected)
     with daemon.client() as client:
         client.unload()
     assert vram.comes_back()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import PROMPT, draw
+from tests.support.generation import PROMPT, generate
 from tests.support.system import MODEL
 from weave import log
 from weave.client import WeaveError
@@ -30,15 +30,15 @@ def test_the_audit_file_is_reopened_and_never_holds_a_prompt() -> None:
     daemon = Daemon(f'[audit]\nfile = "{path}"\n' + MODEL, folder=folder).wait_until_serving()
     try:
         with daemon.client() as client:
-            draw(client)
+            generate(client)
             with pytest.raises(WeaveError):
-                draw(client, width=65)
+                generate(client, width=65)
             wait_for(lambda: daemon.events("request_refused"))
             path.rename(folder / "audit.log.1")
             daemon.process.send_signal(signal.SIGHUP)
             wait_for(lambda: daemon.events("reloaded"))
             with pytest.raises(WeaveError):
-                draw(client, width=66)
+                generate(client, width=66)
             wait_for(lambda: len(daemon.events("request_refused")) == 2)
     finally:
         daemon.stop()
@@ -56,7 +56,7 @@ def test_prompts_are_in_the_log_only_where_the_config_says_so() -> None:
     daemon = Daemon("[audit]\nprompts = true\n" + MODEL).wait_until_serving()
     try:
         with daemon.client() as client:
-            draw(client)
+            generate(client)
         assert wait_for(lambda: daemon.events("generate"))[0]["prompt"] == PROMPT
     finally:
         daemon.stop()
@@ -66,9 +66,9 @@ def test_hitting_a_limit_is_audited_with_its_code() -> None:
     daemon = Daemon("[limits]\nrequests_per_second = 0.01\nburst_per_uid = 1\n" + MODEL).wait_until_serving()
     try:
         with daemon.client() as client:
-            draw(client)
+            generate(client)
             with pytest.raises(WeaveError) as limited:
-                draw(client)
+                generate(client)
         assert 0 < (limited.value.error.retry_after or 0) <= 100
         assert wait_for(lambda: daemon.events("request_refused"))[0]["code"] == "rate_limited"
     finally:
@@ -77,10 +77,10 @@ def test_hitting_a_limit_is_audited_with_its_code() -> None:
 
 def test_status_counts_what_happened(daemon: Daemon) -> None:
     with daemon.client() as client:
-        draw(client)
-        draw(client)
+        generate(client)
+        generate(client)
         with pytest.raises(WeaveError):
-            draw(client, steps=0)
+            generate(client, steps=0)
         metrics = client.status().metrics
     assert (metrics.connections, metrics.images, metrics.models_loaded) == (1, 2, 1)
     assert metrics.errors == {"out_of_bounds": 1}
@@ -97,7 +97,7 @@ def test_the_metrics_file_is_what_a_collector_reads() -> None:
     daemon = Daemon(f'[metrics]\nfile = "{path}"\n' + MODEL, folder=folder).wait_until_serving()
     try:
         with daemon.client() as client:
-            draw(client)
+            generate(client)
             text = wait_for(lambda: "weave_images_total 1\n" in path.read_text() and path.read_text())
     finally:
         daemon.stop()

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.daemon import Daemon, wait_for
 from tests.support.fake_daemon import STATUS, FakeDaemon, models
-from tests.support.pictures import PROMPT, draw
+from tests.support.generation import PROMPT, generate
 from weave.client import AsyncClient, Client, InvalidRequest, NotRunning, ProtocolError
 from weave.client.codec import Answer, Decoder, Inbox
 from weave.protocol.channel import sealed_memfd
@@ -46,7 +46,7 @@ def test_a_job_left_early_leaves_no_memfd_and_no_answer(shared_daemon: Daemon) -
             leave_after_the_first_image(client, deliver=deliver)
             wait_for(lambda: client.status().worker == "idle")
             assert len(client._arrived) == 0 and image_memfds() == 0
-        assert isinstance(draw(client)[-2].event, Image)  # the connection is good for more
+        assert isinstance(generate(client)[-2].event, Image)  # the connection is good for more
 
 
 def test_a_closed_client_closes_the_memfds_it_received(shared_daemon: Daemon) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import PROMPT
+from tests.support.generation import PROMPT
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, CAROL, as_user
 from weave.client import AsyncClient, Client, WeaveError

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import tiny_models
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import draw, images, pixels
+from tests.support.generation import generate, images, pixels
 from weave.client import WeaveError
 from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Preview
@@ -36,8 +36,8 @@ def families(models: Path) -> Iterator[Daemon]:
 def test_a_family_generates_previews_and_repeatable_images(families: Daemon, name: str) -> None:
     wanted = {"model": name, "width": 64, "height": 64, "steps": 3, "preview_every": 2}
     with families.client() as client:
-        first, again = draw(client, **wanted), draw(client, **wanted)
-        guided = draw(client, **wanted, negative_prompt="blurred")
+        first, again = generate(client, **wanted), generate(client, **wanted)
+        guided = generate(client, **wanted, negative_prompt="blurred")
     assert pixels(images(first)[0]).shape == (64, 64, 3)
     assert images(first)[0].data == images(again)[0].data
     assert images(guided)[0].data != images(first)[0].data
@@ -47,12 +47,12 @@ def test_a_family_generates_previews_and_repeatable_images(families: Daemon, nam
 @pytest.mark.parametrize("name, scheduler", [(name, s) for name in NAMES for s in FAMILIES[name].schedulers])
 def test_each_scheduler_of_a_family_runs(families: Daemon, name: str, scheduler: str) -> None:
     with families.client() as client:
-        assert images(draw(client, model=name, width=64, height=64, steps=3, scheduler=scheduler))
+        assert images(generate(client, model=name, width=64, height=64, steps=3, scheduler=scheduler))
 
 
 def test_a_wide_request_gives_a_wide_image(families: Daemon) -> None:
     with families.client() as client:
-        assert pixels(images(draw(client, model="sdxl", width=128, height=64))[0]).shape == (64, 128, 3)
+        assert pixels(images(generate(client, model="sdxl", width=128, height=64))[0]).shape == (64, 128, 3)
 
 
 @pytest.mark.parametrize(

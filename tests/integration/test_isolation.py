@@ -13,7 +13,7 @@ import pytest
 from tests.support.builds import build
 from tests.support.crowd import crowd, sub_uids
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from tests.support.seams import Seams, before
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, GROUP, as_user, uid
@@ -66,11 +66,11 @@ def by(name: str, daemon: Daemon, action: Callable[[Client], Any]) -> Any:
 
 
 def a_picture(client: Client) -> int:
-    return len(images(draw(client)))
+    return len(images(generate(client)))
 
 
 def events_of_a_picture(client: Client) -> list[str]:
-    return [type(answer.event).__name__ for answer in draw(client)]
+    return [type(answer.event).__name__ for answer in generate(client)]
 
 
 def unload(client: Client) -> list[Any]:
@@ -130,8 +130,8 @@ CURIOUS = (before("gpu_worker/pipeline.py", "run", NOTE_PROMPT),)
 @pytest.mark.parametrize("isolate_users", [True, False])
 def test_a_hostile_worker_sees_other_prompts_only_unisolated(users: None, isolate_users: bool) -> None:
     with system(isolate_users=isolate_users, seams=CURIOUS) as daemon:
-        assert by(ALICE, daemon, lambda client: len(draw(client, "hers")))
-        assert by(BOB, daemon, lambda client: len(draw(client, "his")))
+        assert by(ALICE, daemon, lambda client: len(generate(client, "hers")))
+        assert by(BOB, daemon, lambda client: len(generate(client, "his")))
         seen = wait_for(lambda: len(daemon.events("seen")) == 2 and daemon.events("seen"))
     assert [line["prompts"] for line in seen] == [["hers"], ["his"] if isolate_users else ["hers", "his"]]
 
@@ -152,7 +152,7 @@ def test_status_shows_a_user_its_own_jobs_and_root_all(isolated: Daemon) -> None
     def numbers(client: Client) -> list[int]:
         found = []
         for _ in range(2):
-            found += [answer.event.job for answer in draw(client) if isinstance(answer.event, Queued)]
+            found += [answer.event.job for answer in generate(client) if isinstance(answer.event, Queued)]
         return found
 
     def told(client: Client) -> list[Any]:

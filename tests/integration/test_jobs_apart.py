@@ -8,8 +8,8 @@ import pytest
 
 from tests.support.builds import build
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images, pixels
-from tests.support.plain_pictures import make_small_model, write_index
+from tests.support.generation import generate, images, pixels
+from tests.support.reference import make_small_model, write_index
 from tests.support.seams import before
 from weave.client import Client, WeaveError
 from weave.models.families import FAMILIES
@@ -57,14 +57,14 @@ def test_an_image_does_not_depend_on_earlier_jobs(daemons: dict[str, Daemon], na
 
 
 def picture(client: Client, **wanted: Any) -> np.ndarray:
-    drawn = pixels(images(draw(client, **wanted))[0])
-    assert drawn.std() > 0
-    return drawn
+    generated = pixels(images(generate(client, **wanted))[0])
+    assert generated.std() > 0
+    return generated
 
 
 def disturbances(client: Client, wanted: dict[str, Any]) -> Iterator[Any]:
-    yield lambda: draw(client, **wanted, preview_every=1, negative_prompt="blurred")
-    yield lambda: draw(client, **wanted | {"width": 96, "height": 64, "steps": 1, "cfg_scale": 0.0, "images": 2})
+    yield lambda: generate(client, **wanted, preview_every=1, negative_prompt="blurred")
+    yield lambda: generate(client, **wanted | {"width": 96, "height": 64, "steps": 1, "cfg_scale": 0.0, "images": 2})
     yield lambda: fail(client, wanted)
     yield lambda: cancel(client, wanted)
 
@@ -72,7 +72,7 @@ def disturbances(client: Client, wanted: dict[str, Any]) -> Iterator[Any]:
 def fail(client: Client, wanted: dict[str, Any]) -> None:
     for preview_every in (0, 1):
         with pytest.raises(WeaveError) as failed:
-            draw(client, **wanted | {"width": FAILING, "preview_every": preview_every})
+            generate(client, **wanted | {"width": FAILING, "preview_every": preview_every})
         assert failed.value.code is ErrorCode.INTERNAL
 
 

@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from tests.support.builds import daemon_of
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.seams import Seams, before, constant
 from weave.client import WeaveError
 from weave.protocol.errors import ErrorCode
@@ -42,7 +42,7 @@ if pathlib.Path({flag!r}).exists():
 
 def refused(daemon: Daemon) -> WeaveError:
     with daemon.client() as client, pytest.raises(WeaveError) as error:
-        draw(client)
+        generate(client)
     assert error.value.code is ErrorCode.WORKER_FAILED and "libraries lack" in str(error.value)
     return error.value
 
@@ -87,7 +87,7 @@ def test_libraries_are_checked_again_after_a_minute(tmp_path: Path) -> None:
         flag.unlink()
         refused(daemon)
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
         # Jobs without a worker leave no line of their own.
         assert not daemon.events("worker_gone") and not daemon.events("job_failed")
     finally:
@@ -110,7 +110,7 @@ def test_a_reload_checks_a_broken_library_again(tmp_path: Path) -> None:
         daemon.process.send_signal(signal.SIGHUP)
         wait_for(lambda: daemon.events("imported"), 300)
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
             wait_for(lambda: client.status().libraries_lack is UNSET)
     finally:
         daemon.stop()

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.builds import DUMPABLE, daemon_of, visible
 from tests.support.daemon import Daemon, descriptors_of, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from tests.support.seams import replaced
 from tests.support.system import MODEL
 from tests.support.wire import generate_1, receive_2, receive_frame, send_2
@@ -53,7 +53,7 @@ def test_a_job_queued_too_long_fails_and_the_running_one_stays() -> None:
         running = client.generate(PROMPT, model="shapes", steps=100, images=8)
         wait_for(lambda: isinstance(next(running).event, Progress))
         with pytest.raises(WeaveError) as late:
-            draw(other)
+            generate(other)
         assert late.value.code is ErrorCode.TIMED_OUT and "1 s in the queue" in str(late.value)
         assert next(running).event
         assert wait_for(lambda: daemon.events("job_timed_out"))[0]["limit"] == "queued_seconds"
@@ -142,14 +142,14 @@ def test_a_client_that_does_not_read_is_dropped_alone(name: str) -> None:
     limit, request = UNREAD[name]
     with limited(f"{limit}\nburst_per_uid = 1000\nqueue_per_uid = 100") as daemon:
         with daemon.client() as client, daemon.connect() as deaf:
-            expected = images(draw(client))[0].data
+            expected = images(generate(client))[0].data
             for number in range(30):
                 send_2(deaf, request, number)
             # A connection of the same user, that reads, draws meanwhile and is not the one to go.
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
             dropped = wait_for(lambda: daemon.events("client_dropped"))
             assert [f"{name} together" in line["reason"] for line in dropped] == [True]
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
             assert is_closed(deaf)
         broker = daemon.pid_of("broker")
         wait_for(lambda: not [link for link in descriptors_of(broker) if "memfd:weave-image" in link])
@@ -177,7 +177,7 @@ def fill_socket_buffers(connection: socket.socket) -> None:
 def deliveries(daemon: Daemon, **parameters: Any) -> tuple[list[str], list[bytes]]:
     """How each image came that was asked for as a descriptor, and its pixels."""
     with daemon.client() as client:
-        drawn = images(draw(client, steps=1, format="raw", deliver="fd", **parameters))
+        drawn = images(generate(client, steps=1, format="raw", deliver="fd", **parameters))
         found = [os.pread(image.memfd, image.event.size, 0) if image.memfd else image.data for image in drawn]
         close_all([image.memfd for image in drawn if image.memfd])
         return [image.event.deliver for image in drawn], found

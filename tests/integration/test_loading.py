@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.support import tiny_models
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import draw, images, pixels
-from tests.support.plain import drawn, plain_pipeline
+from tests.support.generation import generate, images, pixels
+from tests.support.reference import assembled, generated
 from weave.client import WeaveError
 from weave.gpu_worker.loading import load_pipeline
 from weave.models.families import FAMILIES
@@ -86,9 +86,9 @@ def test_each_file_dtype_and_dtype_gives_the_image_of_diffusers(
         change(file, cast)
     for dtype in DTYPES.values():
         pipeline = load(family, model, dtype)
-        picture = drawn(pipeline, family)
+        picture = generated(pipeline, family)
         assert picture.std() > 10
-        assert np.array_equal(picture, drawn(plain_pipeline(family, model, dtype), family)), dtype
+        assert np.array_equal(picture, generated(assembled(family, model, dtype), family)), dtype
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 kept = getattr(part, "_keep_in_fp32_modules", None) or []
@@ -219,7 +219,7 @@ def test_known_extra_keys_of_published_files_change_nothing(models: Path, tmp_pa
     before = load_file(model / WEIGHTS[part])
     change(model / WEIGHTS[part], action)
     assert load_file(model / WEIGHTS[part]).keys() != before.keys()
-    assert np.array_equal(drawn(load(family, model), family), drawn(load(family, models / family), family))
+    assert np.array_equal(generated(load(family, model), family), generated(load(family, models / family), family))
 
 
 def in_two_files(model: Path, part: str, second: str = "b.safetensors") -> None:
@@ -237,7 +237,7 @@ def in_two_files(model: Path, part: str, second: str = "b.safetensors") -> None:
 def test_sharded_weights_load_from_their_own_folder_only(models: Path, tmp_path: Path, part: str) -> None:
     model = copy_of(models / "flux", tmp_path / "model")
     in_two_files(model, part)
-    assert np.array_equal(drawn(load("flux", model), "flux"), drawn(load("flux", models / "flux"), "flux"))
+    assert np.array_equal(generated(load("flux", model), "flux"), generated(load("flux", models / "flux"), "flux"))
     elsewhere = copy_of(models / "flux", tmp_path / "elsewhere")
     in_two_files(elsewhere, part, "../b.safetensors")
     with pytest.raises(ModelFilesRefused, match=r"index.json: weight_map must give a .safetensors file of this folder"):
@@ -250,7 +250,7 @@ def test_changing_a_file_does_not_change_the_loaded_model(models: Path, tmp_path
     for file in model.rglob("*.safetensors"):
         with open(file, "r+b") as data:
             data.truncate(100)
-    assert np.array_equal(drawn(pipeline, "sdxl"), drawn(load("sdxl", models / "sdxl"), "sdxl"))
+    assert np.array_equal(generated(pipeline, "sdxl"), generated(load("sdxl", models / "sdxl"), "sdxl"))
 
 
 def inpainting(model: Path) -> None:
@@ -320,7 +320,7 @@ def test_each_family_generates_in_the_default_dtype_of_a_gpu(
 ) -> None:
     wanted = {"width": 64, "height": 64, "steps": 2, "seed": 1, "cfg_scale": 5.0, "scheduler": scheduler}
     with daemon.client() as client:
-        picture = pixels(images(draw(client, "a red circle", model=name, **wanted))[0])
+        picture = pixels(images(generate(client, "a red circle", model=name, **wanted))[0])
         assert client.status().dtype == "bfloat16"
     path = tomllib.loads(daemon.config.read_text())["models"][name]["path"]
-    assert np.array_equal(picture, drawn(plain_pipeline(family, Path(path), torch.bfloat16), family))
+    assert np.array_equal(picture, generated(assembled(family, Path(path), torch.bfloat16), family))

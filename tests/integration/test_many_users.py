@@ -13,7 +13,7 @@ from tests.integration.test_system_mode import knock
 from tests.support.builds import build
 from tests.support.crowd import crowd, sub_uids
 from tests.support.daemon import Daemon, descriptors_of, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from tests.support.seams import replaced
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, CAROL, EVE, GROUP, as_user, uid
@@ -40,13 +40,13 @@ def system(limits: str = "", **more: Any) -> Iterator[Daemon]:
 
 def picture(path: Path) -> Any:
     with Client(path, timeout=100) as client:
-        return len(images(draw(client, steps=1))[0].data)
+        return len(images(generate(client, steps=1))[0].data)
 
 
 def test_three_thousand_uids_of_one_user_count_as_one(users: None) -> None:
     with system("burst_per_uid = 1000") as daemon:
         with daemon.client() as client:
-            expected = len(images(draw(client, steps=1))[0].data)
+            expected = len(images(generate(client, steps=1))[0].data)
         before = len(descriptors_of(daemon.pid_of("broker")))
         with crowd(daemon.socket, sub_uids(UIDS), group=GROUP) as many:
             answers = many.connect(GENERATE)

@@ -13,8 +13,8 @@ import transformers
 from tests.support import chroma, tiny_models
 from tests.support.builds import build
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images, pixels
-from tests.support.plain_pictures import one_thread
+from tests.support.generation import generate, images, pixels
+from tests.support.reference import one_thread
 from tests.support.seams import constant
 from weave.config.load import load
 from weave.config.schema import ConfigError
@@ -49,7 +49,7 @@ def daemon(model: Path) -> Iterator[Daemon]:
 def test_an_added_family_gives_the_image_of_diffusers(daemon: Daemon, model: Path, asked: dict[str, Any]) -> None:
     wanted = {"model": "chroma", "width": 96, "height": 64, "steps": STEPS, "seed": SEED, "cfg_scale": 4.0}
     with daemon.client() as client:
-        answers = draw(client, PROMPT, preview_every=STEPS, **{**wanted, **asked})
+        answers = generate(client, PROMPT, preview_every=STEPS, **{**wanted, **asked})
     expected = plain(model, **asked)
     assert expected.std() > 0 and expected.shape == (64, 96, 3)
     assert np.array_equal(pixels(images(answers)[0]), expected)

@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from weave.client import WeaveError
 from weave.protocol.client_messages import Progress
 from weave.protocol.errors import ErrorCode
@@ -62,7 +62,7 @@ def test_sigterm_notifies_clients_and_leaves_nothing(daemon: Daemon) -> None:
 def test_no_process_outlives_a_killed_supervisor() -> None:
     daemon = Daemon().wait_until_serving()
     with daemon.client() as client:
-        draw(client)
+        generate(client)
         processes = daemon.processes()
     daemon.process.kill()
     daemon.process.wait()
@@ -75,16 +75,16 @@ def test_a_reload_takes_effect_only_without_errors() -> None:
     daemon = Daemon(model.replace("NAME", "one")).wait_until_serving()
     try:
         with daemon.client() as client:
-            expected = images(draw(client, model="one"))[0]
+            expected = images(generate(client, model="one"))[0]
             daemon.config.write_text("[models.one]\nfamily = 5\n")
             daemon.process.send_signal(signal.SIGHUP)
             refused = wait_for(lambda: daemon.events("reload_refused"))[0]
             assert "models" in refused["detail"]
-            assert images(draw(client, model="one"))[0].data == expected.data
+            assert images(generate(client, model="one"))[0].data == expected.data
             daemon.config.write_text(model.replace("NAME", "two"))
             daemon.process.send_signal(signal.SIGHUP)
             wait_for(lambda: [model.id for model in client.list_models().models] == ["two"])
-            assert images(draw(client, model="two"))
+            assert images(generate(client, model="two"))
     finally:
         daemon.stop()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, BROKER, CAROL, EVE, GROUP, WORKER, as_user, uid
 from weave.broker.admission import access as broker_access
@@ -73,14 +73,14 @@ def test_other_users_get_no_byte_and_an_audit_line(system: Daemon) -> None:
 def test_each_user_gets_an_image_and_sees_only_its_own_jobs(system: Daemon) -> None:
     def picture() -> Any:
         with Client(system.socket, timeout=100) as client:
-            return len(images(draw(client))[0].data)
+            return len(images(generate(client))[0].data)
 
     assert as_user(ALICE, picture) == as_user(CAROL, picture) > 100
 
 
 def how_it_came(path: Path) -> Any:
     with Client(path, timeout=100) as client:
-        (image,) = images(draw(client, format="raw", deliver="fd"))
+        (image,) = images(generate(client, format="raw", deliver="fd"))
         offered = "fd-delivery" in client.status().features
         return [offered, image.event.deliver, image.memfd is not None, len(image.data)]
 
@@ -103,7 +103,7 @@ def test_descriptors_are_delivered_only_if_configured(system: Daemon, folder: Pa
 
 def test_each_process_has_its_account_and_no_further_rights(system: Daemon) -> None:
     with system.client() as client:
-        draw(client)
+        generate(client)
         layers = client.status().sandbox["supervisor"]
     processes = system.processes()
     broker, zygote, worker = (
@@ -142,7 +142,7 @@ def test_started_as_an_ordinary_user_all_of_it_runs_as_that_user(users: None, fo
     daemon = system_daemon(folder, as_user=become).wait_until_serving()
     try:
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
         assert as_user(CAROL, lambda: ask_version(daemon.socket))
         for pid in (daemon.process.pid, *daemon.processes()):
             assert set(identity(pid)["Uid"].split()) == {str(uid(BROKER))}
@@ -154,10 +154,10 @@ def test_unload_ends_the_worker_of_another_user(users: None, folder: Path) -> No
     daemon = system_daemon(folder).wait_until_serving()
     try:
         with daemon.client() as client:
-            expected = images(draw(client))[0].data
+            expected = images(generate(client))[0].data
             client.unload()
             wait_for(lambda: "worker" not in daemon.processes().values())  # the zygote reaps it
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
     finally:
         assert daemon.stop() == 0
 

@@ -12,8 +12,8 @@ from PIL import Image as Pillow
 
 from tests.integration.test_weavectl import weavectl
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images
-from tests.support.plain_pictures import make_small_model
+from tests.support.generation import generate, images
+from tests.support.reference import make_small_model
 from weave.client import Client
 from weave.protocol.client_messages import Done
 
@@ -43,7 +43,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 def told(client: Client, prompt: str, **wanted: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Of the prompt, of the negative prompt, and all of it as the PNG has it."""
-    answers = draw(client, prompt, width=64, height=64, steps=1, **wanted)
+    answers = generate(client, prompt, width=64, height=64, steps=1, **wanted)
     (tokens,) = [answer.event.tokens for answer in answers if isinstance(answer.event, Done)]
     assert tokens is not None
     png = Pillow.open(io.BytesIO(images(answers)[0].data))

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import tiny_models
 from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.wire import PROMPT, generate_1, receive_1, receive_2, send_2
 from weave.protocol.client_messages import Progress
 from weave.protocol.version1 import Code, Failure, Response
@@ -54,7 +54,7 @@ def test_both_versions_give_the_same_image(shared_daemon: Daemon, raw: socket.so
     reply = ask(raw, generate_1(steps=4))
     assert (reply.request_id, reply.width, reply.height) == (b"REQUEST1", 64, 64) and reply.milliseconds > 0
     with shared_daemon.client() as client:
-        same = draw(client, PROMPT.decode(), steps=4, seed=1, cfg_scale=3.0, format="raw")
+        same = generate(client, PROMPT.decode(), steps=4, seed=1, cfg_scale=3.0, format="raw")
     assert reply.pixels == images(same)[0].data
 
 
@@ -170,4 +170,4 @@ def test_a_client_that_leaves_takes_its_version_1_job_along(shared_daemon: Daemo
             raw.sendall(generate_1(steps=100) * 8)
             wait_for(lambda: client.status().queue_length >= 5)
         wait_for(lambda: client.status().queue_length == 0)
-        assert any(isinstance(answer.event, Progress) for answer in draw(client))
+        assert any(isinstance(answer.event, Progress) for answer in generate(client))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import PROMPT
+from tests.support.generation import PROMPT
 from weave.client import AsyncClient, WeaveError
 from weave.weavectl.options import parser
 from weave.weavectl.output import Output

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.support.fake_daemon import STATUS, FakeDaemon, models
-from tests.support.pictures import PROMPT
+from tests.support.generation import PROMPT
 from weave.weavectl.image_files import open_image_files
 from weave.weavectl.output import UsageError
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import draw
+from tests.support.generation import generate
 from tests.support.processes import children, start
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.builds import daemon_of
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw
+from tests.support.generation import generate
 
 NOTES = Path({notes!r})
 
@@ -32,7 +32,7 @@ def note(*words):
 
 def note_daemon(daemon):
     with daemon.client() as client:
-        draw(client)
+        generate(client)
     note("processes", daemon.process.pid, *daemon.processes())
     note("folder", daemon.folder)
     return daemon
@@ -136,10 +136,10 @@ def test_a_daemon_started_with_signals_blocked_obeys_sigterm() -> None:
     wait_for(lambda: len(daemon.events("serving")) == 2)
     assert [line["cause"] for line in daemon.events("broker_ended")] == ["signal SIGKILL"]
     with daemon.client() as client:
-        draw(client)
+        generate(client)
         os.kill(daemon.pid_of("worker"), signal.SIGKILL)
         wait_for(lambda: daemon.events("worker_ended"))
-        draw(client)  # the zygote has waited for its child too
+        generate(client)  # the zygote has waited for its child too
     assert daemon.stop() == 0
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.support import inside
 from tests.support.builds import build, daemon_of
 from tests.support.daemon import COMMAND, Daemon, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from tests.support.seams import after, before, constant, replaced
 from tests.support.system import MODEL
 from weave.client import WeaveError
@@ -42,7 +42,7 @@ def test_the_daemon_generates_inside_other_seccomp_filters(filters: int) -> None
     daemon = Daemon(MODEL, prefix=surrounded(filters)).wait_until_serving()
     try:
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
         for role, more in (("broker", 1), ("gpu_worker", 0), ("worker", 1)):
             for thread in Path(f"/proc/{daemon.pid_of(role)}/task").iterdir():
                 status = (thread / "status").read_text()
@@ -56,7 +56,7 @@ def test_a_worker_with_an_unconfined_thread_is_not_attested(filters: int) -> Non
     daemon = daemon_of(FORGOT_TSYNC, MODEL, prefix=surrounded(filters))
     try:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
-            draw(client)
+            generate(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
         told = f"Seccomp_filters is {OUTER + filters}, not {OUTER + filters + 1}" if filters else "Seccomp is 0, not 2"
         assert told in daemon.events("worker_ended")[-1]["cause"]
@@ -170,7 +170,7 @@ def test_without_filter_counting_unconfined_threads_pass() -> None:
     daemon = daemon_of((*FORGOT_TSYNC, uncounted), MODEL, prefix=surrounded(1))
     try:
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
     finally:
         daemon.stop()
 

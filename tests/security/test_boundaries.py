@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.builds import visible
 from tests.support.daemon import DEMO_MODEL, Daemon, descriptors_of, wait_for
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.system import MODEL
 from weave.client import Client, WeaveError
 from weave.config.children import broker_config
@@ -62,7 +62,7 @@ def test_an_image_is_generated_without_network() -> None:
     daemon = Daemon(prefix=("unshare", "--net")).wait_until_serving()
     try:
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
     finally:
         daemon.stop()
 
@@ -70,7 +70,7 @@ def test_an_image_is_generated_without_network() -> None:
 def test_no_process_of_the_daemon_has_a_network_socket() -> None:
     daemon = Daemon(MODEL, command=visible()).wait_until_serving()
     with daemon.client() as client:
-        draw(client)
+        generate(client)
     for pid, role in {**daemon.processes(), daemon.process.pid: "supervisor"}.items():
         sockets = {link for link in descriptors_of(pid) if link.startswith("socket:")}
         with open(f"/proc/{pid}/net/unix") as table:
@@ -81,7 +81,7 @@ def test_no_process_of_the_daemon_has_a_network_socket() -> None:
 
 def test_status_reports_the_layers_in_force(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
-        draw(client)
+        generate(client)
         sandbox = client.status().sandbox
     for role in ("broker", "worker"):
         assert {"no-capabilities", "seccomp", "no-new-privs"} <= set(sandbox[role])
@@ -90,7 +90,7 @@ def test_status_reports_the_layers_in_force(shared_daemon: Daemon) -> None:
 
 def test_every_thread_of_broker_and_worker_is_locked_down(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
-        draw(client)
+        generate(client)
     broker, worker, zygote = (shared_daemon.pid_of(role) for role in ("broker", "worker", "gpu_worker"))
     as_root = os.geteuid() == 0
     attest(broker, Confinement("broker", Account.own(), as_root, None), parent=shared_daemon.process.pid)
@@ -107,11 +107,11 @@ def test_a_stopped_worker_is_killed_when_its_job_takes_too_long() -> None:
     ).wait_until_serving()
     try:
         with daemon.client() as client:
-            expected = images(draw(client))[0].data
+            expected = images(generate(client))[0].data
             os.kill(daemon.pid_of("worker"), signal.SIGSTOP)
             with pytest.raises(Exception, match="longer than is allowed"):
-                draw(client)
-            assert images(draw(client))[0].data == expected
+                generate(client)
+            assert images(generate(client))[0].data == expected
     finally:
         daemon.stop()
 
@@ -146,16 +146,16 @@ def test_out_of_memory_is_an_error_and_the_worker_stays() -> None:
     daemon = Daemon(f'[models.shapes]\npath = "{DEMO_MODEL}"\nfamily = "sd1"\n').wait_until_serving()
     try:
         with daemon.client() as client:
-            draw(client, width=64, height=64)
+            generate(client, width=64, height=64)
             worker = daemon.pid_of("worker")
             size = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
             # Only root may: the worker is not dumpable, and has no right to change a limit itself.
             resource.prlimit(worker, resource.RLIMIT_AS, (size + 2**20, resource.RLIM_INFINITY))
             with pytest.raises(WeaveError) as failed:
-                draw(client, width=512, height=512, steps=1)
+                generate(client, width=512, height=512, steps=1)
             assert failed.value.code is ErrorCode.OUT_OF_MEMORY
             resource.prlimit(worker, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            assert images(draw(client, width=64, height=64))
+            assert images(generate(client, width=64, height=64))
             assert daemon.pid_of("worker") == worker
     finally:
         daemon.stop()

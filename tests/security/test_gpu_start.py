@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.builds import build
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.seams import before, constant
 from tests.support.system import MODEL, system_daemon
 
@@ -46,7 +46,7 @@ def rehearse(daemon: Daemon) -> dict[str, dict[str, str]]:
     daemon.wait_until_serving()
     try:
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
     finally:
         assert daemon.stop() == 0
     told: dict[str, dict[str, str]] = {"start": {}, "later": {}}
@@ -79,7 +79,7 @@ def test_without_a_gpu_nothing_in_proc_is_writable(folder: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has the kernel drop its caches")
 def test_a_worker_can_read_its_files_after_drop_caches(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
-        expected = images(draw(client))[0].data
+        expected = images(generate(client))[0].data
         Path("/proc/sys/vm/drop_caches").write_text("2")
-        assert images(draw(client))[0].data == expected
+        assert images(generate(client))[0].data == expected
         assert client.status().memory_used

@@ -13,7 +13,7 @@ from tests.security.hostile import broker as hostile_broker_attacks
 from tests.security.hostile import worker as hostile_worker
 from tests.support.builds import DUMPABLE, build
 from tests.support.daemon import Daemon, descriptors_of, wait_for
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.seams import Seams, after, before, constant, replaced
 from tests.support.system import MODEL
 from weave.client import WeaveError
@@ -76,7 +76,7 @@ class Hostile:
         command = build((*seams, *DUMPABLE), modules | {"armed.py": armed})
         self.daemon = Daemon(config, folder=folder, command=command, options=options).wait_until_serving()
         with self.daemon.client() as client:
-            self.expected = images(draw(client, format="raw"))[0].data
+            self.expected = images(generate(client, format="raw"))[0].data
 
     def arm(self, attack: str) -> None:
         self._order.write_text(attack)
@@ -85,9 +85,9 @@ class Hostile:
     def has_begun(self) -> bool:
         return not self._order.exists()
 
-    def draws_right(self) -> bool:
+    def generates_right(self) -> bool:
         with self.daemon.client() as client:
-            return images(draw(client, format="raw"))[0].data == self.expected
+            return images(generate(client, format="raw"))[0].data == self.expected
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def attack_as_broker(hostile: Hostile, name: str) -> list[dict[str, Any]]:
     hostile.arm(name)
     os.kill(daemon.pid_of("broker"), signal.SIGKILL)
     wait_for(lambda: hostile.has_begun and len(daemon.events("serving")) == served + 2)
-    assert hostile.draws_right()
+    assert hostile.generates_right()
     assert (daemon.process.pid, daemon.pid_of("gpu_worker")) == (supervisor, zygote)
     return daemon.all_events()[before:]
 
@@ -126,10 +126,10 @@ def attack(hostile: Hostile, name: str) -> tuple[WeaveError, list[dict[str, Any]
         client.unload()
         hostile.arm(name)
         with pytest.raises(WeaveError) as failed:
-            draw(client, format="raw")
+            generate(client, format="raw")
         assert hostile.has_begun
         client.unload()
-    assert hostile.draws_right()
+    assert hostile.generates_right()
     # The others have taken no harm, and nothing of the attack is left in the broker.
     assert {role: pid for pid, role in daemon.processes().items() if role != "worker"} == standing
     assert not [link for link in descriptors_of(standing["broker"]) if "memfd" in link]
@@ -193,7 +193,7 @@ def test_a_silent_broker_is_killed(hostile_broker: Hostile) -> None:
 
 def test_a_broker_has_only_the_supervisors_and_workers_channels(hostile_broker: Hostile) -> None:
     """So the zygote hears of it only what the supervisor makes of its requests."""
-    assert hostile_broker.draws_right()
+    assert hostile_broker.generates_right()
     broker = hostile_broker.daemon.pid_of("broker")
 
     # The listening socket, the two channels, and the event loop's own pair.

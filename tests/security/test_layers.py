@@ -16,7 +16,7 @@ from tests.security.test_boundaries import CONNECT_AND_READ
 from tests.security.test_hostile_processes import HOSTILE, WORKER, Hostile
 from tests.support.builds import build, daemon_of
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.seams import Seams, before, constant, replaced, without
 from tests.support.system import MODEL
 from weave.client import WeaveError
@@ -47,10 +47,10 @@ def test_without_the_brokers_bounds_the_worker_refuses() -> None:
     try:
         with daemon.client() as client:
             with pytest.raises(WeaveError) as refused:
-                draw(client, steps=101)
+                generate(client, steps=101)
             assert refused.value.code is ErrorCode.WORKER_FAILED
             wait_for(lambda: [line for line in daemon.events("job_failed") if "steps is 101" in line["detail"]])
-            assert images(draw(client))
+            assert images(generate(client))
     finally:
         daemon.stop()
 
@@ -59,7 +59,7 @@ def test_without_any_bounds_the_request_is_served() -> None:
     daemon = daemon_of(NO_BOUNDS_AT_ALL)
     try:
         with daemon.client() as client:
-            assert images(draw(client, steps=101))
+            assert images(generate(client, steps=101))
     finally:
         daemon.stop()
 
@@ -71,7 +71,7 @@ def test_without_the_seal_check_a_client_gets_a_writable_image() -> None:
         with hostile.daemon.client() as client:
             client.unload()
             hostile.arm("a memfd that can be written to")
-            assert images(draw(client, format="raw"))[0].data != hostile.expected
+            assert images(generate(client, format="raw"))[0].data != hostile.expected
     finally:
         hostile.daemon.stop()
 
@@ -106,7 +106,7 @@ def test_a_worker_lacking_a_layer_is_not_attested(name: str) -> None:
     daemon = daemon_of(seams)
     try:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
-            draw(client)
+            generate(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
         assert reason in daemon.events("worker_ended")[-1]["cause"]
     finally:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.builds import build
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.seams import Seams, before, replaced
 from tests.support.system import MODEL
 from weave.client import WeaveError
@@ -67,7 +67,7 @@ class Place:
 @pytest.fixture
 def expected(shared_daemon: Daemon) -> Iterator[bytes]:
     with shared_daemon.client() as client:
-        yield images(draw(client, format="raw"))[0].data
+        yield images(generate(client, format="raw"))[0].data
         client.unload()
 
 
@@ -75,7 +75,7 @@ def test_libraries_in_odd_places_load_but_not_their_neighbours(tmp_path: Path, e
     daemon = Place(tmp_path, USES_THEM).daemon()
     try:
         with daemon.client() as client:
-            assert images(draw(client, format="raw"))[0].data == expected
+            assert images(generate(client, format="raw"))[0].data == expected
     finally:
         daemon.stop()
 
@@ -85,7 +85,7 @@ def test_without_the_rule_such_libraries_cannot_be_read(tmp_path: Path, rule: st
     daemon = Place(tmp_path, (*USES_THEM, WITHOUT_RULE[rule])).daemon()
     try:
         with daemon.client() as client, pytest.raises(WeaveError):
-            draw(client)
+            generate(client)
         assert told in daemon.log()
     finally:
         daemon.stop()
@@ -97,7 +97,7 @@ def test_a_readable_checkout_would_be_noticed(tmp_path: Path) -> None:
     daemon = Place(tmp_path, (*USES_THEM, seam)).daemon()
     try:
         with daemon.client() as client, pytest.raises(WeaveError):
-            draw(client)
+            generate(client)
         assert "src/notes was opened" in daemon.log()
     finally:
         daemon.stop()

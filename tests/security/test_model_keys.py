@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support import tiny_models
-from tests.support.plain import drawn
+from tests.support.reference import generated
 from weave.gpu_worker.loading import load_pipeline
 from weave.models.families import FAMILIES
 from weave.models.files import ModelFilesRefused
@@ -84,7 +84,7 @@ def test_files_that_refer_to_another_model_are_not_read(models: Path, tmp_path: 
         for file in ("adapter_config.json", "generation_config.json", "quantize_config.json", "processor_config.json"):
             (model / part / file).write_text(json.dumps({"base_model_name_or_path": "evil/code", "auto_map": {}}))
     assert np.array_equal(
-        drawn(load_on_cpu("flux", model), "flux"), drawn(load_on_cpu("flux", models / "flux"), "flux")
+        generated(load_on_cpu("flux", model), "flux"), generated(load_on_cpu("flux", models / "flux"), "flux")
     )
 
 

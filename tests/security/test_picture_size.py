@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.builds import daemon_of
 from tests.support.daemon import wait_for
-from tests.support.pictures import draw, images, pixels
+from tests.support.generation import generate, images, pixels
 from tests.support.seams import after, without
 from weave.client import WeaveError
 from weave.protocol.client_messages import Image
@@ -34,6 +34,6 @@ def test_without_the_size_check_a_client_gets_the_image() -> None:
     daemon = daemon_of((OTHER_SIZE, UNCHECKED))
     try:
         with daemon.client() as client:
-            assert pixels(images(draw(client, width=64, height=64, steps=2))[0]).shape == (64, 128, 3)
+            assert pixels(images(generate(client, width=64, height=64, steps=2))[0]).shape == (64, 128, 3)
     finally:
         daemon.stop()

@@ -17,7 +17,7 @@ from tests.security.hostile.worker import CALLS_OF_A_NEW_DRIVER, LISTED_IOCTL, U
 from tests.security.test_hostile_processes import BROKER, HOSTILE, WORKER, Hostile, attack, attack_as_broker
 from tests.support.builds import daemon_of
 from tests.support.daemon import COMMAND
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.seams import before, constant
 from tests.support.system import MODEL
 from weave.client import WeaveError
@@ -63,7 +63,7 @@ def recorded() -> Recorded:
     with daemon.client() as client:
         client.unload()
         hostile.arm("a new driver")
-        picture = images(draw(client, format="raw"))[0].data
+        picture = images(generate(client, format="raw"))[0].data
         status = client.status()
     doctor = weavectl(daemon, "doctor").stdout
     exit_status = daemon.stop()
@@ -120,7 +120,7 @@ def test_a_worker_that_records_by_itself_is_never_attested() -> None:
     daemon = daemon_of((ASKED_TO_RECORD,))
     try:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
-            draw(client)
+            generate(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
         assert "not a message of this channel" in daemon.events("worker_ended")[-1]["cause"]
     finally:
@@ -133,7 +133,7 @@ def test_the_filter_of_record_mode_alone_lets_nothing_through() -> None:
     daemon = daemon_of((LIST_OF_RECORD_MODE,))
     try:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
-            draw(client)
+            generate(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
         assert [line["call"] for line in daemon.events("sandbox_violation")] == ["openat"]
     finally:

@@ -14,7 +14,7 @@ from tests.security.hostile.new_driver import CALLS, LATER, LIBRARY, ODD, VERSIO
 from tests.security.test_gpu_start import A_GPU
 from tests.support.builds import build
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.recorded import additions, to_add
 from tests.support.seams import Seams, before
 from tests.support.system import MODEL, reachable
@@ -40,7 +40,7 @@ class Machine(NamedTuple):
         module = Path(new_driver.__file__).read_text().replace("/folder/", str(self.folder))
         command = build((*WITH_A_NEW_DRIVER, *seams), {"gpu_worker/new_driver.py": module})
         daemon = self.start(command, options)
-        digest = self.act(lambda: generate(daemon))
+        digest = self.act(lambda: digest_of(daemon))
         assert daemon.stop() == 0
         return digest, daemon
 
@@ -58,10 +58,10 @@ class Machine(NamedTuple):
         return action() if self.user is None else as_user(self.user, action)
 
 
-def generate(daemon: Daemon) -> str:
+def digest_of(daemon: Daemon) -> str:
     with daemon.client() as client:
         try:
-            return hashlib.sha256(images(draw(client, format="raw"))[0].data).hexdigest()
+            return hashlib.sha256(images(generate(client, format="raw"))[0].data).hexdigest()
         except WeaveError as error:
             return error.code.value
 
@@ -90,7 +90,7 @@ def recorded(machine: Machine) -> tuple[str, Daemon]:
 def expected() -> Iterator[str]:
     """Of a machine whose driver is not new."""
     daemon = Daemon(MODEL).wait_until_serving()
-    yield generate(daemon)
+    yield digest_of(daemon)
     daemon.stop()
 
 

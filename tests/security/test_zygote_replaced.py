@@ -9,7 +9,7 @@ import pytest
 
 from tests.security.test_hostile_processes import ARMED_WORKER, HOSTILE, SAME_ZYGOTE, Hostile
 from tests.support.daemon import wait_for
-from tests.support.pictures import draw
+from tests.support.generation import generate
 from tests.support.seams import Seams, after
 from tests.support.system import MODEL
 from weave.client import WeaveError
@@ -42,7 +42,7 @@ def layout(hostile: Hostile) -> tuple[int, int]:
     with hostile.daemon.client() as client:
         client.unload()
         before = len(hostile.daemon.events("layout"))
-        draw(client)
+        generate(client)
     address = wait_for(lambda: hostile.daemon.events("layout")[before:])[0]["address"]
     return hostile.daemon.pid_of("gpu_worker"), address
 
@@ -52,7 +52,7 @@ def attack(hostile: Hostile, name: str) -> None:
         client.unload()
         hostile.arm(name)
         with pytest.raises(WeaveError):
-            draw(client)
+            generate(client)
         assert hostile.has_begun
 
 

@@ -41,7 +41,7 @@ def as_user(name: str, command: str) -> dict[str, Any]:
     return sh(f"setpriv --reuid={name} --regid={name} --init-groups env HOME=/home/{name} {command}")
 
 
-def draw() -> dict[str, Any]:
+def generate() -> dict[str, Any]:
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in PARAMETERS.items())
     done = as_user("alice", f"weavectl --timeout 600 --json generate '{PROMPT}' {options} --output {PICTURE}")
     picture = base64.b64encode(PICTURE.read_bytes()).decode() if PICTURE.exists() else None
@@ -209,7 +209,7 @@ FILES = "cat /var/log/weave/audit.log /var/lib/weave/metrics/weave.prom"
 
 SERVING: dict[str, Callable[[], Any]] = {
     "service": service,
-    "picture": draw,
+    "picture": generate,
     "files": lambda: sh(FILES),
     "labels": labels,
     "status": status,
