@@ -2,9 +2,7 @@
 other seccomp filters, as the shipped unit has them: what is attested is what a child has more than the supervisor."""
 
 import ctypes
-import grp
 import os
-import pwd
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,18 +12,16 @@ import pytest
 
 from tests.support import inside
 from tests.support.builds import build, daemon_of
-from tests.support.daemon import COMMAND, Daemon, wait_for
+from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import PROMPT, generate, images
 from tests.support.seams import after, before, constant, replaced
 from tests.support.system import MODEL
 from weave.client import WeaveError
-from weave.config.schema import ConfigError, SystemConfig
 from weave.protocol.client_messages import Generate
 from weave.protocol.errors import ErrorCode
 from weave.sandbox import attestation
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
-from weave.sandbox.process import Account, unmapped_gid, unmapped_uid
-from weave.supervisor import accounts
+from weave.sandbox.process import Account
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may trace what is not dumpable, or has two users")
 FORGOT_TSYNC = (after("sandbox/seccomp.py", "_empty_filter", "result.set_attr(pyseccomp.Attr.CTL_TSYNC, 0)"),)
@@ -198,40 +194,3 @@ def test_a_child_that_keeps_starting_threads_is_not_attested(monkeypatch: pytest
     monkeypatch.setattr(attestation, "_threads", lambda _: [Path(f"/proc/none/{next(threads)}")])
     with pytest.raises(AttestationFailed, match="faster than they can be looked at"):
         attest(1, Confinement("broker", Account.own(), False, None), parent=os.getpid())
-
-
-@pytest.mark.parametrize("field", ["allowed_users", "broker_user", "worker_user"])
-def test_a_user_with_the_overflow_uid_is_refused_by_field_name(field: str) -> None:
-    name = pwd.getpwuid(unmapped_uid()).pw_name
-    ask = {"broker_user": accounts.broker_account, "worker_user": lambda system: accounts.worker_account(system, ())}
-    system = SystemConfig(allowed_groups=(), **{field: (name,) if field == "allowed_users" else name})
-    with pytest.raises(
-        ConfigError, match=rf"system\.{field}: '{name}' is UID \d+, which the kernel shows for everybody"
-    ):
-        ask.get(field, accounts.system_access)(system)
-
-
-@pytest.mark.parametrize("field", ["allowed_groups", "socket_group"])
-def test_a_group_with_the_overflow_gid_is_refused_by_field_name(field: str) -> None:
-    name = grp.getgrgid(unmapped_gid()).gr_name
-    system = SystemConfig(**{field: (name,) if field == "allowed_groups" else name})
-    ask = accounts.system_access if field == "allowed_groups" else accounts.socket_group
-    with pytest.raises(
-        ConfigError, match=rf"system\.{field}: '{name}' is GID \d+, which the kernel shows for everybody"
-    ):
-        ask(system)
-
-
-def test_a_daemon_running_as_the_overflow_uid_is_refused() -> None:
-    """In a user namespace without a mapping everybody's UID is 65534, and so is each peer's."""
-    unmapped = ("unshare", "--user")
-    if subprocess.run([*unmapped, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no user namespace may be made here")
-    told = Path("/proc/sys/kernel/overflowuid").read_text().strip()
-    refused = subprocess.run(
-        [*unmapped, COMMAND, "--check-config"], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert refused.returncode == 78
-    assert refused.stderr.startswith(f"weave-compute: our UID is {told}, which the kernel shows for everybody")
-    mapped = subprocess.run([*unmapped, "--map-root-user", COMMAND, "--check-config"], capture_output=True, check=False)
-    assert mapped.returncode == 0, mapped.stderr
