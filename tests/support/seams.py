@@ -33,7 +33,7 @@ Seams: TypeAlias = tuple[Seam, ...]
 def replaced(module: str, function: str, body: str) -> Seam:
     """Another body for a function, or for a class's method ("Worker.load"). It sees the parameters and the module's
     globals, and can call `original` with the same parameters."""
-    return Seam(module, lambda source: _with_body(source, module, function, lambda _: body))
+    return Seam(module, lambda source: _with_body(source, module, function, lambda _: _dedented(body)))
 
 
 def without(module: str, function: str) -> Seam:
@@ -43,13 +43,17 @@ def without(module: str, function: str) -> Seam:
 
 def before(module: str, function: str, code: str) -> Seam:
     """`code` runs first. It may change the parameters, or return."""
-    return Seam(module, lambda source: _with_body(source, module, function, lambda call: f"{code}\nreturn {call}"))
+    return Seam(
+        module, lambda source: _with_body(source, module, function, lambda call: f"{_dedented(code)}\nreturn {call}")
+    )
 
 
 def after(module: str, function: str, code: str) -> Seam:
     """`code` runs last, unless the function raises. It may change `result`, which is returned."""
     body = "result = {}\n{}\nreturn result"
-    return Seam(module, lambda source: _with_body(source, module, function, lambda call: body.format(call, code)))
+    return Seam(
+        module, lambda source: _with_body(source, module, function, lambda call: body.format(call, _dedented(code)))
+    )
 
 
 def constant(module: str, name: str, value: str) -> Seam:
@@ -63,6 +67,7 @@ def applied(seams: Seams) -> dict[str, str]:
     for seam in seams:
         source = changed.get(seam.module) or (PACKAGE / seam.module).read_text()
         changed[seam.module] = seam.edit(source)
+        compile(changed[seam.module], seam.module, "exec")  # not first in a daemon that then does not start
     return changed
 
 
@@ -76,7 +81,7 @@ def _with_body(source: str, module: str, name: str, body_of: Callable[[str], str
     body = body_of(f"{'await ' if is_async else ''}original({_forwarded(node.args)})")
     original = ".".join([*name.split(".")[:-1], hidden])
     new = f"{'async ' if is_async else ''}def {node.name}({ast.unparse(node.args)}):\n" + textwrap.indent(
-        f"original = {original}\n{_dedented(body)}\n", "    "
+        f"original = {original}\n{body}\n", "    "
     )
     lines.insert(node.end_lineno or node.lineno, textwrap.indent(new, " " * node.col_offset))
     return "".join(lines)

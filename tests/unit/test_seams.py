@@ -69,6 +69,20 @@ def test_seams_of_one_function_apply_one_around_the_other() -> None:
     assert module_of(*twice)["area"](2) == 50
 
 
+def test_code_may_be_an_indented_block() -> None:
+    code = """
+        if side > 2:
+            side = 2
+    """
+    seams = (before("m.py", "area", code), after("m.py", "area", code + "    result += side"))
+    assert module_of(*seams)["area"](9) == 6
+
+
+def test_code_that_does_not_compile_is_reported_by_module() -> None:
+    with pytest.raises(SyntaxError, match=r"process\.py"):
+        applied((before("sandbox/process.py", "harden", "if"),))
+
+
 def test_an_async_function_stays_one() -> None:
     names = module_of(before("m.py", "answer", "question = question.upper()"))
     assert asyncio.run(names["answer"]("why")) == "WHY!"
