@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.support.builds import Changes, build
+from tests.support.builds import build
 from tests.support.daemon import DEMO_MODEL, Daemon
+from tests.support.seams import replaced
 from tests.support.wire import generate_1, receive_1
 from weave.client.codec import Decoder
 from weave.protocol.channel import close_all, received_descriptors
@@ -32,24 +33,19 @@ path = "{DEMO_MODEL}"
 family = "sd1"
 bounds = {{ width = {{ min = 64, max = 1024 }}, height = {{ min = 64, max = 1024 }} }}
 """
-DRAWS_NOTHING: Changes = {
-    "gpu_worker/pipeline.py": [
-        (
-            "def run(job: Job) -> Tokens:\n",
-            "READY: dict[int, bytes] = {}\n\n\n"
-            "def run(job: Job) -> Tokens:\n"
-            "    size = job.run.parameters.width * job.run.parameters.height * 3\n"
-            "    _send(job, Made(job=job.run.job, image=0, size=size), READY.setdefault(size, bytes(size)))\n"
-            "    return Tokens()\n\n\n"
-            "def draw(job: Job) -> Tokens:\n",
-        )
-    ]
-}
+SEND_ZEROS = """
+    size = job.run.parameters.width * job.run.parameters.height * 3
+    ready = globals().setdefault("ready", {})
+    _send(job, Made(job=job.run.job, image=0, size=size), ready.setdefault(size, bytes(size)))
+    return Tokens()
+"""
 
 
 def measure(share: float) -> dict[str, float]:
     """`share` of the usual rounds."""
-    daemon = Daemon(CONFIG, command=build(DRAWS_NOTHING)).wait_until_serving()
+    daemon = Daemon(
+        CONFIG, command=build((replaced("gpu_worker/pipeline.py", "run", SEND_ZEROS),))
+    ).wait_until_serving()
     try:
         with daemon.client() as client:
             client.load_model("shapes")

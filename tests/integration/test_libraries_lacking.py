@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
-from tests.support.builds import Changes, daemon_of
+from tests.support.builds import daemon_of
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
+from tests.support.seams import Seams, before, constant
 from weave.client import WeaveError
 from weave.protocol.errors import ErrorCode
 from weave.weavectl.doctor import EXIT_PROBLEM
 
 WEAVECTL = Path(sys.executable).with_name("weavectl")
 
-ZYGOTE = "    if not import_libraries(config):"
 # What a stand-in for another version does before the zygote looks; and what the log must name.
 OTHERS = {
     "a name": ("import torch; del torch.OutOfMemoryError", "torch", "torch.OutOfMemoryError"),
@@ -42,16 +42,15 @@ if pathlib.Path({flag!r}).exists():
 
 def refused(daemon: Daemon) -> WeaveError:
     with daemon.client() as client, pytest.raises(WeaveError) as error:
-        draw(client)
+        generate(client)
     assert error.value.code is ErrorCode.WORKER_FAILED and "libraries lack" in str(error.value)
     return error.value
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_another_version_lacks_is_named_and_clients_are_told(name: str) -> None:
+def test_missing_library_names_are_logged_and_jobs_fail(name: str) -> None:
     code, library, missing = OTHERS[name]
-    changes: Changes = {"gpu_worker/__main__.py": [(ZYGOTE, f"    {code}\n    {ZYGOTE}")]}
-    daemon = daemon_of(changes)
+    daemon = daemon_of((before("gpu_worker/__main__.py", "import_libraries", code),))
     try:
         with daemon.client() as client, pytest.raises(WeaveError):
             client.load_model("shapes")
@@ -71,18 +70,18 @@ def test_what_another_version_lacks_is_named_and_clients_are_told(name: str) -> 
 MISSING = "libcudart.so.13: cannot open shared object file: No such file or directory"
 
 
-def daemon_of_broken_torch(folder: Path, changes: Changes) -> tuple[Daemon, Path]:
+def daemon_of_broken_torch(folder: Path, seams: Seams) -> tuple[Daemon, Path]:
     """torch is broken while the file is there."""
     flag, package = folder / "broken", folder / "torch"
     package.mkdir()
     flag.touch()
     (package / "__init__.py").write_text(f"raise OSError({MISSING!r})\n")
-    return daemon_of(changes, everywhere=BROKEN_TORCH.format(flag=str(flag), folder=str(folder))), flag
+    return daemon_of(seams, everywhere=BROKEN_TORCH.format(flag=str(flag), folder=str(folder))), flag
 
 
-def test_in_a_minute_it_looks_again_by_itself(tmp_path: Path) -> None:
+def test_libraries_are_checked_again_after_a_minute(tmp_path: Path) -> None:
     daemon, flag = daemon_of_broken_torch(
-        tmp_path, {"supervisor/children/zygote.py": [("_UNFIT_SECONDS = 60.0", "_UNFIT_SECONDS = 0.0")]}
+        tmp_path, (constant("supervisor/children/zygote.py", "_UNFIT_SECONDS", "0.0"),)
     )
     try:
         refused(daemon)
@@ -90,15 +89,15 @@ def test_in_a_minute_it_looks_again_by_itself(tmp_path: Path) -> None:
         flag.unlink()
         refused(daemon)
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
         # Jobs without a worker leave no line of their own.
         assert not daemon.events("worker_gone") and not daemon.events("job_failed")
     finally:
         daemon.stop()
 
 
-def test_a_library_that_cannot_be_imported_is_named_and_a_reload_looks_again(tmp_path: Path) -> None:
-    daemon, flag = daemon_of_broken_torch(tmp_path, {})
+def test_a_reload_checks_a_broken_library_again(tmp_path: Path) -> None:
+    daemon, flag = daemon_of_broken_torch(tmp_path, ())
     try:
         refused(daemon)
         (line,) = daemon.events("libraries_lack")
@@ -113,7 +112,7 @@ def test_a_library_that_cannot_be_imported_is_named_and_a_reload_looks_again(tmp
         daemon.process.send_signal(signal.SIGHUP)
         wait_for(lambda: daemon.events("imported"), 300)
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
             wait_for(lambda: client.status().libraries_lack is UNSET)
     finally:
         daemon.stop()

@@ -65,7 +65,7 @@ def judged(report: Path) -> dict[str, Any]:
     return said
 
 
-def test_on_a_bare_machine_every_step_runs_and_nothing_else_is_written(bare: Bare, tmp_path: Path) -> None:
+def test_every_step_runs_on_a_bare_machine_and_writes_only_there(bare: Bare, tmp_path: Path) -> None:
     """torch is not on PATH."""
     four, six = bare.run("python3", "-B", "-c", NO_ROUTE).stdout.split()
     assert four == "ENETUNREACH"
@@ -136,7 +136,7 @@ def test_a_named_python_without_torch_is_not_replaced(kit: Path, tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_there_is_not_worked_in(kit: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_used(kit: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     variables = {"PATH": os.environ["PATH"], "TORCH_PYTHON": sys.executable}
     done = run(kit, tmp_path, variables, "--work", str(tmp_path))

@@ -4,18 +4,18 @@ import pytest
 
 from tests.support.builds import daemon_of
 from tests.support.daemon import wait_for
-from tests.support.pictures import draw, images, pixels
-from tests.support.system import MODEL
+from tests.support.generation import generate, images, pixels
+from tests.support.seams import after, without
 from weave.client import WeaveError
 from weave.protocol.client_messages import Image
 from weave.protocol.errors import ErrorCode
 
-OTHER_SIZE = ("            width=parameters.width,\n", "            width=parameters.width * 2,\n")
-UNCHECKED = ("    _check_size(drawn, parameters)\n", "")
+OTHER_SIZE = after("gpu_worker/decode.py", "decode", "result = result.resize((128, 64))")
+UNCHECKED = without("gpu_worker/pipeline.py", "_check_size")
 
 
-def test_a_picture_of_another_size_is_never_sent() -> None:
-    daemon = daemon_of({"gpu_worker/pipeline.py": [OTHER_SIZE]}, MODEL)
+def test_an_image_of_another_size_is_never_sent() -> None:
+    daemon = daemon_of((OTHER_SIZE,))
     try:
         with daemon.client() as client:
             got = []
@@ -30,10 +30,10 @@ def test_a_picture_of_another_size_is_never_sent() -> None:
         daemon.stop()
 
 
-def test_without_the_check_of_sizes_a_client_would_get_it() -> None:
-    daemon = daemon_of({"gpu_worker/pipeline.py": [OTHER_SIZE, UNCHECKED]}, MODEL)
+def test_without_the_size_check_a_client_gets_the_image() -> None:
+    daemon = daemon_of((OTHER_SIZE, UNCHECKED))
     try:
         with daemon.client() as client:
-            assert pixels(images(draw(client, width=64, height=64, steps=2))[0]).shape == (64, 128, 3)
+            assert pixels(images(generate(client, width=64, height=64, steps=2))[0]).shape == (64, 128, 3)
     finally:
         daemon.stop()

@@ -8,15 +8,14 @@ import pytest
 
 from tests.security.hostile.recorded import ATTACKS
 from tests.security.test_hostile_processes import HOSTILE, WORKER, Hostile
-from tests.support.builds import Changes
 from tests.support.daemon import wait_for
-from tests.support.pictures import draw
+from tests.support.generation import generate
+from tests.support.seams import Seams, replaced
 from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.sandbox import landlock
 
-LAYER = "def restrict_all_but_opening() -> str:\n"
-WITHOUT_THE_LAYER: Changes = {"sandbox/landlock.py": [(LAYER, f"{LAYER}    return 'landlock-recording'\n")]}
+WITHOUT_THE_LAYER = (replaced("sandbox/landlock.py", "restrict_all_but_opening", "return 'landlock-recording'"),)
 # Landlock's ABI that can deny it, and the error. Scopes fail with EPERM.
 TCP, SCOPES = 4, 6
 DENIED = dict.fromkeys(ATTACKS, (1, errno.EACCES)) | {
@@ -26,10 +25,10 @@ DENIED = dict.fromkeys(ATTACKS, (1, errno.EACCES)) | {
 }
 
 
-def outcomes(changes: Changes) -> dict[str, int]:
+def outcomes(seams: Seams = ()) -> dict[str, int]:
     """The error of each attack from a worker in record mode; 0 where it succeeded."""
     hostile = Hostile(
-        WORKER | changes, {"gpu_worker/hostile.py": HOSTILE / "recorded.py"}, MODEL, options=("--record",)
+        (*WORKER, *seams), {"gpu_worker/hostile.py": HOSTILE / "recorded.py"}, MODEL, options=("--record",)
     )
     place = hostile.daemon.socket.parent
     for name in ("victim", "other victim"):
@@ -39,7 +38,7 @@ def outcomes(changes: Changes) -> dict[str, int]:
             client.unload()
             hostile.arm(str(place))
             with pytest.raises(WeaveError):
-                draw(client)
+                generate(client)
         failed = wait_for(lambda: hostile.daemon.events("job_failed"))[-1]["detail"]
     finally:
         hostile.daemon.stop()
@@ -49,7 +48,7 @@ def outcomes(changes: Changes) -> dict[str, int]:
 
 
 def test_a_recorded_worker_can_only_open_files() -> None:
-    found = outcomes({})
+    found = outcomes()
     supported = {name: error for name, (abi, error) in DENIED.items() if landlock.abi() >= abi}
     assert {name: found[name] for name in supported} == supported
 

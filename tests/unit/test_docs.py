@@ -15,7 +15,7 @@ from weave.weavectl.options import parser as client_parser
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_test_that_the_documents_name_exists() -> None:
+def test_every_test_named_in_the_docs_exists() -> None:
     tests = "".join(path.read_text() for path in ROOT.glob("tests/**/*.py"))
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/security.md").read_text() + (ROOT / "README.md").read_text()))
     assert len(named) > 20
@@ -28,7 +28,7 @@ def test_every_row_of_the_threat_table_names_a_test() -> None:
     assert len(rows) > 20 and [row for row in rows if "`test_" not in row] == []
 
 
-def test_the_shipped_config_says_what_the_defaults_are() -> None:
+def test_the_shipped_config_shows_the_defaults() -> None:
     shipped = tomllib.loads((ROOT / "conf/weave-compute.toml").read_text())
     assert msgspec.convert(shipped, Config) == Config(models={})
     assert set(shipped["limits"]) == set(type(Config(models={}).limits).__struct_fields__)
@@ -55,7 +55,7 @@ def rows(page: str, section: str) -> dict[str, str]:
     return dict(re.findall(r"^\| `([^`]+)` \|(.*)$", text, re.MULTILINE))
 
 
-def test_the_protocols_page_has_every_operation_event_field_and_error() -> None:
+def test_protocol_md_has_every_operation_event_field_and_error() -> None:
     page = (ROOT / "docs/protocol.md").read_text()
     operations, events = rows(page, "Operations"), rows(page, "Events")
     assert set(operations) == {op.__struct_config__.tag for op in get_args(ClientMessage)}
@@ -71,12 +71,12 @@ def test_the_protocols_page_has_every_operation_event_field_and_error() -> None:
     assert [code for code in ErrorCode if f"`{code}`" not in errors] == []
 
 
-def test_the_protocols_page_has_every_feature_and_since_when() -> None:
+def test_protocol_md_has_every_feature_and_its_version() -> None:
     documented = rows((ROOT / "docs/protocol.md").read_text(), "Features")
     assert {name: row.rstrip(" |").rpartition("| ")[2] for name, row in documented.items()} == FEATURES
 
 
-def test_what_the_map_of_the_tests_names_exists() -> None:
+def test_every_file_named_in_the_map_of_the_tests_exists() -> None:
     page = (ROOT / "tests/README.md").read_text()
     python = set(re.findall(r"\b([a-z_]+\.py)\b", page))
     assert len(python) > 30

@@ -136,7 +136,7 @@ def frames_of(reader: FrameReader) -> Iterator[Any]:
 
 
 @given(streams, st.lists(st.integers(0, 2**20), max_size=12), st.booleans())
-def test_the_pieces_make_no_difference(data: bytes, cuts: list[int], from_client: bool) -> None:
+def test_a_stream_decodes_the_same_in_any_pieces(data: bytes, cuts: list[int], from_client: bool) -> None:
     assert read(data, cuts, from_client=from_client) == read(data, [], from_client=from_client)
 
 
@@ -152,7 +152,7 @@ def test_ten_mebibytes_of_a_request_are_never_held() -> None:
     assert error is None and frames[0][0].length == size and len(frames[0][1]) < 7000
 
 
-def test_nothing_is_held_of_a_frame_that_is_refused_and_the_next_one_comes_out() -> None:
+def test_a_refused_frame_is_not_buffered_and_the_next_decodes() -> None:
     size, reader = 10 * 1024 * 1024, FrameReader(from_client=True)
     reader.feed(pack_header(Kind.GENERATE, 0, size, version=3))
     with pytest.raises(FrameError, match="unsupported version 3") as refused:
@@ -234,7 +234,7 @@ def grown(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", get_args(client_messages.Event), ids=lambda kind: kind.__name__)
-def test_a_field_that_a_client_does_not_know_changes_no_event(kind: type) -> None:
+def test_an_unknown_field_changes_no_event(kind: type) -> None:
     @settings(max_examples=40)
     @given(st.from_type(kind))
     def is_skipped(message: Any) -> None:

@@ -85,10 +85,7 @@ def install(calls: Iterable[Call | Refusal]) -> int:
 
     Raises OSError: EBUSY if the daemon runs inside another sandbox that has its own listener.
     """
-    filter_ = pyseccomp.SyscallFilter(pyseccomp.NOTIFY)
-    # Calls of another ABI (i386 or x32 on x86-64) have other numbers, which we could not name. So kill.
-    filter_.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
-    filter_.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)
+    filter_ = _empty_filter()
     for call in calls:
         action = pyseccomp.ALLOW if isinstance(call, Call) else pyseccomp.ERRNO(call.error)
         if _exists(call.name):
@@ -96,6 +93,15 @@ def install(calls: Iterable[Call | Refusal]) -> int:
     filter_.load()
     # pyseccomp 0.1.2 has no public name for seccomp_notify_fd(3).
     return int(pyseccomp._libseccomp.seccomp_notify_fd(filter_._filter))
+
+
+def _empty_filter() -> Any:
+    """Allows no call, in any thread."""
+    filter_ = pyseccomp.SyscallFilter(pyseccomp.NOTIFY)
+    # Calls of another ABI (i386 or x32 on x86-64) have other numbers, which we could not name. So kill.
+    filter_.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
+    filter_.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)
+    return filter_
 
 
 def receive_violation(listener: int) -> Violation | None:

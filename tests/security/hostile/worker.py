@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from weave.gpu_worker.pipeline import Job
-from weave.gpu_worker.pipeline import run as draw
+from weave.gpu_worker.pipeline import run as generate
 from weave.protocol.channel import sealed_memfd
 from weave.protocol.client_messages import Tokens
 from weave.protocol.worker_messages import (
@@ -126,7 +126,7 @@ def behave_like_a_new_driver(job: Job) -> None:
     for request in (LISTED_IOCTL, UNLISTED_IOCTL):
         with contextlib.suppress(OSError):
             fcntl.ioctl(0, request)
-    draw(job)
+    generate(job)
 
 
 ATTACKS: dict[str, Callable[[Job], Any]] = {

@@ -12,7 +12,7 @@ from weave.protocol.client_messages import Image
 PROMPT = "a red circle on a blue background"
 
 
-def draw(client: Client, prompt: str = PROMPT, **parameters: Any) -> list[Answer]:
+def generate(client: Client, prompt: str = PROMPT, **parameters: Any) -> list[Answer]:
     """All answers; the demo model, and few steps unless the test says otherwise."""
     return list(client.generate(prompt, **{"model": "shapes", "steps": 4, "seed": 1, **parameters}))
 

@@ -1,4 +1,4 @@
-"""What diffusers draws by itself, in this process: the picture that the daemon's must equal."""
+"""What diffusers itself generates from the same files: the image that the daemon's must equal."""
 
 import json
 from collections.abc import Iterator
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from tests.support import tiny_models
+from weave.gpu_worker.classes import component_class, pipeline_class
+from weave.gpu_worker.pipelines import adapter_of
 from weave.models.families import FAMILIES
 
 SCHEDULERS = {
@@ -37,12 +39,12 @@ def one_thread() -> Iterator[None]:
 
 
 def make_small_model(family: str, folder: Path) -> Path:
-    """The smallest there is of that family."""
+    """The smallest model of that family."""
     return tiny_models.make_small_sd(folder) if family in ("sd1", "sd2") else tiny_models.make(family, folder)
 
 
 def write_index(family: str, folder: Path, **data: Any) -> None:
-    """The model_index.json that save_pretrained would have written, with `data` beside its components."""
+    """The model_index.json that save_pretrained would have written, with `data` added."""
     known = FAMILIES[family]
     index = {"_class_name": known.pipeline, "_diffusers_version": diffusers.__version__, **data}
     for part, component in known.components.items():
@@ -54,7 +56,7 @@ def write_index(family: str, folder: Path, **data: Any) -> None:
 
 
 def arguments(family: str, negative: str | None, *, steps: int, scale: float, side: int = 64) -> dict[str, Any]:
-    """Of the pipeline's call. Flux has two scales; the request has one, and with a negative prompt it is both."""
+    """Of the pipeline's call. Flux has two scales: with a negative prompt, the one of the request sets both."""
     given: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": scale, "width": side, "height": side}
     if negative is not None:
         given["negative_prompt"] = negative
@@ -63,8 +65,8 @@ def arguments(family: str, negative: str | None, *, steps: int, scale: float, si
     return given
 
 
-class Plain:
-    """A pipeline of a folder as its own from_pretrained makes it."""
+class Reference:
+    """The pipeline that its own from_pretrained makes of a folder with a model_index.json."""
 
     def __init__(self, family: str, folder: Path, dtype: str = "float32") -> None:
         known = FAMILIES[family]
@@ -80,16 +82,52 @@ class Plain:
         self.own = self.pipeline.scheduler
 
     def scheduler(self, name: str, **changed: Any) -> Any:
-        """One of another class as people make it; of the model's own it is the model's own."""
+        """The model's own where it has that class, else another class's from_config."""
         if isinstance(self.own, SCHEDULERS[name]) and not changed:
             return self.own
         if name == "pndm":
             changed = {"skip_prk_steps": True, **changed}
         return SCHEDULERS[name].from_config(self.own.config, **changed)
 
-    def draw(self, prompt: str, scheduler: Any, generator: torch.Generator, **arguments: Any) -> np.ndarray:
+    def generate(self, prompt: str, scheduler: Any, generator: torch.Generator, **arguments: Any) -> np.ndarray:
         """The pixels."""
         self.pipeline.scheduler = scheduler
         with torch.inference_mode():
-            drawn = self.pipeline(prompt, generator=generator, **arguments).images[0]
-        return np.asarray(drawn)
+            return np.asarray(self.pipeline(prompt, generator=generator, **arguments).images[0])
+
+
+def assembled(family: str, model: Path, dtype: torch.dtype) -> Any:
+    """A pipeline of a folder without model_index.json: each component by its own from_pretrained, cast as a whole."""
+    known = FAMILIES[family]
+    components = {}
+    for part, component in known.components.items():
+        load, folder = component_class(component).from_pretrained, str(model / part)
+        if part.startswith("tokenizer"):
+            components[part] = load(folder)
+        elif component.library == "diffusers":
+            components[part] = load(folder).float().to(dtype)
+        else:
+            components[part] = load(folder, dtype=dtype)  # keeps in float32 what the class wants there
+        if isinstance(components[part], torch.nn.Module):
+            # Copy it out of the mapped file: CPU kernels differ where an address is not aligned, and in a mapped file
+            # the alignment depends on the header's length. That alone can change a pixel's value by one.
+            components[part]._apply(torch.clone)
+    name = json.loads((model / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    scheduler = getattr(diffusers, name).from_pretrained(str(model / "scheduler"))
+    pipeline = pipeline_class(known)(scheduler=scheduler, **components, **known.fixed)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def generated(pipeline: Any, family: str) -> np.ndarray[Any, Any]:
+    """An image of 64 by 64 pixels in two steps."""
+    with torch.inference_mode():
+        result = pipeline(
+            **adapter_of(family).call_arguments(("a red circle",), "", 5.0),
+            width=64,
+            height=64,
+            num_inference_steps=2,
+            generator=torch.Generator("cpu").manual_seed(1),
+            output_type="pil",
+        )
+    return np.asarray(result.images[0].convert("RGB"))
