@@ -11,7 +11,6 @@ import msgspec
 from fuzz.fds import no_descriptor_left
 from fuzz.reading import Reader
 from weave.models.families import FAMILIES
-from weave.protocol.bounds import check_parameters
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all, socket_pair
 from weave.protocol.control_messages import (
     Alive,
@@ -23,6 +22,7 @@ from weave.protocol.control_messages import (
     ToZygote,
 )
 from weave.protocol.errors import RequestError
+from weave.protocol.parameters import check_parameters
 from weave.protocol.worker_messages import FromWorker, Run, ToWorker
 from weave.supervisor import textfile
 

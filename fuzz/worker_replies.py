@@ -15,9 +15,9 @@ from fuzz.fds import forged, no_descriptor_left, sealed
 from fuzz.reading import Reader
 from weave.broker.schedule import worker_link
 from weave.broker.schedule.worker_link import WorkerError, WorkerLink
-from weave.protocol.bounds import Parameters
 from weave.protocol.channel import ChannelClosed, ChannelViolation, check_sealed_memfd, close_all, socket_pair
 from weave.protocol.client_messages import EncoderTokens, Tokens
+from weave.protocol.parameters import Parameters
 from weave.protocol.worker_messages import Failed, Finished, Loaded, Made, Memory, Previewed, Progressed, Run
 
 JOB = 5
@@ -58,7 +58,7 @@ async def _converse(reader: Reader) -> None:
 
 async def _listen(link: WorkerLink, run: Run, *, loads: bool) -> None:
     """As the broker does, with all that it relies on checked."""
-    parameters, every = run.parameters, run.preview_every
+    parameters, every = run.parameters, run.parameters.preview_every
     previews = parameters.steps // every if every else 0
     updates: list[worker_link.Update] = []
     with suppress(ChannelViolation, ChannelClosed, WorkerError):
@@ -113,8 +113,10 @@ def _run(reader: Reader) -> Run:
         seed=1,
         scheduler="ddim",
         images=images,
+        format="raw" if reader.byte() & 1 else "png",
+        preview_every=every,
     )
-    return Run(job=JOB, parameters=parameters, format="raw" if reader.byte() & 1 else "png", preview_every=every)
+    return Run(job=JOB, parameters=parameters)
 
 
 class _Script:
@@ -125,7 +127,7 @@ class _Script:
         self._sock = sock
         self._loading = loading
         self._images, self._steps = run.parameters.images, run.parameters.steps
-        self._every = run.preview_every
+        self._every = run.parameters.preview_every
         self._image = self._step = self._shown = 0
 
     def send(self) -> None:

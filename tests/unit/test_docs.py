@@ -6,7 +6,7 @@ from typing import get_args
 import msgspec
 
 from weave.config.schema import Config
-from weave.protocol.client_messages import ClientMessage, Event, Generate, JobStatus, ModelOffer
+from weave.protocol.client_messages import ClientMessage, Event, JobStatus, ModelOffer
 from weave.protocol.errors import ErrorCode
 from weave.protocol.features import FEATURES
 from weave.supervisor.main import parser as daemon_parser
@@ -65,8 +65,6 @@ def test_the_protocols_page_has_every_operation_event_field_and_error() -> None:
         tag = event.__struct_config__.tag
         for kind in (event, *inner.get(tag, [])):
             assert [field for field in kind.__struct_fields__ if f"`{field}`" not in events[tag]] == []
-    generate = page.split("\n`generate`: ")[1].split("\n\n")[0]
-    assert [field for field in Generate.__struct_fields__ if f"`{field}`" not in generate] == []
     errors = page.split("\n## Errors\n")[1].split("\n# ")[0]
     assert [code for code in ErrorCode if f"`{code}`" not in errors] == []
 

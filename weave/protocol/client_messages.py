@@ -6,7 +6,7 @@ has a list of them (docs/protocol.md, "How the protocol grows").
 """
 
 import re
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, TypeAlias, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -14,14 +14,12 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from weave.protocol.bounds import Bounds
 from weave.protocol.errors import UNDECODABLE, ErrorCode, FrameError, RequestError
 from weave.protocol.metrics import Metrics
+from weave.protocol.parameters import Defaults, Delivery, ImageFormat, RequestedParameters
 from weave.protocol.text import ModelId, Name, Title
 
-ImageFormat: TypeAlias = Literal["png", "raw"]
-Delivery: TypeAlias = Literal["inline", "fd"]
 
-
-class _Op(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="op"):
-    pass
+class _Op(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True, tag_field="op"):
+    """What has its default is not sent, so that an older daemon does not refuse a field that it does not know."""
 
 
 class LoadModel(_Op, frozen=True, kw_only=True, tag="load_model"):
@@ -30,26 +28,8 @@ class LoadModel(_Op, frozen=True, kw_only=True, tag="load_model"):
     model: str
 
 
-class Generate(_Op, frozen=True, kw_only=True, tag="generate"):
-    """Draw pictures. What is left out takes the model's default; no model means the one that is loaded, else the
-    default model.
-
-    Answered by queued, loading, progress, preview and image events, then one done or error.
-    """
-
-    prompt: str
-    negative_prompt: str = ""
-    model: str | None = None
-    width: int | None = None
-    height: int | None = None
-    steps: int | None = None
-    cfg_scale: float | None = None
-    seed: int | None = None
-    scheduler: str | None = None
-    images: int = 1
-    format: ImageFormat = "png"
-    preview_every: int = 0
-    deliver: Delivery = "inline"
+class Generate(RequestedParameters, _Op, frozen=True, kw_only=True, tag="generate"):
+    """Generate images. Answered by queued, loading, progress, preview and image events, then by one done or error."""
 
 
 class Unload(_Op, frozen=True, kw_only=True, tag="unload"):
@@ -226,16 +206,6 @@ class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_default
     images_made: int
     metrics: Metrics
     libraries_lack: bool | UnsetType = UNSET
-
-
-class Defaults(Struct, frozen=True, kw_only=True):
-    """What a generate that leaves a parameter out gets. width and height are in pixels."""
-
-    width: int
-    height: int
-    steps: int
-    cfg_scale: float
-    scheduler: Name
 
 
 class ModelOffer(Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from weave.protocol.bounds import FloatRange, Range, check_cfg_scale, check_range
+from weave.protocol.bounds import FloatRange, Range, check_range
 from weave.protocol.errors import ErrorCode, RequestError
 from weave.protocol.frames import MAX_VERSION_1_BYTES, Kind, pack_frame, pack_header
 
@@ -130,7 +130,7 @@ def decode_request(payload: bytes, length: int) -> Request:
     check_range("height", height, _SIDE)
     check_range("payload_len", _RESPONSE.size + width * height * _CHANNELS, _PAYLOAD_BYTES)
     check_range("steps", steps, _STEPS)
-    check_cfg_scale(cfg_scale, _CFG_SCALE)
+    check_range("cfg_scale", cfg_scale, _CFG_SCALE)
     check_range("prompt_data", length - _FIELDS.size, _PROMPT_DATA_BYTES)
     data = payload[_FIELDS.size :]
     clip_l, clip_g, t5 = (

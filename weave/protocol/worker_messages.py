@@ -8,9 +8,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from weave.protocol.bounds import Parameters
-from weave.protocol.client_messages import ImageFormat, Tokens
-from weave.protocol.tasks import Task
+from weave.protocol.client_messages import Tokens
+from weave.protocol.parameters import Parameters
 from weave.protocol.text import Device, Dtype
 
 Reason: TypeAlias = Literal["cancelled", "out_of_memory", "refused", "scheduler", "internal"]
@@ -31,20 +30,13 @@ class Load(_Message, frozen=True, kw_only=True, tag="load"):
 
 
 class Run(_Message, frozen=True, kw_only=True, tag="run"):
-    """Draw the images of one job. Answered by Progress, Preview and Image, then Finished or Failed.
+    """Generate the images of one job. Answered by Progressed, Previewed and Made, then Finished or Failed.
 
     A preview is sent after every `preview_every` steps; 0 sends none.
     """
 
     job: int
     parameters: Parameters
-    format: ImageFormat
-    preview_every: int
-
-    @classmethod
-    def of(cls, job: int, task: Task) -> "Run":
-        """What the worker is asked for `task`, as job number `job`."""
-        return cls(job=job, parameters=task.parameters, format=task.format, preview_every=task.preview_every)
 
 
 class CancelRun(_Message, frozen=True, kw_only=True, tag="cancel"):

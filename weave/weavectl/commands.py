@@ -5,6 +5,7 @@ import contextlib
 
 from weave.client import Answer, Client
 from weave.protocol.client_messages import Done, Image, Loading, Preview, Progress, Queued, StatusReport, Tokens
+from weave.protocol.parameters import PARAMETERS
 from weave.weavectl.connect import connect, connect_for_long
 from weave.weavectl.image_files import ImageFiles, is_standard_output, open_image_files
 from weave.weavectl.output import Output, UsageError
@@ -66,7 +67,7 @@ def generate(options: argparse.Namespace, output: Output) -> int:
         options.output = "-"
     if options.output == "-" and output.json:
         raise UsageError("-o - and --json would both write to standard output")
-    previews = options.preview != 0
+    previews = options.preview_every != 0
     files = open_image_files(options.output, options.images, force=options.force, previews=previews)
     with contextlib.closing(files), connect(options) as client:
         _generate(client, options, files, output)
@@ -74,11 +75,10 @@ def generate(options: argparse.Namespace, output: Output) -> int:
 
 
 def _generate(client: Client, options: argparse.Namespace, files: ImageFiles, output: Output) -> None:
-    names = ("model", "negative_prompt", "width", "height", "steps", "cfg_scale", "seed", "scheduler", "images")
-    parameters = {name: getattr(options, name) for name in (*names, "format")}
+    parameters = {name: getattr(options, name) for name, parameter in PARAMETERS.items() if parameter.option}
     with output.progress() as progress:
         task = progress.add_task("queued", total=None)
-        for answer in client.generate(options.prompt, preview_every=options.preview, **parameters):
+        for answer in client.generate(options.prompt, **parameters):
             client.timeout = None  # it answers; what follows may take as long as it takes
             match answer.event:
                 case Queued(position=position):

@@ -3,9 +3,10 @@
 import argparse
 import math
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from weave import __version__
+from weave.protocol.parameters import PARAMETERS, Parameter, RequestedParameters, summary, type_of
 from weave.protocol.text import visible
 from weave.weavectl import commands, doctor
 
@@ -76,21 +77,30 @@ def _add_common(options: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("prompt", help="what to generate")
-    verb.add_argument("-o", "--output", default="weave.png", metavar="FILE", help="where to; - is standard output")
-    verb.add_argument("-f", "--force", action="store_true", help="overwrite FILE")
-    verb.add_argument("--model", metavar="ID", help="the model; else the loaded one, else the default one")
-    verb.add_argument("--negative-prompt", default="", metavar="PROMPT", help="what the image is not to show")
-    for name, text in (("width", "pixels"), ("height", "pixels"), ("steps", "how many"), ("seed", "random by default")):
-        verb.add_argument(f"--{name}", type=int, metavar="N", help=text)
-    verb.add_argument("--cfg-scale", type=_finite, metavar="X", help="how closely to follow the prompt")
-    verb.add_argument("--scheduler", metavar="NAME", help="one of those that the model has")
-    verb.add_argument("--images", type=int, default=1, metavar="N", help="how many; image i has seed + i")
-    verb.add_argument("--format", choices=("png", "raw"), default="png", help="png, or the pixels alone")
+    verb.add_argument("prompt", help=PARAMETERS["prompt"].help)
     verb.add_argument(
-        "--preview", type=int, default=0, metavar="N", help="write an unfinished image to FILE every N steps"
+        "-o",
+        "--output",
+        default="weave.png",
+        metavar="FILE",
+        help="where to put the image, and its previews before it; - is standard output",
     )
+    verb.add_argument("-f", "--force", action="store_true", help="overwrite FILE")
+    defaults = RequestedParameters(prompt="")
+    for name, parameter in PARAMETERS.items():
+        if parameter.option:
+            _add_parameter(verb, name, parameter, default=getattr(defaults, name))
     verb.set_defaults(run=commands.generate)
+
+
+def _add_parameter(verb: argparse.ArgumentParser, name: str, parameter: Parameter, *, default: Any) -> None:
+    option, _, metavar = parameter.option.partition(" ")
+    kind = type_of(name)
+    if get_origin(kind) is Literal:
+        verb.add_argument(option, dest=name, choices=get_args(kind), default=default, help=summary(name))
+    else:
+        convert = _finite if kind is float else kind
+        verb.add_argument(option, dest=name, type=convert, default=default, metavar=metavar, help=summary(name))
 
 
 def _path(text: str) -> Path:

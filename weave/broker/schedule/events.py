@@ -31,7 +31,7 @@ def event_of(task: Task, update: Update) -> Progress | Preview | Image:
     return Image(
         image=update.image,
         seed=(parameters.seed + update.image) & MAX_SEED,
-        format=task.format,
+        format=parameters.format,
         deliver=task.deliver,
         width=parameters.width,
         height=parameters.height,

@@ -144,7 +144,7 @@ class Runner:
         tokens = Tokens()
         try:
             async with deadline:
-                async for update, memfd in worker.run(Run.of(job.number, job.task)):
+                async for update, memfd in worker.run(Run(job=job.number, parameters=job.task.parameters)):
                     self.has_output, self._slot.last_served = True, job.principal
                     if isinstance(update, Finished):
                         tokens = update.tokens

@@ -152,16 +152,16 @@ def _check_update(message: Update, descriptors: list[int], run: Run, step: int, 
         raise ChannelViolation("an image without exactly one memfd")
     pixels = run.parameters.width * run.parameters.height * 3
     if isinstance(message, Previewed):
-        every = run.preview_every
+        every = run.parameters.preview_every
         if not every or message.step != step or step % every or step == previewed:
             raise ChannelViolation("a preview that was not asked for")
         if not (1 <= message.width <= _MAX_PREVIEW_SIDE and 1 <= message.height <= _MAX_PREVIEW_SIDE):
             raise ChannelViolation("a preview larger than previews are")
         largest = message.width * message.height * 3 + _MAX_PNG_OVERHEAD
     else:
-        largest = pixels if run.format == "raw" else pixels + _MAX_PNG_OVERHEAD
+        largest = pixels if run.parameters.format == "raw" else pixels + _MAX_PNG_OVERHEAD
     if not 1 <= message.size <= largest:
         raise ChannelViolation(f"{message.size} bytes of image, at most {largest} are possible")
-    if isinstance(message, Made) and run.format == "raw" and message.size != pixels:
+    if isinstance(message, Made) and run.parameters.format == "raw" and message.size != pixels:
         raise ChannelViolation(f"{message.size} bytes of raw image instead of {pixels}")
     check_sealed_memfd(descriptors[0], message.size)
