@@ -1,7 +1,7 @@
-"""What broker and GPU worker say to each other, and no one else.
+"""Messages between the broker and a GPU worker.
 
 A worker holds one model for its whole life, so nothing here names a model. Each side treats the other as hostile:
-a message that its state machine does not expect ends the worker.
+a message that is not valid in the current state ends the worker.
 """
 
 from typing import Annotated, Literal, TypeAlias
@@ -13,11 +13,11 @@ from weave.protocol.parameters import Parameters
 from weave.protocol.text import Device, Dtype
 
 Reason: TypeAlias = Literal["cancelled", "out_of_memory", "refused", "scheduler", "internal"]
-# The folders of a model's text encoders.
+# The folders of text encoders in a model.
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-# Of what a worker says for the log, in characters.
+# Of the detail that a worker sends for the log, in characters.
 MAX_DETAIL = 1000
-# status tells them, and a reader of JSON may have doubles, or integers with a sign.
+# They are in `status`, and JSON readers may use doubles or signed integers.
 Bytes: TypeAlias = Annotated[int, Meta(ge=0, lt=2**53)]
 
 
@@ -40,7 +40,7 @@ class Run(_Message, frozen=True, kw_only=True, tag="run"):
 
 
 class CancelRun(_Message, frozen=True, kw_only=True, tag="cancel"):
-    """Stop the running job at its next step. Answered by Failed; ignored if that job is over already."""
+    """Stop the running job at its next step. Answered by Failed; ignored if that job has already ended."""
 
     job: int
 
@@ -72,7 +72,7 @@ class Progressed(_Message, frozen=True, kw_only=True, tag="progress"):
 
 
 class Previewed(_Message, frozen=True, kw_only=True, tag="preview"):
-    """A sealed memfd with a PNG of `size` bytes comes along."""
+    """Carries a sealed memfd with a PNG of `size` bytes."""
 
     job: int
     image: int
@@ -83,7 +83,7 @@ class Previewed(_Message, frozen=True, kw_only=True, tag="preview"):
 
 
 class Made(_Message, frozen=True, kw_only=True, tag="image"):
-    """A sealed memfd with `size` bytes of image number `image` comes along: PNG, or width * height * 3 raw."""
+    """Carries a sealed memfd with image number `image`: a PNG of `size` bytes, or width * height * 3 of pixels."""
 
     job: int
     image: int
@@ -91,7 +91,7 @@ class Made(_Message, frozen=True, kw_only=True, tag="image"):
 
 
 class Finished(_Message, frozen=True, kw_only=True, tag="finished"):
-    """All images of the job have been sent; `tokens` says what was used of its prompts."""
+    """All images of the job have been sent; `tokens` counts the tokens of its prompts."""
 
     job: int
     memory: Memory
@@ -99,9 +99,9 @@ class Finished(_Message, frozen=True, kw_only=True, tag="finished"):
 
 
 class Failed(_Message, frozen=True, kw_only=True, tag="failed"):
-    """The job, or the loading of the model (job 0), ended without a result; the worker lives on.
+    """The job, or loading the model (job 0), failed; the worker continues.
 
-    `detail` is for the log, never for a client: it may hold a path.
+    `detail` is for the log, never for a client: it may have a path.
     """
 
     job: int

@@ -22,7 +22,7 @@ from weave.supervisor.recorder import RecordedWorker, Recorder
 from weave.supervisor.zygote import Zygote, ZygoteEnded
 
 # The reasons to stop a worker that do not say how it ended; the second is given to whatever has ended by itself.
-_UNEXPLAINED = ("the worker is gone", "stopped")
+_UNEXPLAINED = ("the worker exited", "stopped")
 # Within which a zygote that has nothing else to do tells how a worker ended.
 _REAP_SECONDS = 3.0
 

@@ -71,7 +71,7 @@ class Runner:
             log.write("broker", "worker_violation", job=job.number, detail=str(error))
             await self._fail_lost("the worker broke the protocol")
         except ChannelClosed:
-            await self._fail_lost("the worker is gone")
+            await self._fail_lost("the worker exited")
         finally:
             slot.set_idle()
 

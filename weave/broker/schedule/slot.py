@@ -102,7 +102,7 @@ class Slot:
     async def lose(self) -> None:
         """The worker ended between two jobs: clear it away. Whom it served last pays for the next one's start."""
         self.blame(self.last_served)
-        await self.end("the worker is gone")
+        await self.end("the worker exited")
 
     def blame(self, culprit: Principal | None) -> None:
         """A worker was lost, by a job of this principal."""
