@@ -16,24 +16,24 @@ _RANDOM_SEEDS = 2**32
 
 
 def pick_model(config: BrokerConfig, name: str | None, loaded: str | None) -> ModelOffer:
-    """The model of that ID; with no ID the loaded one, else the default model.
+    """The model with the ID `name`; without a name the loaded model, else the default model.
 
     Raises RequestError (unknown_model, no_model).
     """
     offers = {model.id: model for model in config.models}
-    # A reload may have taken the loaded model from the list, and then its worker is about to end.
+    # A reload may have removed the loaded model, whose worker then ends soon.
     for wanted in (name,) if name is not None else (loaded, config.default_model):
         if wanted in offers:
             return offers[wanted]
     if name is None:
         raise RequestError(ErrorCode.NO_MODEL, "the daemon's config has no model", field="model")
     raise RequestError(
-        ErrorCode.UNKNOWN_MODEL, "no such model; list_models tells which there are", field="model", value=name[:64]
+        ErrorCode.UNKNOWN_MODEL, "no such model; list_models returns those on offer", field="model", value=name[:64]
     )
 
 
 def pick_model_of_version_1(config: BrokerConfig, v1_id: int) -> ModelOffer:
-    """The model of that number; 0 is the default model. Raises RequestError (unknown_model)."""
+    """The model with that number; 0 is the default model. Raises RequestError (unknown_model)."""
     for model in config.models:
         if model.v1_id == v1_id or (v1_id == 0 and model.id == config.default_model):
             return model
