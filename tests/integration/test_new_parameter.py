@@ -14,21 +14,25 @@ from tests.support.builds import Changes, build
 from tests.support.daemon import Daemon
 from tests.support.system import MODEL
 
-DECLARED = """    clip_skip: Annotated[
-        int,
-        Parameter("layers of CLIP to skip", Range(0, 1), option="--clip-skip N", since="0.2.0", feature="clip-skip"),
-    ] = 0
+DECLARED = """    guidance_rescale: Annotated[
+        float,
+        Parameter(
+            "how much to correct overexposure by guidance",
+            FloatRange(0.0, 1.0),
+            option="--guidance-rescale X",
+            since="0.2.0",
+            feature="guidance-rescale",
+        ),
+    ] = 0.0
 """
+STEPS = "            num_inference_steps=parameters.steps,\n"
 ADDED: Changes = {
     "protocol/parameters.py": [
         ("    deliver: Annotated[\n", f"{DECLARED}    deliver: Annotated[\n"),
-        ("    preview_every: int\n", "    preview_every: int\n    clip_skip: int\n"),
+        ("    preview_every: int\n", "    preview_every: int\n    guidance_rescale: float\n"),
     ],
     "gpu_worker/pipeline.py": [
-        (
-            "            num_inference_steps=parameters.steps,\n",
-            "            num_inference_steps=parameters.steps,\n            clip_skip=parameters.clip_skip or None,\n",
-        )
+        (STEPS, f"{STEPS}            guidance_rescale=parameters.guidance_rescale,\n"),
     ],
 }
 
@@ -63,24 +67,24 @@ def test_its_option_reaches_the_pipeline_and_its_value_the_png(
     command: tuple[str, ...], daemon: Daemon, tmp_path: Path
 ) -> None:
     without = generate(command, daemon, tmp_path, "without.png")
-    default = generate(command, daemon, tmp_path, "default.png", "--clip-skip=0")
-    skipped = generate(command, daemon, tmp_path, "skipped.png", "--clip-skip=1")
-    texts = [image.text["clip_skip"] for image in (without, default, skipped)]  # type: ignore[attr-defined]
-    assert texts == ["0", "0", "1"]
-    assert np.array_equal(without, default) and not np.array_equal(without, skipped)
+    default = generate(command, daemon, tmp_path, "default.png", "--guidance-rescale=0")
+    rescaled = generate(command, daemon, tmp_path, "rescaled.png", "--guidance-rescale=0.5")
+    texts = [image.text["guidance_rescale"] for image in (without, default, rescaled)]  # type: ignore[attr-defined]
+    assert texts == ["0.0", "0.0", "0.5"]
+    assert np.array_equal(without, default) and not np.array_equal(without, rescaled)
 
 
 def test_a_value_outside_its_bound_is_refused_by_name(command: tuple[str, ...], daemon: Daemon, tmp_path: Path) -> None:
-    refused = weavectl(command, daemon, tmp_path, "generate", "x", "--clip-skip=2", "-o", "x.png")
+    refused = weavectl(command, daemon, tmp_path, "generate", "x", "--guidance-rescale=2", "-o", "x.png")
     assert refused.returncode == 1 and list(tmp_path.iterdir()) == []
     error = json.loads(refused.stdout.splitlines()[-1])
-    assert error["message"] == "clip_skip is 2; it must be from 0 to 1"
-    assert (error["code"], error["field"], error["value"]) == ("out_of_bounds", "clip_skip", 2)
+    assert error["message"] == "guidance_rescale is 2.0; it must be from 0.0 to 1.0"
+    assert (error["code"], error["field"], error["value"]) == ("out_of_bounds", "guidance_rescale", 2.0)
 
 
 def test_clients_find_it_among_the_features(daemon: Daemon) -> None:
     with daemon.client() as client:
-        assert "clip-skip" in client.status().features
+        assert "guidance-rescale" in client.status().features
 
 
 def test_a_client_that_has_it_can_still_ask_a_daemon_that_does_not(
@@ -88,6 +92,6 @@ def test_a_client_that_has_it_can_still_ask_a_daemon_that_does_not(
 ) -> None:
     """It is not sent unless it is given; given, it is refused by name, and never ignored."""
     generate(command, shared_daemon, tmp_path, "image.png")
-    refused = weavectl(command, shared_daemon, tmp_path, "generate", "x", "--clip-skip=1", "-o", "x.png")
+    refused = weavectl(command, shared_daemon, tmp_path, "generate", "x", "--guidance-rescale=0.5", "-o", "x.png")
     error = json.loads(refused.stdout.splitlines()[-1])
-    assert (refused.returncode, error["code"], error["field"]) == (1, "invalid_request", "clip_skip")
+    assert (refused.returncode, error["code"], error["field"]) == (1, "invalid_request", "guidance_rescale")
