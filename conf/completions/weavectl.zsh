@@ -4,13 +4,13 @@
 _shtab_weavectl_commands() {
   local _commands=(
     cancel:'cancel your jobs'
-    check-config:'check the config and its models'"'"' files'
-    doctor:'check socket, config, models, gpu and sandbox, and say what to do'
+    check-config:'check the config and the files of its models'
+    doctor:'check the socket, config, models, gpu and sandbox, and suggest fixes'
     generate:'generate images'
-    load:'load a model, so that the next image starts at once'
-    models:'the models that can be asked for'
-    status:'what the daemon is doing'
-    unload:'give all of the worker'"'"'s memory back'
+    load:'load a model, so that the next image starts without a wait'
+    models:'list the models on offer'
+    status:'show the daemon'"'"'s state'
+    unload:'end the worker, which frees all of its memory'
   )
   _describe 'weavectl commands' _commands
 }
@@ -19,7 +19,7 @@ _shtab_weavectl_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
   "(- : *)--version[show program\'s version number and exit]"
 )
 
@@ -30,9 +30,9 @@ _shtab_weavectl_cancel_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
-  "--all[every job of yours]"
-  "(*)::as status lists them:_weavectl_jobs"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
+  "--all[all of your jobs]"
+  "(*)::the job\'s number in status:_weavectl_jobs"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -42,8 +42,8 @@ _shtab_weavectl_check_config_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
-  "--config[the config file, instead of the usual one]:FILE:_files"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
+  "--config[the config file, instead of the default one]:FILE:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -53,8 +53,8 @@ _shtab_weavectl_doctor_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
-  "--config[the config file, instead of the usual one]:FILE:_files"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
+  "--config[the config file, instead of the default one]:FILE:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -64,7 +64,7 @@ _shtab_weavectl_generate_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
   {-o,--output}"[where to put the image, and its previews before it\; - is standard output]:FILE:_files"
   {-f,--force}"[overwrite FILE]"
   "--negative-prompt[what the image should not show (default\: none)]:PROMPT:"
@@ -88,7 +88,7 @@ _shtab_weavectl_load_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
   ":its ID:_weavectl_models"
 )
 
@@ -99,7 +99,7 @@ _shtab_weavectl_models_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -109,7 +109,7 @@ _shtab_weavectl_status_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -119,7 +119,7 @@ _shtab_weavectl_unload_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
 )
 
 # guard to ensure default positional specs are added only once per session

@@ -134,7 +134,7 @@ def test_where_only_the_system_s_daemon_is_installed_doctor_tells_why_it_may_not
 ) -> None:
     told = asked(capsys, "doctor")
     assert f"{a_system}, 0 models" in told and "fail  daemon" in told
-    assert "with require_mac it ends where neither AppArmor nor SELinux holds it" in told
+    assert "with require_mac the daemon exits unless AppArmor or SELinux confines it" in told
     assert "systemctl reset-failed" in told and "systemctl enable --now weave-compute.socket" in told
     assert asked(capsys, "check-config") == f"good: {a_system}: \n"
 

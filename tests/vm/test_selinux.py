@@ -103,5 +103,7 @@ def test_where_it_is_required_the_daemon_does_not_serve_under_a_permissive_polic
 
 def test_doctor_says_that_selinux_holds_and_is_required_and_that_systemd_does(selinux: Answers) -> None:
     lines = selinux["doctor"]["output"].splitlines()
-    assert "ok    mandatory access control: selinux holds each process, and it would not serve otherwise" in lines
+    assert (
+        "ok    mandatory access control: selinux confines each process, and the daemon serves only if it does" in lines
+    )
     assert any(line.startswith("ok    service: weave-compute.service is active") for line in lines), lines
