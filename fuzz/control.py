@@ -1,4 +1,4 @@
-"""The channels between our own processes: each side's decoder against the other side, taken over."""
+"""The target `control`: the channels between our processes. Each side's decoder against a compromised other side."""
 
 import array
 import os
@@ -41,7 +41,8 @@ _LONGEST = 64 * 1024
 
 
 def control(data: bytes) -> None:
-    """Channel.receive: a message of the union or ChannelViolation; what follows on a message raises nothing else."""
+    """Channel.receive returns a message of the union or raises ChannelViolation; handling the message raises no other
+    error."""
     reader = Reader(data)
     union = UNIONS[reader.byte() % len(UNIONS)]
     shape = reader.byte()
@@ -52,7 +53,7 @@ def control(data: bytes) -> None:
         return
     assert isinstance(message, get_args(union) or union)
     again = msgspec.msgpack.encode(message)
-    # As bytes: a NaN is not equal to itself.
+    # Compared as bytes: NaN is not equal to itself.
     assert msgspec.msgpack.encode(msgspec.msgpack.decode(again, type=union)) == again
     if isinstance(message, Alive):
         _check_textfile(message)
@@ -62,7 +63,8 @@ def control(data: bytes) -> None:
 
 
 def as_msgpack(text: bytes) -> bytes:
-    """The same message from JSON, where one more letter in a name does not tear the rest apart."""
+    """The same message, converted from JSON: there, inserting a letter into a name leaves the rest of the message
+    intact."""
     try:
         return msgspec.msgpack.encode(msgspec.json.decode(text))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
