@@ -71,7 +71,7 @@ def _bound(bound: Bound | None) -> str:
 def _option(name: str, parameter: Parameter) -> str:
     option, _, metavar = parameter.option.replace("-", "\\-").partition(" ")
     choices = "|".join(get_args(type_of(name))) if get_origin(type_of(name)) is Literal else ""
-    shown = f'.BR {option} " {choices}"' if choices else f'.BR {option} " \\fI{metavar}\\fR"'
+    shown = f'.BR {option} " {choices}"' if choices else f'.BI {option} " {metavar}"'
     return f".TP\n{shown}\n{summary(name)[0].upper()}{summary(name)[1:]}."
 
 

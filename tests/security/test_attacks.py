@@ -72,13 +72,13 @@ def test_without_landlock_seccomp_alone_keeps_the_worker_from_making_and_changin
 
 
 def test_without_landlock_a_worker_with_a_gpu_still_makes_extends_and_empties_no_file() -> None:
-    """Its devices are opened for reading and writing, so what is there already can be: docs/security.md says so."""
+    """Its devices are opened for reading and writing, so what is there already can be: docs/threat-model.md says so."""
     tried = attack("worker-with-a-gpu", "--without=landlock", "--only", *WRITING)
     assert {name for name in WRITING if tried[name]["result"] != "refused: EACCES"} == {"overwrite and read", "resize"}
 
 
 def test_a_worker_with_a_gpu_reaches_files_of_its_own_threads_by_name_and_lists_none() -> None:
-    """What the names of CUDA's threads cost: docs/security.md says so."""
+    """What the names of CUDA's threads cost: docs/threat-model.md says so."""
     check_files_of_threads(attack("worker-with-a-gpu", "--only", *TASK_ATTACKS, *WRITING))
 
 

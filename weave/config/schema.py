@@ -48,7 +48,7 @@ class Limits(_Table, frozen=True, kw_only=True):
     # Images that went to clients of a UID as descriptors since the daemon's start, and so may still be held in memory.
     # Further ones are sent inline.
     delivered_bytes: Annotated[int, Meta(ge=0, le=2**40)] = 1024 * 1024 * 1024
-    # More than others' longest jobs can take, or they would end one that waits: docs/design.md, "Whose turn it is".
+    # More than others' longest jobs can take, or they would end one that waits: docs/architecture.md, "Fair turns".
     queued_seconds: Seconds = 7200.0
     start_seconds: Seconds = 60.0
     load_seconds: Seconds = 600.0

@@ -1,7 +1,7 @@
 """All that a GPU worker may still ask of the kernel: files that Landlock leaves it, memory, threads, its channels.
 
 The CPU's list was found by running every family of models under it; the GPU's calls follow the list in gVisor's
-nvproxy, and have not run on a GPU (docs/security.md, "Not tested"). To add a call, see CONTRIBUTING.md.
+nvproxy, and have not run on a GPU (docs/threat-model.md, "Not tested"). To add a call, see CONTRIBUTING.md.
 """
 
 import errno
