@@ -97,7 +97,7 @@ def _show(answer: Answer, options: argparse.Namespace, files: ImageFiles, output
     # If the image goes to standard output, nothing else does.
     say = output.note if options.output == "-" else output.line
     if isinstance(answer.event, Image):
-        shown, seed = files.shown(answer.event.image), answer.event.seed
+        shown, seed = files.display_name(answer.event.image), answer.event.seed
         if output.json:
             output.line("", event="image", file=shown, seed=seed)
         else:

@@ -38,7 +38,7 @@ def connect_for_long(options: argparse.Namespace) -> Iterator[Client]:
         yield client
 
 
-def who_listens(path: Path) -> str:
+def describe_listener(path: Path) -> str:
     """Describe the process that listens on `path`. Raises OSError: ConnectionRefusedError if none does, BlockingIOError
     if the backlog is full."""
     with socket.socket(socket.AF_UNIX) as sock:

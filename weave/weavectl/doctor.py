@@ -13,7 +13,7 @@ from weave.models.files import ModelFilesRefused, check_model_files
 from weave.models.layouts import check_layout
 from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.protocol.client_messages import StatusReport
-from weave.weavectl.connect import connect, who_listens
+from weave.weavectl.connect import connect, describe_listener
 from weave.weavectl.finding import Finding
 from weave.weavectl.layers import check_landlock, check_layers, check_what_it_needs
 from weave.weavectl.output import Output
@@ -129,7 +129,7 @@ def _check_socket(path: Path, *, system: bool, answers: bool) -> Finding:
 def _check_listener(path: Path) -> Finding:
     """For a socket on which no weave-compute has answered."""
     try:
-        listener = who_listens(path)
+        listener = describe_listener(path)
     except ConnectionRefusedError:
         return Finding("socket", "fail", f"{path}: no process listens on it", "start weave-compute")
     except BlockingIOError:

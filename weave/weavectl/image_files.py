@@ -19,7 +19,7 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 class ImageFiles(Protocol):
     """One file for each image."""
 
-    def shown(self, image: int) -> str:
+    def display_name(self, image: int) -> str:
         """The name of an image's file, for people."""
 
     def write(self, image: int, data: bytes) -> None:
@@ -67,7 +67,7 @@ class _Stream:
         self._shown = shown
         self._descriptor = descriptor
 
-    def shown(self, image: int) -> str:
+    def display_name(self, image: int) -> str:
         return self._shown
 
     def write(self, image: int, data: bytes) -> None:
@@ -99,7 +99,7 @@ class _RegularFiles:
             self.close()
             raise
 
-    def shown(self, image: int) -> str:
+    def display_name(self, image: int) -> str:
         return self._shown(self._name(image))
 
     def write(self, image: int, data: bytes) -> None:
@@ -117,7 +117,7 @@ class _RegularFiles:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(part, dir_fd=self._folder)
         except OSError as error:
-            raise _named(error, self.shown(image)) from None
+            raise _named(error, self.display_name(image)) from None
 
     def close(self) -> None:
         os.close(self._folder)
@@ -156,11 +156,11 @@ class _RegularFiles:
     def _put(self, part: str, name: str) -> None:
         self._check_place(name)
         if not self._force and name not in self._written:
-            self._take_place(part, name)
+            self._create(part, name)
         os.replace(part, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         self._written.add(name)
 
-    def _take_place(self, part: str, name: str) -> None:
+    def _create(self, part: str, name: str) -> None:
         """Create `name`, unless it exists. Raises FileExistsError."""
         try:
             os.link(part, name, src_dir_fd=self._folder, dst_dir_fd=self._folder, follow_symlinks=False)

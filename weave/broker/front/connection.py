@@ -23,7 +23,7 @@ from weave.protocol.waiting import readable
 _READ_BYTES = 64 * 1024
 
 
-class ClientGone(Exception):
+class Disconnected(Exception):
     """The client disconnected or was dropped: nothing more is read from it."""
 
 
@@ -65,7 +65,7 @@ class Connection:
         writing.add_done_callback(self._on_write_failed)
         try:
             await self._read_requests()
-        except ClientGone:
+        except Disconnected:
             pass
         except asyncio.CancelledError:  # by _end()
             if self._open:
@@ -80,7 +80,7 @@ class Connection:
                 self._close()
 
     async def _read_requests(self) -> None:
-        """Returns after a header that hides where the next frame starts. Raises ClientGone."""
+        """Returns after a header that hides where the next frame starts. Raises Disconnected."""
         while self._open:
             try:
                 header, payload = await self._next_frame()
@@ -182,25 +182,25 @@ class Connection:
         """Waiting for a frame has no limit; a frame that has begun must be complete within frame_seconds."""
         if not self._frames.begun:
             await self._read()
-        async with self._in_time():
+        async with self._frame_deadline():
             while (frame := self._frames.next_frame()) is None:
                 await self._read()
             return frame
 
     async def _skip_refused(self) -> None:
         """Discard the rest of a frame whose header was refused, under the same deadline."""
-        async with self._in_time():
+        async with self._frame_deadline():
             while self._frames.skipping:
                 await self._read()
 
     @contextlib.asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
+    async def _frame_deadline(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self._admission.limits.frame_seconds):
                 yield
         except TimeoutError:
             self.drop("a frame was not complete in time")
-            raise ClientGone from None
+            raise Disconnected from None
 
     async def _read(self) -> None:
         """Without room for ancillary data the kernel discards a client's descriptors; MSG_CTRUNC reports them."""
@@ -211,11 +211,11 @@ class Connection:
             except BlockingIOError:
                 await readable(self.sock.fileno())
             except OSError:
-                raise ClientGone from None
+                raise Disconnected from None
         if flags & socket.MSG_CTRUNC:
             self.drop("sent a descriptor")
         if not data or not self._open:
-            raise ClientGone
+            raise Disconnected
         self._frames.feed(data)
 
     def _close(self) -> None:

@@ -113,7 +113,7 @@ class Dispatcher:
 
     def _submit(self, session: Session, job: Job, *, seconds: float | None = None) -> None:
         session.begin(job.reply, job)
-        job.when_over(lambda: session.end(job.reply))
+        job.on_finish(lambda: session.end(job.reply))
         self._scheduler.submit(job, seconds=seconds)
 
     def _unload(self, session: Session, reply: Reply) -> None:

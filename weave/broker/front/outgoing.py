@@ -36,11 +36,11 @@ class _Item(Struct):
 
 
 class Outgoing:
-    """The queue of one connection. `unread` counts what it holds, `of_share` what all queues of its principal hold."""
+    """The queue of one connection. `unread` counts what it holds, `share_unread` what those of its principal hold."""
 
-    def __init__(self, sock: socket.socket, of_share: Unread) -> None:
+    def __init__(self, sock: socket.socket, share_unread: Unread) -> None:
         self.unread = Unread()
-        self._of_share = of_share
+        self._share_unread = share_unread
         self._sock = sock
         self._items: deque[_Item] = deque()
         self._more = asyncio.Event()
@@ -72,8 +72,8 @@ class Outgoing:
 
     def write_off(self) -> None:
         """Stop counting what the client will not read; it stays in memory until close()."""
-        self._of_share.add(self.unread, -1)
-        self.unread, self._of_share = Unread(), Unread()
+        self._share_unread.add(self.unread, -1)
+        self.unread, self._share_unread = Unread(), Unread()
 
     def close(self) -> None:
         """Discard what is not written yet."""
@@ -84,7 +84,7 @@ class Outgoing:
 
     def _count(self, unread: Unread, sign: int) -> None:
         self.unread.add(unread, sign)
-        self._of_share.add(unread, sign)
+        self._share_unread.add(unread, sign)
 
     async def _write_item(self, item: _Item) -> None:
         while item.sent < item.end:

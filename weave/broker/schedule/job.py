@@ -50,7 +50,7 @@ class _Job:
         self.queued_at = asyncio.get_running_loop().time()
         self.cancelled = asyncio.Event()
         self.timers: list[asyncio.TimerHandle] = []
-        self._when_over: list[Callable[[], None]] = []
+        self._on_finish: list[Callable[[], None]] = []
 
     @property
     def uid(self) -> int:
@@ -62,9 +62,9 @@ class _Job:
         """Whose turns and limits the job counts towards."""
         return self.requester.principal
 
-    def when_over(self, callback: Callable[[], None]) -> None:
+    def on_finish(self, callback: Callable[[], None]) -> None:
         """Call `callback` as soon as the last event has been sent."""
-        self._when_over.append(callback)
+        self._on_finish.append(callback)
 
     def send(self, event: Event, memfd: int | None = None) -> None:
         """Send an event, unless the job is over. Takes ownership of `memfd`."""
@@ -79,8 +79,8 @@ class _Job:
         self.state = "over"
         for timer in self.timers:
             timer.cancel()
-        while self._when_over:
-            self._when_over.pop()()
+        while self._on_finish:
+            self._on_finish.pop()()
 
     def fail(self, code: ErrorCode, message: str) -> None:
         """Finish with an error."""

@@ -47,7 +47,7 @@ class Runner:
         self._bill = bill
         self._started_at = asyncio.get_running_loop().time()
         # From before this job.
-        self._former_worker = slot.worker
+        self._previous_worker = slot.worker
         # A worker has sent output of this job: from then on, this job is to blame for what happens to it.
         self.has_output = False
 
@@ -99,11 +99,11 @@ class Runner:
             await slot.end("another model is wanted")
         elif slot.worker is not None and not slot.fits(job):
             await slot.end("another user is served")
-        self._check_wanted()
+        self._check_cancelled()
         if slot.worker is not None:
             return slot.worker
         worker = await self._load()
-        self._check_wanted()
+        self._check_cancelled()
         return worker
 
     async def _load(self) -> WorkerLink:
@@ -120,7 +120,7 @@ class Runner:
         self._audit.write("model_loaded", job.requester.peer, model=job.model.id, job=job.number)
         return worker
 
-    def _check_wanted(self) -> None:
+    def _check_cancelled(self) -> None:
         """Raises WorkerError if the job was cancelled or timed out meanwhile."""
         if self._job.cancelled.is_set():
             raise WorkerError("cancelled")
@@ -131,7 +131,7 @@ class Runner:
         try:
             return await self._generate_on(worker, job)
         except ChannelClosed:
-            if self.has_output or worker is not self._former_worker:
+            if self.has_output or worker is not self._previous_worker:
                 raise
             await self._slot.lose()
             return await self._generate_on(await self._ready_worker(), job)

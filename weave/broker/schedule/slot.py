@@ -38,12 +38,12 @@ class Slot:
         self._worker_numbers = worker_numbers
         self._metrics = metrics
         self._started: asyncio.Future[tuple[int, tuple[str, ...]] | None] | None = None
-        self._gone = asyncio.Event()
+        self._exited = asyncio.Event()
 
     @property
     def is_lost(self) -> bool:
         """The worker has exited, and not because of end()."""
-        return self.worker is not None and self._gone.is_set()
+        return self.worker is not None and self._exited.is_set()
 
     def worker_for(self, uid: int) -> WorkerLink | None:
         """The worker, if it may serve this UID."""
@@ -62,7 +62,7 @@ class Slot:
                 waiting.set_exception(WorkerError("libraries", message.cause))
             elif waiting is not None:
                 waiting.set_result(None)
-            self._gone.set()
+            self._exited.set()
         elif waiting is not None:
             waiting.set_result((descriptors[0], message.layers))
         else:
@@ -73,7 +73,7 @@ class Slot:
         ChannelClosed if the start failed, WorkerError if every other start would fail too."""
         self.state = "starting"
         self.worker_number = next(self._worker_numbers)
-        self._gone = asyncio.Event()
+        self._exited = asyncio.Event()
         self._started = asyncio.get_running_loop().create_future()
         self._supervisor.send(StartWorker(worker=self.worker_number, model=model))
         started = await self._started
@@ -93,9 +93,9 @@ class Slot:
     async def end(self, reason: StopReason) -> None:
         """End the worker, and wait until the supervisor reports its exit: only then is all of its memory free."""
         self.state = "stopping"
-        if self.worker_number and not self._gone.is_set():
+        if self.worker_number and not self._exited.is_set():
             self._supervisor.send(StopWorker(worker=self.worker_number, reason=reason))
-            await self._gone.wait()
+            await self._exited.wait()
         if self.worker is not None:
             self.worker.close()
         self.worker, self.state = None, "none"
