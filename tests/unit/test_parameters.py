@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import get_type_hints
+from typing import Literal, get_origin, get_type_hints
 
 import pytest
 from msgspec import structs
@@ -44,6 +44,12 @@ def test_generate_and_the_task_have_each_parameter_with_its_type() -> None:
     types = get_type_hints(Parameters)
     assert types.pop("encoder_prompts") == tuple[str, ...]
     assert types == {name: type_of(name) for name in PARAMETERS if name not in NOT_OF_THE_TASK}
+
+
+def test_every_parameter_of_the_task_is_checked() -> None:
+    """By its bound, or where it has a list of values by its type."""
+    unchecked = {name for name, it in PARAMETERS.items() if it.bound is None} - NOT_OF_THE_TASK
+    assert {name for name in unchecked if get_origin(type_of(name)) is not Literal} == set()
 
 
 def test_every_bound_of_a_model_bounds_a_parameter_and_can_be_configured() -> None:

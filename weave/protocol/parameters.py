@@ -6,7 +6,7 @@ table in docs/protocol.md are derived from these declarations. CONTRIBUTING.md s
 """
 
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, assert_never, get_args
 
 from msgspec import Struct, structs
 
@@ -237,6 +237,8 @@ def _check(field: str, value: Any, bound: Bound, bounds: Bounds, schedulers: tup
                 _check_text(field, value, bounds)
         case OfferedScheduler():
             _check_scheduler(value, schedulers)
+        case _:
+            assert_never(bound)
 
 
 def _check_text(field: str, text: str, bounds: Bounds) -> None:
