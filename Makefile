@@ -81,7 +81,7 @@ fuzz: $(READY)
 soak: $(READY)
 	$(BIN)/python -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS))
 
-# make packages PACKAGES=weave-compute for one of them; docs/operations.md, "Packages".
+# make packages PACKAGES=weave-compute for one of them; docs/packaging.md.
 PACKAGES ?= weave-compute weave-compute-torch weave-compute-model-shapes
 packages: $(READY)
 	./scripts/system-packages.sh $(SYSTEM_PACKAGES) selinux-policy-dev

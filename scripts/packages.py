@@ -88,7 +88,7 @@ def stage_daemon(tree: Path) -> str:
     shutil.copy("conf/system.toml", put(tree / "etc/weave/weave-compute.toml"))
     (tree / "etc/weave/conf.d").mkdir()
     documents = tree / "usr/share/doc/weave-compute"
-    for document in (Path("README.md"), *Path("docs").glob("*.md"), Path("docs/demo.png")):
+    for document in (Path("README.md"), *Path("docs").glob("*.md"), Path("docs/demo.png"), Path("docs/processes.svg")):
         shutil.copy(document, put(documents / document))
     zipped(Path("CHANGELOG.md"), documents / "changelog.gz")
     for file in ("apparmor/README.md", "selinux/README.md"):

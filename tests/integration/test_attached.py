@@ -144,7 +144,7 @@ def test_half_a_frame_stops_the_daemon_cleanly() -> None:
         assert connection.recv(1) == b"" and owner.all_gone([])
     assert owner.daemon.process.returncode == 0
     assert owner.daemon.all_events()[-1]["reason"] == "our only client was dropped; the broker's last line says why"
-    assert owner.daemon.events("client_dropped")[-1]["reason"] == "a frame was begun and not finished in time"
+    assert owner.daemon.events("client_dropped")[-1]["reason"] == "a frame was not complete in time"
 
 
 def test_bad_headers_are_errors_and_the_next_request_is_served(owner: Owner) -> None:

@@ -129,7 +129,7 @@ def test_a_scheduler_the_models_config_rules_out_is_an_error(served: Daemon, nam
     family, config, scheduler = RULED_OUT[name]
     (reason,) = config.keys() - {"_class_name", "shift", *BASE}
     with served.client() as client:
-        with pytest.raises(WeaveError, match="scheduler is one that this model's own scheduler config rules out") as e:
+        with pytest.raises(WeaveError, match=r"scheduler is one that this model's scheduler_config\.json") as e:
             generate(client, model=name, width=64, height=64, scheduler=scheduler)
         assert e.value.code is ErrorCode.OUT_OF_BOUNDS
         assert wait_for(lambda: [line for line in served.events("job_failed") if reason in line["detail"]])

@@ -209,7 +209,7 @@ def test_a_reload_disconnects_users_no_longer_allowed(users: None, folder: Path)
         daemon.process.send_signal(1)
         alice.join()
         assert "closed the connection" in told[0]
-        assert wait_for(lambda: daemon.events("client_dropped"))[0]["reason"] == "its user is not allowed any more"
+        assert wait_for(lambda: daemon.events("client_dropped"))[0]["reason"] == "its user is no longer allowed"
         with pytest.raises(RuntimeError, match="NotRunning"):
             as_user(ALICE, lambda: ask_version(daemon.socket))
     finally:

@@ -134,7 +134,7 @@ def test_doctor_explains_why_the_system_daemon_may_not_serve(
 ) -> None:
     told = asked(capsys, "doctor")
     assert f"{a_system}, 0 models" in told and "fail  daemon" in told
-    assert "with require_mac it ends where neither AppArmor nor SELinux holds it" in told
+    assert "with require_mac the daemon exits unless AppArmor or SELinux confines it" in told
     assert "systemctl reset-failed" in told and "systemctl enable --now weave-compute.socket" in told
     assert asked(capsys, "check-config") == f"good: {a_system}: \n"
 

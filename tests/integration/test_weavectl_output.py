@@ -327,14 +327,14 @@ def test_a_socket_of_another_kind_is_not_blamed_on_a_group(tmp_path: Path) -> No
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.bind(str(tmp_path / "socket"))
         told = run(tmp_path / "socket", "doctor").stdout.decode()
-    assert "Protocol wrong type for socket; weave-compute does not listen there; give either another socket" in told
+    assert "wrong type for socket; weave-compute does not listen there; give it or weave-compute another socket" in told
     assert "group" not in told.splitlines()[0]
 
 
 def test_a_dead_socket_and_a_full_backlog_differ_in_the_error(tmp_path: Path) -> None:
     with FakeDaemon(tmp_path / "socket") as gone:
         pass
-    assert b"nobody listens on it any more" in run(gone.path, "doctor").stdout
+    assert b"no process listens on it" in run(gone.path, "doctor").stdout
 
 
 def test_a_job_may_wait_for_longer_than_the_first_answer(tmp_path: Path) -> None:

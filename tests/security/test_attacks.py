@@ -72,13 +72,13 @@ def test_without_landlock_seccomp_still_forbids_changing_files() -> None:
 
 
 def test_without_landlock_a_gpu_worker_creates_no_file() -> None:
-    """Its devices are opened for reading and writing, so what is there already can be: docs/security.md says so."""
+    """Its devices are opened for reading and writing, so what is there already can be: docs/threat-model.md says so."""
     tried = attack("worker-with-a-gpu", "--without=landlock", "--only", *WRITING)
     assert {name for name in WRITING if tried[name]["result"] != "refused: EACCES"} == {"overwrite and read", "resize"}
 
 
 def test_a_gpu_worker_reaches_only_its_own_threads_files() -> None:
-    """What the names of CUDA's threads cost: docs/security.md says so."""
+    """What the names of CUDA's threads cost: docs/threat-model.md says so."""
     check_files_of_threads(attack("worker-with-a-gpu", "--only", *TASK_ATTACKS, *WRITING))
 
 

@@ -51,7 +51,7 @@ def test_each_state_of_mandatory_access_control_has_its_advice(
 
 def test_there_is_no_advice_when_mac_is_enforced_and_required() -> None:
     assert finding("apparmor", required=True) == Finding(
-        MAC, "ok", "apparmor holds each process, and it would not serve otherwise"
+        MAC, "ok", "apparmor confines each process, and the daemon serves only if it does"
     )
 
 

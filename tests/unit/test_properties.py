@@ -24,6 +24,7 @@ from weave.protocol.frames import (
     pack_header,
 )
 from weave.protocol.metrics import Histogram, Metrics
+from weave.protocol.parameters import Defaults
 from weave.protocol.text import MODEL_ID
 
 settings.register_profile("weave", max_examples=150, deadline=None, derandomize=True)
@@ -88,7 +89,7 @@ PATTERNED: dict[type, dict[str, Any]] = {
         **dict.fromkeys(("model", "device", "dtype"), MAYBE),
         "sandbox": st.dictionaries(IDS, NAMES, max_size=3),
     },
-    client_messages.Defaults: {"scheduler": IDS},
+    Defaults: {"scheduler": IDS},
     client_messages.ModelOffer: {
         **dict.fromkeys(("id", "family", "title"), IDS),
         "schedulers": NAMES,

@@ -144,5 +144,7 @@ def test_the_older_landlock_holds_broker_and_worker(apparmor: Answers) -> None:
 
 def test_doctor_reports_apparmor_and_systemds_hardening(apparmor: Answers) -> None:
     lines = apparmor["doctor"]["output"].splitlines()
-    assert "ok    mandatory access control: apparmor holds each process, and it would not serve otherwise" in lines
+    assert (
+        "ok    mandatory access control: apparmor confines each process, and the daemon serves only if it does" in lines
+    )
     assert any(line.startswith("ok    service: weave-compute.service is active") for line in lines), lines

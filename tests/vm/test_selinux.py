@@ -101,5 +101,7 @@ def test_require_mac_refuses_a_permissive_policy(selinux: Answers) -> None:
 
 def test_doctor_reports_selinux_and_systemds_hardening(selinux: Answers) -> None:
     lines = selinux["doctor"]["output"].splitlines()
-    assert "ok    mandatory access control: selinux holds each process, and it would not serve otherwise" in lines
+    assert (
+        "ok    mandatory access control: selinux confines each process, and the daemon serves only if it does" in lines
+    )
     assert any(line.startswith("ok    service: weave-compute.service is active") for line in lines), lines

@@ -6,9 +6,10 @@ from msgspec import structs
 
 from weave.config.schema import BoundsOverride, Config, ConfigError, ModelConfig
 from weave.models.families import FAMILIES
-from weave.protocol.bounds import Bounds, Parameters, check_parameters
+from weave.protocol.bounds import Bounds
 from weave.protocol.client_messages import ModelOffer
 from weave.protocol.errors import RequestError
+from weave.protocol.parameters import RequestedParameters, check_parameters, with_defaults
 from weave.protocol.text import LONGEST_TITLE, hidden_in, is_model_id
 
 
@@ -77,9 +78,8 @@ def _bounds(where: str, bounds: Bounds, override: BoundsOverride) -> Bounds:
 def _check_defaults(where: str, offer: ModelOffer) -> None:
     """A request without parameters must pass the same checks as any other."""
     prompt = "x" * offer.bounds.prompt_characters.min
-    parameters = Parameters(
-        prompt=prompt, negative_prompt="", seed=0, images=offer.bounds.images.min, **structs.asdict(offer.defaults)
-    )
+    request = RequestedParameters(prompt=prompt, images=offer.bounds.images.min)
+    parameters = with_defaults(request, offer.defaults, seed=0)
     try:
         check_parameters(parameters, offer.bounds, offer.schedulers)
     except RequestError as error:

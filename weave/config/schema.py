@@ -48,8 +48,7 @@ class Limits(_Table, frozen=True, kw_only=True):
     # Images sent as descriptors to a UID's clients since the daemon's start. The clients may still keep them in memory.
     # Further images are sent inline.
     delivered_bytes: Annotated[int, Meta(ge=0, le=2**40)] = 1024 * 1024 * 1024
-    # Longer than other users' longest jobs, which would otherwise time out a waiting job: docs/design.md, "Whose turn
-    # it is".
+    # Longer than other users' longest jobs take, or a waiting job would time out: docs/architecture.md, "Fair turns".
     queued_seconds: Seconds = 7200.0
     start_seconds: Seconds = 60.0
     load_seconds: Seconds = 600.0

@@ -1,7 +1,7 @@
 """The environment of the zygote and of every worker forked from it.
 
 It must be set before torch, diffusers or transformers are imported: most of these are read once, at import. They are
-the outer layer only; that a worker has no network is enforced by its sandbox (docs/security.md).
+the outer layer only; that a worker has no network is enforced by its sandbox (docs/threat-model.md).
 """
 
 import os

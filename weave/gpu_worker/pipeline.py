@@ -15,9 +15,10 @@ from weave.gpu_worker.pipelines.base import Adapter
 from weave.gpu_worker.schedulers import set_scheduler, steps_done
 from weave.gpu_worker.seeds import generator, seed_everything_else
 from weave.gpu_worker.tokens import count_tokens
-from weave.protocol.bounds import MAX_SEED, Parameters
+from weave.protocol.bounds import MAX_SEED
 from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd
 from weave.protocol.client_messages import ModelOffer, Tokens
+from weave.protocol.parameters import Parameters, png_text
 from weave.protocol.worker_messages import CancelRun, Made, Previewed, Progressed, Run, ToWorker
 
 
@@ -50,7 +51,7 @@ def run(job: Job) -> Tokens:
         _check_cancel(job)
         drawn = _draw(job, image, arguments)
         tokens = count_tokens(job.pipeline, job.adapter, arguments)
-        data = drawn.tobytes() if job.run.format == "raw" else _png(drawn, _text(job, image, tokens))
+        data = drawn.tobytes() if parameters.format == "raw" else _png(drawn, _text(job, image, tokens))
         _send(job, Made(job=job.run.job, image=image, size=len(data)), data)
     return tokens
 
@@ -66,7 +67,7 @@ def _draw(job: Job, image: int, arguments: dict[str, Any]) -> Image.Image:
         done = steps_done(call, pipeline.num_timesteps, parameters.steps, pipeline.scheduler.order)
         for step in range(told + 1, done + 1):
             job.channel.send(Progressed(job=job.run.job, image=image, step=step))
-            if job.run.preview_every and step % job.run.preview_every == 0:
+            if parameters.preview_every and step % parameters.preview_every == 0:
                 _send_preview(job, image, step, tensors["latents"])
         told = done
         return tensors
@@ -134,19 +135,11 @@ def _text(job: Job, image: int, tokens: Tokens) -> PngImagePlugin.PngInfo:
     info = PngImagePlugin.PngInfo()
     fields = {
         "Software": f"weave-compute {weave.__version__}",
-        "model": job.model.id,
-        "prompt": parameters.prompt,
-        "negative_prompt": parameters.negative_prompt,
-        "seed": _seed(parameters, image),
-        "steps": parameters.steps,
-        "cfg_scale": parameters.cfg_scale,
-        "scheduler": parameters.scheduler,
-        "width": parameters.width,
-        "height": parameters.height,
+        **png_text(parameters, model=job.model.id, seed=_seed(parameters, image)),
         "tokens": msgspec.json.encode(tokens).decode(),
     }
     for name, value in fields.items():
-        info.add_itxt(name, str(value))
+        info.add_itxt(name, value)
     return info
 
 

@@ -12,9 +12,9 @@ from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.pipeline import Cancelled, Job, run
 from weave.gpu_worker.schedulers import SchedulerUnfit
 from weave.models.files import ModelFilesRefused, check_model_files, check_sha256
-from weave.protocol.bounds import check_parameters, check_preview_every
 from weave.protocol.channel import Channel, ChannelViolation, close_all
 from weave.protocol.errors import RequestError
+from weave.protocol.parameters import check_parameters
 from weave.protocol.worker_messages import MAX_DETAIL, CancelRun, Failed, Finished, Load, Loaded, Run, ToWorker
 
 
@@ -33,7 +33,6 @@ def serve(channel: Channel[ToWorker], model: WorkerModel, device: torch.device, 
         elif isinstance(message, Run) and pipeline is not None:
             try:
                 check_parameters(message.parameters, model.offer.bounds, model.offer.schedulers)
-                check_preview_every(message.preview_every, model.offer.bounds)
                 tokens = run(Job(channel, pipeline, model.offer, message))
             except Exception as error:
                 channel.send(_failed(message.job, error, device))

@@ -1,7 +1,7 @@
 """The worker's allow list of system calls: files that Landlock allows, memory, threads, its channels.
 
 The list for the CPU was found by running every model family under it. The GPU's calls follow the list in gVisor's
-nvproxy, and have not run on a GPU (docs/security.md, "Not tested"). To add a call, see CONTRIBUTING.md.
+nvproxy, and have not run on a GPU (docs/threat-model.md, "Not tested"). To add a call, see CONTRIBUTING.md.
 """
 
 import errno

@@ -13,7 +13,6 @@ from msgspec import structs
 
 from weave import log
 from weave.config.child_configs import BrokerConfig
-from weave.protocol.bounds import Parameters
 from weave.protocol.channel import Channel, ChannelClosed
 from weave.protocol.control_messages import (
     Alive,
@@ -27,6 +26,7 @@ from weave.protocol.control_messages import (
     WorkerStarted,
 )
 from weave.protocol.metrics import Metrics
+from weave.protocol.parameters import Parameters
 from weave.protocol.waiting import receive
 from weave.protocol.worker_messages import Finished, FromWorker, Load, Memory, Run
 
@@ -43,6 +43,8 @@ GOOD = Parameters(
     seed=1,
     images=1,
     scheduler="ddim",
+    format="png",
+    preview_every=0,
 )
 
 
@@ -142,7 +144,7 @@ REQUESTS: dict[str, tuple[Callable[[Supervisor], Awaitable[str]], str]] = {
 
 
 def run_of(job: int = 1, **changed: Any) -> Run:
-    return Run(job=job, parameters=structs.replace(GOOD, **changed), format="png", preview_every=0)
+    return Run(job=job, parameters=structs.replace(GOOD, **changed))
 
 
 # What is sent to a worker, whether after Load, and what comes of it.
@@ -170,11 +172,7 @@ TO_WORKER: dict[str, tuple[bool, Callable[[Channel[FromWorker]], Any], str]] = {
         lambda worker: worker.send(run_of(encoder_prompts=("x" * 10_000, "y", "z"))),
         "refused",
     ),
-    "preview_every": (
-        True,
-        lambda worker: worker.send(Run(job=1, parameters=GOOD, format="png", preview_every=-1)),
-        "refused",
-    ),
+    "preview_every": (True, lambda worker: worker.send(run_of(preview_every=-1)), "refused"),
 }
 
 

@@ -22,7 +22,6 @@ from weave.protocol.worker_messages import (
     Memory,
     Previewed,
     Progressed,
-    Run,
 )
 
 MEMORY = Memory(1, 2)
@@ -60,7 +59,7 @@ def flood(job: Job) -> None:
 
 
 def another_message(job: Job) -> None:
-    job.channel.send(Run(job=job.run.job, parameters=job.run.parameters, format="raw", preview_every=0))
+    job.channel.send(job.run)
 
 
 # Each breaks the protocol, which the broker must see.

@@ -21,7 +21,7 @@ from weave.supervisor.children.zygote import ZygoteEnded, ZygoteProcess
 from weave.supervisor.record_mode.recorder import RecordedWorker, Recorder
 
 # Reasons for stop() that do not say why the worker exited; "stopped" is given even if it already has.
-_UNEXPLAINED = ("the worker is gone", "stopped")
+_UNEXPLAINED = ("the worker exited", "stopped")
 # How long an idle zygote may take to report a worker's exit status.
 _REAP_SECONDS = 3.0
 
