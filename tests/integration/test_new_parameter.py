@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.builds import Changes, build
+from tests.support.builds import build
 from tests.support.daemon import Daemon
+from tests.support.seams import PACKAGE
 from tests.support.system import MODEL
 
 DECLARED = """    guidance_rescale: Annotated[
@@ -26,7 +27,8 @@ DECLARED = """    guidance_rescale: Annotated[
     ] = 0.0
 """
 STEPS = "            num_inference_steps=parameters.steps,\n"
-ADDED: Changes = {
+# By file within weave/: lines, and what they become.
+ADDED = {
     "protocol/parameters.py": [
         ("    deliver: Annotated[\n", f"{DECLARED}    deliver: Annotated[\n"),
         ("    preview_every: int\n", "    preview_every: int\n    guidance_rescale: float\n"),
@@ -37,9 +39,17 @@ ADDED: Changes = {
 }
 
 
+def with_lines_replaced(file: str) -> str:
+    source = (PACKAGE / file).read_text()
+    for old, new in ADDED[file]:
+        assert source.count(old) == 1, f"{file} does not have {old!r} once"
+        source = source.replace(old, new)
+    return source
+
+
 @pytest.fixture(scope="module")
 def command() -> tuple[str, ...]:
-    return build(ADDED)
+    return build((), {file: with_lines_replaced(file) for file in ADDED})
 
 
 @pytest.fixture(scope="module")
