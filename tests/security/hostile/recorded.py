@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from weave.gpu_worker.pipeline import Job
-
 
 def start_program(_: Path) -> None:
     pid = os.fork()
@@ -38,7 +36,7 @@ ATTACKS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def run(place: str, _: Job) -> NoReturn:
+def run(place: str, _: object) -> NoReturn:
     """Attack in `place`, and report the error of each attack; 0 if it succeeded."""
     outcomes = {}
     for name, attack in ATTACKS.items():
