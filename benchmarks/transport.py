@@ -32,16 +32,17 @@ path = "{DEMO_MODEL}"
 family = "sd1"
 bounds = {{ width = {{ min = 64, max = 1024 }}, height = {{ min = 64, max = 1024 }} }}
 """
-DRAWS_NOTHING: Changes = {
-    "gpu_worker/pipeline.py": [
+READY_IMAGE: Changes = {
+    "gpu_worker/generation.py": [
         (
-            "def run(job: Job) -> Tokens:\n",
+            "def generate(generation: Generation) -> Tokens:\n",
             "READY: dict[int, bytes] = {}\n\n\n"
-            "def run(job: Job) -> Tokens:\n"
-            "    size = job.run.parameters.width * job.run.parameters.height * 3\n"
-            "    _send(job, Made(job=job.run.job, image=0, size=size), READY.setdefault(size, bytes(size)))\n"
+            "def generate(generation: Generation) -> Tokens:\n"
+            "    run = generation.run\n"
+            "    size = run.parameters.width * run.parameters.height * 3\n"
+            "    _send(generation, Made(job=run.job, image=0, size=size), READY.setdefault(size, bytes(size)))\n"
             "    return Tokens()\n\n\n"
-            "def draw(job: Job) -> Tokens:\n",
+            "def _generate_all(generation: Generation) -> Tokens:\n",
         )
     ]
 }
@@ -49,7 +50,7 @@ DRAWS_NOTHING: Changes = {
 
 def measure(share: float) -> dict[str, float]:
     """`share` of the usual rounds."""
-    daemon = Daemon(CONFIG, command=build(DRAWS_NOTHING)).wait_until_serving()
+    daemon = Daemon(CONFIG, command=build(READY_IMAGE)).wait_until_serving()
     try:
         with daemon.client() as client:
             client.load_model("shapes")

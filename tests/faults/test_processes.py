@@ -171,10 +171,10 @@ def test_while_the_supervisor_is_stopped_clients_are_served_and_afterwards_all_g
 
 # sum() over a range is a loop in C that neither gives up the interpreter lock nor looks for signals.
 HUNG = {
-    "gpu_worker/pipeline.py": [
+    "gpu_worker/generation.py": [
         (
-            "        _check_cancel(job)\n        done = ",
-            "        sum(range(2**62)) if job.run.parameters.steps == 99 else 0\n        done = ",
+            "        _check_cancelled(generation)\n        done = ",
+            "        sum(range(2**62)) if parameters.steps == 99 else 0\n        done = ",
         )
     ]
 }

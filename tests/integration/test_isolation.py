@@ -120,10 +120,10 @@ def test_uids_that_share_one_turn_do_not_share_a_worker(isolated: Daemon) -> Non
 CURIOUS: Changes = {
     "gpu_worker/serve.py": [
         (
-            "                tokens = run(Job(channel, pipeline, model.offer, message))\n",
+            "                tokens = generate(Generation(channel, pipeline, model.offer, message))\n",
             "                SEEN.append(message.parameters.prompt)\n"
             "                log.write('worker', 'seen', prompts=SEEN)\n"
-            "                tokens = run(Job(channel, pipeline, model.offer, message))\n",
+            "                tokens = generate(Generation(channel, pipeline, model.offer, message))\n",
         ),
         ("def serve(", "SEEN: list[str] = []\n\n\ndef serve("),
     ]

@@ -14,7 +14,7 @@ from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import draw, images, pixels
 from tests.support.plain_pictures import Plain, make_small_model, one_thread, write_index
 from weave.client import WeaveError
-from weave.gpu_worker.schedulers import FlowHeun, SchedulerUnfit, fresh_scheduler, steps_done
+from weave.gpu_worker.schedulers import FlowHeun, IncompatibleScheduler, fresh_scheduler, steps_done
 from weave.models.families import FAMILIES
 from weave.models.schedulers import SCHEDULERS
 from weave.protocol.client_messages import Preview, Progress
@@ -152,7 +152,7 @@ def test_a_scheduler_that_the_models_config_rules_out_is_an_error_that_says_so(s
     ],
 )
 def test_what_a_class_says_only_while_it_draws_is_known_before(name: str, change: dict[str, Any]) -> None:
-    with pytest.raises(SchedulerUnfit, match=rf"^{SCHEDULERS[name].class_name}: \w+Error: "):
+    with pytest.raises(IncompatibleScheduler, match=rf"^{SCHEDULERS[name].class_name}: \w+Error: "):
         fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler.from_config({**BASE, **change}), name, 5)
     assert fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler(**BASE), name, 5).config.beta_end == 0.012
 

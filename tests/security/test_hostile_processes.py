@@ -27,7 +27,7 @@ WORKER: Changes = {
             "        from weave import armed\n"
             "        from weave.gpu_worker import hostile, serve as serving\n"
             "        if (attack := armed.attack(PLACE)) is not None:\n"
-            "            serving.run = lambda job: hostile.run(attack, job)\n",
+            "            serving.generate = lambda job: hostile.run(attack, job)\n",
         ),
         ("def run_worker(", "PLACE = '/marker/'\n\n\ndef run_worker("),
     ],

@@ -18,8 +18,8 @@ from weave.sandbox import worker_files
 USES_THEM: Changes = {
     "gpu_worker/device.py": [
         (
-            "    picture = torch.randn(1, 8",
-            "    __import__('ctypes').CDLL('libodd.so.1')\n    picture = torch.randn(1, 8",
+            "    image = torch.randn(1, 8",
+            "    __import__('ctypes').CDLL('libodd.so.1')\n    image = torch.randn(1, 8",
         ),
     ],
     "gpu_worker/serve.py": [("path = Path(model.path)\n", "path = Path(__import__('late').model(model.path))\n")],

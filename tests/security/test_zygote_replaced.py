@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(
 )
 # A worker that tells where libc lies in it.
 TELLS: tuple[str, str] = (
-    "        keep_only(jobs, control)\n",
-    "        keep_only(jobs, control)\n"
+    "        close_descriptors_except(jobs, control)\n",
+    "        close_descriptors_except(jobs, control)\n"
     "        from ctypes import CDLL, c_void_p, cast\n"
     "        log.write('worker', 'layout', address=cast(CDLL(None).getpid, c_void_p).value)\n",
 )

@@ -22,8 +22,8 @@ ARMED = {
         "    from weave import attack\n    attack.run('broker')\n    harden(parent",
     ),
     "gpu_worker/worker.py": (
-        "        keep_only(jobs, c",
-        "        from weave import attack\n        attack.run('worker')\n        keep_only(jobs, c",
+        "        close_descriptors_except(jobs, c",
+        "        from weave import attack\n        attack.run('worker')\n        close_descriptors_except(jobs, c",
     ),
     "supervisor/main.py": (
         "        entrance = open_",

@@ -1,4 +1,4 @@
-"""The libraries' classes behind the names in weave/models."""
+"""The libraries' classes for the names in weave/models."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,12 +21,12 @@ def component_class(component: Component) -> Any:
 
 
 def pipeline_class(family: Family) -> Any:
-    """The class that a family's components are put together in."""
+    """The class that combines a family's components."""
     return getattr(diffusers, family.pipeline)
 
 
 def import_families(names: Iterable[str]) -> None:
-    """Import every class of these families, without starting a thread: diffusers and transformers import lazily."""
+    """Import every class of these families: diffusers and transformers import lazily. Starts no thread."""
     for name in names:
         family = FAMILIES[name]
         pipeline_class(family)

@@ -65,7 +65,7 @@ _PARAMETERS: Needs = {
     "diffusers.image_processor.VaeImageProcessor.postprocess": ("output_type",),
     "diffusers.FlowMatchEulerDiscreteScheduler.set_timesteps": ("device", "mu"),
 }
-# What every pipeline is called with, beside what call_arguments() gives (pipeline.py).
+# What every pipeline is called with, beside what call_arguments() gives (generation.py).
 PIPELINE_CALL = (
     *("callback_on_step_end", "generator", "height", "num_inference_steps", "output_type", "width"),
 )  # fmt: skip

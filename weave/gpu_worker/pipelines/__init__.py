@@ -9,7 +9,7 @@ from weave.models.families import FAMILIES
 
 @functools.cache
 def adapter_of(name: str) -> Adapter:
-    """The adapter of the family `name`: the class Adapter in the module that the family's description gives."""
+    """The adapter of the family `name`: the class Adapter in the module that Family.adapter names."""
     family = FAMILIES[name]
     adapter: Adapter = import_module(f"{__name__}.{family.adapter}").Adapter(family)
     return adapter
