@@ -133,7 +133,23 @@ def test_a_worker_that_is_stopped_before_it_is_locked_in_is_killed_and_the_next_
             wait_for(lambda: "worker" in daemon.processes().values())
             os.kill(daemon.pid_of("worker"), signal.SIGSTOP)
             assert end_of(client, request) is ErrorCode.WORKER_FAILED
+            assert "the device's start has not finished" in daemon.events("worker_ended")[-1]["cause"]
             assert images(draw(client))
+    finally:
+        assert daemon.stop() == 0
+
+
+def test_an_import_that_takes_too_long_is_named_with_the_setting_to_raise() -> None:
+    slow = {
+        "gpu_worker/__main__.py": [("    environment.apply()\n", "    environment.apply()\n    time.sleep(3600)\n")]
+    }
+    daemon = daemon_of(slow, "[limits]\nstart_seconds = 1.0\n" + MODEL)
+    try:
+        with daemon.client() as client, pytest.raises(WeaveError) as failed:
+            draw(client)
+        assert failed.value.code is ErrorCode.WORKER_FAILED
+        cause = wait_for(lambda: daemon.events("worker_ended"))[-1]["cause"]
+        assert "the import of torch and diffusers has not finished; raise [limits] start_seconds" in cause
     finally:
         assert daemon.stop() == 0
 
@@ -147,7 +163,8 @@ def test_a_zygote_that_is_stopped_is_replaced_when_it_does_not_fork() -> None:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
             draw(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
-        assert "not ready within 5 s" in wait_for(lambda: daemon.events("worker_ended"))[-1]["cause"]
+        cause = wait_for(lambda: daemon.events("worker_ended"))[-1]["cause"]
+        assert cause == "not ready within 5 s: the zygote did not fork"
         wait_for(lambda: len(daemon.events("imported")) == 2)
         assert daemon.pid_of("gpu_worker") != zygote
         with daemon.client() as client:

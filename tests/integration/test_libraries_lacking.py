@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
+from tests.support import tiny_models
 from tests.support.builds import Changes, daemon_of
 from tests.support.daemon import Daemon, wait_for
 from tests.support.pictures import draw, images
+from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.protocol.errors import ErrorCode
 from weave.weavectl.doctor import EXIT_PROBLEM
 
 WEAVECTL = Path(sys.executable).with_name("weavectl")
 
-ZYGOTE = "    if not import_libraries(config):"
+ZYGOTE = "    if not zygote.import_libraries():"
 # What a stand-in for another version does before the zygote looks; and what the log must name.
 OTHERS = {
     "a name": ("import torch; del torch.OutOfMemoryError", "torch", "torch.OutOfMemoryError"),
@@ -115,5 +117,58 @@ def test_a_library_that_cannot_be_imported_is_named_and_a_reload_looks_again(tmp
         with daemon.client() as client:
             assert images(draw(client))
             wait_for(lambda: client.status().libraries_lack is UNSET)
+    finally:
+        daemon.stop()
+
+
+def daemon_without_flux(folder: Path, changes: Changes) -> tuple[Daemon, Path]:
+    """It has a model of sd1 and one of flux, whose pipeline is another version's while the file exists."""
+    flag = folder / "other-version"
+    flag.touch()
+    code = (
+        f"import diffusers, pathlib; missing = pathlib.Path({str(flag)!r}).exists()\n"
+        "        if missing:\n"
+        "            diffusers.FluxPipeline.__call__ = lambda self, prompt: None"
+    )
+    changed: Changes = {"gpu_worker/__main__.py": [(ZYGOTE, f"    {code}\n    {ZYGOTE}")]}
+    changed["gpu_worker/__main__.py"] += changes.get("gpu_worker/__main__.py", [])
+    model = tiny_models.make("flux", folder / "flux")
+    return daemon_of(changed, f'{MODEL}\n[models.flux]\npath = "{model}"\nfamily = "flux"\n'), flag
+
+
+def loads(daemon: Daemon, model: str) -> bool:
+    with daemon.client() as client:
+        try:
+            client.load_model(model)
+        except WeaveError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("recheck", ["after a reload", "after a minute"])
+def test_a_family_that_lacks_something_is_refused_and_the_others_run(tmp_path: Path, recheck: str) -> None:
+    soon: Changes = {"gpu_worker/__main__.py": [("_RECHECK_SECONDS = 60.0", "_RECHECK_SECONDS = 0.0")]}
+    daemon, flag = daemon_without_flux(tmp_path, soon if recheck == "after a minute" else {})
+    try:
+        with daemon.client() as client:
+            assert images(draw(client, model="shapes"))
+            with pytest.raises(WeaveError) as failed:
+                client.load_model("flux")
+            assert failed.value.code is ErrorCode.WORKER_FAILED and "libraries lack" in str(failed.value)
+            assert client.status().libraries_lack is UNSET
+        line = daemon.events("libraries_lack")[0]
+        assert (line["library"], line["family"]) == ("diffusers", "flux")
+        assert "diffusers.FluxPipeline.__call__(guidance_scale=" in line["missing"]
+        if recheck == "after a reload":
+            assert len(daemon.events("libraries_lack")) == 1 and not daemon.events("zygote_ended")
+            daemon.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(daemon.events("libraries_lack")) == 2, 300)
+        with daemon.client() as client, pytest.raises(WeaveError):
+            client.load_model("flux")
+        flag.unlink()
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: loads(daemon, "flux"), 300)
+        with daemon.client() as client:
+            assert images(draw(client, model="shapes"))
     finally:
         daemon.stop()

@@ -1,6 +1,5 @@
 """The libraries' classes for the names in weave/models."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import diffusers
@@ -25,15 +24,14 @@ def pipeline_class(family: Family) -> Any:
     return getattr(diffusers, family.pipeline)
 
 
-def import_families(names: Iterable[str]) -> None:
-    """Import every class of these families: diffusers and transformers import lazily. Starts no thread."""
-    for name in names:
-        family = FAMILIES[name]
-        pipeline_class(family)
-        for component in family.components.values():
-            component_class(component)
-        for scheduler in family.own_schedulers:
-            getattr(diffusers, scheduler)
-        adapter_of(name)
+def import_family(name: str) -> None:
+    """Import every class of the family: diffusers and transformers import lazily. Starts no thread."""
+    family = FAMILIES[name]
+    pipeline_class(family)
+    for component in family.components.values():
+        component_class(component)
+    for scheduler in family.own_schedulers:
+        getattr(diffusers, scheduler)
+    adapter_of(name)
     Image.preinit()
     assert PngImagePlugin  # Image.save imports it by name

@@ -18,13 +18,21 @@ from weave.protocol.errors import RequestError
 from weave.protocol.worker_messages import MAX_DETAIL, CancelRun, Failed, Finished, Load, Loaded, Run, ToWorker
 
 
-def serve(channel: Channel[ToWorker], model: WorkerModel, device: torch.device, dtype: torch.dtype) -> None:
+class FamilyUnsupported(Exception):
+    """The libraries lack something that the model's family needs; the zygote has logged what."""
+
+
+def serve(
+    channel: Channel[ToWorker], model: WorkerModel, device: torch.device, dtype: torch.dtype, *, supported: bool
+) -> None:
     """Answer the broker. Never returns: raises ChannelClosed when the broker disconnects, or ChannelViolation."""
     pipeline = None
     while True:
         message = receive(channel)
         if isinstance(message, Load) and pipeline is None:
             try:
+                if not supported:
+                    raise FamilyUnsupported(f"family {model.offer.family} cannot run: see libraries_lack in the log")
                 pipeline = _load(model, device, dtype)
             except Exception as error:
                 channel.send(_failed(0, error, device))
@@ -68,6 +76,8 @@ def _failed(job: int, error: Exception, device: torch.device) -> Failed:
         return Failed(job=job, reason="cancelled", detail="")
     if isinstance(error, IncompatibleScheduler):
         return Failed(job=job, reason="scheduler", detail=str(error))
+    if isinstance(error, FamilyUnsupported):
+        return Failed(job=job, reason="libraries", detail=str(error))
     if isinstance(error, ModelFilesRefused | RequestError):
         return Failed(job=job, reason="refused", detail=str(error)[:MAX_DETAIL])
     out_of_memory = devices.is_out_of_memory(error)

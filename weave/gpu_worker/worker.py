@@ -27,10 +27,11 @@ from weave.sandbox.process import drop_capabilities, harden
 
 
 def run_worker(
-    model: WorkerModel, config: DeviceConfig, *, jobs: int, control: int, parent: int, record: bool
+    model: WorkerModel, config: DeviceConfig, *, supported: bool, jobs: int, control: int, parent: int, record: bool
 ) -> NoReturn:
     """The forked child's whole life. Takes ownership of the descriptors: `jobs` leads to the broker, `control` to the
-    supervisor. Never returns into the zygote's code."""
+    supervisor. `supported` is whether the libraries can run the model's family. Never returns into the zygote's code.
+    """
     status = 1
     try:
         close_descriptors_except(jobs, control)
@@ -42,7 +43,7 @@ def run_worker(
         # Privileged above this line, locked in below it.
         lock_down(control, layers, device, record=record)
 
-        serve(channel, model, device, devices.choose_dtype(device, config.dtype))
+        serve(channel, model, device, devices.choose_dtype(device, config.dtype), supported=supported)
     except ChannelClosed:
         status = 0
     except ChannelViolation as error:

@@ -13,7 +13,7 @@ from weave.protocol.client_messages import ImageFormat, Tokens
 from weave.protocol.tasks import Task
 from weave.protocol.text import Device, Dtype
 
-Reason: TypeAlias = Literal["cancelled", "out_of_memory", "refused", "scheduler", "internal"]
+Reason: TypeAlias = Literal["cancelled", "out_of_memory", "refused", "scheduler", "libraries", "internal"]
 # The folders of a model's text encoders.
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # Of what a worker says for the log, in characters.
