@@ -70,7 +70,7 @@ def test_wide_is_wide(families: Daemon) -> None:
             "scheduler",
         ),
         (lambda model: truncate(model / "unet" / "diffusion_pytorch_model.safetensors"), "bytes of data"),
-        (lambda model: (model / "unet" / "config.json").write_text("{"), "unet/config.json: no sound JSON"),
+        (lambda model: (model / "unet" / "config.json").write_text("{"), "unet/config.json: not valid JSON"),
     ],
     ids=["a pickle", "code", "a link outside", "no vae", "a foreign scheduler", "truncated", "broken config"],
 )

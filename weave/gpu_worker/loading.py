@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from weave.gpu_worker.classes import component_class, pipeline_class
 from weave.gpu_worker.device import is_out_of_memory
-from weave.gpu_worker.schedulers import check_schedulers
+from weave.gpu_worker.schedulers import check_own_scheduler
 from weave.models.components import CLIP_TOKENIZER, Component, ModelClass, TokenizerClass
 from weave.models.configs import read_object, shown
 from weave.models.families import FAMILIES
@@ -45,7 +45,7 @@ def load_pipeline(name: str, path: Path, device: torch.device, dtype: torch.dtyp
         scheduler = scheduler_class.from_config(configs["scheduler"])
     pipeline = pipeline_class(family)(scheduler=scheduler, **loaded, **family.fixed, **settings)
     with _errors_refuse("scheduler"):
-        check_schedulers(pipeline, family)
+        check_own_scheduler(pipeline.scheduler)
     # tqdm creates a multiprocessing lock at its first use, which the sandbox forbids.
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
@@ -84,10 +84,6 @@ def _fit_to_encoder(part: str, tokenizer: Any, config: Any) -> None:
         raise ModelFilesRefused(f"{part}: its largest token is {largest}, the encoder's vocab_size {config.vocab_size}")
     if tokenizer.pad_token_id is None:
         raise ModelFilesRefused(f"{part}: it has no pad_token, which prompts are padded with")
-    for key in ("eos_token_id", "layer_norm_eps") if config.model_type == "clip_text_model" else ():
-        if not isinstance(getattr(config, key), int | float):
-            encoder = part.replace("tokenizer", "text_encoder")
-            raise ModelFilesRefused(f"{encoder}/config.json: {key} is {shown(getattr(config, key))}, expected a number")
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and tokenizer.model_max_length > positions:
         tokenizer.model_max_length = positions  # tokenizer_config.json may lack it

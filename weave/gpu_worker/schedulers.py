@@ -7,7 +7,6 @@ import diffusers
 import torch
 
 from weave.gpu_worker.device import is_out_of_memory
-from weave.models.family import Family
 from weave.models.schedulers import SCHEDULERS, Scheduler
 
 # PNDM's Runge-Kutta warm-up needs this many steps.
@@ -35,17 +34,10 @@ class FlowHeun(diffusers.FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]
         self._step_index = self._begin_index = None
 
 
-def check_schedulers(pipeline: Any, family: Family) -> None:
-    """Raises IncompatibleScheduler if no scheduler of the family works with the model's scheduler config."""
-    errors = []
-    for name in family.schedulers:
-        try:
-            fresh_scheduler(pipeline.scheduler, name, _TRIAL_STEPS)
-        except IncompatibleScheduler as error:
-            errors.append(error)
-        else:
-            return
-    raise errors[0]
+def check_own_scheduler(own: Any) -> None:
+    """Raises IncompatibleScheduler if the model's `own` scheduler cannot run with its own config."""
+    name = next(name for name, scheduler in SCHEDULERS.items() if scheduler.class_name == type(own).__name__)
+    fresh_scheduler(own, name, _TRIAL_STEPS)
 
 
 def set_scheduler(pipeline: Any, name: str, steps: int) -> None:
