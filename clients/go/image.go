@@ -51,12 +51,12 @@ func (i *Image) Decode() (image.Image, error) {
 	if i.Channels != 3 || !isProduct(len(data), i.Width, i.Height, i.Channels) {
 		return nil, fmt.Errorf("weave: %d bytes are not a raw image of %dx%dx%d", len(data), i.Width, i.Height, i.Channels)
 	}
-	picture := image.NewRGBA(image.Rect(0, 0, i.Width, i.Height))
+	img := image.NewRGBA(image.Rect(0, 0, i.Width, i.Height))
 	for pixel := 0; pixel < i.Width*i.Height; pixel++ {
-		copy(picture.Pix[4*pixel:], data[3*pixel:3*pixel+3])
-		picture.Pix[4*pixel+3] = 0xff
+		copy(img.Pix[4*pixel:], data[3*pixel:3*pixel+3])
+		img.Pix[4*pixel+3] = 0xff
 	}
-	return picture, nil
+	return img, nil
 }
 
 // Close closes the memfd, if there is one. It may be called more than once.
@@ -79,11 +79,11 @@ func decodePNG(data io.ReadSeeker, width, height int) (image.Image, error) {
 	if _, err := data.Seek(0, io.SeekStart); err != nil {
 		return nil, fmt.Errorf("weave: %w", err)
 	}
-	picture, err := png.Decode(data)
+	img, err := png.Decode(data)
 	if err != nil {
 		return nil, fmt.Errorf("weave: %w", err)
 	}
-	return picture, nil
+	return img, nil
 }
 
 // isProduct reports whether size is the product of the factors. It cannot overflow.

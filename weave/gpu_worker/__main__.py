@@ -19,7 +19,7 @@ from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, clo
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, Imported, LibrariesLack, ToZygote
 from weave.sandbox.process import drop_capabilities, harden
 
-# A zygote whose libraries lack something exits after this long, so that the next one checks them again.
+# A zygote that has run this long exits after a worker of an unsupported family, so that the next one checks again.
 _RECHECK_SECONDS = 60.0
 
 

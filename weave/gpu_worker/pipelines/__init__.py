@@ -1,4 +1,4 @@
-"""What each pipeline of diffusers does in its own way: an adapter for every family that is not as Stable Diffusion."""
+"""Adapters for the differences between pipelines of diffusers: base.py fits Stable Diffusion, the others one family."""
 
 import functools
 from importlib import import_module
