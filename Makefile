@@ -5,38 +5,45 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # The lock file's Go, and nothing from the network.
 GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(BIN)/go
-# Two files of tests at a time: most of them wait for torch to be imported. Those of faults run alone, since their
-# daemons have short deadlines.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two tests at a time: most of them wait for torch to be imported. A worker that has run out of tests takes some of the
+# other's. Those of faults run by themselves, since their daemons have short deadlines.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
 # Shells whose completion is tried; without them these tests are skipped.
 TEST_PACKAGES := fish zsh
 MAC_PACKAGES := apparmor checkpolicy policycoreutils python3-setools selinux-policy-default selinux-policy-dev \
 	selinux-utils semodule-utils setools
 
-.PHONY: demo test test-fast test-as-user gpu-test try lint bench fuzz soak mac-test train-demo-model lock packages package-test \
+.PHONY: demo test test-python test-go test-fast test-as-user gpu-test try lint bench fuzz soak mac-test train-demo-model lock packages package-test \
 	vm-test gpu-kit gpu-kit-test release clean
 
 demo: $(READY)
 	./scripts/demo.sh $(BIN)
 
-test: $(READY)
+test: test-python test-go
+
+test-python: $(READY)
 	test "$$(id -u)" -ne 0 || ./scripts/system-packages.sh $(TEST_PACKAGES)
 	$(PYTEST) $(addprefix --ignore=,tests/faults $(SKIP))
-	$(BIN)/python -m pytest tests/faults
+	$(PYTEST) --dist loadfile $(addprefix --ignore=,$(SKIP)) tests/faults
+
+test-go: $(READY)
 	cd clients/go && $(GO) vet ./... && $(GO) test -race ./...
 
-# In a few minutes: without attacks and faults.
-test-fast: $(READY)
-	$(PYTEST) tests/unit tests/integration
+# Sweeps over models and libraries, which take minutes.
+SWEEPS := $(addprefix tests/integration/test_,same_as_diffusers.py schedulers.py loading.py jobs_apart.py families.py \
+	new_family.py tokens.py libraries_lacking.py)
 
-# As root: what an ordinary user gets who has nothing but the system's Python. Without those that take minutes and are about
-# images, models and libraries, which are the same for every user.
-SAME_FOR_ALL := $(addprefix tests/integration/test_,same_as_diffusers.py schedulers.py loading.py jobs_apart.py families.py \
-	new_family.py tokens.py libraries_lacking.py) $(addprefix tests/security/test_,libraries.py recorded_lists.py arguments.py) \
-	tests/unit
+# In a few minutes: without attacks, faults and sweeps.
+test-fast: $(READY)
+	$(PYTEST) $(addprefix --ignore=,$(SWEEPS)) tests/unit tests/integration
+
+# As root: what an ordinary user gets who has nothing but the system's Python. Without those that take minutes and are the same
+# for every user: images, models and libraries, and what happens when a process dies.
+SAME_FOR_ALL := $(SWEEPS) $(addprefix tests/security/test_,libraries.py recorded_lists.py arguments.py model_keys.py) \
+	tests/faults/test_processes.py tests/unit
 test-as-user: $(READY)
-	./scripts/as-user.sh demo test SKIP="$(SAME_FOR_ALL)"
+	./scripts/as-user.sh demo test-python SKIP="$(SAME_FOR_ALL)"
 
 # What a GPU does with all of it; gpu-report/report.txt says what came of it. REHEARSE=1: on the CPU, without what needs
 # a card.
@@ -74,7 +81,7 @@ fuzz: $(READY)
 soak: $(READY)
 	$(BIN)/python -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS))
 
-# make packages PACKAGES=weave-compute for one of them; docs/operations.md, "Packages".
+# make packages PACKAGES=weave-compute for one of them; docs/packaging.md.
 PACKAGES ?= weave-compute weave-compute-torch weave-compute-model-shapes
 packages: $(READY)
 	./scripts/system-packages.sh $(SYSTEM_PACKAGES) selinux-policy-dev

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw
+from tests.support.generation import generate
 from tests.support.stages import LONG, reach, wait_for_client
 from tests.support.system import MODEL, system_daemon
 from tests.support.wire import generate_1
@@ -98,7 +98,7 @@ def flooded(share: float) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in ("none", *FLOODS)}
     system = system_daemon(Path(tempfile.mkdtemp(prefix="weave-bench-")), SYSTEM + MODEL)
     with started(system) as daemon, daemon.client() as client:
-        draw(client)  # waits for the import
+        generate(client)  # waits for the import
         for _ in range(max(1, round(ROUNDS * share))):
             times["none"] += status_times(client, share)
             for name, attack in FLOODS.items():
@@ -142,7 +142,7 @@ def recovery(share: float) -> dict[str, float]:
     with started(Daemon("[limits]\njob_seconds = 2.0\n" + MODEL)) as daemon:
         for name, hurt in list(FAULTS.items())[: max(1, round(len(FAULTS) * share))]:
             with wait_for_client(daemon) as client:
-                draw(client)
+                generate(client)
                 request = client.send(LONG)
                 reach(client, request, Progress)
                 started_at = time.perf_counter()
@@ -153,7 +153,7 @@ def recovery(share: float) -> dict[str, float]:
                     with suppress(WeaveError, NotRunning):
                         list(client.answers(request))
             with wait_for_client(daemon) as client:
-                draw(client)
+                generate(client)
             figures[f"{RECOVERY} {name}"] = time.perf_counter() - started_at
     return figures
 

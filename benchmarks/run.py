@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks import hostility, transport
 from tests.support.daemon import COMMAND, DEMO_MODEL, Daemon, wait_for
-from tests.support.pictures import draw
+from tests.support.generation import generate
 from tests.support.processes import all_ended, reset_signals, start, temporary_folders
 from tests.support.wire import generate_1, receive_1
 from weave.client import Client
@@ -56,7 +56,7 @@ def measure(share: float) -> dict[str, Any]:
     try:
         with daemon.client() as client:
             figures |= {"MiB before the first image": memory(daemon)}
-            draw(client, **STEPS)
+            generate(client, **STEPS)
             figures |= against_plain(client, share)
             figures |= status_during_a_job(daemon, client, share)
             figures |= {"MiB with the model loaded": memory(daemon)}
@@ -91,7 +91,7 @@ def against_plain(client: Client, share: float) -> dict[str, float]:
         for _ in range(max(1, round(ROUNDS * share))):
             theirs.append(plain_seconds())
             started = time.perf_counter()
-            draw(client, **STEPS)
+            generate(client, **STEPS)
             ours.append(time.perf_counter() - started)
         plain.stdin.close()
     through, direct = statistics.median(ours), statistics.median(theirs)
@@ -109,7 +109,7 @@ def status_during_a_job(daemon: Daemon, client: Client, share: float) -> dict[st
     def work() -> None:
         with daemon.client() as other:
             while not done.is_set():
-                draw(other, **STEPS)
+                generate(other, **STEPS)
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -131,7 +131,7 @@ def cold_start() -> dict[str, float]:
         wait_for(lambda: daemon.client().status())
         serving = time.perf_counter() - started
         with daemon.client() as client:
-            draw(client, **STEPS)
+            generate(client, **STEPS)
         return {"seconds from cold start to status": serving, "to an image": time.perf_counter() - started}
     finally:
         daemon.stop()

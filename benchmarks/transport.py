@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.support.builds import Changes, build
+from tests.support.builds import build
 from tests.support.daemon import DEMO_MODEL, Daemon
+from tests.support.seams import replaced
 from tests.support.wire import generate_1, receive_1
 from weave.client.codec import Decoder
 from weave.protocol.channel import close_all, received_descriptors
@@ -32,25 +33,19 @@ path = "{DEMO_MODEL}"
 family = "sd1"
 bounds = {{ width = {{ min = 64, max = 1024 }}, height = {{ min = 64, max = 1024 }} }}
 """
-READY_IMAGE: Changes = {
-    "gpu_worker/generation.py": [
-        (
-            "def generate(generation: Generation) -> Tokens:\n",
-            "READY: dict[int, bytes] = {}\n\n\n"
-            "def generate(generation: Generation) -> Tokens:\n"
-            "    run = generation.run\n"
-            "    size = run.parameters.width * run.parameters.height * 3\n"
-            "    _send(generation, Made(job=run.job, image=0, size=size), READY.setdefault(size, bytes(size)))\n"
-            "    return Tokens()\n\n\n"
-            "def _generate_all(generation: Generation) -> Tokens:\n",
-        )
-    ]
-}
+SEND_ZEROS = """
+    run = generation.run
+    size = run.parameters.width * run.parameters.height * 3
+    ready = globals().setdefault("ready", {})
+    _send(generation, Made(job=run.job, image=0, size=size), ready.setdefault(size, bytes(size)))
+    return Tokens()
+"""
 
 
 def measure(share: float) -> dict[str, float]:
     """`share` is the fraction of the usual rounds."""
-    daemon = Daemon(CONFIG, command=build(READY_IMAGE)).wait_until_serving()
+    ready_image = replaced("gpu_worker/generation.py", "generate", SEND_ZEROS)
+    daemon = Daemon(CONFIG, command=build((ready_image,))).wait_until_serving()
     try:
         with daemon.client() as client:
             client.load_model("shapes")

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from tests.support.builds import visible
 from tests.support.daemon import Daemon, descriptors_of, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from tests.support.processes import all_ended, reset_signals, temporary_folders
 from tests.support.stages import held, wait_for_client, wait_until_alone
 from tests.support.system import MODEL
@@ -64,9 +64,9 @@ class Soak:
 
     async def _client(self, end: float) -> None:
         habits = (
-            self._draw,
-            self._draw,
-            self._draw,
+            self._generate,
+            self._generate,
+            self._generate,
             self._cancel,
             self._vanish,
             self._babble,
@@ -86,7 +86,7 @@ class Soak:
                 self.wrong.append(f"{habit.__name__} got no answer in 100 s")
             await asyncio.sleep(self.random.random() / 10)
 
-    async def _draw(self) -> None:
+    async def _generate(self) -> None:
         seed = self.random.randrange(SEEDS)
         async with AsyncClient(self.daemon.socket) as client:
             wanted = {"steps": 4, "seed": seed, "deliver": self.random.choice(("inline", "fd"))}
@@ -164,7 +164,7 @@ def memory_of(daemon: Daemon) -> dict[str, int]:
 def check(daemon: Daemon, soak: Soak, before: dict[str, int], memory: dict[str, int]) -> list[str]:
     """What is left behind, once all clients are gone."""
     with wait_for_client(daemon) as client:
-        if images(draw(client, seed=0))[0].data != soak.expected[0]:
+        if images(generate(client, seed=0))[0].data != soak.expected[0]:
             soak.wrong.append("another picture afterwards")
         client.unload()
     wait_for(lambda: sorted(daemon.processes().values()) == ["broker", "gpu_worker"])
@@ -186,7 +186,7 @@ def run(seconds: float, seed: int) -> Soak:
     daemon = Daemon(LIMITS + MODEL, command=visible()).wait_until_serving()
     try:
         with daemon.client() as client:
-            expected = [images(draw(client, seed=number))[0].data for number in range(SEEDS)]
+            expected = [images(generate(client, seed=number))[0].data for number in range(SEEDS)]
             client.unload()
         soak = Soak(daemon, seed, expected)
         asyncio.run(soak.run(min(seconds / 4, 30)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.protocol.errors import ErrorCode
@@ -27,7 +27,7 @@ class Own:
         own = MODEL.replace("[models.shapes]", "[models.own]").replace(str(DEMO_MODEL), str(self.model))
         self.daemon = Daemon(f"{MODEL}\n{own}\n[models.own.sha256]\n{pins}\n").wait_until_serving()
         with self.daemon.client() as client:
-            self.expected = images(draw(client, model="own", format="raw"))[0].data
+            self.expected = images(generate(client, model="own", format="raw"))[0].data
 
     def restore(self) -> None:
         shutil.rmtree(self.model, ignore_errors=True)
@@ -82,20 +82,20 @@ def link(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", HARM)
-def test_harmed_files_are_refused_and_once_mended_the_picture_is_right(own: Own, name: str) -> None:
+def test_damaged_files_are_refused_until_they_are_restored(own: Own, name: str) -> None:
     harm, reason = HARM[name]
     with own.daemon.client() as client:
         client.unload()
         harm(own.model)
         try:
             with pytest.raises(WeaveError) as refused:
-                draw(client, model="own", format="raw")
+                generate(client, model="own", format="raw")
         finally:
             own.restore()
         assert refused.value.code is ErrorCode.WORKER_FAILED and str(own.model) not in str(refused.value)
         wait_for(lambda: [line for line in own.daemon.events("job_failed") if reason in line["detail"]])
-        assert images(draw(client, model="own", format="raw"))[0].data == own.expected
-        assert images(draw(client, model="shapes", format="raw"))[0].data == own.expected
+        assert images(generate(client, model="own", format="raw"))[0].data == own.expected
+        assert images(generate(client, model="shapes", format="raw"))[0].data == own.expected
 
 
 def test_files_that_vanish_under_a_loaded_model_do_it_no_harm(own: Own) -> None:
@@ -103,6 +103,6 @@ def test_files_that_vanish_under_a_loaded_model_do_it_no_harm(own: Own) -> None:
         client.load_model("own")
         shutil.rmtree(own.model)
         try:
-            assert images(draw(client, model="own", format="raw"))[0].data == own.expected
+            assert images(generate(client, model="own", format="raw"))[0].data == own.expected
         finally:
             own.restore()

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.builds import daemon_of, visible
 from tests.support.daemon import Daemon, descriptors_of, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from tests.support.system import MODEL
 from weave.client import AsyncClient, WeaveError
 from weave.protocol.errors import ErrorCode
@@ -47,36 +47,36 @@ def few_descriptors(pid: int) -> Iterator[None]:
 
 
 @root_only
-def test_a_full_disk_for_log_and_audit_costs_lines_and_nothing_else() -> None:
+def test_a_full_disk_loses_log_lines_and_nothing_else() -> None:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "weave-test", folder], check=True)
     try:
         config = f'[limits]\nburst_per_uid = 1000\n[audit]\nfile = "{folder}/audit.log"\n' + MODEL
         with started(config, folder) as daemon, daemon.client() as client:
-            expected = images(draw(client))[0].data
+            expected = images(generate(client))[0].data
             with suppress(OSError), open(folder / "filler", "wb", buffering=0) as filler:
                 while True:
                     filler.write(bytes(4096))
             for _ in range(3):
                 client.unload()
-                assert images(draw(client))[0].data == expected
+                assert images(generate(client))[0].data == expected
             # What is left of the last page is soon used up, then nothing more gets in.
             size = (folder / "log").stat().st_size
             for _ in range(40):
                 with pytest.raises(WeaveError):
-                    draw(client, steps=0)
+                    generate(client, steps=0)
             assert (folder / "log").stat().st_size - size < 4096
             (folder / "filler").unlink()
             client.unload()
             wait_for(lambda: '"log_lost"' in daemon.log())  # after half a line, which found no room for its end
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
             assert '"log_lost"' in (folder / "audit.log").read_text()
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @root_only
-def test_a_broker_without_descriptors_serves_those_it_has_and_the_others_later() -> None:
+def test_a_broker_out_of_descriptors_serves_new_clients_later() -> None:
     with started() as daemon, daemon.client() as client:
         client.load_model("shapes")
         broker = daemon.pid_of("broker")
@@ -87,37 +87,37 @@ def test_a_broker_without_descriptors_serves_those_it_has_and_the_others_later()
         for late in waiting:
             assert late.status().version
             late.close()
-        assert images(draw(client))
+        assert images(generate(client))
 
 
 @root_only
-def test_a_zygote_without_descriptors_is_replaced_and_the_job_done_by_the_next() -> None:
+def test_a_zygote_out_of_descriptors_is_replaced() -> None:
     with started() as daemon, daemon.client() as client:
-        expected = images(draw(client))[0].data
+        expected = images(generate(client))[0].data
         client.unload()
         with few_descriptors(daemon.pid_of("gpu_worker")):
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
         assert daemon.events("zygote_ended")
 
 
 @root_only
-def test_a_supervisor_without_descriptors_costs_one_worker_and_the_next_one_works() -> None:
+def test_a_supervisor_out_of_descriptors_loses_one_worker() -> None:
     with started() as daemon, daemon.client() as client:
-        expected = images(draw(client))[0].data
+        expected = images(generate(client))[0].data
         client.unload()
         with few_descriptors(daemon.process.pid), pytest.raises(WeaveError) as failed:
-            draw(client)
+            generate(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
-        assert images(draw(client))[0].data == expected
+        assert images(generate(client))[0].data == expected
 
 
-def test_a_socket_that_is_removed_is_bound_anew_and_who_is_connected_stays() -> None:
+def test_a_removed_socket_is_bound_again_and_clients_stay() -> None:
     with started() as daemon, daemon.client() as client:
         daemon.socket.unlink()
         wait_for(lambda: daemon.events("socket_restored"))
         assert client.status().version
         with daemon.client() as other:
-            assert images(draw(other))
+            assert images(generate(other))
 
 
 def replace_by_a_file(daemon: Daemon) -> None:
@@ -133,16 +133,14 @@ def remove_the_folder(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     "harm, told", [(replace_by_a_file, "is not a socket of ours; remove it"), (remove_the_folder, "install -d -o")]
 )
-def test_what_cannot_be_mended_ends_the_daemon_which_says_so_and_can_be_started_again(
-    harm: Callable[[Daemon], None], told: str
-) -> None:
+def test_a_socket_path_that_cannot_be_restored_stops_the_daemon(harm: Callable[[Daemon], None], told: str) -> None:
     daemon = Daemon(MODEL).wait_until_serving()
     harm(daemon)
     assert daemon.process.wait(20) == 78
     assert told in daemon.log() and str(daemon.socket.parent) in daemon.log()
     daemon.socket.unlink(missing_ok=True)
     with started(folder=daemon.folder) as again, again.client() as client:
-        assert images(draw(client))
+        assert images(generate(client))
 
 
 # Each reading is off by the next of these, so that no run is spared a jump by chance.
@@ -156,14 +154,14 @@ time.time_ns = lambda: int(time.time() * 1e9)
 
 def test_a_wall_clock_that_jumps_moves_no_deadline() -> None:
     limits = "[limits]\nidle_unload_seconds = 1.0\nburst_per_uid = 5\nrequests_per_second = 5.0\n"
-    daemon = daemon_of({}, limits + MODEL, everywhere=JUMPS)
+    daemon = daemon_of((), limits + MODEL, everywhere=JUMPS)
     try:
         with daemon.client() as client:
-            expected = images(draw(client))[0].data
+            expected = images(generate(client))[0].data
             for _ in range(3):
-                assert images(draw(client))[0].data == expected
+                assert images(generate(client))[0].data == expected
             wait_for(lambda: client.status().worker == "none", seconds=20)
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
             assert not daemon.events("client_dropped") and not daemon.events("job_timed_out")
         told = [line["time"] for line in daemon.all_events()]
         assert len({time[:4] for time in told}) > 1 and told != sorted(told)  # it did jump, and back
@@ -171,7 +169,7 @@ def test_a_wall_clock_that_jumps_moves_no_deadline() -> None:
         assert daemon.stop() == 0
 
 
-def test_five_hundred_clients_at_once_are_all_served_within_the_limits() -> None:
+def test_five_hundred_clients_are_served_within_the_limits() -> None:
     limits = "connections = 600\nconnections_per_uid = 600\nqueue = 600\nqueue_per_uid = 600\nburst_per_uid = 600"
 
     async def one(daemon: Daemon, number: int) -> bytes:
@@ -194,7 +192,7 @@ def test_five_hundred_clients_at_once_are_all_served_within_the_limits() -> None
         wait_for(lambda: len(descriptors_of(daemon.pid_of("broker"))) == before + 1)
 
 
-def test_five_hundred_clients_where_sixty_four_may_be_are_told_so() -> None:
+def test_clients_beyond_the_connection_limit_get_an_error() -> None:
     async def one(daemon: Daemon, arrived: asyncio.Semaphore, all_arrived: asyncio.Event) -> str:
         async with AsyncClient(daemon.socket) as client:
             try:

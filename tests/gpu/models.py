@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.support.plain_pictures import make_small_model, write_index
+from tests.support.reference import make_small_model, write_index
 
 FAMILIES = ("sd1", "sdxl", "sd3", "flux")  # sd2 is sd1's pipeline
 

@@ -10,7 +10,7 @@ from tests.gpu import models
 from tests.support import recorded
 from tests.support.builds import build
 from tests.support.daemon import COMMAND, Daemon
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.system import MODEL
 from weave.client import NotRunning, WeaveError
 
@@ -106,7 +106,7 @@ def _failure(daemon: Daemon, device: str, model: str) -> str | None:
     logged = len(daemon.all_events())
     try:
         with daemon.client() as client:
-            made = images(draw(client, model=model, width=64, height=64, preview_every=2))
+            made = images(generate(client, model=model, width=64, height=64, preview_every=2))
             found = client.status().device
     except (WeaveError, NotRunning, TimeoutError) as error:
         reasons = [line for line in daemon.all_events()[logged:] if line["event"] in _REASONS]

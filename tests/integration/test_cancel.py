@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from tests.support.system import MODEL
 from weave.client import Answer, Client, WeaveError
 from weave.protocol.client_messages import Cancel, Generate, Loading, Progress, Queued
@@ -53,11 +53,11 @@ def by_disconnect(daemon: Daemon, client: Client, answers: Answers, job: int) ->
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("cancel", [by_request, by_job, by_disconnect])
-def test_a_cancelled_job_ends_and_the_next_picture_is_the_same(
+def test_after_a_cancel_the_next_image_is_the_same(
     shared_daemon: Daemon, stage: str, cancel: Callable[[Daemon, Client, Answers, int], None]
 ) -> None:
     with shared_daemon.client() as witness:
-        expected = images(draw(witness))[0].data
+        expected = images(generate(witness))[0].data
         with shared_daemon.client() as holder, shared_daemon.client() as client:
             answers, job = begin(stage, shared_daemon, holder, client)
             cancel(shared_daemon, client, answers, job)
@@ -67,18 +67,18 @@ def test_a_cancelled_job_ends_and_the_next_picture_is_the_same(
                 assert ended.value.code is ErrorCode.CANCELLED
             wait_for(lambda: job not in {found.job for found in witness.status().jobs})
         wait_for(lambda: witness.status().jobs == ())
-        assert images(draw(witness))[0].data == expected
+        assert images(generate(witness))[0].data == expected
 
 
 @pytest.mark.parametrize(
     "stage, limit",
     [("queued", "queued_seconds = 1.0"), ("loading", "load_seconds = 0.001"), ("running", "job_seconds = 6.0")],
 )
-def test_a_deadline_ends_a_job_and_the_next_picture_is_the_same(stage: str, limit: str) -> None:
+def test_after_a_deadline_the_next_image_is_the_same(stage: str, limit: str) -> None:
     daemon = Daemon(f"[limits]\n{limit if stage != 'loading' else ''}\n" + MODEL).wait_until_serving()
     try:
         with daemon.client() as witness, daemon.client() as holder, daemon.client() as client:
-            expected = images(draw(witness))[0].data
+            expected = images(generate(witness))[0].data
             if stage == "loading":
                 reload(daemon, f"[limits]\n{limit}\n" + MODEL)
             answers, _ = begin(stage, daemon, holder, client)
@@ -88,7 +88,7 @@ def test_a_deadline_ends_a_job_and_the_next_picture_is_the_same(stage: str, limi
             if stage == "loading":
                 reload(daemon, MODEL)
             holder.close()
-            assert images(draw(witness))[0].data == expected
+            assert images(generate(witness))[0].data == expected
     finally:
         assert daemon.stop() == 0
 

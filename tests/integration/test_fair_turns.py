@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import PROMPT
+from tests.support.generation import PROMPT
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, CAROL, as_user
 from weave.client import AsyncClient, Client, WeaveError
@@ -47,7 +47,7 @@ def in_parallel(*actions: Any) -> list[Any]:
     return results
 
 
-def test_three_users_take_turns_though_one_came_first_with_all_its_jobs(system: Daemon) -> None:
+def test_three_users_take_turns_though_one_queued_first(system: Daemon) -> None:
     def six_pictures(model: str) -> list[float]:
         """When each of six jobs that wait together is done: one more than its user's worker may do in a row."""
 
@@ -90,7 +90,7 @@ def test_three_users_take_turns_though_one_came_first_with_all_its_jobs(system: 
     assert max(alice[0], bob[0], carol[0]) < min(alice[5], bob[5], carol[5])
 
 
-def test_after_one_long_job_all_short_ones_of_another_user_are_done(users: None) -> None:
+def test_after_a_long_job_another_users_short_jobs_run(users: None) -> None:
     """Turns are by the seconds of GPU that each has used. One worker for all, so that nothing else counts."""
 
     def pictures(count: int, **parameters: int) -> list[float]:

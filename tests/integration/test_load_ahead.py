@@ -26,7 +26,7 @@ def status_of(connection: socket.socket) -> dict[str, Any]:
     return receive_2(connection)
 
 
-def test_the_default_model_is_loaded_before_it_is_asked_for_and_stays_loaded() -> None:
+def test_the_default_model_is_loaded_ahead_and_stays_loaded() -> None:
     owner = Owner(config="[limits]\nidle_unload_seconds = 0.2\n" + MODEL)
     try:
         with owner.accept() as connection:
@@ -48,7 +48,7 @@ def test_the_default_model_is_loaded_before_it_is_asked_for_and_stays_loaded() -
         owner.listening.close()
 
 
-def test_it_is_loaded_again_after_a_reload_and_after_a_job_that_cost_the_worker() -> None:
+def test_load_ahead_repeats_after_a_reload_and_a_lost_worker() -> None:
     owner = Owner(config=MODEL)
     daemon = owner.daemon
 
@@ -75,7 +75,7 @@ def test_it_is_loaded_again_after_a_reload_and_after_a_job_that_cost_the_worker(
         owner.listening.close()
 
 
-def test_it_is_loaded_again_after_a_reload_in_the_middle_of_a_job() -> None:
+def test_load_ahead_repeats_after_a_reload_during_a_job() -> None:
     owner = Owner(config=MODEL)
     daemon = owner.daemon
     try:
@@ -100,7 +100,7 @@ def test_it_is_loaded_again_after_a_reload_in_the_middle_of_a_job() -> None:
         owner.listening.close()
 
 
-def test_a_default_model_that_cannot_be_loaded_is_told_when_it_is_asked_for_and_tried_again() -> None:
+def test_a_failed_load_ahead_is_retried_by_the_next_request() -> None:
     owner = Owner(config=MODEL.replace(str(DEMO_MODEL), "model"))
     model = owner.folder / "weave" / "model"
     try:

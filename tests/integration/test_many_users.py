@@ -13,7 +13,8 @@ from tests.integration.test_system_mode import knock
 from tests.support.builds import build
 from tests.support.crowd import crowd, sub_uids
 from tests.support.daemon import Daemon, descriptors_of, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
+from tests.support.seams import replaced
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, CAROL, EVE, GROUP, as_user, uid
 from weave.broker.admission.audit import LINES
@@ -39,13 +40,13 @@ def system(limits: str = "", **more: Any) -> Iterator[Daemon]:
 
 def picture(path: Path) -> Any:
     with Client(path, timeout=100) as client:
-        return len(images(draw(client, steps=1))[0].data)
+        return len(images(generate(client, steps=1))[0].data)
 
 
-def test_three_thousand_uids_of_one_user_count_as_one_and_known_users_are_served(users: None) -> None:
+def test_three_thousand_uids_of_one_user_count_as_one(users: None) -> None:
     with system("burst_per_uid = 1000") as daemon:
         with daemon.client() as client:
-            expected = len(images(draw(client, steps=1))[0].data)
+            expected = len(images(generate(client, steps=1))[0].data)
         before = len(descriptors_of(daemon.pid_of("broker")))
         with crowd(daemon.socket, sub_uids(UIDS), group=GROUP) as many:
             answers = many.connect(GENERATE)
@@ -64,7 +65,7 @@ def test_three_thousand_uids_of_one_user_count_as_one_and_known_users_are_served
 
 
 def test_if_each_uid_were_known_one_user_would_fill_the_totals(users: None) -> None:
-    command = build({"broker/admission/principal.py": [("if uid in access.known", "if True")]})
+    command = build((replaced("broker/admission/principal.py", "principal_of", "return Principal(uid)"),))
     os.chmod(Path(command[0]).parents[2], 0o755)  # the children are other users
     limits = "connections = 64\nconnections_per_uid = 2"
     for more, served in (({}, 2), ({"command": command}, 64)):
@@ -72,7 +73,7 @@ def test_if_each_uid_were_known_one_user_would_fill_the_totals(users: None) -> N
             assert many.connect(STATUS)["status"] == served
 
 
-def test_totals_of_connections_hold_and_the_last_quarter_is_for_known_users_who_have_none(users: None) -> None:
+def test_the_last_quarter_of_connections_is_for_new_known_users(users: None) -> None:
     with system("connections = 8\nconnections_per_uid = 8") as daemon, ExitStack() as stack:
 
         def connect(uids: list[int], each: int) -> dict[str, int]:
@@ -91,7 +92,7 @@ def test_totals_of_connections_hold_and_the_last_quarter_is_for_known_users_who_
     }
 
 
-def test_a_known_user_is_kept_out_by_no_other_known_one(users: None) -> None:
+def test_one_known_user_cannot_keep_out_another(users: None) -> None:
     with (
         system("connections = 8\nconnections_per_uid = 8") as daemon,
         crowd(daemon.socket, [uid(ALICE)], group=GROUP) as alice,
@@ -102,7 +103,7 @@ def test_a_known_user_is_kept_out_by_no_other_known_one(users: None) -> None:
         assert as_user(CAROL, lambda: picture(daemon.socket)) > 100
 
 
-def test_totals_of_the_queue_hold_and_the_last_quarter_is_for_known_users_who_have_none(users: None) -> None:
+def test_the_last_quarter_of_the_queue_is_for_new_known_users(users: None) -> None:
     with system("queue = 8\nqueue_per_uid = 8") as daemon, ExitStack() as stack:
         root = stack.enter_context(daemon.client())
         running = root.generate(PROMPT, model="shapes", steps=100, images=8)
@@ -119,7 +120,7 @@ def test_totals_of_the_queue_hold_and_the_last_quarter_is_for_known_users_who_ha
             assert watcher.status().queue_length == 8
 
 
-def test_unknown_uids_share_one_rate_and_known_ones_have_their_own(users: None) -> None:
+def test_unknown_uids_share_one_rate_known_ones_have_their_own(users: None) -> None:
     with (
         system("burst_per_uid = 5\nrequests_per_second = 0.01") as daemon,
         crowd(daemon.socket, sub_uids(10), group=GROUP) as many,
@@ -130,7 +131,7 @@ def test_unknown_uids_share_one_rate_and_known_ones_have_their_own(users: None) 
         assert alice.connect(unload) == {"done": 1}
 
 
-def test_whatever_allowed_uids_are_refused_a_strangers_refusal_is_in_the_log(users: None) -> None:
+def test_a_strangers_refusal_is_logged_despite_a_flood_of_others(users: None) -> None:
     with system("connections_per_uid = 200") as daemon, crowd(daemon.socket, sub_uids(120), group=GROUP) as many:
         assert many.connect({"op": "exec"}) == {"op": 120}
         # As each of them, and of more than one kind.
@@ -148,7 +149,7 @@ def test_whatever_allowed_uids_are_refused_a_strangers_refusal_is_in_the_log(use
     assert sum(count["uids"] for count in counts) >= 120
 
 
-def test_a_crowd_of_strangers_is_counted_and_a_stranger_with_a_name_is_in_the_log(users: None) -> None:
+def test_unnamed_strangers_are_counted_and_a_named_one_logged(users: None) -> None:
     with system() as daemon:
         with crowd(daemon.socket, sub_uids(UIDS), group=None) as strangers:
             assert strangers.connect(STATUS) == {"closed": UIDS}
@@ -164,7 +165,7 @@ def test_a_crowd_of_strangers_is_counted_and_a_stranger_with_a_name_is_in_the_lo
     assert sum(count["uids"] for count in counts) == UIDS + 1 - len(lines)
 
 
-def test_what_all_clients_leave_unread_is_limited_and_who_has_left_the_most_goes(users: None) -> None:
+def test_the_client_with_most_unread_bytes_is_dropped(users: None) -> None:
     limits = "outgoing_bytes = 4194304\noutgoing_bytes_total = 1048576"
     with system(limits) as daemon, ExitStack() as stack:
         deaf = {}

@@ -20,7 +20,7 @@ def steady(payload: bytes) -> dict[str, Any]:
     return {name: value for name, value in json.loads(payload).items() if name not in VARIES}
 
 
-def test_the_example_is_what_the_daemon_says(shared_daemon: Daemon) -> None:
+def test_the_protocol_example_matches_the_daemon(shared_daemon: Daemon) -> None:
     assert [who for who, _, _ in FRAMES].count("client") == 2 and len(FRAMES) == 10
     with shared_daemon.client() as client:
         client.unload()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images, pixels
-from tests.support.plain_pictures import Plain, arguments, make_small_model, one_thread, write_index
+from tests.support.generation import generate, images, pixels
+from tests.support.reference import Reference, arguments, make_small_model, one_thread, write_index
 from weave.client import Answer
 from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Preview, Progress
@@ -41,19 +41,19 @@ def served(models: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Daemo
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_is_what_diffusers_draws(served: tuple[Daemon, str], models: Path, name: str) -> None:
+def test_an_image_equals_that_of_diffusers(served: tuple[Daemon, str], models: Path, name: str) -> None:
     daemon, dtype = served
-    plain = Plain(name, models / name, dtype)
+    plain = Reference(name, models / name, dtype)
     wanted = {"model": name, "width": 64, "height": 64, "steps": STEPS, "seed": SEED, "cfg_scale": SCALE}
     with daemon.client() as client:
         for scheduler in FAMILIES[name].schedulers:
             for negative in (None, NEGATIVE):
                 generator = torch.Generator("cpu").manual_seed(SEED)
-                expected = plain.draw(
+                expected = plain.generate(
                     PROMPT, plain.scheduler(scheduler), generator, **arguments(name, negative, steps=STEPS, scale=SCALE)
                 )
                 more = {} if negative is None else {"negative_prompt": negative}
-                answers = draw(client, PROMPT, scheduler=scheduler, preview_every=STEPS, **wanted, **more)
+                answers = generate(client, PROMPT, scheduler=scheduler, preview_every=STEPS, **wanted, **more)
                 assert expected.std() > 0
                 assert np.array_equal(pixels(images(answers)[0]), expected), (scheduler, negative)
                 check_progress(answers, scheduler)

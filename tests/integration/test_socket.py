@@ -73,7 +73,7 @@ PROGRAMS: dict[str, Callable[[Path], AbstractContextManager[socket.socket]]] = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_socket_that_a_program_has_open_is_never_taken(name: str) -> None:
+def test_a_socket_another_program_has_open_is_never_taken(name: str) -> None:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
     path = folder / "weave" / "weave.sock"
     with PROGRAMS[name](path):
@@ -89,7 +89,7 @@ def test_a_socket_that_a_program_has_open_is_never_taken(name: str) -> None:
     assert daemon.stop() == 0 and not path.exists()
 
 
-def test_a_program_that_takes_the_path_later_keeps_it_and_the_daemon_ends_and_says_so() -> None:
+def test_the_daemon_stops_when_another_program_takes_its_path() -> None:
     daemon = Daemon("[models]\n").wait_until_serving()
     daemon.socket.unlink()
     with listening(daemon.socket):
@@ -97,7 +97,7 @@ def test_a_program_that_takes_the_path_later_keeps_it_and_the_daemon_ends_and_sa
         assert f"{daemon.socket}: another program has this socket open" in daemon.log()
 
 
-def test_a_program_that_makes_the_folder_again_is_what_the_daemon_names() -> None:
+def test_the_daemon_names_a_recreated_socket_folder() -> None:
     daemon = Daemon("[models]\n").wait_until_serving()
     daemon.process.send_signal(signal.SIGSTOP)  # it finds out when the program has done all of it
     shutil.rmtree(daemon.socket.parent)
@@ -109,7 +109,7 @@ def test_a_program_that_makes_the_folder_again_is_what_the_daemon_names() -> Non
         assert daemon.socket.exists()
 
 
-def test_a_daemon_that_stops_leaves_another_programs_socket() -> None:
+def test_a_stopping_daemon_leaves_another_programs_socket() -> None:
     daemon = Daemon("[models]\n").wait_until_serving()
     daemon.process.send_signal(signal.SIGSTOP)  # it finds out after the signal to end, not before
     daemon.socket.unlink()
@@ -120,16 +120,14 @@ def test_a_daemon_that_stops_leaves_another_programs_socket() -> None:
 
 
 @pytest.mark.parametrize("level", [0, 1], ids=["its parent", "further up"])
-def test_a_socket_below_a_folder_that_others_can_write_is_refused_and_nothing_made_there(
-    tmp_path: Path, level: int
-) -> None:
+def test_a_socket_below_a_folder_others_can_write_is_refused(tmp_path: Path, level: int) -> None:
     path = tmp_path / "a" / "b" / "weave" / "weave.sock"
     writable = path.parents[1 + level]
     path.parents[1].mkdir(parents=True)
     writable.chmod(0o777)
     refused = run("--socket", path)
     assert refused.returncode == 78
-    assert f"{writable}: mode 0777 lets others write to it; mend it with: chmod go-w {writable}" in refused.stderr
+    assert f"{writable}: mode 0777 lets others write to it; fix it with: chmod go-w {writable}" in refused.stderr
     assert not path.parent.exists()
     # Made by whoever can write there, though it looks like ours.
     path.parent.mkdir(mode=0o700)
@@ -138,7 +136,7 @@ def test_a_socket_below_a_folder_that_others_can_write_is_refused_and_nothing_ma
 
 
 @root_only
-def test_root_gives_nothing_away_below_a_folder_of_another_user(users: None) -> None:
+def test_root_creates_nothing_below_another_users_folder(users: None) -> None:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
     os.chmod(folder, 0o755)
     theirs = folder / "theirs"
@@ -174,14 +172,14 @@ def test_an_empty_path_is_refused_by_the_name_of_its_option(option: str) -> None
     assert run(f"{option}=").stderr == refused.stderr
 
 
-def test_minus_s_is_socket_path_in_short(tmp_path: Path) -> None:
+def test_s_is_the_short_option_of_socket_path(tmp_path: Path) -> None:
     nobody = tmp_path / "none"
     long, short = run("--socket-path", nobody), run("-s", nobody)
     assert long.returncode == short.returncode == 78
     assert long.stderr == short.stderr == f"weave-compute: {nobody}: No such file or directory\n"
 
 
-def test_a_path_that_is_too_long_is_refused_with_the_path(tmp_path: Path) -> None:
+def test_a_socket_path_too_long_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "weave" / ("x" * 120)
     refused = run("--socket", path)
     assert refused.returncode == 78 and f"{path}: AF_UNIX path too long" in refused.stderr

@@ -12,8 +12,8 @@ from PIL import Image as Pillow
 
 from tests.integration.test_weavectl import weavectl
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images
-from tests.support.plain_pictures import make_small_model
+from tests.support.generation import generate, images
+from tests.support.reference import make_small_model
 from weave.client import Client
 from weave.protocol.client_messages import Done
 
@@ -43,7 +43,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 def told(client: Client, prompt: str, **wanted: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Of the prompt, of the negative prompt, and all of it as the PNG has it."""
-    answers = draw(client, prompt, width=64, height=64, steps=1, **wanted)
+    answers = generate(client, prompt, width=64, height=64, steps=1, **wanted)
     (tokens,) = [answer.event.tokens for answer in answers if isinstance(answer.event, Done)]
     assert tokens is not None
     png = Pillow.open(io.BytesIO(images(answers)[0].data))
@@ -88,14 +88,14 @@ def test_tokens_are_counted_as_the_pipeline_cuts_them(
 
 
 @pytest.mark.parametrize("model, limit", [("sd3", 256), ("flux", 512)])
-def test_a_t5_encoder_takes_what_its_pipeline_lets_it(served: Daemon, model: str, limit: int) -> None:
+def test_a_t5_encoder_takes_as_many_tokens_as_its_pipeline(served: Daemon, model: str, limit: int) -> None:
     with served.client() as client:
         fits, too_long = "x" * (limit - 2), "x" * (limit + 7)
         assert told(client, fits, model=model)[0][-1][1:] == (limit, 0)
         assert told(client, too_long, model=model)[0][-1][1:] == (limit, 9)
 
 
-def test_weavectl_warns_of_what_was_cut_and_scripts_get_the_numbers(served: Daemon, tmp_path: Path) -> None:
+def test_weavectl_warns_of_cut_prompts_and_json_has_the_numbers(served: Daemon, tmp_path: Path) -> None:
     options = ("--model=sdxl", "--width=64", "--height=64", "--steps=1", "--negative-prompt", LONG, "--force")
     ended = weavectl(served, "generate", SHORT, *options, folder=tmp_path)
     assert ended.returncode == 0, ended.stderr

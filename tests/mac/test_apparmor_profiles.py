@@ -42,7 +42,7 @@ def test_they_compile_and_are_the_four_that_the_daemon_names(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("own", sorted(NAMES - {"weave-compute"}))
-def test_the_outer_wall_has_every_rule_of_a_process_s_own(own: str) -> None:
+def test_the_outer_profile_has_every_rule_of_the_inner_ones(own: str) -> None:
     """Both must allow what a process does: a rule that only its own has would never take effect."""
     outer = {line.strip() for line in profiles()["weave-compute"].splitlines()}
     missing = {line.strip() for line in profiles()[own].splitlines()} - outer
@@ -51,7 +51,7 @@ def test_the_outer_wall_has_every_rule_of_a_process_s_own(own: str) -> None:
     assert missing <= wider
 
 
-def test_only_the_worker_has_devices_and_models_and_only_the_supervisor_capabilities_and_config() -> None:
+def test_each_profile_has_only_what_its_process_needs() -> None:
     for name, rules in profiles().items():
         holds = {word for word in ("nvidia", "kfd", "weave_models", "capability", "/etc/weave") if word in rules}
         assert (
@@ -124,7 +124,7 @@ def paths(rules: str, permissions: str) -> set[str]:
     return {match[1] for match in found if match and set(permissions) <= set(match[2])}
 
 
-def test_every_rule_is_of_a_kind_that_is_foreseen() -> None:
+def test_every_rule_is_of_an_expected_kind() -> None:
     """No network but unix, nothing to execute, no capability beside the supervisor's, no way out."""
     assert unforeseen("\n".join([common(), *profiles().values()])) == []
 
@@ -145,7 +145,7 @@ def misplaced(rules: dict[str, str]) -> set[str]:
     return found
 
 
-def test_only_socket_log_and_devices_are_written_to_and_nobody_s_own_files_read() -> None:
+def test_only_socket_log_and_devices_are_writable() -> None:
     all_rules = profiles() | {"abstractions/weave-compute": common()}
     outer = all_rules.pop("weave-compute")
     assert misplaced(all_rules) == set()

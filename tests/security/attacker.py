@@ -28,8 +28,8 @@ from tests.security.file_attacks import PARENT, WORKER_ONLY, read
 from tests.support.daemon import DEMO_MODEL
 from weave.protocol.channel import Channel, ChannelClosed, socket_pair
 from weave.protocol.control_messages import FromWorkerStart, LockedDown
-from weave.sandbox import attestation, broker_calls, landlock, process, seccomp, worker_calls, worker_files
-from weave.sandbox.process import Account
+from weave.sandbox import attestation, broker_calls, hardening, landlock, seccomp, worker_calls, worker_files
+from weave.sandbox.account import Account
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -146,7 +146,7 @@ def take_away(layer: str | None) -> None:
     if layer == "landlock":
         landlock.restrict = lambda **_: "landlock-0"
     elif layer == "capabilities":
-        process.drop_capabilities = lambda: "no-capabilities"
+        hardening.drop_capabilities = lambda: "no-capabilities"
     elif layer == "seccomp":
         # A listener must come along all the same: one that watches a call nobody makes.
         original = seccomp.install
@@ -178,8 +178,8 @@ def lock_down_as_broker(control: int) -> None:
     """weave/broker/__main__.py, from its first line to lock_down()."""
     from weave.broker import __main__ as broker
 
-    broker.drop_capabilities = process.drop_capabilities
-    process.harden(parent=os.getppid())
+    broker.drop_capabilities = hardening.drop_capabilities
+    hardening.harden(parent=os.getppid())
     broker.lock_down(Channel.from_fd(control, None))
 
 
@@ -191,13 +191,13 @@ def lock_down_as_worker_with_a_gpu(control: int) -> None:
 
 def lock_down_as_worker(control: int, *, gpu: bool, device: str = "cpu") -> None:
     """weave/gpu_worker/worker.py, from its first line to lock_down()."""
-    from weave.config.children import worker_config
     from weave.config.schema import Config, DeviceConfig, ModelConfig
+    from weave.config.split import worker_config
     from weave.gpu_worker import worker
 
-    worker.drop_capabilities = process.drop_capabilities
+    worker.drop_capabilities = hardening.drop_capabilities
     worker.close_descriptors_except(control)
-    process.harden(parent=os.getppid())
+    hardening.harden(parent=os.getppid())
     config = Config(models={"shapes": ModelConfig(path=str(DEMO_MODEL), family="sd1")})  # a build has no demo model
     layers = worker.confine(worker_config(config).models[0])
     warm = worker.warm_up(DeviceConfig(device=device))

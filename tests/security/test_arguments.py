@@ -79,14 +79,14 @@ WORKER_WITH_A_GPU = WORKER | {
     [("broker", BROKER), ("worker", WORKER), ("worker-with-a-gpu", WORKER_WITH_A_GPU)],
     ids=["broker", "worker", "worker with a GPU"],
 )
-def test_of_each_listed_call_just_the_arguments_that_are_meant_pass(role: str, expected: dict[str, Any]) -> None:
+def test_each_listed_call_passes_only_the_intended_arguments(role: str, expected: dict[str, Any]) -> None:
     swept = attack(role, "--sweep=arguments")["sweep"]
     assert {name: sorted(passed) for name, passed in swept.items() if name != "attack"} == {
         name: sorted(passed) for name, passed in expected.items()
     }
 
 
-def test_an_argument_that_was_let_through_would_be_seen() -> None:
+def test_the_sweep_finds_an_argument_that_passes() -> None:
     """Of a process whose filter lets every futex(2) through, each operation is seen to pass."""
     swept = attack("worker", "--sweep=arguments", "--let-through=futex")["sweep"]
     assert len(swept["futex 1"]) == 80

@@ -44,11 +44,11 @@ def check(outcome: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("role", ["broker", "worker"])
-def test_no_call_that_is_not_on_the_list_is_made(role: str) -> None:
+def test_no_unlisted_call_is_made(role: str) -> None:
     assert attack(role, "--sweep=calls")["sweep"] == {"attack": "sweep", "made": [], "unnoticed": []}
 
 
-def test_a_call_that_was_let_through_would_be_seen() -> None:
+def test_the_sweep_finds_a_call_that_passes() -> None:
     swept = attack("broker", "--sweep=calls", "--as-if-not-on-the-list=getpid")["sweep"]
     assert swept["made"] == ["getpid"] and len(swept["unnoticed"]) == 1
 
@@ -60,25 +60,25 @@ def test_without_seccomp_a_socket_is_gained(role: str) -> None:
     )
 
 
-def test_without_landlock_the_worker_reads_a_foreign_file() -> None:
+def test_without_landlock_the_worker_reads_other_files() -> None:
     name = "read /etc/passwd"
     assert attack("worker", "--without=landlock", "--only", name)[name]["result"].startswith("gained")
 
 
-def test_without_landlock_seccomp_alone_keeps_the_worker_from_making_and_changing_files() -> None:
+def test_without_landlock_seccomp_still_forbids_changing_files() -> None:
     names = ["write a file", "write to the model", *WRITING]
     tried = attack("worker", "--without=landlock", "--only", *names)
     assert {name: tried[name]["result"] for name in names} == dict.fromkeys(names, "refused: EACCES")
 
 
-def test_without_landlock_a_worker_with_a_gpu_still_makes_extends_and_empties_no_file() -> None:
-    """Its devices are opened for reading and writing, so what is there already can be: docs/security.md says so."""
+def test_without_landlock_a_gpu_worker_creates_no_file() -> None:
+    """Its devices are opened for reading and writing, so what is there already can be: docs/threat-model.md says so."""
     tried = attack("worker-with-a-gpu", "--without=landlock", "--only", *WRITING)
     assert {name for name in WRITING if tried[name]["result"] != "refused: EACCES"} == {"overwrite and read", "resize"}
 
 
-def test_a_worker_with_a_gpu_reaches_files_of_its_own_threads_by_name_and_lists_none() -> None:
-    """What the names of CUDA's threads cost: docs/security.md says so."""
+def test_a_gpu_worker_reaches_only_its_own_threads_files() -> None:
+    """What the names of CUDA's threads cost: docs/threat-model.md says so."""
     check_files_of_threads(attack("worker-with-a-gpu", "--only", *TASK_ATTACKS, *WRITING))
 
 
@@ -94,27 +94,27 @@ def check_files_of_threads(tried: dict[str, dict[str, Any]]) -> None:
         assert tried[name]["result"] == "refused: EACCES", name
 
 
-def test_a_worker_with_a_gpu_makes_no_call_that_is_not_on_its_list() -> None:
+def test_a_worker_with_a_gpu_makes_no_unlisted_call() -> None:
     assert attack("worker-with-a-gpu", "--sweep=calls")["sweep"] == {"attack": "sweep", "made": [], "unnoticed": []}
 
 
-def test_without_landlock_seccomp_alone_keeps_files_from_the_broker() -> None:
+def test_without_landlock_seccomp_keeps_files_from_the_broker() -> None:
     name = "read /etc/passwd"
     assert attack("broker", "--without=landlock", "--only", name)[name]["result"] == "refused: EACCES"
 
 
-def test_without_seccomp_landlock_alone_keeps_files_from_the_broker() -> None:
+def test_without_seccomp_landlock_keeps_files_from_the_broker() -> None:
     name = "read /etc/passwd"
     assert attack("broker", "--without=seccomp", "--only", name)[name]["result"] == "refused: EACCES"
 
 
 @pytest.mark.skipif("os.geteuid() != 0", reason="only root has capabilities to keep")
-def test_attestation_refuses_a_process_that_kept_its_capabilities() -> None:
+def test_attestation_refuses_a_process_with_capabilities() -> None:
     outcome = attack("worker", "--without=capabilities", "--only", "bpf")["bpf"]
     assert "CapPrm" in outcome["attestation"] or "CapBnd" in outcome["attestation"]
 
 
-def test_the_attacks_run_where_there_is_no_pytest() -> None:
+def test_the_attacks_run_without_pytest() -> None:
     """As in tests/vm's machines, which have the package and nothing else."""
     without = "import sys; sys.modules['pytest'] = None; import tests.security.attacker"
     subprocess.run([sys.executable, "-c", without], check=True, timeout=100, cwd=Path(__file__).parents[2])

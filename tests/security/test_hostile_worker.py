@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 
 from weave.broker.schedule.worker_link import WorkerLink
-from weave.protocol.bounds import Parameters
 from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd, socket_pair
 from weave.protocol.client_messages import EncoderTokens, Tokens
+from weave.protocol.parameters import Parameters
 from weave.protocol.worker_messages import (
     Failed,
     Finished,
@@ -83,8 +83,10 @@ def run(messages: list[tuple[Any, Any]]) -> list[Any]:
             seed=1,
             scheduler="ddim",
             images=1,
+            format="raw",
+            preview_every=2,
         )
-        asked = Run(job=5, parameters=parameters, format="raw", preview_every=2)
+        asked = Run(job=5, parameters=parameters)
         ours, theirs = socket_pair()
         link = WorkerLink(1, "m", ours.detach())
         hostile: Channel[ToWorker] = Channel(theirs, ToWorker)

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.support.daemon import Daemon, descriptors_of, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from weave.client import Client, NotRunning, WeaveError
 from weave.protocol.client_messages import Event, Generate, Loading, Progress, Unload
 from weave.protocol.errors import ErrorCode
@@ -52,10 +52,10 @@ def end_of(client: Client, request: int | None) -> ErrorCode | str | None:
     raise AssertionError("it was done all the same")
 
 
-def draws_right(daemon: Daemon, expected: bytes) -> bool:
+def generates_right(daemon: Daemon, expected: bytes) -> bool:
     """Once the daemon serves again, the same picture as ever, with no process too many and none dead among them."""
     with wait_for_client(daemon) as client:
-        right = images(draw(client))[0].data == expected
+        right = images(generate(client))[0].data == expected
     wait_for(lambda: sorted(daemon.processes().values()) == ["broker", "gpu_worker", "worker"])
     states = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] for pid in daemon.processes()]
     return right and "Z" not in states

@@ -38,7 +38,7 @@ LOAD = {
 
 @pytest.mark.parametrize("command", PARSERS)
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_completions_are_what_the_options_give(command: str, shell: str) -> None:
+def test_the_completions_are_generated_from_the_options(command: str, shell: str) -> None:
     made = completion(command, shell)
     assert (FOLDER / f"{command}.{shell}").read_text() == made, "run: python -m scripts.completions"
 
@@ -59,7 +59,7 @@ def made_files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("shell", INTERACTIVE)
-def test_what_a_daemon_says_is_completed_but_never_run(shell: str, environment: dict[str, str], tmp_path: Path) -> None:
+def test_completions_never_run_a_daemons_text(shell: str, environment: dict[str, str], tmp_path: Path) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     with interactive(INTERACTIVE[shell], environment, tmp_path) as terminal:
@@ -74,7 +74,7 @@ def test_what_a_daemon_says_is_completed_but_never_run(shell: str, environment: 
     assert made_files(tmp_path) == []
 
 
-def test_fish_completes_it_but_never_runs_it(environment: dict[str, str], tmp_path: Path) -> None:
+def test_fish_completions_never_run_a_daemons_text(environment: dict[str, str], tmp_path: Path) -> None:
     if shutil.which("fish") is None:
         pytest.skip("fish is not installed")
     script = f"source {FOLDER}/weavectl.fish; complete -C 'weavectl load '"

@@ -1,34 +1,148 @@
+"""What the documentation states, compared with the code, the tests and itself."""
+
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 import msgspec
+import pytest
 
 from weave.config.schema import Config
-from weave.protocol.client_messages import ClientMessage, Event, Generate, JobStatus, ModelOffer
+from weave.protocol import control_messages, worker_messages
+from weave.protocol.client_messages import ClientMessage, Event, JobStatus, ModelOffer
 from weave.protocol.errors import ErrorCode
 from weave.protocol.features import FEATURES
 from weave.supervisor.main import parser as daemon_parser
 from weave.weavectl.options import parser as client_parser
 
 ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "tests/*.md", "tests/golden/*.md", "*/README.md", "clients/go/*.md")
+    for path in ROOT.glob(pattern)
+)
+# Folders that name pages in comments and docstrings. fuzz/corpus has old configs.
+SOURCES = ("weave", "tests", "clients", "conf", "apparmor", "selinux", "packaging", "scripts", "gpu_kit", "training")
 
 
-def test_every_test_that_the_documents_name_exists() -> None:
-    tests = "".join(path.read_text() for path in ROOT.glob("tests/**/*.py"))
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/security.md").read_text() + (ROOT / "README.md").read_text()))
-    assert len(named) > 20
-    assert {name for name in named if f"def {name}(" not in tests} == set()
+def links(page: str) -> Iterator[tuple[str, str]]:
+    """Text and target of each link and image outside code blocks."""
+    prose = re.sub(r"(?m)^    .*$", "", page)
+    yield from re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", prose)
 
 
-def test_every_row_of_the_threat_table_names_a_test() -> None:
-    lines = (ROOT / "docs/security.md").read_text().splitlines()
-    rows = [line for line in lines if line.startswith("| ") and line != "| attack | layer | test |"]
-    assert len(rows) > 20 and [row for row in rows if "`test_" not in row] == []
+def anchors(page: str) -> set[str]:
+    """Of each heading, as GitHub makes them."""
+    headings = re.findall(r"(?m)^#+ (.+)$", re.sub(r"(?m)^    .*$", "", page))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_shipped_config_says_what_the_defaults_are() -> None:
+def broken(page: Path, target: str) -> bool:
+    """A relative link to no file, to no heading of a page, or to no test of a test file."""
+    name, _, fragment = target.partition("#")
+    file = (page.parent / name).resolve() if name else page
+    if not file.exists() or not file.is_relative_to(ROOT):
+        return True
+    if not fragment:
+        return False
+    if file.suffix == ".py":
+        return re.search(rf"(?m)^(?:async )?def {re.escape(fragment)}\(", file.read_text()) is None
+    return fragment not in anchors(file.read_text())
+
+
+def test_every_link_leads_somewhere() -> None:
+    found = [(page, target) for page in PAGES for _, target in links(page.read_text())]
+    relative = [(page, target) for page, target in found if not target.startswith("https://")]
+    assert len(relative) > 250
+    assert [(str(page.relative_to(ROOT)), target) for page, target in relative if broken(page, target)] == []
+
+
+@pytest.mark.parametrize(
+    "target", ["none.md", "README.md#none", "tests/unit/test_docs.py#none", "../outside.md", "#none"]
+)
+def test_a_broken_link_is_found(target: str) -> None:
+    assert broken(ROOT / "README.md", target)
+
+
+def test_every_page_and_heading_named_in_a_comment_exists() -> None:
+    files = [path for folder in SOURCES for path in (ROOT / folder).rglob("*") if path.is_file()]
+    files += [ROOT / "Makefile", ROOT / "pyproject.toml", *(page for page in PAGES if page.name != "CHANGELOG.md")]
+    texts = [path.read_bytes().decode(errors="ignore") for path in files if "__pycache__" not in path.parts]
+    named = {found for text in texts for found in re.findall(r'\b(docs/[\w-]+\.\w+)(?:, "([^"]+)")?', text)}
+    assert len(named) > 10
+    missing = {name for name, _ in named if not (ROOT / name).exists()}
+    assert missing == set()
+    # A heading, or the bold start of an item.
+    start = r"(?m)^(?:#+ |- \*\*)"
+    headings = {(name, heading) for name, heading in named if heading}
+    assert {h for h in headings if not re.search(start + re.escape(h[1]), (ROOT / h[0]).read_text())} == set()
+
+
+def test_every_row_of_the_threat_tables_links_to_a_test() -> None:
+    text = (ROOT / "docs/threat-model.md").read_text()
+    tables = re.findall(
+        r"(?m)^\| attack(?: or fault)? \| layer \| shown by \|\n\|---\|---\|---\|\n((?:\| .*\n)+)", text
+    )
+    rows = [row for table in tables for row in table.splitlines()]
+    assert len(tables) == len(re.findall(r"\| shown by \|", text)) and len(rows) > 90
+    shown = {row: [target for _, target in links(row.split(" | ")[-1])] for row in rows}
+    assert [
+        row for row, targets in shown.items() if not any(re.match(r"\.\./tests/.*test_\w+\.py", t) for t in targets)
+    ] == []
+
+
+def process_map(text: str) -> dict[str, list[tuple[str, str]]]:
+    """By the name of a channel's union: message and handler of each row of its table."""
+    tables = re.findall(r"(?m)^\*\*[^\n]*?\(`(\w+)`[^\n]*\n\n\| message .*\n\|[-|]+\n((?:\| .*\n)+)", text)
+    return {union: re.findall(r"(?m)^\| `(\w+)`[^|]* \| ([^|]+) \|", rows) for union, rows in tables}
+
+
+def test_the_process_map_has_every_message_of_every_channel() -> None:
+    channels = process_map((ROOT / "docs/architecture.md").read_text())
+    unions = {"ToBroker", "FromBroker", "ToZygote", "FromZygote", "FromWorkerStart", "ToWorker", "FromWorker"}
+    assert set(channels) == unions
+    for name, messages in channels.items():
+        union = "FromRecordedStart" if name == "FromWorkerStart" else name  # it has all of the other's
+        module = control_messages if hasattr(control_messages, union) else worker_messages
+        kinds = {kind.__name__ for kind in get_args(getattr(module, union))}
+        assert {message for message, _ in messages} == kinds
+
+
+def test_the_functions_and_lines_that_the_architecture_names_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    handlers = [cell for messages in process_map(text).values() for _, cell in messages]
+    named = [pair for cell in handlers for pair in re.findall(r"`([\w.]+)`(?: and `[\w.]+`)? in `([\w/]+\.py)`", cell)]
+    assert len(named) >= len(handlers)
+    for function, file in named:
+        assert defines((file,), function), (function, file)
+    steps = re.findall(r"(?m)^\| \d+ \| [^|]+ \| ([^|]+) \| ([^|]+) \|$", text)
+    assert len(steps) > 20
+    for files, functions in steps:
+        for function in re.findall(r"`([\w.]+)`", functions):
+            assert defines(re.findall(r"`([\w/]+\.py)`", files), function), (function, files)
+    locks = re.findall(r"(?m)^\| \w+ \| `([^`|]*lock_down\([^`|]*)` \| `([\w/]+\.py)` \|", text)
+    assert len(locks) == 3
+    for line, file in locks:
+        assert line in (ROOT / "weave" / file).read_text(), (line, file)
+
+
+def defines(files: list[str] | tuple[str, ...], function: str) -> bool:
+    """Whether one of these files in weave/ has the function, and its class where it has one."""
+    texts = [(ROOT / "weave" / file).read_text() for file in files]
+    owner, _, name = function.rpartition(".")
+    return any(f"def {name}(" in text and (not owner or f"class {owner}" in text) for text in texts)
+
+
+def test_the_files_that_the_architecture_names_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    named = set(re.findall(r"`((?:[\w]+/)+(?:\w+\.py)?)`", text))
+    assert len(named) > 40
+    assert {name for name in named if not (ROOT / "weave" / name).exists() and not (ROOT / name).exists()} == set()
+
+
+def test_the_shipped_config_shows_the_defaults() -> None:
     shipped = tomllib.loads((ROOT / "conf/weave-compute.toml").read_text())
     assert msgspec.convert(shipped, Config) == Config(models={})
     assert set(shipped["limits"]) == set(type(Config(models={}).limits).__struct_fields__)
@@ -55,7 +169,7 @@ def rows(page: str, section: str) -> dict[str, str]:
     return dict(re.findall(r"^\| `([^`]+)` \|(.*)$", text, re.MULTILINE))
 
 
-def test_the_protocols_page_has_every_operation_event_field_and_error() -> None:
+def test_protocol_md_has_every_operation_event_field_and_error() -> None:
     page = (ROOT / "docs/protocol.md").read_text()
     operations, events = rows(page, "Operations"), rows(page, "Events")
     assert set(operations) == {op.__struct_config__.tag for op in get_args(ClientMessage)}
@@ -65,20 +179,18 @@ def test_the_protocols_page_has_every_operation_event_field_and_error() -> None:
         tag = event.__struct_config__.tag
         for kind in (event, *inner.get(tag, [])):
             assert [field for field in kind.__struct_fields__ if f"`{field}`" not in events[tag]] == []
-    generate = page.split("\n`generate`: ")[1].split("\n\n")[0]
-    assert [field for field in Generate.__struct_fields__ if f"`{field}`" not in generate] == []
     errors = page.split("\n## Errors\n")[1].split("\n# ")[0]
     assert [code for code in ErrorCode if f"`{code}`" not in errors] == []
 
 
-def test_the_protocols_page_has_every_feature_and_since_when() -> None:
+def test_protocol_md_has_every_feature_and_its_version() -> None:
     documented = rows((ROOT / "docs/protocol.md").read_text(), "Features")
     assert {name: row.rstrip(" |").rpartition("| ")[2] for name, row in documented.items()} == FEATURES
 
 
-def test_what_the_map_of_the_tests_names_exists() -> None:
+def test_every_file_named_in_the_map_of_the_tests_exists() -> None:
     page = (ROOT / "tests/README.md").read_text()
-    python = set(re.findall(r"\b([a-z_]+\.py)\b", page))
+    python = set(re.findall(r"\b([a-z_]+\.py)\b(?!\")", page))  # quoted: one of weave/
     assert len(python) > 30
     assert python - {path.name for path in ROOT.glob("tests/**/*.py")} == set()
     folders = re.findall(r"^\| (\w+) \|", page.partition("| folder |")[2].partition("\n## ")[0], re.MULTILINE)

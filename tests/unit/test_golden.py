@@ -94,7 +94,7 @@ def says(encoded: Any, message: Any) -> bool:
 
 
 @cases(TWO["skipped"], "daemon")
-def test_a_version_2_event_that_is_skipped(golden: dict[str, Any]) -> None:
+def test_a_skipped_version_2_event(golden: dict[str, Any]) -> None:
     queued = next(frame for frame in TWO["frames"] if frame["name"] == "queued")
     answers = list(Decoder().feed(bytes.fromhex(golden["hex"] + queued["hex"]), []))
     assert [json.loads(encode(answer.event)) for answer in answers] == [queued["message"]]

@@ -65,17 +65,17 @@ def keywords(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_every_name_that_the_code_uses_is_asked_for(source: str) -> None:
+def test_every_name_the_code_uses_is_checked(source: str) -> None:
     names = set(used(SOURCES[source]))
     assert {name for name in names if not any(f"{need}.".startswith(f"{name}.") for need in NEEDS)} == set()
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_every_private_attribute_that_the_code_uses_is_asked_for(source: str) -> None:
+def test_every_private_attribute_the_code_uses_is_checked(source: str) -> None:
     assert set(private(SOURCES[source])) <= {need.rpartition(".")[2] for need in NEEDS}
 
 
-def test_every_keyword_that_the_code_passes_is_asked_for() -> None:
+def test_every_keyword_the_code_passes_is_checked() -> None:
     called = {"pipeline": "__call__", "tokenizer": "__call__"}
     found = {pair for tree in SOURCES.values() for pair in keywords(tree)}
     assert {name for name, _ in found} == set(CALLED)
@@ -83,19 +83,19 @@ def test_every_keyword_that_the_code_passes_is_asked_for() -> None:
     assert {pair for pair in found if (called.get(pair[0], pair[0]), pair[1]) not in asked} == set()
 
 
-def test_the_libraries_that_we_lock_have_it_all() -> None:
+def test_the_locked_libraries_have_everything() -> None:
     assert libraries.lacking_for_all() == []
     assert [found for name in FAMILIES for found in libraries.lacking_for(name)] == []
     for need in NEEDS:
         assert list(libraries.check({f"{need}_gone": ()})) == [(f"{need}_gone", f"{need}_gone")]
 
 
-def test_a_parameter_that_is_gone_is_named() -> None:
+def test_a_missing_parameter_is_named() -> None:
     name = "diffusers.AutoencoderKL.decode"
     assert list(libraries.check({name: ("return_dict", "a", "b")})) == [(name, f"{name}(a=, b=)")]
 
 
-def test_what_fails_when_it_is_first_asked_for_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_error_is_reported_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise RuntimeError("libx.so.1: cannot open\nshared object file") from causes[-1]
 
@@ -110,7 +110,7 @@ def test_what_fails_when_it_is_first_asked_for_is_told_with_its_reason(monkeypat
             list(libraries.check({"diffusers.X": ()}))
 
 
-def test_what_is_asked_for_is_known_without_the_libraries() -> None:
+def test_the_checked_names_are_known_without_the_libraries() -> None:
     code = "import sys, weave.gpu_worker.libraries as it; print(set(it.LIBRARIES) & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "set()\n"

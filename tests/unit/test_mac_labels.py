@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from weave.sandbox.account import Account
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
 from weave.sandbox.mac import Mac, Role, apparmor_labels, selinux_labels
-from weave.sandbox.process import Account
 
 
-def test_apparmor_stacks_each_process_s_profile_on_the_one_the_daemon_was_started_in() -> None:
+def test_apparmor_stacks_each_profile_on_the_daemons() -> None:
     assert apparmor_labels("weave-compute (enforce)") == {
         "supervisor": "weave-compute//&weave-compute-supervisor (enforce)",
         "broker": "weave-compute//&weave-compute-broker (enforce)",
@@ -28,7 +28,7 @@ def test_selinux_changes_the_type_and_keeps_user_role_and_level() -> None:
 @pytest.mark.parametrize(
     "label", ["unconfined", "firefox (enforce)", "weave-compute-worker (enforce)", "a:b:c_t:s0", ""]
 )
-def test_started_in_another_s_profile_or_domain_there_is_nothing_of_ours(label: str) -> None:
+def test_in_another_profile_or_domain_mac_is_not_ours(label: str) -> None:
     assert apparmor_labels(label) is None and selinux_labels(label) is None
 
 

@@ -61,7 +61,7 @@ def rule_of(kind: str, annotation: Any) -> Rule:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_is_one_that_the_installed_libraries_can_run(name: str) -> None:
+def test_the_installed_libraries_can_run_each_family(name: str) -> None:
     family = FAMILIES[name]
     for component in family.components.values():
         assert inspect.isclass(component_class(component))
@@ -87,7 +87,7 @@ def test_every_module_of_families_and_adapters_is_in_use() -> None:
 
 
 @pytest.mark.parametrize("class_name", MODEL_CLASSES)
-def test_every_key_that_a_class_takes_is_known_and_no_other_is_passed_on(class_name: str) -> None:
+def test_every_key_of_a_class_is_known_and_no_other_passed_on(class_name: str) -> None:
     known = MODEL_CLASSES[class_name].config
     taken = parameters(class_name)
     assert taken.keys() <= known.keys.keys() | known.ignored
@@ -130,20 +130,20 @@ def test_null_and_lists_fit_where_a_scheduler_takes_them() -> None:
 
 
 @pytest.mark.parametrize("class_name", MODEL_CLASSES)
-def test_what_a_config_lacks_is_checked_as_the_class_has_it(class_name: str) -> None:
+def test_missing_config_keys_are_checked_with_the_class_defaults(class_name: str) -> None:
     theirs = parameters(class_name)
     for key, value in MODEL_CLASSES[class_name].defaults.items():
         assert theirs[key] == (tuple(value) if isinstance(value, list) else value), key
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_key_that_a_scheduler_takes_is_known(name: str) -> None:
+def test_every_key_of_a_scheduler_is_known(name: str) -> None:
     class_name = SCHEDULERS[name].class_name
     assert parameters(class_name).keys() <= SCHEDULER_RULES.keys.keys() | SCHEDULER_RULES.ignored
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_model_is_of_its_family(tmp_path: Path, name: str) -> None:
+def test_a_published_model_matches_its_family(tmp_path: Path, name: str) -> None:
     family, files = PUBLISHED[name]
     configs, settings = check_layout(family, write(files, tmp_path))
     assert {"scheduler", "vae"} < configs.keys()
@@ -153,7 +153,7 @@ def test_a_published_model_is_of_its_family(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("index", [True, False], ids=["with model_index.json", "without"])
-def test_a_published_model_is_of_no_other_family(tmp_path: Path, name: str, family: str, index: bool) -> None:
+def test_a_published_model_matches_no_other_family(tmp_path: Path, name: str, family: str, index: bool) -> None:
     own, files = PUBLISHED[name]
     if family == own:
         return
@@ -162,7 +162,7 @@ def test_a_published_model_is_of_no_other_family(tmp_path: Path, name: str, fami
         check_layout(family, write(kept, tmp_path))
 
 
-def test_a_scheduler_config_may_hold_what_other_classes_and_older_versions_left(tmp_path: Path) -> None:
+def test_a_scheduler_config_may_have_keys_of_other_classes(tmp_path: Path) -> None:
     """diffusers keeps the keys of the scheduler that one was made from."""
     name = "scheduler/scheduler_config.json"
     left = {
@@ -222,13 +222,13 @@ MISFITS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_what_does_not_fit_is_refused_by_field_value_and_what_was_expected(tmp_path: Path, name: str) -> None:
+def test_a_mismatch_is_refused_with_the_expected_value(tmp_path: Path, name: str) -> None:
     family, files, changed, change, told = MISFITS[name]
     with pytest.raises(ModelFilesRefused, match=told):
         check_layout(family, write(files | {changed: files[changed] | change}, tmp_path))
 
 
-def test_what_comes_together_is_refused_alone_and_no_tokenizer_is_made_of_nothing(tmp_path: Path) -> None:
+def test_an_incomplete_set_of_files_is_refused(tmp_path: Path) -> None:
     half = {name: file for name, file in SD3.items() if not name.startswith("tokenizer_3")}
     with pytest.raises(ModelFilesRefused, match="tokenizer_3: this family needs the folder"):
         check_layout("sd3", write(half, tmp_path / "half"))
@@ -261,7 +261,7 @@ VALUES: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_a_value_that_cannot_be_is_refused_by_field_value_and_bound(tmp_path: Path, name: str) -> None:
+def test_an_impossible_value_is_refused_by_field_and_bound(tmp_path: Path, name: str) -> None:
     file, text, told = VALUES[name]
     write(SD1, tmp_path)
     key = text.split('"')[1]
@@ -273,14 +273,14 @@ def test_a_value_that_cannot_be_is_refused_by_field_value_and_bound(tmp_path: Pa
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"7", b'"text"', b"\xff\xfe{}", b"{}{}", b"\x00" * 100])
 @pytest.mark.parametrize("file", [name for name in SDXL if name.endswith(".json") and "vocab" not in name])
-def test_a_file_that_is_no_object_is_refused_by_name(tmp_path: Path, file: str, data: bytes) -> None:
+def test_a_file_without_a_json_object_is_refused_by_name(tmp_path: Path, file: str, data: bytes) -> None:
     write(SDXL, tmp_path)
     (tmp_path / file).write_bytes(data)
     with pytest.raises(ModelFilesRefused, match=f"^{file}: "):
         check_layout("sdxl", tmp_path)
 
 
-def test_a_config_that_is_missing_or_a_folder_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_missing_config_or_a_folder_is_refused_by_name(tmp_path: Path) -> None:
     write(SD1, tmp_path)
     (tmp_path / UNET).unlink()
     with pytest.raises(ModelFilesRefused, match=r"^unet/config.json: No such file"):
@@ -290,7 +290,7 @@ def test_a_config_that_is_missing_or_a_folder_is_refused_by_name(tmp_path: Path)
         check_layout("sd1", tmp_path)
 
 
-def test_what_the_file_marks_as_default_is_the_class_s_own(tmp_path: Path) -> None:
+def test_keys_marked_as_default_get_the_class_default(tmp_path: Path) -> None:
     """diffusers leaves such keys out, and so must the checks."""
     marked = SD1[UNET] | {"in_channels": 9, "_use_default_values": ["in_channels"]}
     configs, _ = check_layout("sd1", write(SD1 | {UNET: marked}, tmp_path))

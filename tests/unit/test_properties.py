@@ -24,6 +24,7 @@ from weave.protocol.frames import (
     pack_header,
 )
 from weave.protocol.metrics import Histogram, Metrics
+from weave.protocol.parameters import Defaults
 from weave.protocol.text import MODEL_ID
 
 settings.register_profile("weave", max_examples=150, deadline=None, derandomize=True)
@@ -88,7 +89,7 @@ PATTERNED: dict[type, dict[str, Any]] = {
         **dict.fromkeys(("model", "device", "dtype"), MAYBE),
         "sandbox": st.dictionaries(IDS, NAMES, max_size=3),
     },
-    client_messages.Defaults: {"scheduler": IDS},
+    Defaults: {"scheduler": IDS},
     client_messages.ModelOffer: {
         **dict.fromkeys(("id", "family", "title"), IDS),
         "schedulers": NAMES,
@@ -136,7 +137,7 @@ def frames_of(reader: FrameReader) -> Iterator[Any]:
 
 
 @given(streams, st.lists(st.integers(0, 2**20), max_size=12), st.booleans())
-def test_the_pieces_make_no_difference(data: bytes, cuts: list[int], from_client: bool) -> None:
+def test_a_stream_decodes_the_same_in_any_pieces(data: bytes, cuts: list[int], from_client: bool) -> None:
     assert read(data, cuts, from_client=from_client) == read(data, [], from_client=from_client)
 
 
@@ -152,7 +153,7 @@ def test_ten_mebibytes_of_a_request_are_never_held() -> None:
     assert error is None and frames[0][0].length == size and len(frames[0][1]) < 7000
 
 
-def test_nothing_is_held_of_a_frame_that_is_refused_and_the_next_one_comes_out() -> None:
+def test_a_refused_frame_is_not_buffered_and_the_next_decodes() -> None:
     size, reader = 10 * 1024 * 1024, FrameReader(from_client=True)
     reader.feed(pack_header(Kind.GENERATE, 0, size, version=3))
     with pytest.raises(FrameError, match="unsupported version 3") as refused:
@@ -234,7 +235,7 @@ def grown(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", get_args(client_messages.Event), ids=lambda kind: kind.__name__)
-def test_a_field_that_a_client_does_not_know_changes_no_event(kind: type) -> None:
+def test_an_unknown_field_changes_no_event(kind: type) -> None:
     @settings(max_examples=40)
     @given(st.from_type(kind))
     def is_skipped(message: Any) -> None:

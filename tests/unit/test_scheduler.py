@@ -13,7 +13,7 @@ from weave.broker.schedule import scheduler as scheduler_module
 from weave.broker.schedule.job import JobNumber, LoadJob
 from weave.broker.schedule.scheduler import Scheduler
 from weave.broker.schedule.snapshot import ScheduleSnapshot, SlotSnapshot
-from weave.config.parts import Access, BrokerConfig
+from weave.config.child_configs import Access, BrokerConfig
 from weave.config.schema import Limits
 from weave.protocol.control_messages import StartWorker, StopWorker, WorkerEnded
 from weave.protocol.errors import ErrorCode
@@ -67,7 +67,7 @@ class OldWorker:
         """Nothing to let go of."""
 
 
-def test_a_job_whose_time_is_up_while_the_former_worker_ends_hears_of_it_once_and_gets_no_worker() -> None:
+def test_a_job_timed_out_during_a_worker_change_gets_one_error() -> None:
     async def main() -> tuple[list[ErrorCode], list[int]]:
         supervisor, told = SlowSupervisor(0.3), Told()
         scheduler = scheduler_of(supervisor)
@@ -82,7 +82,7 @@ def test_a_job_whose_time_is_up_while_the_former_worker_ends_hears_of_it_once_an
     assert asyncio.run(main()) == ([ErrorCode.TIMED_OUT], [])
 
 
-def test_each_device_takes_a_job_of_its_own_and_hears_of_its_own_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_device_has_its_own_job_and_worker_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler_module, "DEVICES", 2)
 
     async def main() -> None:
@@ -106,7 +106,7 @@ def test_each_device_takes_a_job_of_its_own_and_hears_of_its_own_worker(monkeypa
     asyncio.run(main())
 
 
-def test_a_snapshot_is_a_plain_value_that_later_events_do_not_change() -> None:
+def test_later_events_do_not_change_a_snapshot() -> None:
     async def main() -> None:
         supervisor = SlowSupervisor(60)
         scheduler = scheduler_of(supervisor)
@@ -133,5 +133,5 @@ def test_a_snapshot_is_a_plain_value_that_later_events_do_not_change() -> None:
     asyncio.run(main())
 
 
-def test_a_version_1_client_is_told_just_before_it_gives_up_after_120_seconds() -> None:
+def test_a_version_1_client_gets_an_answer_before_120_seconds() -> None:
     assert 115 <= Limits().v1_seconds < 120

@@ -14,7 +14,7 @@ def noise(seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 5, 2**31, 2**32 - 1])
-def test_a_seed_of_32_bits_is_torchs_own(seed: int) -> None:
+def test_a_32_bit_seed_equals_torchs(seed: int) -> None:
     assert torch.equal(noise(seed), torch.randn(64, generator=torch.Generator().manual_seed(seed)))
 
 
@@ -30,12 +30,12 @@ def test_a_seed_of_32_bits_is_torchs_own(seed: int) -> None:
         (2**64 - 1, [-0.328151, -0.989487, 1.340984]),
     ],
 )
-def test_noise_stays_what_it_is(seed: int, expected: list[float]) -> None:
+def test_noise_does_not_change_between_releases(seed: int, expected: list[float]) -> None:
     assert torch.allclose(torch.randn(3, generator=generator(seed)), torch.tensor(expected), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", [2**32, 5 + 2**32, 2**64 - 1])
-def test_a_longer_seed_is_the_twister_s_key_of_two_words(seed: int) -> None:
+def test_a_longer_seed_is_the_twisters_key_of_two_words(seed: int) -> None:
     """numpy, Python and torch give one stream of words for it."""
     words = [seed % 2**32, seed >> 32]
     ours = torch.empty(1000, dtype=torch.int64).random_(0, 2**20, generator=generator(seed))

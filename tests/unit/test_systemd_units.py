@@ -40,13 +40,13 @@ judged_by_252 = pytest.mark.skipif(version() != "252", reason="the figures and n
 
 
 @judged_by_252
-def test_exposure_of_the_system_service_is_at_most_one_and_a_half() -> None:
+def test_the_exposure_of_the_system_service_is_at_most_1_5() -> None:
     done = analyze("security", "--offline=true", "--threshold=15", UNITS / "system/weave-compute.service")
     assert done.returncode == 0, done.stdout
 
 
 @judged_by_252
-def test_each_directive_that_is_looser_than_it_could_be_has_its_reason() -> None:
+def test_each_loose_directive_has_its_reason() -> None:
     service = UNITS / "system/weave-compute.service"
     judged = json.loads(analyze("security", "--offline=true", "--json=short", service).stdout)
     loose = {item["json_field"] for item in judged if item["exposure"]}
@@ -56,7 +56,7 @@ def test_each_directive_that_is_looser_than_it_could_be_has_its_reason() -> None
 
 
 @pytest.mark.parametrize("manager", ["system", "user"])
-def test_the_units_have_no_mistake(manager: str, tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(manager: str, tmp_path: Path) -> None:
     for unit in (UNITS / manager).iterdir():
         # The program need not be installed here.
         (tmp_path / unit.name).write_text(unit.read_text().replace("/usr/bin/weave-compute", "/bin/true"))

@@ -15,22 +15,6 @@ from typing import Any
 HOME = Path("/opt/weave-vm")
 PACKAGE = Path("/usr/lib/weave-compute/lib/python3.11/site-packages/weave")
 PICTURE = Path("/home/alice/picture.png")
-# What makes each process attack, before it locks itself in. The supervisor's Landlock, which the others inherit, goes.
-ARMED = {
-    "broker/__main__.py": (
-        "    harden(parent",
-        "    from weave import attack\n    attack.run('broker')\n    harden(parent",
-    ),
-    "gpu_worker/worker.py": (
-        "        close_descriptors_except(jobs, c",
-        "        from weave import attack\n        attack.run('worker')\n        close_descriptors_except(jobs, c",
-    ),
-    "supervisor/main.py": (
-        "        entrance = open_",
-        "        from weave import attack\n        attack.run('supervisor')\n        entrance = open_",
-    ),
-    "sandbox/landlock.py": ("def restrict_changes(", "def restrict_changes(**_): return 'none'\ndef unused("),
-}
 # A translated processor is slow, and a thousand times so where it multiplies: one step, without guidance.
 PROMPT = "a red circle on a blue background"
 PARAMETERS = {"seed": 1, "steps": 1, "cfg_scale": 1.0, "model": "shapes"}
@@ -57,7 +41,7 @@ def as_user(name: str, command: str) -> dict[str, Any]:
     return sh(f"setpriv --reuid={name} --regid={name} --init-groups env HOME=/home/{name} {command}")
 
 
-def draw() -> dict[str, Any]:
+def generate() -> dict[str, Any]:
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in PARAMETERS.items())
     done = as_user("alice", f"weavectl --timeout 600 --json generate '{PROMPT}' {options} --output {PICTURE}")
     picture = base64.b64encode(PICTURE.read_bytes()).decode() if PICTURE.exists() else None
@@ -193,10 +177,7 @@ def attacks(properties: str) -> dict[str, Any]:
 def arm() -> dict[str, Any]:
     """From now on each process attacks."""
     (PACKAGE / "attack.py").write_text((HOME / "attack.py").read_text())
-    for name, (line, instead) in ARMED.items():
-        source = (PACKAGE / name).read_text()
-        assert source.count(line) == 1, name
-        (PACKAGE / name).write_text(source.replace(line, instead))
+    shutil.copytree(HOME / "armed", PACKAGE, dirs_exist_ok=True)
     for compiled in PACKAGE.glob("**/__pycache__"):
         shutil.rmtree(compiled)
     # A device that is not a GPU, and one that is by its name. Anybody may open both, as far as modes go.
@@ -228,7 +209,7 @@ FILES = "cat /var/log/weave/audit.log /var/lib/weave/metrics/weave.prom"
 
 SERVING: dict[str, Callable[[], Any]] = {
     "service": service,
-    "picture": draw,
+    "picture": generate,
     "files": lambda: sh(FILES),
     "labels": labels,
     "status": status,

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tests.support.daemon import Daemon
-from tests.support.pictures import images, pixels
+from tests.support.generation import images, pixels
 from tests.vm.guest import PARAMETERS, PROMPT
 
 # Of 255.

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from weave import log
-from weave.config.parts import WorkerConfig, from_memfd
+from weave.config.child_configs import WorkerConfig, from_memfd
 from weave.gpu_worker import environment, libraries
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, Imported, LibrariesLack, ToZygote
-from weave.sandbox.process import drop_capabilities, harden
+from weave.sandbox.hardening import drop_capabilities, harden
 
 # A zygote that has run this long exits after a worker of an unsupported family, so that the next one checks again.
 _RECHECK_SECONDS = 60.0

@@ -1,7 +1,7 @@
 """The environment of the zygote and of every worker forked from it.
 
 It must be set before torch, diffusers or transformers are imported: most variables are read once, at import. They are
-only the outer layer; the sandbox is what keeps a worker off the network (docs/security.md).
+only the outer layer; the sandbox is what keeps a worker off the network (docs/threat-model.md).
 """
 
 import os

@@ -15,9 +15,10 @@ from weave.gpu_worker.pipelines.base import Adapter
 from weave.gpu_worker.schedulers import set_scheduler, steps_done
 from weave.gpu_worker.seeds import generator, seed_global_generators
 from weave.gpu_worker.tokens import count_tokens
-from weave.protocol.bounds import MAX_SEED, Parameters
+from weave.protocol.bounds import MAX_SEED
 from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd
 from weave.protocol.client_messages import ModelOffer, Tokens
+from weave.protocol.parameters import Parameters, png_text
 from weave.protocol.worker_messages import CancelRun, Made, Previewed, Progressed, Run, ToWorker
 
 
@@ -52,8 +53,7 @@ def generate(generation: Generation) -> Tokens:
         _check_cancelled(generation)
         image = _generate_image(generation, number, arguments)
         tokens = count_tokens(generation.pipeline, generation.adapter, arguments)
-        raw = generation.run.format == "raw"
-        data = image.tobytes() if raw else _png(image, _metadata(generation, number, tokens))
+        data = image.tobytes() if parameters.format == "raw" else _png(image, _metadata(generation, number, tokens))
         _send(generation, Made(job=generation.run.job, image=number, size=len(data)), data)
     return tokens
 
@@ -114,13 +114,13 @@ def _check_size(image: Image.Image, parameters: Parameters) -> None:
 
 
 def _report_step(generation: Generation, number: int, step: int, latents: torch.Tensor) -> None:
-    run = generation.run
-    generation.channel.send(Progressed(job=run.job, image=number, step=step))
-    if run.preview_every and step % run.preview_every == 0:
-        image = preview(generation.pipeline, generation.adapter, latents, run.parameters.width, run.parameters.height)
+    job, parameters = generation.run.job, generation.run.parameters
+    generation.channel.send(Progressed(job=job, image=number, step=step))
+    if parameters.preview_every and step % parameters.preview_every == 0:
+        image = preview(generation.pipeline, generation.adapter, latents, parameters.width, parameters.height)
         data = _png(image, PngImagePlugin.PngInfo())
         width, height = image.size
-        message = Previewed(job=run.job, image=number, step=step, width=width, height=height, size=len(data))
+        message = Previewed(job=job, image=number, step=step, width=width, height=height, size=len(data))
         _send(generation, message, data)
 
 
@@ -138,19 +138,11 @@ def _metadata(generation: Generation, number: int, tokens: Tokens) -> PngImagePl
     info = PngImagePlugin.PngInfo()
     fields = {
         "Software": f"weave-compute {weave.__version__}",
-        "model": generation.model.id,
-        "prompt": parameters.prompt,
-        "negative_prompt": parameters.negative_prompt,
-        "seed": _seed(parameters, number),
-        "steps": parameters.steps,
-        "cfg_scale": parameters.cfg_scale,
-        "scheduler": parameters.scheduler,
-        "width": parameters.width,
-        "height": parameters.height,
+        **png_text(parameters, model=generation.model.id, seed=_seed(parameters, number)),
         "tokens": msgspec.json.encode(tokens).decode(),
     }
     for name, value in fields.items():
-        info.add_itxt(name, str(value))
+        info.add_itxt(name, value)
     return info
 
 

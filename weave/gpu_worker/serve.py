@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 
 from weave import log
-from weave.config.parts import WorkerModel
+from weave.config.child_configs import WorkerModel
 from weave.gpu_worker import device as devices
 from weave.gpu_worker.generation import Cancelled, Generation, generate
 from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.schedulers import IncompatibleScheduler
 from weave.models.files import ModelFilesRefused, check_model_files, check_sha256
-from weave.protocol.bounds import check_parameters, check_preview_every
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.errors import RequestError
+from weave.protocol.parameters import check_parameters
 from weave.protocol.worker_messages import MAX_DETAIL, CancelRun, Failed, Finished, Load, Loaded, Run, ToWorker
 
 
@@ -42,7 +42,6 @@ def serve(
             try:
                 # The broker has checked these already; a compromised broker has not.
                 check_parameters(message.parameters, model.offer.bounds, model.offer.schedulers)
-                check_preview_every(message.preview_every, model.offer.bounds)
                 tokens = generate(Generation(channel, pipeline, model.offer, message))
             except Exception as error:
                 channel.send(_failed(message.job, error, device))

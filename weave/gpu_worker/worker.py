@@ -15,7 +15,7 @@ import prctl
 import torch
 
 from weave import log
-from weave.config.parts import WorkerModel
+from weave.config.child_configs import WorkerModel
 from weave.config.schema import DeviceConfig
 from weave.gpu_worker import device as devices
 from weave.gpu_worker.serve import serve
@@ -23,7 +23,7 @@ from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, clo
 from weave.protocol.control_messages import LockedDown, Recording
 from weave.protocol.worker_messages import ToWorker
 from weave.sandbox import landlock, seccomp, worker_calls, worker_files
-from weave.sandbox.process import drop_capabilities, harden
+from weave.sandbox.hardening import drop_capabilities, harden
 
 
 def run_worker(

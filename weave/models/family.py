@@ -10,8 +10,8 @@ from weave.models.components import Component
 from weave.models.schedulers import SCHEDULERS
 from weave.models.sizes import Sizes
 from weave.protocol.bounds import Bounds, FloatRange, Range
-from weave.protocol.client_messages import Defaults
 from weave.protocol.features import TEXT_TO_IMAGE
+from weave.protocol.parameters import Defaults
 
 
 class Family(Struct, frozen=True, kw_only=True):

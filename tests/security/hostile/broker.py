@@ -12,8 +12,7 @@ import msgspec
 from msgspec import structs
 
 from weave import log
-from weave.config.parts import BrokerConfig
-from weave.protocol.bounds import Parameters
+from weave.config.child_configs import BrokerConfig
 from weave.protocol.channel import Channel, ChannelClosed
 from weave.protocol.control_messages import (
     Alive,
@@ -27,6 +26,7 @@ from weave.protocol.control_messages import (
     WorkerStarted,
 )
 from weave.protocol.metrics import Metrics
+from weave.protocol.parameters import Parameters
 from weave.protocol.waiting import receive
 from weave.protocol.worker_messages import Finished, FromWorker, Load, Memory, Run
 
@@ -43,6 +43,8 @@ GOOD = Parameters(
     seed=1,
     images=1,
     scheduler="ddim",
+    format="png",
+    preview_every=0,
 )
 
 
@@ -135,14 +137,14 @@ async def a_flood_of_requests(supervisor: Supervisor) -> str:
 
 # What the supervisor answers, and takes no harm from.
 REQUESTS: dict[str, tuple[Callable[[Supervisor], Awaitable[str]], str]] = {
-    "a model that is not in the list": (a_model_that_is_not_in_the_list, "the model is not in the config any more"),
+    "a model that is not in the list": (a_model_that_is_not_in_the_list, "the model is no longer in the config"),
     "the end of another worker": (the_end_of_another_worker, "Ping"),
     "a flood of requests": (a_flood_of_requests, "300 answered"),
 }
 
 
 def run_of(job: int = 1, **changed: Any) -> Run:
-    return Run(job=job, parameters=structs.replace(GOOD, **changed), format="png", preview_every=0)
+    return Run(job=job, parameters=structs.replace(GOOD, **changed))
 
 
 # What is sent to a worker, whether after Load, and what comes of it.
@@ -170,11 +172,7 @@ TO_WORKER: dict[str, tuple[bool, Callable[[Channel[FromWorker]], Any], str]] = {
         lambda worker: worker.send(run_of(encoder_prompts=("x" * 10_000, "y", "z"))),
         "refused",
     ),
-    "preview_every": (
-        True,
-        lambda worker: worker.send(Run(job=1, parameters=GOOD, format="png", preview_every=-1)),
-        "refused",
-    ),
+    "preview_every": (True, lambda worker: worker.send(run_of(preview_every=-1)), "refused"),
 }
 
 

@@ -21,7 +21,6 @@ from weave.protocol.worker_messages import (
     Memory,
     Previewed,
     Progressed,
-    Run,
 )
 
 MEMORY = Memory(1, 2)
@@ -59,7 +58,7 @@ def flood(job: Generation) -> None:
 
 
 def another_message(job: Generation) -> None:
-    job.channel.send(Run(job=job.run.job, parameters=job.run.parameters, format="raw", preview_every=0))
+    job.channel.send(job.run)
 
 
 # Each breaks the protocol, which the broker must see.
