@@ -126,7 +126,21 @@ def test_a_worker_stopped_before_lock_down_is_replaced() -> None:
             wait_for(lambda: "worker" in daemon.processes().values())
             os.kill(daemon.pid_of("worker"), signal.SIGSTOP)
             assert end_of(client, request) is ErrorCode.WORKER_FAILED
+            assert "the device's start has not finished" in daemon.events("worker_ended")[-1]["cause"]
             assert images(generate(client))
+    finally:
+        assert daemon.stop() == 0
+
+
+def test_a_slow_import_is_named_with_the_setting_to_raise() -> None:
+    slow = before("gpu_worker/__main__.py", "Zygote.import_libraries", "time.sleep(3600)")
+    daemon = daemon_of((slow,), "[limits]\nstart_seconds = 1.0\n" + MODEL)
+    try:
+        with daemon.client() as client, pytest.raises(WeaveError) as failed:
+            generate(client)
+        assert failed.value.code is ErrorCode.WORKER_FAILED
+        cause = wait_for(lambda: daemon.events("worker_ended"))[-1]["cause"]
+        assert "the import of torch and diffusers has not finished; raise [limits] start_seconds" in cause
     finally:
         assert daemon.stop() == 0
 
@@ -140,7 +154,8 @@ def test_a_stopped_zygote_is_replaced_when_it_does_not_fork() -> None:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
             generate(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
-        assert "not ready within 5 s" in wait_for(lambda: daemon.events("worker_ended"))[-1]["cause"]
+        cause = wait_for(lambda: daemon.events("worker_ended"))[-1]["cause"]
+        assert cause == "not ready within 5 s: the zygote did not fork"
         wait_for(lambda: len(daemon.events("imported")) == 2)
         assert daemon.pid_of("gpu_worker") != zygote
         with daemon.client() as client:

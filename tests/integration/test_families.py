@@ -75,7 +75,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda model: truncate(model / "unet" / "diffusion_pytorch_model.safetensors"), "bytes of data"),
     "broken-config": (
         lambda model: (model / "unet" / "config.json").write_text("{"),
-        "unet/config.json: no sound JSON",
+        "unet/config.json: not valid JSON",
     ),
 }
 

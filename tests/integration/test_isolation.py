@@ -121,10 +121,10 @@ def test_uids_that_share_one_turn_do_not_share_a_worker(isolated: Daemon) -> Non
 NOTE_PROMPT = """
     from weave import log
     seen = globals().setdefault("seen", [])
-    seen.append(job.run.parameters.prompt)
+    seen.append(generation.run.parameters.prompt)
     log.write("worker", "seen", prompts=seen)
 """
-CURIOUS = (before("gpu_worker/pipeline.py", "run", NOTE_PROMPT),)
+CURIOUS = (before("gpu_worker/generation.py", "generate", NOTE_PROMPT),)
 
 
 @pytest.mark.parametrize("isolate_users", [True, False])

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
+from tests.support import tiny_models
 from tests.support.builds import daemon_of
 from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import generate, images
 from tests.support.seams import Seams, before, constant
+from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.protocol.errors import ErrorCode
 from weave.weavectl.doctor import EXIT_PROBLEM
@@ -50,7 +52,7 @@ def refused(daemon: Daemon) -> WeaveError:
 @pytest.mark.parametrize("name", OTHERS)
 def test_missing_library_names_are_logged_and_jobs_fail(name: str) -> None:
     code, library, missing = OTHERS[name]
-    daemon = daemon_of((before("gpu_worker/__main__.py", "import_libraries", code),))
+    daemon = daemon_of((before("gpu_worker/__main__.py", "Zygote.import_libraries", code),))
     try:
         with daemon.client() as client, pytest.raises(WeaveError):
             client.load_model("shapes")
@@ -114,5 +116,56 @@ def test_a_reload_checks_a_broken_library_again(tmp_path: Path) -> None:
         with daemon.client() as client:
             assert images(generate(client))
             wait_for(lambda: client.status().libraries_lack is UNSET)
+    finally:
+        daemon.stop()
+
+
+def daemon_without_flux(folder: Path, seams: Seams) -> tuple[Daemon, Path]:
+    """It has a model of sd1 and one of flux, whose pipeline is another version's while the file exists."""
+    flag = folder / "other-version"
+    flag.touch()
+    code = f"""
+        import diffusers, pathlib
+        if pathlib.Path({str(flag)!r}).exists():
+            diffusers.FluxPipeline.__call__ = lambda self, prompt: None
+    """
+    model = tiny_models.make("flux", folder / "flux")
+    config = f'{MODEL}\n[models.flux]\npath = "{model}"\nfamily = "flux"\n'
+    return daemon_of((*seams, before("gpu_worker/__main__.py", "Zygote.import_libraries", code)), config), flag
+
+
+def loads(daemon: Daemon, model: str) -> bool:
+    with daemon.client() as client:
+        try:
+            client.load_model(model)
+        except WeaveError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("recheck", ["after a reload", "after a minute"])
+def test_only_a_family_that_lacks_something_is_refused(tmp_path: Path, recheck: str) -> None:
+    soon = (constant("gpu_worker/__main__.py", "_RECHECK_SECONDS", "0.0"),)
+    daemon, flag = daemon_without_flux(tmp_path, soon if recheck == "after a minute" else ())
+    try:
+        with daemon.client() as client:
+            assert images(generate(client, model="shapes"))
+            with pytest.raises(WeaveError) as failed:
+                client.load_model("flux")
+            assert failed.value.code is ErrorCode.WORKER_FAILED and "libraries lack" in str(failed.value)
+            assert client.status().libraries_lack is UNSET
+        line = daemon.events("libraries_lack")[0]
+        assert (line["library"], line["family"]) == ("diffusers", "flux")
+        assert "diffusers.FluxPipeline.__call__(guidance_scale=" in line["missing"]
+        if recheck == "after a reload":
+            assert len(daemon.events("libraries_lack")) == 1 and not daemon.events("zygote_ended")
+            daemon.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(daemon.events("libraries_lack")) == 2, 300)
+        assert not loads(daemon, "flux")
+        flag.unlink()
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: loads(daemon, "flux"), 300)
+        with daemon.client() as client:
+            assert images(generate(client, model="shapes"))
     finally:
         daemon.stop()

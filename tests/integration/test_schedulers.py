@@ -14,7 +14,7 @@ from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import generate, images, pixels
 from tests.support.reference import Reference, make_small_model, one_thread, write_index
 from weave.client import WeaveError
-from weave.gpu_worker.schedulers import FlowHeun, SchedulerUnfit, fresh_scheduler, steps_done
+from weave.gpu_worker.schedulers import FlowHeun, IncompatibleScheduler, fresh_scheduler, steps_done
 from weave.models.families import FAMILIES
 from weave.models.schedulers import SCHEDULERS
 from weave.protocol.client_messages import Preview, Progress
@@ -150,7 +150,7 @@ def test_a_scheduler_the_models_config_rules_out_is_an_error(served: Daemon, nam
     ],
 )
 def test_errors_a_scheduler_raises_late_are_found_at_loading(name: str, change: dict[str, Any]) -> None:
-    with pytest.raises(SchedulerUnfit, match=rf"^{SCHEDULERS[name].class_name}: \w+Error: "):
+    with pytest.raises(IncompatibleScheduler, match=rf"^{SCHEDULERS[name].class_name}: \w+Error: "):
         fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler.from_config({**BASE, **change}), name, 5)
     assert fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler(**BASE), name, 5).config.beta_end == 0.012
 

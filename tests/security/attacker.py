@@ -196,7 +196,7 @@ def lock_down_as_worker(control: int, *, gpu: bool, device: str = "cpu") -> None
     from weave.gpu_worker import worker
 
     worker.drop_capabilities = hardening.drop_capabilities
-    worker.keep_only(control)
+    worker.close_descriptors_except(control)
     hardening.harden(parent=os.getppid())
     config = Config(models={"shapes": ModelConfig(path=str(DEMO_MODEL), family="sd1")})  # a build has no demo model
     layers = worker.confine(worker_config(config).models[0])
@@ -219,7 +219,7 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
     pid = os.fork()
     if pid == 0:
         os.dup2(writing, 2)
-        os.dup2(start.fileno(), 0)  # the standard streams are what keep_only leaves
+        os.dup2(start.fileno(), 0)  # the standard streams are what close_descriptors_except leaves
         started = socket.socket(fileno=0)
         lock_down(theirs.fileno())
         started.recvmsg(1, 0, socket.MSG_CMSG_CLOEXEC)

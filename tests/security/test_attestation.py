@@ -109,7 +109,7 @@ AWAIT_TRACER = """
     while "TracerPid:\\t0\\n" in open("/proc/self/status").read():
         time.sleep(0.01)
 """
-WORKER_TRACED = (after("gpu_worker/worker.py", "keep_only", AWAIT_TRACER),)
+WORKER_TRACED = (after("gpu_worker/worker.py", "close_descriptors_except", AWAIT_TRACER),)
 
 
 def trace(pid: int) -> int:

@@ -23,18 +23,18 @@ HOSTILE = Path(hostile_worker.__file__).parent
 ARMED_WORKER: Seams = (
     after(
         "gpu_worker/worker.py",
-        "keep_only",
+        "close_descriptors_except",
         "from weave import armed\nfrom weave.gpu_worker import hostile\narmed.take_order()",
     ),
     # The attack takes the place of one job; a job that it makes itself is an honest one.
     replaced(
-        "gpu_worker/pipeline.py",
-        "run",
+        "gpu_worker/generation.py",
+        "generate",
         """
         from weave import armed
         from weave.gpu_worker import hostile
         attack, armed.attack = armed.attack, None
-        return original(job) if attack is None else hostile.run(attack, job)
+        return original(generation) if attack is None else hostile.run(attack, generation)
         """,
     ),
 )

@@ -74,7 +74,7 @@ def test_a_key_that_could_choose_code_is_refused_by_name(
     config = json.loads(changed.read_text()) if changed.exists() else {}
     for value in ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "evil/code", "sdpa", 1, True):
         changed.write_text(json.dumps(config | {key: value}))
-        with pytest.raises(ModelFilesRefused, match=rf"^{file}: '{key}' is no key that is known here; remove it$"):
+        with pytest.raises(ModelFilesRefused, match=rf"^{file}: '{key}' is not a known key; remove it$"):
             load_on_cpu(family, model)
 
 

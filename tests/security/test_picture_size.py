@@ -11,7 +11,7 @@ from weave.protocol.client_messages import Image
 from weave.protocol.errors import ErrorCode
 
 OTHER_SIZE = after("gpu_worker/decode.py", "decode", "result = result.resize((128, 64))")
-UNCHECKED = without("gpu_worker/pipeline.py", "_check_size")
+UNCHECKED = without("gpu_worker/generation.py", "_check_size")
 
 
 def test_an_image_of_another_size_is_never_sent() -> None:

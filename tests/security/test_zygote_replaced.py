@@ -22,7 +22,7 @@ LOG_LAYOUT = """
     from ctypes import CDLL, c_void_p, cast
     log.write("worker", "layout", address=cast(CDLL(None).getpid, c_void_p).value)
 """
-REPLACED: Seams = (*ARMED_WORKER, after("gpu_worker/worker.py", "keep_only", LOG_LAYOUT))
+REPLACED: Seams = (*ARMED_WORKER, after("gpu_worker/worker.py", "close_descriptors_except", LOG_LAYOUT))
 NOT_REPLACED: Seams = (*REPLACED, SAME_ZYGOTE)
 
 

@@ -13,7 +13,7 @@ import weave
 from weave.gpu_worker import libraries
 from weave.models.families import FAMILIES
 
-NEEDS = libraries.needs_of(FAMILIES) | libraries._static()
+NEEDS = libraries.needs_of(FAMILIES) | libraries.common_needs()
 ROOM = Path(weave.__file__).parent / "gpu_worker"
 SOURCES = {str(path.relative_to(ROOM)): ast.parse(path.read_text()) for path in sorted(ROOM.rglob("*.py"))}
 # Calls of theirs whose keywords are looked at, by the function's name; `pipeline` is what a family's pipeline is.
@@ -84,7 +84,8 @@ def test_every_keyword_the_code_passes_is_checked() -> None:
 
 
 def test_the_locked_libraries_have_everything() -> None:
-    assert libraries.lacking(FAMILIES) == []
+    assert libraries.lacking_for_all() == []
+    assert [found for name in FAMILIES for found in libraries.lacking_for(name)] == []
     for need in NEEDS:
         assert list(libraries.check({f"{need}_gone": ()})) == [(f"{need}_gone", f"{need}_gone")]
 

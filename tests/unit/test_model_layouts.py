@@ -3,10 +3,13 @@
 import dataclasses
 import inspect
 import json
+import types
+import typing
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import transformers
 
@@ -15,6 +18,7 @@ from weave.gpu_worker import pipelines
 from weave.gpu_worker.classes import component_class, pipeline_class
 from weave.models import families
 from weave.models.components import T5_ENCODER, ModelClass
+from weave.models.configs import Rule
 from weave.models.families import FAMILIES
 from weave.models.files import ModelFilesRefused
 from weave.models.layouts import check_layout
@@ -38,6 +42,22 @@ def parameters(class_name: str) -> dict[str, Any]:
         return {argument.name: argument.default for argument in signature if argument.name != "self"}
     config_class = getattr(transformers, class_name).config_class
     return {field.name: field.default for field in dataclasses.fields(config_class)}
+
+
+def annotations(class_name: str) -> dict[str, Any]:
+    """The types of the same arguments."""
+    if hasattr(diffusers, class_name):
+        signature = inspect.signature(getattr(diffusers, class_name).__init__).parameters.values()
+        return {argument.name: argument.annotation for argument in signature if argument.name != "self"}
+    return {field.name: field.type for field in dataclasses.fields(getattr(transformers, class_name).config_class)}
+
+
+def rule_of(kind: str, annotation: Any) -> Rule:
+    """The rule that a type amounts to, for a key of this kind."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    options = set(typing.get_args(annotation)) if is_union else {annotation}
+    lists = {option for option in options if option is np.ndarray or typing.get_origin(option) in (list, tuple)}
+    return Rule(kind, single=bool(options - lists - {type(None)}), listed=bool(lists), null=type(None) in options)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -73,6 +93,40 @@ def test_every_key_of_a_class_is_known_and_no_other_passed_on(class_name: str) -
     assert taken.keys() <= known.keys.keys() | known.ignored
     # T5 computes these two from feed_forward_proj, unless a config says otherwise.
     assert known.keys.keys() - taken.keys() <= {"dense_act_fn", "is_gated_act", "bos_token_id"}
+
+
+# Where null or a list is accepted by the type, and the class then fails: when it loads, or at each image.
+STRICTER = {
+    "CLIPTextModel": {"eos_token_id", "layer_norm_eps"},
+    "CLIPTextModelWithProjection": {"eos_token_id", "layer_norm_eps"},
+    "scheduler": {"base_shift", "max_shift", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas"},
+}
+
+
+@pytest.mark.parametrize("class_name", MODEL_CLASSES)
+def test_null_and_lists_fit_where_the_class_takes_them(class_name: str) -> None:
+    rules, theirs = MODEL_CLASSES[class_name].config.keys, annotations(class_name)
+    for key in rules.keys() & theirs.keys():
+        if key in STRICTER.get(class_name, ()):
+            assert rules[key] == Rule(rules[key].kind) != rule_of(rules[key].kind, theirs[key]), key
+        else:
+            assert rules[key] == rule_of(rules[key].kind, theirs[key]), key
+
+
+def test_null_and_lists_fit_where_a_scheduler_takes_them() -> None:
+    """A key fits if one of the classes takes it: diffusers makes a scheduler from the config of another."""
+    theirs: dict[str, list[Rule]] = {}
+    for scheduler in SCHEDULERS.values():
+        for key, annotation in annotations(scheduler.class_name).items():
+            if key in SCHEDULER_RULES.keys:
+                theirs.setdefault(key, []).append(rule_of(SCHEDULER_RULES.keys[key].kind, annotation))
+    for key, found in theirs.items():
+        rule = SCHEDULER_RULES.keys[key]
+        if key in STRICTER["scheduler"]:
+            assert rule == Rule(rule.kind) and any(other != rule for other in found), key
+        else:
+            options = ("single", "listed", "null")
+            assert rule == Rule(rule.kind, *(any(getattr(o, option) for o in found) for option in options)), key
 
 
 @pytest.mark.parametrize("class_name", MODEL_CLASSES)
@@ -190,15 +244,15 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "zero": (UNET, '"block_out_channels": [0]', r"block_out_channels is \[0\]"),
     "huge": (UNET, '"block_out_channels": [1000000000]', r"is \[1000000000\], expected a whole number"),
     "many layers": (UNET, '"layers_per_block": 100000', "layers_per_block is 100000, expected .* from 0 to 1024"),
-    "a digit too many": (UNET, '"in_channels": ' + "9" * 5000, "unet/config.json: no sound JSON"),
+    "a digit too many": (UNET, '"in_channels": ' + "9" * 5000, "unet/config.json: not valid JSON"),
     "negative epsilon": (UNET, '"norm_eps": -1', "norm_eps is -1, expected a number from 0 to 1"),
     "text for a number": (UNET, '"in_channels": "4"', "in_channels is '4'"),
     "a number for a flag": (UNET, '"use_linear_projection": 1', "use_linear_projection is 1, expected true or false"),
     "a path for a name": (UNET, '"act_fn": "../../x"', "act_fn is '../../x', expected a plain name"),
     "an object": (UNET, '"act_fn": {"a": {}}', "act_fn is {'a': {}}"),
     "deep": (UNET, '"act_fn": ' + "[" * 90 + "]" * 90, "act_fn is"),
-    "deeper": (UNET, '"act_fn": ' + "[" * 200_000 + "]" * 200_000, "no sound JSON"),
-    "twice": (UNET, '"act_fn": "silu", "act_fn": "silu"', "a key comes twice"),
+    "deeper": (UNET, '"act_fn": ' + "[" * 200_000 + "]" * 200_000, "not valid JSON"),
+    "twice": (UNET, '"act_fn": "silu", "act_fn": "silu"', "duplicate key"),
     "an escape": (UNET, '"act_fn": "\\u001b[2J"', r"act_fn is '\\x1b\[2J'"),
     "negative betas": ("scheduler/scheduler_config.json", '"beta_end": -1', "beta_end is -1"),
     "many steps": ("scheduler/scheduler_config.json", '"num_train_timesteps": 10000000', "is 10000000, expected"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from weave.gpu_worker.seeds import generator, seed_everything_else
+from weave.gpu_worker.seeds import generator, seed_global_generators
 
 
 def noise(seed: int) -> torch.Tensor:
@@ -54,5 +54,5 @@ def test_each_bit_of_a_seed_counts() -> None:
 def test_torchs_own_generator_starts_from_the_seed_too() -> None:
     for seed in (7, 7 + 2**40):
         torch.randn(3)
-        seed_everything_else(seed)
+        seed_global_generators(seed)
         assert torch.equal(torch.randn(64), noise(seed))

@@ -19,7 +19,7 @@ IMPORT = "from weave import attack\n"
 # Each process attacks before it locks itself in. The supervisor's Landlock, which the others inherit, is taken away.
 ARMED = (
     before("broker/__main__.py", "main", IMPORT + "attack.run('broker')"),
-    before("gpu_worker/worker.py", "keep_only", IMPORT + "attack.run('worker')"),
+    before("gpu_worker/worker.py", "close_descriptors_except", IMPORT + "attack.run('worker')"),
     before("supervisor/main.py", "open_client_socket", IMPORT + "attack.run('supervisor')"),
     replaced("sandbox/landlock.py", "restrict_changes", "return 'none'"),
 )

@@ -9,8 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from weave.gpu_worker.pipeline import Job
-from weave.gpu_worker.pipeline import run as generate
+from weave.gpu_worker.generation import Generation, generate
 from weave.protocol.channel import sealed_memfd
 from weave.protocol.client_messages import Tokens
 from weave.protocol.worker_messages import (
@@ -27,43 +26,43 @@ from weave.protocol.worker_messages import (
 MEMORY = Memory(1, 2)
 
 
-def raw(job: Job, data: bytes, descriptors: tuple[int, ...] = ()) -> None:
+def raw(job: Generation, data: bytes, descriptors: tuple[int, ...] = ()) -> None:
     """Past every check of our own side."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     job.channel._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
 
 
-def size_of(job: Job) -> int:
+def size_of(job: Generation) -> int:
     return job.run.parameters.width * job.run.parameters.height * 3
 
 
-def send_image(job: Job, memfd: int) -> None:
+def send_image(job: Generation, memfd: int) -> None:
     job.channel.send(Made(job=job.run.job, image=0, size=size_of(job)), (memfd,))
 
 
-def unsealed(job: Job) -> int:
+def unsealed(job: Generation) -> int:
     memfd = os.memfd_create("weave-image", os.MFD_ALLOW_SEALING)
     os.ftruncate(memfd, size_of(job))
     return memfd
 
 
-def sealed_but_for_writing(job: Job) -> int:
+def sealed_but_for_writing(job: Generation) -> int:
     memfd = unsealed(job)
     fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     return memfd
 
 
-def flood(job: Job) -> None:
+def flood(job: Generation) -> None:
     while True:
         job.channel.send(Progressed(job=job.run.job, image=0, step=1))
 
 
-def another_message(job: Job) -> None:
+def another_message(job: Generation) -> None:
     job.channel.send(job.run)
 
 
 # Each breaks the protocol, which the broker must see.
-FORGERIES: dict[str, Callable[[Job], Any]] = {
+FORGERIES: dict[str, Callable[[Generation], Any]] = {
     "another job's end": lambda job: job.channel.send(Finished(job=job.run.job + 1, memory=MEMORY)),
     "the end before an image": lambda job: job.channel.send(Finished(job=job.run.job, memory=MEMORY)),
     "a step out of turn": lambda job: job.channel.send(Progressed(job=job.run.job, image=0, step=2)),
@@ -94,7 +93,7 @@ FORGERIES: dict[str, Callable[[Job], Any]] = {
 }
 
 # Each is a call that the worker may not make; the supervisor must see it.
-CALLS: dict[str, Callable[[Job], Any]] = {
+CALLS: dict[str, Callable[[Generation], Any]] = {
     "socket": lambda _: socket.socket(socket.AF_UNIX),
     "execve": lambda _: os.execv("/bin/true", ["true"]),
     "clone": lambda _: os.fork(),
@@ -103,7 +102,7 @@ CALLS: dict[str, Callable[[Job], Any]] = {
 }
 
 
-def read_passwd(_: Job) -> None:
+def read_passwd(_: Generation) -> None:
     """Where a call is allowed but the file isn't, the worker lives on and is told EACCES."""
     try:
         os.open("/etc/passwd", os.O_RDONLY)
@@ -118,7 +117,7 @@ CALLS_OF_A_NEW_DRIVER = 3000
 LISTED_IOCTL, UNLISTED_IOCTL = 0xC0204625, 0x40045A17
 
 
-def behave_like_a_new_driver(job: Job) -> None:
+def behave_like_a_new_driver(job: Generation) -> None:
     """No attack: it asks for more than the list allows, very often, and then draws."""
     for _ in range(CALLS_OF_A_NEW_DRIVER):
         os.getpgid(0)
@@ -128,7 +127,7 @@ def behave_like_a_new_driver(job: Job) -> None:
     generate(job)
 
 
-ATTACKS: dict[str, Callable[[Job], Any]] = {
+ATTACKS: dict[str, Callable[[Generation], Any]] = {
     **FORGERIES,
     **CALLS,
     "open /etc/passwd": read_passwd,
@@ -138,7 +137,7 @@ ATTACKS: dict[str, Callable[[Job], Any]] = {
 }
 
 
-def run(name: str, job: Job) -> Tokens:
+def run(name: str, job: Generation) -> Tokens:
     """Attack in the job's place; what is not noticed goes on as if nothing had been."""
     ATTACKS[name](job)
     return Tokens()

@@ -2,7 +2,7 @@
 raises ChannelViolation, and the worker is killed."""
 
 from collections.abc import AsyncIterator
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from weave.broker.admission.principal import EVERYBODY, Served
 from weave.broker.schedule.snapshot import WorkerSnapshot
@@ -32,9 +32,9 @@ Update: TypeAlias = Progressed | Previewed | Made
 
 
 class WorkerError(Exception):
-    """The worker failed at a job and continues; with the reason "libraries", no worker could start."""
+    """The worker failed at a job and continues; with the reason "libraries", none could start or load the model."""
 
-    def __init__(self, reason: Reason | Literal["libraries"], detail: str = "") -> None:
+    def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(detail)
         self.reason = reason
 

@@ -54,10 +54,15 @@ class WorkerProcess:
             async with asyncio.timeout(seconds):
                 return await self._start(zygote, confinement)
         except TimeoutError:
-            if self._pidfd is None and zygote.imported.done():
+            if not zygote.imported.done():
+                stage = "the import of torch and diffusers has not finished; raise [limits] start_seconds"
+            elif self._pidfd is None:
                 # An idle zygote that does not fork has hung.
                 zygote.kill()
-            raise WorkerFailed(f"not ready within {seconds:g} s") from None
+                stage = "the zygote did not fork"
+            else:
+                stage = "the device's start has not finished; raise [limits] start_seconds"
+            raise WorkerFailed(f"not ready within {seconds:g} s: {stage}") from None
         except ChannelClosed:
             raise WorkerFailed("exited before it was ready") from None
         except (ChannelViolation, AttestationFailed) as error:
