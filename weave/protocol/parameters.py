@@ -151,7 +151,7 @@ class Defaults(Struct, frozen=True, kw_only=True):
 
 
 class Parameters(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A generation with nothing left open, which the worker runs.
+    """The fully specified parameters of a generation, which the worker runs.
 
     width and height are in pixels; image number i of `images` is generated from seed (seed + i) mod 2**64.
     """
@@ -197,7 +197,7 @@ def summary(name: str) -> str:
 
 
 def with_defaults(request: RequestedParameters, defaults: Defaults, *, seed: int) -> Parameters:
-    """Nothing left open: `seed` and the model's defaults stand in for what the request leaves out."""
+    """All parameters: `seed` and the model's defaults replace what the request leaves out."""
     requested = {name: value for name, value in structs.asdict(request).items() if value is not None}
     values = structs.asdict(defaults) | {"seed": seed} | requested
     return Parameters(**{name: values[name] for name in Parameters.__struct_fields__ if name in values})

@@ -1,5 +1,4 @@
-"""What a model is asked to do, with nothing left open: what a request of either version becomes before it is queued,
-and what the worker's Run is made from."""
+"""Tasks: fully specified requests, of either version of the protocol, as they are queued."""
 
 from typing import TypeAlias
 

@@ -128,7 +128,7 @@ class Dispatcher:
         unloading.add_done_callback(answer)
 
     def _find_job(self, session: Session, message: Cancel) -> Job:
-        """A connection may cancel any job of its own user, and no other."""
+        """A connection may cancel any job of its user, and no other job."""
         if (message.request is None) == (message.job is None):
             raise RequestError(ErrorCode.INVALID_REQUEST, "cancel takes either request or job", field="job")
         if message.request is not None:

@@ -1,4 +1,4 @@
-"""What `status` shows a user: everything of its own, and of others only what affects its own waiting time."""
+"""What `status` shows a user: all of its own data, and of others only what affects its waiting time."""
 
 from msgspec import UNSET, Struct
 
