@@ -1,4 +1,4 @@
-"""Model files that vanish, are cut, changed or swapped: told as the model's failure, and nothing else takes harm."""
+"""Model files that vanish, are cut, changed or swapped: loading fails with an error, and nothing else is affected."""
 
 import hashlib
 import shutil
@@ -18,7 +18,7 @@ VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
 class Own:
-    """A daemon with a copy of the demo model, its large files pinned, and the demo model itself beside it."""
+    """A daemon with two models: the demo model, and a copy of it whose large files are pinned."""
 
     def __init__(self, folder: Path) -> None:
         self.model = folder / "model"

@@ -1,4 +1,4 @@
-"""Cancel, in every way and at every stage: the client is told, and the next picture is what it would have been."""
+"""Cancel, in every way and at every stage: the client gets an answer, and the next image is unchanged."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ STAGES = ("queued", "loading", "running")
 
 
 def begin(stage: str, daemon: Daemon, holder: Client, client: Client) -> tuple[Answers, int]:
-    """A long job of `client`, now at `stage`, and its number. `holder` keeps the GPU while it is to be queued."""
+    """A long job of `client`, brought to `stage`, and its number. `holder` occupies the GPU for the stage "queued"."""
     if stage == "loading":
         holder.unload()
     if stage == "queued":
@@ -27,7 +27,7 @@ def begin(stage: str, daemon: Daemon, holder: Client, client: Client) -> tuple[A
     job = next(answer.event.job for answer in answers if isinstance(answer.event, Queued))
     if stage != "queued":
         reach({"loading": Loading, "running": Progress}[stage], answers)
-    if stage == "loading":  # which may be over soon
+    if stage == "loading":  # which may end soon
         return answers, job
     with daemon.client() as witness:
         assert {found.job: found.state for found in witness.status().jobs}[job] == stage

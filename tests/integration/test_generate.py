@@ -134,7 +134,7 @@ def test_unload_ends_the_worker(daemon: Daemon) -> None:
         worker = daemon.pid_of("worker")
         client.unload()
         assert client.status().model is None
-        wait_for(lambda: not os.path.exists(f"/proc/{worker}"), seconds=5)  # dead by now; the zygote reaps it
+        wait_for(lambda: not os.path.exists(f"/proc/{worker}"), seconds=5)  # it has exited; the zygote reaps it
 
 
 def test_an_idle_worker_is_unloaded() -> None:

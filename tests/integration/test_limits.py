@@ -1,4 +1,5 @@
-"""Every limit of the config, hit over the real socket: who hits it is told or dropped, and everybody else is served."""
+"""Every limit of the config, reached over the real socket: that client gets an error or is dropped, all others are
+served."""
 
 import array
 import json
@@ -130,7 +131,7 @@ def test_a_connection_may_be_idle_before_a_frame(slow_daemon: Daemon) -> None:
         assert receive_2(connection)["event"] == "status"
 
 
-# What a client that asks for much and reads nothing leaves behind: itself, or images that hold descriptors.
+# What a client that requests much and reads nothing leaves in the broker: bytes, or images that hold descriptors.
 UNREAD = {
     "bytes": ("outgoing_bytes = 1048576", GENERATE | {"images": 8, "format": "raw", "preview_every": 1}),
     "images": ("outgoing_images = 20", GENERATE | {"images": 8, "deliver": "fd", "steps": 4, "preview_every": 1}),
@@ -145,7 +146,7 @@ def test_a_client_that_does_not_read_is_dropped_alone(name: str) -> None:
             expected = images(generate(client))[0].data
             for number in range(30):
                 send_2(deaf, request, number)
-            # A connection of the same user, that reads, draws meanwhile and is not the one to go.
+            # Another connection of the same user, which reads, generates meanwhile and is not dropped.
             assert images(generate(client))[0].data == expected
             dropped = wait_for(lambda: daemon.events("client_dropped"))
             assert [f"{name} together" in line["reason"] for line in dropped] == [True]
@@ -169,13 +170,13 @@ def test_all_connections_of_a_user_count_together() -> None:
 
 
 def fill_socket_buffers(connection: socket.socket) -> None:
-    """Answers that nobody reads, as many as the kernel takes: what comes after them waits in the broker."""
+    """Unread answers, as many as the kernel buffers: later ones wait in the broker."""
     for number in range(300):
         send_2(connection, {"op": "list_models"}, number + 1000)
 
 
 def deliveries(daemon: Daemon, **parameters: Any) -> tuple[list[str], list[bytes]]:
-    """How each image came that was asked for as a descriptor, and its pixels."""
+    """How each image requested as a descriptor was delivered, and its pixels."""
     with daemon.client() as client:
         drawn = images(generate(client, steps=1, format="raw", deliver="fd", **parameters))
         found = [os.pread(image.memfd, image.event.size, 0) if image.memfd else image.data for image in drawn]
@@ -188,12 +189,12 @@ def test_beyond_the_delivered_bytes_limit_images_come_inline() -> None:
     with limited(f"delivered_bytes = {3 * size + 1}") as daemon:
         ways, first = deliveries(daemon, images=2)
         assert ways == ["fd", "fd"]
-        # Another connection is the same user's, and may hold what that one got.
+        # Another connection of the same user shares the limit.
         ways, second = deliveries(daemon, images=2)
         assert ways == ["fd", "inline"] and second == first and len(first[0]) == size
         with daemon.client() as client:
             client.unload()
-        # What a client still holds has not come back with the worker's memory; a reload changes nothing about it.
+        # Memory that a client holds is not returned with the worker, nor by a reload.
         daemon.process.send_signal(signal.SIGHUP)
         wait_for(lambda: daemon.events("reloaded"))
         assert deliveries(daemon, images=2) == (["inline", "inline"], first)
@@ -222,7 +223,7 @@ def test_a_descriptor_from_a_client_never_arrives(shared_daemon: Daemon) -> None
 
 @pytest.fixture(scope="module")
 def older_kernel() -> Iterator[Daemon]:
-    """As on a kernel that cannot refuse descriptors for us."""
+    """Behaves as on a kernel that cannot refuse descriptors."""
     daemon = daemon_of((replaced("protocol/peer.py", "refuse_descriptors", "return False"), *DUMPABLE))
     yield daemon
     assert daemon.stop() == 0
@@ -258,7 +259,7 @@ def test_cancelling_a_finished_job_is_an_error(shared_daemon: Daemon) -> None:
         for stale in ({"request": 5}, {"job": job}):
             refused = answer(connection, {"op": "cancel", **stale}, 6)
             assert (refused["code"], refused["value"]) == ("invalid_request", *stale.values())
-        # The number is free again, and taken while an unload waits for the running job.
+        # The number is free again, and in use while an unload waits for the running job.
         send_2(connection, GENERATE | {"steps": 50}, 5)
         while receive_2(connection)["event"] != "progress":
             pass

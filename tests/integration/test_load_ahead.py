@@ -1,4 +1,4 @@
-"""Attached mode: the one client's model is loaded before it is asked for, and stays."""
+"""Attached mode: the client's model is loaded ahead and stays loaded."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ def test_the_default_model_is_loaded_ahead_and_stays_loaded() -> None:
             time.sleep(1)
             status = status_of(connection)
             assert (status["worker"], status["model"], status["metrics"]["models_loaded"]) == ("idle", "shapes", 1)
-            # Asked to, it gives the memory back, and keeps it so until somebody asks for a picture.
+            # Unload returns the memory, until the next request for an image.
             send_2(connection, {"op": "unload"})
             assert receive_2(connection)["event"] == "done"
             assert status_of(connection)["worker"] == "none"

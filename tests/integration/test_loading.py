@@ -1,4 +1,4 @@
-"""Weights and configs through the real loader: what is sound gives plain diffusers' picture, what is not is refused."""
+"""Weights and configs through the real loader: good ones give the image of diffusers, bad ones are refused."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ PARTS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """The same sums in the same order everywhere, and no waiting for a core that is busy."""
+    """The same order of sums everywhere, and no waiting for a busy core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -223,7 +223,7 @@ def test_known_extra_keys_of_published_files_change_nothing(models: Path, tmp_pa
 
 
 def in_two_files(model: Path, part: str, second: str = "b.safetensors") -> None:
-    """The second half of a component's tensors goes into a file of its own, as an index says."""
+    """Moves every second tensor of a component to another file, with an index."""
     file = model / WEIGHTS[part]
     tensors = load_file(file)
     file.unlink()
@@ -254,7 +254,7 @@ def test_changing_a_file_does_not_change_the_loaded_model(models: Path, tmp_path
 
 
 def inpainting(model: Path) -> None:
-    """As the UNet of an inpainting model is: five channels more come in."""
+    """Makes the UNet that of an inpainting model, with five more input channels."""
     config = json.loads((model / "unet/config.json").read_text())
     (model / "unet/config.json").write_text(json.dumps(config | {"in_channels": 9}))
 

@@ -1,4 +1,4 @@
-"""One user with thousands of UIDs, and many users at once: the totals hold, and nobody keeps others out."""
+"""One user with thousands of UIDs, and many users at the same time: the totals hold, and no user keeps others out."""
 
 import os
 import tempfile
@@ -66,7 +66,7 @@ def test_three_thousand_uids_of_one_user_count_as_one(users: None) -> None:
 
 def test_if_each_uid_were_known_one_user_would_fill_the_totals(users: None) -> None:
     command = build((replaced("broker/admission/principal.py", "principal_of", "return Principal(uid)"),))
-    os.chmod(Path(command[0]).parents[2], 0o755)  # the children are other users
+    os.chmod(Path(command[0]).parents[2], 0o755)  # the children run as other users
     limits = "connections = 64\nconnections_per_uid = 2"
     for more, served in (({}, 2), ({"command": command}, 64)):
         with system(limits, **more) as daemon, crowd(daemon.socket, sub_uids(70), group=GROUP) as many:
@@ -83,7 +83,7 @@ def test_the_last_quarter_of_connections_is_for_new_known_users(users: None) -> 
         assert connect(sub_uids(3), 3) == {"status": 6, "connections": 3}
         assert connect([uid(ALICE)], 2) == {"status": 1, "connections": 1}
         assert connect([uid(BOB)], 2) == {"status": 1, "connections": 1}
-        # Nobody at all is admitted beyond the total.
+        # No connection is accepted beyond the total.
         assert connect([uid(CAROL)], 1) == {"connections": 1}
     refused = daemon.events("connection_refused")
     assert {line["reason"] for line in refused} == {
@@ -134,7 +134,7 @@ def test_unknown_uids_share_one_rate_known_ones_have_their_own(users: None) -> N
 def test_a_strangers_refusal_is_logged_despite_a_flood_of_others(users: None) -> None:
     with system("connections_per_uid = 200") as daemon, crowd(daemon.socket, sub_uids(120), group=GROUP) as many:
         assert many.connect({"op": "exec"}) == {"op": 120}
-        # As each of them, and of more than one kind.
+        # From each of them, and of more than one kind.
         assert many.flood({"op": "exec"}, 25) == {"op": 3000}
         told = many.flood({"op": "generate", "model": "none", "prompt": "x"}, 25)
         assert told.keys() == {"model", "rate_limited"} and sum(told.values()) == 3000
@@ -161,7 +161,7 @@ def test_unnamed_strangers_are_counted_and_a_named_one_logged(users: None) -> No
     assert LINES + 1 <= len(lines) <= LINES * (len(counts) + 1) + 1
     assert len(lines) + sum(count["lines"] for count in counts) == UIDS + 1
     assert {count["of"] for count in counts} == {"connection_refused"}
-    # Each came once.
+    # Each UID occurred once.
     assert sum(count["uids"] for count in counts) == UIDS + 1 - len(lines)
 
 

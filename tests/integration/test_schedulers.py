@@ -1,4 +1,4 @@
-"""What a model's own scheduler_config.json says counts with every scheduler that is offered for it."""
+"""A model's own scheduler_config.json applies to every scheduler that is offered for it."""
 
 import json
 from collections.abc import Iterator
@@ -133,7 +133,7 @@ def test_a_scheduler_the_models_config_rules_out_is_an_error(served: Daemon, nam
             generate(client, model=name, width=64, height=64, scheduler=scheduler)
         assert e.value.code is ErrorCode.OUT_OF_BOUNDS
         assert wait_for(lambda: [line for line in served.events("job_failed") if reason in line["detail"]])
-        # The worker goes on, and its other schedulers draw.
+        # The worker stays, and its other schedulers work.
         assert images(generate(client, model=name, width=64, height=64, scheduler=FAMILIES[family].schedulers[0]))
 
 

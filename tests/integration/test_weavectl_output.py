@@ -1,4 +1,4 @@
-"""Where weavectl writes, and what it shows: whatever goes wrong is told in a line, and nothing foreign is obeyed."""
+"""Where weavectl writes, and what it shows: each error is one line, and the terminal obeys no text of a daemon."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def run(socket: Path, *arguments: Any, **more: Any) -> subprocess.CompletedProce
 
 @pytest.fixture
 def nobody(tmp_path: Path) -> Path:
-    """No daemon: what is told is told before one is asked."""
+    """A path without a daemon: the error comes before one is contacted."""
     return tmp_path / "no-socket"
 
 
@@ -189,7 +189,7 @@ def test_no_link_is_followed_and_no_new_file_overwritten(tmp_path: Path, monkeyp
     with pytest.raises(FileExistsError):
         files.write(0, b"image")
     monkeypatch.undo()
-    (tmp_path / "a.png").symlink_to(victim)  # made while the daemon was at work
+    (tmp_path / "a.png").symlink_to(victim)  # created while the daemon was generating
     with pytest.raises(FileExistsError, match=r"a\.png exists; --force overwrites it"):
         files.write(0, b"image")
     forced = open_image_files(str(tmp_path / "b.png"), 1, force=True, previews=False)
@@ -249,7 +249,7 @@ def test_a_full_standard_output_is_an_error_a_closed_one_silent(shared_daemon: D
     assert shell(socket, "$W status >&- 2>&- <&-; echo $?").stdout == b"0\n"
     full = shell(socket, "$W status >/dev/full")
     assert full.returncode == 1 and full.stderr == b"weavectl: standard output: No space left on device\n"
-    # argparse says nothing of it where Python does not buffer.
+    # argparse does not report it if Python does not buffer.
     assert shell(socket, "PYTHONUNBUFFERED= $W --help >/dev/full").returncode == 1
     lost = shell(socket, "$W generate x --steps=1 -o - >&-")
     assert (lost.returncode, lost.stderr) == (1, b"weavectl: standard output: Bad file descriptor\n")
@@ -338,7 +338,7 @@ def test_a_dead_socket_and_a_full_backlog_differ_in_the_error(tmp_path: Path) ->
 
 
 def test_a_job_may_wait_for_longer_than_the_first_answer(tmp_path: Path) -> None:
-    """Its model is loaded when the fake daemon gets round to it."""
+    """The fake daemon loads its model after a while."""
 
     def slow() -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
         def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -354,7 +354,7 @@ def test_a_job_may_wait_for_longer_than_the_first_answer(tmp_path: Path) -> None
 
 
 def test_totals_hidden_from_this_user_are_not_shown(tmp_path: Path) -> None:
-    """In system mode they are root's: what every other user is told is 0, which would be a lie as a count."""
+    """In system mode only root sees them. Other users get 0, which would be wrong as a count."""
     for requests in (0, 1):
         status = STATUS | {"mode": "system", "metrics": {"requests": requests}}
         with FakeDaemon(tmp_path / f"socket-{requests}", lambda _, status=status: [status]) as daemon:

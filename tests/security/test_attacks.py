@@ -38,7 +38,7 @@ def test_the_worker_gains_nothing_by(outcomes: dict[str, dict[str, dict[str, Any
 
 def check(outcome: dict[str, Any]) -> None:
     assert "attestation" not in outcome, outcome
-    # Another error would be the call's own: it was made.
+    # Another error would come from the call itself: it was made.
     refused = ("refused: EACCES", "refused: EPERM", "refused: ENOSYS")
     assert "violation" in outcome or outcome["result"] in refused, outcome
 
@@ -72,13 +72,13 @@ def test_without_landlock_seccomp_still_forbids_changing_files() -> None:
 
 
 def test_without_landlock_a_gpu_worker_creates_no_file() -> None:
-    """Its devices are opened for reading and writing, so what is there already can be: docs/security.md says so."""
+    """Its devices are opened for reading and writing, so existing files can be written: docs/security.md says so."""
     tried = attack("worker-with-a-gpu", "--without=landlock", "--only", *WRITING)
     assert {name for name in WRITING if tried[name]["result"] != "refused: EACCES"} == {"overwrite and read", "resize"}
 
 
 def test_a_gpu_worker_reaches_only_its_own_threads_files() -> None:
-    """What the names of CUDA's threads cost: docs/security.md says so."""
+    """The price of naming CUDA's threads: docs/security.md says so."""
     check_files_of_threads(attack("worker-with-a-gpu", "--only", *TASK_ATTACKS, *WRITING))
 
 
@@ -86,7 +86,7 @@ def check_files_of_threads(tried: dict[str, dict[str, Any]]) -> None:
     """Of a worker with a GPU: the outcomes of TASK_ATTACKS and WRITING."""
     gained = {name for name, found in tried.items() if found["result"].startswith("gained")}
     left = {f"read task/{name}" for name in READABLE_TASK_FILES} | {"write task/comm"}
-    # Of these the mode decides, or whether there is an AppArmor or SELinux.
+    # For these the file's mode decides, or AppArmor or SELinux.
     others = {f"{do} task/{name}" for do in ("read", "write") for name in ("attr/current", "environ", "mem")}
     others |= {f"write task/{name}" for name in ("attr/exec", "oom_score_adj", "uid_map", "setgroups")}
     assert left <= gained <= left | others
@@ -115,6 +115,6 @@ def test_attestation_refuses_a_process_with_capabilities() -> None:
 
 
 def test_the_attacks_run_without_pytest() -> None:
-    """As in tests/vm's machines, which have the package and nothing else."""
+    """As in the machines of tests/vm, which have only the package."""
     without = "import sys; sys.modules['pytest'] = None; import tests.security.attacker"
     subprocess.run([sys.executable, "-c", without], check=True, timeout=100, cwd=Path(__file__).parents[2])

@@ -1,4 +1,4 @@
-"""A worker that was taken over, against the broker's real link: every message out of turn is a violation."""
+"""A compromised worker against the broker's real link: every message out of turn is a violation."""
 
 import asyncio
 import os
@@ -70,7 +70,7 @@ FORGERIES: dict[str, list[tuple[Any, Any]]] = {
 
 
 def run(messages: list[tuple[Any, Any]]) -> list[Any]:
-    """What the broker made of it."""
+    """The updates that the broker accepted."""
 
     async def main() -> list[Any]:
         parameters = Parameters(

@@ -1,4 +1,4 @@
-"""The real daemon, as a user starts it, in a runtime folder of its own."""
+"""The real daemon, as a user starts it, in its own runtime folder."""
 
 import contextlib
 import json
@@ -79,7 +79,7 @@ class Daemon:
         return [line for line in self.all_events() if line["event"] == name]
 
     def processes(self) -> dict[int, str]:
-        """Every process of this daemon, by what it is."""
+        """Every process of this daemon, with its role."""
         found = {}
         for pid in descendants(self.process.pid):
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -99,22 +99,22 @@ class Daemon:
 
 
 def descriptors_of(pid: int) -> list[str]:
-    """What each of its descriptors is. Others than root see them in tests.support.builds.visible() alone."""
+    """The target of each of its descriptors. Other users than root need tests.support.builds.visible() to see them."""
     try:
         descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
     except PermissionError:
-        import pytest  # not where tests/vm has the attacks run: there is none
+        import pytest  # the machines of tests/vm, which run the attacks, have no pytest
 
         pytest.skip("needs root to read /proc/PID/fd of a process that is not dumpable")
     found = []
     for descriptor in descriptors:
-        with contextlib.suppress(FileNotFoundError):  # closed since
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             found.append(os.readlink(descriptor))
     return found
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """The condition's value once it holds; fails where it never does."""
+    """The condition's value once it holds; fails after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:

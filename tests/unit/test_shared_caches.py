@@ -1,4 +1,4 @@
-"""What several tests, in processes of their own, find cached or make."""
+"""Trees that several test processes share: one builds, the others wait."""
 
 import multiprocessing
 import time

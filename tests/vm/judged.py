@@ -1,4 +1,4 @@
-"""What both machines' answers are judged by."""
+"""The checks that both machines' answers share."""
 
 import base64
 import io
@@ -30,7 +30,8 @@ ALLOWED = {
 
 
 def is_the_picture(found: dict[str, Any], daemon: Daemon) -> bool:
-    """Whether it is what the daemon draws outside the machine, but for what another processor rounds otherwise."""
+    """Whether it equals the image that the daemon generates outside the machine, up to rounding differences of another
+    processor."""
     assert found["picture"] is not None, found
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["picture"]))))
     with daemon.client() as client:

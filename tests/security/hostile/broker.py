@@ -1,4 +1,4 @@
-"""A broker that was taken over, in the place of the honest one: against the supervisor, and against a worker."""
+"""A compromised broker in place of the honest one: against the supervisor, and against a worker."""
 
 import array
 import asyncio
@@ -47,7 +47,7 @@ GOOD = Parameters(
 
 
 def raw(channel: Channel[Any], data: bytes, descriptors: int = 0) -> None:
-    """Past every check of our own side."""
+    """Without the checks of the sending side."""
     rights = array.array("i", [1] * descriptors)
     channel._sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else [])
 
@@ -57,7 +57,7 @@ def two_workers(supervisor: Supervisor) -> None:
     supervisor.send(StartWorker(worker=2, model="shapes"))
 
 
-# What an audit would be believed to say, had the supervisor written it.
+# A reason that a reader of the audit would believe, had the supervisor written it.
 FORGED_REASON = "approved by the administrator"
 
 
@@ -72,7 +72,7 @@ def a_field_of_its_own(supervisor: Supervisor) -> None:
 
 
 def alive_twice(supervisor: Supervisor) -> None:
-    """Once it may just have been asked."""
+    """A single Alive may be the answer to a Ping."""
     supervisor.send(ALIVE)
     supervisor.send(ALIVE)
 
@@ -116,14 +116,13 @@ async def a_model_that_is_not_in_the_list(supervisor: Supervisor) -> str:
 
 
 async def the_end_of_another_worker(supervisor: Supervisor) -> str:
-    """Only its own can be ended, by its number: not the supervisor, nor a process."""
+    """It can end only its own workers, by number: not the supervisor, nor another process."""
     for number in (0, 2, 4000, 2**40):
         supervisor.send(StopWorker(worker=number, reason="unload"))
     return type((await receive(supervisor))[0]).__name__
 
 
 async def a_flood_of_requests(supervisor: Supervisor) -> str:
-    """As fast as the supervisor reads."""
     ended = 0
     for number in range(300):
         supervisor.send(StartWorker(worker=number, model="none"))
@@ -133,7 +132,7 @@ async def a_flood_of_requests(supervisor: Supervisor) -> str:
     return f"{ended} answered"
 
 
-# What the supervisor answers, and takes no harm from.
+# Requests that the supervisor answers without harm.
 REQUESTS: dict[str, tuple[Callable[[Supervisor], Awaitable[str]], str]] = {
     "a model that is not in the list": (a_model_that_is_not_in_the_list, "the model is not in the config any more"),
     "the end of another worker": (the_end_of_another_worker, "Ping"),
@@ -145,7 +144,7 @@ def run_of(job: int = 1, **changed: Any) -> Run:
     return Run(job=job, parameters=structs.replace(GOOD, **changed), format="png", preview_every=0)
 
 
-# What is sent to a worker, whether after Load, and what comes of it.
+# Messages to a worker, whether after Load, and the outcome.
 TO_WORKER: dict[str, tuple[bool, Callable[[Channel[FromWorker]], Any], str]] = {
     "a good request": (True, lambda worker: worker.send(run_of()), "finished"),
     "a run before the model": (False, lambda worker: worker.send(run_of()), "ended"),
@@ -215,7 +214,7 @@ async def forge(supervisor: Supervisor, attack: str) -> str:
 
 
 async def run(name: str, supervisor: Supervisor, _: BrokerConfig) -> None:
-    """Attack, tell the log what came of it, and wait for the end that somebody else makes."""
+    """Attack, log the outcome, and wait to be killed."""
     kind, _, attack = name.partition(": ")
     if kind == "worker":
         outcome = await against_worker(supervisor, attack)

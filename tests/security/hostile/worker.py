@@ -1,4 +1,4 @@
-"""A worker that was taken over, in the middle of a job that the real broker gave it."""
+"""A compromised worker, in the middle of a job of the real broker."""
 
 import array
 import contextlib
@@ -29,7 +29,7 @@ MEMORY = Memory(1, 2)
 
 
 def raw(job: Job, data: bytes, descriptors: tuple[int, ...] = ()) -> None:
-    """Past every check of our own side."""
+    """Without the checks of the sending side."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     job.channel._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
 
@@ -105,7 +105,7 @@ CALLS: dict[str, Callable[[Job], Any]] = {
 
 
 def read_passwd(_: Job) -> None:
-    """Where a call is allowed but the file isn't, the worker lives on and is told EACCES."""
+    """If the call is allowed but the file is not, the worker lives on and gets EACCES."""
     try:
         os.open("/etc/passwd", os.O_RDONLY)
         told = "read it"
@@ -115,12 +115,12 @@ def read_passwd(_: Job) -> None:
 
 
 CALLS_OF_A_NEW_DRIVER = 3000
-# Of NVIDIA's type, which is on the list for a GPU, and of none that is.
+# One of NVIDIA's type, which is on the list for a GPU, and one of an unlisted type.
 LISTED_IOCTL, UNLISTED_IOCTL = 0xC0204625, 0x40045A17
 
 
 def behave_like_a_new_driver(job: Job) -> None:
-    """No attack: it asks for more than the list allows, very often, and then draws."""
+    """Not an attack: it makes more calls than the list allows, very often, and then generates."""
     for _ in range(CALLS_OF_A_NEW_DRIVER):
         os.getpgid(0)
     for request in (LISTED_IOCTL, UNLISTED_IOCTL):
@@ -133,13 +133,13 @@ ATTACKS: dict[str, Callable[[Job], Any]] = {
     **FORGERIES,
     **CALLS,
     "open /etc/passwd": read_passwd,
-    # What is left of an exploit that guessed an address wrong.
+    # The effect of an exploit that guessed a wrong address.
     "a fault": lambda _: ctypes.string_at(8),
     "a new driver": behave_like_a_new_driver,
 }
 
 
 def run(name: str, job: Job) -> Tokens:
-    """Attack in the job's place; what is not noticed goes on as if nothing had been."""
+    """Attack in place of the job. An attack that is not noticed ends as if it were a job."""
     ATTACKS[name](job)
     return Tokens()
