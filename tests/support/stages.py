@@ -62,7 +62,7 @@ def generates_right(daemon: Daemon, expected: bytes) -> bool:
 
 
 def wait_until_alone(daemon: Daemon) -> None:
-    """Until the broker has only the listening socket, the channels to supervisor and worker, and its event loop's pair."""
+    """Until the broker has only the listening socket, its two channels, and its event loop's pair."""
     sockets = 4 + ("worker" in daemon.processes().values())
     broker = daemon.pid_of("broker")
     wait_for(lambda: sum(link.startswith("socket:") for link in descriptors_of(broker)) == sockets)
