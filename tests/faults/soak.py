@@ -94,7 +94,7 @@ class Soak:
             data = os.pread(image.memfd, 2**20, 0)
             os.close(image.memfd)
         if data != self.expected[seed]:
-            self.wrong.append(f"another picture for seed {seed}")
+            self.wrong.append(f"another image for seed {seed}")
 
     async def _cancel(self) -> None:
         async with AsyncClient(self.daemon.socket) as client, AsyncClient(self.daemon.socket) as other:
@@ -162,7 +162,7 @@ def check(daemon: Daemon, soak: Soak, before: dict[str, int], memory: dict[str, 
     """Whatever is left after all clients have disconnected."""
     with wait_for_client(daemon) as client:
         if images(generate(client, seed=0))[0].data != soak.expected[0]:
-            soak.wrong.append("another picture afterwards")
+            soak.wrong.append("another image afterwards")
         client.unload()
     wait_for(lambda: sorted(daemon.processes().values()) == ["broker", "gpu_worker"])
     try:

@@ -186,8 +186,8 @@ def test_five_hundred_clients_are_served_within_the_limits() -> None:
 
     with started(f"[limits]\n{limits}\n" + MODEL) as daemon:
         before = len(descriptors_of(daemon.pid_of("broker")))
-        drawn = asyncio.run(all_at_once(daemon))
-        assert sum(map(bool, drawn)) == 100 and len(set(drawn) - {b""}) == 1
+        generated = asyncio.run(all_at_once(daemon))
+        assert sum(map(bool, generated)) == 100 and len(set(generated) - {b""}) == 1
         # Only the worker's channel has been added.
         wait_for(lambda: len(descriptors_of(daemon.pid_of("broker"))) == before + 1)
 

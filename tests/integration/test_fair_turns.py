@@ -93,7 +93,7 @@ def test_three_users_take_turns_though_one_queued_first(system: Daemon) -> None:
 def test_after_a_long_job_another_users_short_jobs_run(users: None) -> None:
     """Turns follow the GPU seconds that each user has used. One worker serves all, so that nothing else counts."""
 
-    def pictures(count: int, **parameters: int) -> list[float]:
+    def ends(count: int, **parameters: int) -> list[float]:
         async def one(client: AsyncClient) -> float:
             async for _ in client.generate(PROMPT, model="shapes", **parameters):
                 pass
@@ -112,7 +112,7 @@ def test_after_a_long_job_another_users_short_jobs_run(users: None) -> None:
 
     def ask() -> None:
         long, short = {"steps": 100, "images": 4}, {"steps": 1}
-        finished.extend(in_parallel((ALICE, lambda: pictures(3, **long)), (BOB, lambda: pictures(4, **short))))
+        finished.extend(in_parallel((ALICE, lambda: ends(3, **long)), (BOB, lambda: ends(4, **short))))
 
     try:
         with daemon.client() as holder, daemon.client() as watcher:

@@ -176,7 +176,7 @@ def test_many_requests_on_one_connection_interleave() -> None:
             return await drawing
 
     try:
-        drawn = asyncio.run(main())
-        assert len(set(drawn)) == 3 and drawn[:3] * 3 == drawn
+        generated = asyncio.run(main())
+        assert len(set(generated)) == 3 and generated[:3] * 3 == generated
     finally:
         daemon.stop()

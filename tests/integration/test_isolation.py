@@ -65,11 +65,11 @@ def by(name: str, daemon: Daemon, action: Callable[[Client], Any]) -> Any:
     return as_user(name, connected)
 
 
-def a_picture(client: Client) -> int:
+def an_image(client: Client) -> int:
     return len(images(generate(client)))
 
 
-def events_of_a_picture(client: Client) -> list[str]:
+def events_of_an_image(client: Client) -> list[str]:
     return [type(answer.event).__name__ for answer in generate(client)]
 
 
@@ -92,7 +92,7 @@ def workers(daemon: Daemon, users: list[str]) -> list[int]:
         root.unload()
     found = []
     for name in users:
-        assert by(name, daemon, a_picture) == 1
+        assert by(name, daemon, an_image) == 1
         found.append(daemon.pid_of("worker"))
     return [sorted(set(found), key=found.index).index(worker) for worker in found]
 
@@ -142,8 +142,8 @@ def test_a_loaded_model_is_reloaded_for_the_next_user_unseen(isolated: Daemon) -
     assert by(BOB, isolated, told_of_the_worker) == ["none", None, None, True, None]
     with isolated.client() as root:
         assert told_of_the_worker(root) == ["idle", "shapes", "cpu", False, None]
-    assert "Loading" not in by(ALICE, isolated, events_of_a_picture)
-    assert by(BOB, isolated, events_of_a_picture)[:2] == ["Queued", "Loading"]
+    assert "Loading" not in by(ALICE, isolated, events_of_an_image)
+    assert by(BOB, isolated, events_of_an_image)[:2] == ["Queued", "Loading"]
     assert by(BOB, isolated, told_of_the_worker) == ["idle", "shapes", "cpu", False, "shapes"]
     assert by(ALICE, isolated, told_of_the_worker) == ["none", None, None, True, None]
 
@@ -163,7 +163,7 @@ def test_status_shows_a_user_its_own_jobs_and_root_all(isolated: Daemon) -> None
             *(report.images_made, report.worker_restarts, sums.requests, sums.connections, sums.models_loaded),
         ]
 
-    by(BOB, isolated, a_picture)
+    by(BOB, isolated, an_image)
     # Her job numbers begin at 1, whatever Bob and root have run.
     assert sorted(set(by(ALICE, isolated, numbers))) == [1, 2]
     with isolated.client() as root:
@@ -199,11 +199,11 @@ def test_another_users_worker_can_be_unloaded_only_when_idle(isolated: Daemon) -
 def test_unload_after_a_job_keeps_the_model_for_waiting_users(shared: Daemon) -> None:
     told: list[list[str]] = []
 
-    def draw_behind(client: Client) -> list[str]:
+    def generate_behind(client: Client) -> list[str]:
         wait_for(lambda: client.status().worker == "running")
-        return events_of_a_picture(client)
+        return events_of_an_image(client)
 
-    bob = threading.Thread(target=lambda: told.append(by(BOB, shared, draw_behind)))
+    bob = threading.Thread(target=lambda: told.append(by(BOB, shared, generate_behind)))
 
     def alice(client: Client) -> list[Any]:
         running = client.generate(PROMPT, **LONG)

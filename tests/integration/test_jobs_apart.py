@@ -47,16 +47,16 @@ def test_an_image_does_not_depend_on_earlier_jobs(daemons: dict[str, Daemon], na
     # The first step of each scheduler starts from a fresh state. Four steps use what a step leaves behind.
     wanted = {"model": name, "width": 64, "height": 64, "steps": 4, "seed": 7, "cfg_scale": 4.0}
     with daemon.client() as client:
-        first = {scheduler: picture(client, **wanted, scheduler=scheduler) for scheduler in FAMILIES[name].schedulers}
+        first = {scheduler: image(client, **wanted, scheduler=scheduler) for scheduler in FAMILIES[name].schedulers}
         worker = daemon.pid_of("worker")
         for disturb in disturbances(client, wanted):
             disturb()
             for scheduler, expected in first.items():
-                assert np.array_equal(picture(client, **wanted, scheduler=scheduler), expected), scheduler
+                assert np.array_equal(image(client, **wanted, scheduler=scheduler), expected), scheduler
         assert daemon.pid_of("worker") == worker  # one worker generated all of them
 
 
-def picture(client: Client, **wanted: Any) -> np.ndarray:
+def image(client: Client, **wanted: Any) -> np.ndarray:
     generated = pixels(images(generate(client, **wanted))[0])
     assert generated.std() > 0
     return generated
@@ -78,8 +78,8 @@ def fail(client: Client, wanted: dict[str, Any]) -> None:
 
 def cancel(client: Client, wanted: dict[str, Any]) -> None:
     """Between two steps, of a hundred."""
-    drawing = client.generate("x", **wanted | {"steps": 100, "negative_prompt": "y"})
-    for answer in drawing:
+    answers = client.generate("x", **wanted | {"steps": 100, "negative_prompt": "y"})
+    for answer in answers:
         if isinstance(answer.event, Progress):
             break
-    drawing.close()  # type: ignore[attr-defined]
+    answers.close()  # type: ignore[attr-defined]

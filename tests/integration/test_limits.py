@@ -178,10 +178,10 @@ def fill_socket_buffers(connection: socket.socket) -> None:
 def deliveries(daemon: Daemon, **parameters: Any) -> tuple[list[str], list[bytes]]:
     """How each image requested as a descriptor was delivered, and its pixels."""
     with daemon.client() as client:
-        drawn = images(generate(client, steps=1, format="raw", deliver="fd", **parameters))
-        found = [os.pread(image.memfd, image.event.size, 0) if image.memfd else image.data for image in drawn]
-        close_all([image.memfd for image in drawn if image.memfd])
-        return [image.event.deliver for image in drawn], found
+        generated = images(generate(client, steps=1, format="raw", deliver="fd", **parameters))
+        found = [os.pread(image.memfd, image.event.size, 0) if image.memfd else image.data for image in generated]
+        close_all([image.memfd for image in generated if image.memfd])
+        return [image.event.deliver for image in generated], found
 
 
 def test_beyond_the_delivered_bytes_limit_images_come_inline() -> None:

@@ -86,9 +86,9 @@ def test_each_file_dtype_and_dtype_gives_the_image_of_diffusers(
         change(file, cast)
     for dtype in DTYPES.values():
         pipeline = load(family, model, dtype)
-        picture = generated(pipeline, family)
-        assert picture.std() > 10
-        assert np.array_equal(picture, generated(assembled(family, model, dtype), family)), dtype
+        image = generated(pipeline, family)
+        assert image.std() > 10
+        assert np.array_equal(image, generated(assembled(family, model, dtype), family)), dtype
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 kept = getattr(part, "_keep_in_fp32_modules", None) or []
@@ -198,7 +198,7 @@ AS_PUBLISHED: dict[str, tuple[str, str, Callable[[Tensors], Tensors]]] = {
     "the same, with projection": (
         "sd3", "text_encoder", lambda t: t | {"text_model.embeddings.position_ids": torch.arange(32)[None]}
     ),
-    "a projection nobody uses": ("sdxl", "text_encoder", lambda t: t | {"text_projection.weight": torch.ones(32, 32)}),
+    "an unused projection": ("sdxl", "text_encoder", lambda t: t | {"text_projection.weight": torch.ones(32, 32)}),
     "CLIP's scale": ("sd3", "text_encoder_2", lambda t: t | {"logit_scale": torch.tensor(4.6)}),
     "CLIP as it was named": ("flux", "text_encoder", lambda t: {f"text_model.{key}": t[key] for key in t}),
     "T5's table under both names": (
@@ -320,7 +320,7 @@ def test_each_family_generates_in_the_default_dtype_of_a_gpu(
 ) -> None:
     wanted = {"width": 64, "height": 64, "steps": 2, "seed": 1, "cfg_scale": 5.0, "scheduler": scheduler}
     with daemon.client() as client:
-        picture = pixels(images(generate(client, "a red circle", model=name, **wanted))[0])
+        image = pixels(images(generate(client, "a red circle", model=name, **wanted))[0])
         assert client.status().dtype == "bfloat16"
     path = tomllib.loads(daemon.config.read_text())["models"][name]["path"]
-    assert np.array_equal(picture, generated(assembled(family, Path(path), torch.bfloat16), family))
+    assert np.array_equal(image, generated(assembled(family, Path(path), torch.bfloat16), family))

@@ -38,7 +38,7 @@ def system(limits: str = "", **more: Any) -> Iterator[Daemon]:
         assert daemon.stop() == 0
 
 
-def picture(path: Path) -> Any:
+def size_of_image(path: Path) -> Any:
     with Client(path, timeout=100) as client:
         return len(images(generate(client, steps=1))[0].data)
 
@@ -58,7 +58,7 @@ def test_three_thousand_uids_of_one_user_count_as_one(users: None) -> None:
                 assert status.connections == 65 and status.queue_length <= 32
             # Allowed by name, by supplementary group, by primary group.
             for name in (ALICE, CAROL, BOB):
-                assert as_user(name, lambda: picture(daemon.socket)) == expected
+                assert as_user(name, lambda: size_of_image(daemon.socket)) == expected
         wait_for(lambda: len(descriptors_of(daemon.pid_of("broker"))) <= before)
         with daemon.client() as client:
             assert client.status().connections == 1
@@ -100,7 +100,7 @@ def test_one_known_user_cannot_keep_out_another(users: None) -> None:
     ):
         assert alice.connect(STATUS, each=8) == {"status": 6, "connections": 2}
         assert bob.connect(STATUS) == {"status": 1}
-        assert as_user(CAROL, lambda: picture(daemon.socket)) > 100
+        assert as_user(CAROL, lambda: size_of_image(daemon.socket)) > 100
 
 
 def test_the_last_quarter_of_the_queue_is_for_new_known_users(users: None) -> None:
@@ -177,5 +177,5 @@ def test_the_client_with_most_unread_bytes_is_dropped(users: None) -> None:
         (dropped,) = wait_for(lambda: daemon.events("client_dropped"))
         assert dropped["peer"]["uid"] == uid(ALICE)
         assert "all clients have more than 1048576 bytes together" in dropped["reason"]
-        assert as_user(CAROL, lambda: picture(daemon.socket)) > 100
+        assert as_user(CAROL, lambda: size_of_image(daemon.socket)) > 100
         assert [line["peer"]["uid"] for line in daemon.events("client_dropped")] == [uid(ALICE)]

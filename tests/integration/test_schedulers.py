@@ -97,7 +97,7 @@ def test_every_offered_scheduler_gives_the_image_of_diffusers(served: Daemon, mo
         for scheduler in offer.schedulers:
             # With shift_terminal diffusers divides by zero where there is one step.
             for steps in (2, 5) if "shift_terminal" in CONFIGS[name][1] else (1, 2, 5):
-                expected = drawn_by_diffusers(plain, scheduler, steps)
+                expected = by_diffusers(plain, scheduler, steps)
                 wanted = {"width": 64, "height": 64, "steps": steps, "cfg_scale": SCALE, "preview_every": 1}
                 answers = generate(client, PROMPT, model=name, seed=SEED, scheduler=scheduler, **wanted)
                 assert expected.std() > 0
@@ -110,7 +110,7 @@ def test_every_offered_scheduler_gives_the_image_of_diffusers(served: Daemon, mo
                 assert told == [(kind, step) for step in range(1, steps + 1) for kind in (Progress, Preview)]
 
 
-def drawn_by_diffusers(plain: Reference, scheduler: str, steps: int) -> np.ndarray:
+def by_diffusers(plain: Reference, scheduler: str, steps: int) -> np.ndarray:
     config = plain.own.config
     if scheduler == "flow_heun" and config.get("_class_name") != "FlowMatchHeunDiscreteScheduler":
         made: Any = FlowHeun.from_config({k: v for k, v in config.items() if k != "_use_default_values"})

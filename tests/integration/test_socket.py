@@ -173,10 +173,10 @@ def test_an_empty_path_is_refused_by_the_name_of_its_option(option: str) -> None
 
 
 def test_s_is_the_short_option_of_socket_path(tmp_path: Path) -> None:
-    nobody = tmp_path / "none"
-    long, short = run("--socket-path", nobody), run("-s", nobody)
+    missing = tmp_path / "none"
+    long, short = run("--socket-path", missing), run("-s", missing)
     assert long.returncode == short.returncode == 78
-    assert long.stderr == short.stderr == f"weave-compute: {nobody}: No such file or directory\n"
+    assert long.stderr == short.stderr == f"weave-compute: {missing}: No such file or directory\n"
 
 
 def test_a_socket_path_too_long_is_refused_by_name(tmp_path: Path) -> None:

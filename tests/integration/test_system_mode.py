@@ -71,11 +71,11 @@ def test_other_users_get_no_byte_and_an_audit_line(system: Daemon) -> None:
 
 
 def test_each_user_gets_an_image_and_sees_only_its_own_jobs(system: Daemon) -> None:
-    def picture() -> Any:
+    def image() -> Any:
         with Client(system.socket, timeout=100) as client:
             return len(images(generate(client))[0].data)
 
-    assert as_user(ALICE, picture) == as_user(CAROL, picture) > 100
+    assert as_user(ALICE, image) == as_user(CAROL, image) > 100
 
 
 def how_it_came(path: Path) -> Any:

@@ -33,7 +33,7 @@ def run(socket: Path, *arguments: Any, **more: Any) -> subprocess.CompletedProce
 
 
 @pytest.fixture
-def nobody(tmp_path: Path) -> Path:
+def no_daemon(tmp_path: Path) -> Path:
     """A path without a daemon: the error comes before one is contacted."""
     return tmp_path / "no-socket"
 
@@ -64,14 +64,14 @@ BEFORE: dict[str, tuple[tuple[Any, ...], int, str]] = {
 
 
 @pytest.mark.parametrize("name", BEFORE)
-def test_invalid_options_fail_before_the_daemon_is_contacted(nobody: Path, name: str) -> None:
+def test_invalid_options_fail_before_the_daemon_is_contacted(no_daemon: Path, name: str) -> None:
     arguments, status, message = BEFORE[name]
-    folder = nobody.parent
+    folder = no_daemon.parent
     (folder / "file").write_text("kept")
     (folder / "a-7.png").write_text("kept")
     (folder / "link").symlink_to("file")
     (folder / "dangling").symlink_to("nothing")
-    done = run(nobody, *arguments, cwd=folder)
+    done = run(no_daemon, *arguments, cwd=folder)
     assert (done.returncode, message in done.stderr.decode()) == (status, True), done.stderr
     assert (folder / "file").read_text() == (folder / "a-7.png").read_text() == "kept"
     assert {path.name for path in folder.iterdir()} == {"file", "a-7.png", "link", "dangling"}
@@ -168,8 +168,8 @@ def test_messages_go_to_the_file_while_a_terminal_shows_the_bar(shared_daemon: D
     assert (tmp_path / "lines").read_bytes().startswith(b"a.png (seed ")
 
 
-def test_a_terminal_without_a_size_shows_the_error(nobody: Path) -> None:
-    done = run(nobody, "status", env=os.environ | {"COLUMNS": "0"})
+def test_a_terminal_without_a_size_shows_the_error(no_daemon: Path) -> None:
+    done = run(no_daemon, "status", env=os.environ | {"COLUMNS": "0"})
     assert (done.returncode, b"no-socket: No such file or directory" in done.stderr) == (3, True), done.stderr
 
 

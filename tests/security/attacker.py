@@ -155,7 +155,7 @@ def take_away(layer: str | None) -> None:
             seccomp.pyseccomp.NOTIFY, kept = pyseccomp.ALLOW, pyseccomp.NOTIFY
             seccomp.pyseccomp.ALLOW, allow = kept, pyseccomp.ALLOW
             try:
-                return original([seccomp.Call("uselib", "nobody calls it")])
+                return original([seccomp.Call("uselib", "never called")])
             finally:
                 seccomp.pyseccomp.NOTIFY, seccomp.pyseccomp.ALLOW = kept, allow
 

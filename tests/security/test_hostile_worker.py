@@ -54,7 +54,7 @@ FORGERIES: dict[str, list[tuple[Any, Any]]] = {
     "an image of a negative size": [(Made(job=5, image=0, size=-1), PIXELS)],
     "a memfd shorter than said": [(IMAGE[0], PIXELS - 1)],
     "an unsealed memfd": [(IMAGE[0], "unsealed")],
-    "a preview that nobody asked for": [STEP, (Previewed(job=5, image=0, step=1, width=8, height=8, size=9), 9)],
+    "a preview that was not requested": [STEP, (Previewed(job=5, image=0, step=1, width=8, height=8, size=9), 9)],
     "a preview twice": [STEP, STEP_2, PREVIEW, PREVIEW],
     "the end before the image": [FINISHED],
     "tokens of an encoder with a name that a terminal obeys": [IMAGE, finished(encoder="\x1b[2J")],

@@ -48,7 +48,7 @@ LIST_OF_RECORD_MODE = constant(
 class Recorded(NamedTuple):
     """The results of a daemon in record mode."""
 
-    picture_is_right: bool
+    image_is_right: bool
     status: StatusReport
     doctor: str
     events: list[dict[str, Any]]
@@ -63,11 +63,11 @@ def recorded() -> Recorded:
     with daemon.client() as client:
         client.unload()
         hostile.arm("a new driver")
-        picture = images(generate(client, format="raw"))[0].data
+        image = images(generate(client, format="raw"))[0].data
         status = client.status()
     doctor = weavectl(daemon, "doctor").stdout
     exit_status = daemon.stop()
-    return Recorded(picture == hostile.expected, status, doctor, daemon.all_events(), daemon.output(), exit_status)
+    return Recorded(image == hostile.expected, status, doctor, daemon.all_events(), daemon.output(), exit_status)
 
 
 def named(recorded: Recorded, event: str) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def named(recorded: Recorded, event: str) -> list[dict[str, Any]]:
 
 
 def test_record_mode_lets_forbidden_calls_through(recorded: Recorded) -> None:
-    assert recorded.picture_is_right and recorded.exit_status == 0
+    assert recorded.image_is_right and recorded.exit_status == 0
     assert named(recorded, "recording") and not named(recorded, "sandbox_violation")
     # Answering all those calls did not delay the supervisor's answers to the broker.
     assert not named(recorded, "broker_hung")

@@ -14,7 +14,7 @@ from typing import Any
 
 HOME = Path("/opt/weave-vm")
 PACKAGE = Path("/usr/lib/weave-compute/lib/python3.11/site-packages/weave")
-PICTURE = Path("/home/alice/picture.png")
+IMAGE = Path("/home/alice/image.png")
 # An emulated processor is slow, most of all at multiplying: one step, without guidance.
 PROMPT = "a red circle on a blue background"
 PARAMETERS = {"seed": 1, "steps": 1, "cfg_scale": 1.0, "model": "shapes"}
@@ -43,9 +43,9 @@ def as_user(name: str, command: str) -> dict[str, Any]:
 
 def generate() -> dict[str, Any]:
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in PARAMETERS.items())
-    done = as_user("alice", f"weavectl --timeout 600 --json generate '{PROMPT}' {options} --output {PICTURE}")
-    picture = base64.b64encode(PICTURE.read_bytes()).decode() if PICTURE.exists() else None
-    return done | {"picture": picture}
+    done = as_user("alice", f"weavectl --timeout 600 --json generate '{PROMPT}' {options} --output {IMAGE}")
+    image = base64.b64encode(IMAGE.read_bytes()).decode() if IMAGE.exists() else None
+    return done | {"image": image}
 
 
 def labels() -> dict[str, list[str]]:
@@ -208,7 +208,7 @@ FILES = "cat /var/log/weave/audit.log /var/lib/weave/metrics/weave.prom"
 
 SERVING: dict[str, Callable[[], Any]] = {
     "service": service,
-    "picture": generate,
+    "image": generate,
     "files": lambda: sh(FILES),
     "labels": labels,
     "status": status,
