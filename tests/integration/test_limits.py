@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -33,11 +33,31 @@ GENERATE = {"op": "generate", "model": "shapes", "prompt": PROMPT, "steps": 1}
 
 @contextmanager
 def limited(limits: str) -> Iterator[Daemon]:
+    """A daemon that starts with these limits."""
     daemon = Daemon(f"[limits]\n{limits}\n" + MODEL, command=visible()).wait_until_serving()
     try:
         yield daemon
     finally:
         assert daemon.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def reloadable() -> Iterator[Daemon]:
+    """One daemon for all tests that set their limits by a reload."""
+    with limited("") as daemon:
+        yield daemon
+
+
+Reload: TypeAlias = Callable[[str], Daemon]
+
+
+@pytest.fixture
+def reload(reloadable: Daemon) -> Reload:
+    def with_limits(limits: str) -> Daemon:
+        reloadable.reload(f"[limits]\n{limits}\n" + MODEL)
+        return reloadable
+
+    return with_limits
 
 
 def is_closed(connection: socket.socket) -> bool:
@@ -49,8 +69,9 @@ def is_closed(connection: socket.socket) -> bool:
     return True
 
 
-def test_a_job_queued_too_long_fails_and_the_running_one_stays() -> None:
-    with limited("queued_seconds = 1.0") as daemon, daemon.client() as client, daemon.client() as other:
+def test_a_job_queued_too_long_fails_and_the_running_one_stays(reload: Reload) -> None:
+    daemon = reload("queued_seconds = 1.0")
+    with daemon.client() as client, daemon.client() as other:
         running = client.generate(PROMPT, model="shapes", steps=100, images=8)
         wait_for(lambda: isinstance(next(running).event, Progress))
         with pytest.raises(WeaveError) as late:
@@ -61,8 +82,8 @@ def test_a_job_queued_too_long_fails_and_the_running_one_stays() -> None:
 
 
 @pytest.mark.parametrize("op", [GENERATE, {"op": "load_model", "model": "shapes"}, {"op": "unload"}])
-def test_a_rate_limit_error_says_when_to_retry(op: dict[str, Any]) -> None:
-    with limited("burst_per_uid = 1\nrequests_per_second = 1.0") as daemon, daemon.connect() as connection:
+def test_a_rate_limit_error_says_when_to_retry(reload: Reload, op: dict[str, Any]) -> None:
+    with reload("burst_per_uid = 1\nrequests_per_second = 1.0").connect() as connection:
 
         def end(request: int) -> dict[str, Any]:
             send_2(connection, op, request)
@@ -80,9 +101,9 @@ def test_a_rate_limit_error_says_when_to_retry(op: dict[str, Any]) -> None:
         assert end(3)["event"] == "done"
 
 
-def test_a_queue_full_error_names_the_total_or_per_uid_limit() -> None:
+def test_a_queue_full_error_names_the_total_or_per_uid_limit(reload: Reload) -> None:
     for limit in ("queue", "queue_per_uid"):
-        with limited(f"{limit} = 2") as daemon, daemon.connect() as connection:
+        with reload(f"{limit} = 2").connect() as connection:
             send_2(connection, GENERATE | {"steps": 100, "images": 8}, 1)
             while receive_2(connection)["event"] != "progress":
                 pass
@@ -139,26 +160,26 @@ UNREAD = {
 
 
 @pytest.mark.parametrize("name", UNREAD)
-def test_a_client_that_does_not_read_is_dropped_alone(name: str) -> None:
+def test_a_client_that_does_not_read_is_dropped_alone(reload: Reload, name: str) -> None:
     limit, request = UNREAD[name]
-    with limited(f"{limit}\nburst_per_uid = 1000\nqueue_per_uid = 100") as daemon:
-        with daemon.client() as client, daemon.connect() as deaf:
-            expected = images(generate(client))[0].data
-            for number in range(30):
-                send_2(deaf, request, number)
-            # Another connection of the same user, which reads, generates meanwhile and is not dropped.
-            assert images(generate(client))[0].data == expected
-            dropped = wait_for(lambda: daemon.events("client_dropped"))
-            assert [f"{name} together" in line["reason"] for line in dropped] == [True]
-            assert images(generate(client))[0].data == expected
-            assert is_closed(deaf)
-        broker = daemon.pid_of("broker")
-        wait_for(lambda: not [link for link in descriptors_of(broker) if "memfd:weave-image" in link])
+    daemon = reload(f"{limit}\nburst_per_uid = 1000\nqueue_per_uid = 100")
+    with daemon.client() as client, daemon.connect() as deaf:
+        expected = images(generate(client))[0].data
+        for number in range(30):
+            send_2(deaf, request, number)
+        # Another connection of the same user, which reads, generates meanwhile and is not dropped.
+        assert images(generate(client))[0].data == expected
+        dropped = wait_for(lambda: daemon.events("client_dropped"))
+        assert [f"{name} together" in line["reason"] for line in dropped] == [True]
+        assert images(generate(client))[0].data == expected
+        assert is_closed(deaf)
+    broker = daemon.pid_of("broker")
+    wait_for(lambda: not [link for link in descriptors_of(broker) if "memfd:weave-image" in link])
 
 
-def test_all_connections_of_a_user_count_together() -> None:
-    limit = "outgoing_images = 20\nburst_per_uid = 1000\nqueue_per_uid = 100"
-    with limited(limit) as daemon, daemon.connect() as one, daemon.connect() as other:
+def test_all_connections_of_a_user_count_together(reload: Reload) -> None:
+    daemon = reload("outgoing_images = 20\nburst_per_uid = 1000\nqueue_per_uid = 100")
+    with daemon.connect() as one, daemon.connect() as other:
         fill_socket_buffers(one)
         fill_socket_buffers(other)
         for number in range(2):

@@ -2,10 +2,10 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -36,6 +36,28 @@ def system(limits: str = "", **more: Any) -> Iterator[Daemon]:
         yield daemon
     finally:
         assert daemon.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def reloadable(users: None) -> Iterator[Daemon]:
+    with system() as daemon:
+        yield daemon
+
+
+Reload: TypeAlias = Callable[[str], Daemon]
+
+
+@pytest.fixture
+def reload(reloadable: Daemon) -> Reload:
+    """For tests of one daemon with different limits. Before each it has no connections, and all rates start again."""
+
+    def with_limits(limits: str) -> Daemon:
+        with reloadable.client() as client:
+            wait_for(lambda: client.status().connections == 1)
+        reloadable.reload(f"[limits]\n{limits}\n" + OPEN + MODEL)
+        return reloadable
+
+    return with_limits
 
 
 def size_of_image(path: Path) -> Any:
@@ -73,8 +95,9 @@ def test_if_each_uid_were_known_one_user_would_fill_the_totals(users: None) -> N
             assert many.connect(STATUS)["status"] == served
 
 
-def test_the_last_quarter_of_connections_is_for_new_known_users(users: None) -> None:
-    with system("connections = 8\nconnections_per_uid = 8") as daemon, ExitStack() as stack:
+def test_the_last_quarter_of_connections_is_for_new_known_users(reload: Reload) -> None:
+    daemon = reload("connections = 8\nconnections_per_uid = 8")
+    with ExitStack() as stack:
 
         def connect(uids: list[int], each: int) -> dict[str, int]:
             new = stack.enter_context(crowd(daemon.socket, uids, group=GROUP))
@@ -92,9 +115,9 @@ def test_the_last_quarter_of_connections_is_for_new_known_users(users: None) -> 
     }
 
 
-def test_one_known_user_cannot_keep_out_another(users: None) -> None:
+def test_one_known_user_cannot_keep_out_another(reload: Reload) -> None:
+    daemon = reload("connections = 8\nconnections_per_uid = 8")
     with (
-        system("connections = 8\nconnections_per_uid = 8") as daemon,
         crowd(daemon.socket, [uid(ALICE)], group=GROUP) as alice,
         crowd(daemon.socket, [uid(BOB)], group=GROUP) as bob,
     ):
@@ -103,8 +126,9 @@ def test_one_known_user_cannot_keep_out_another(users: None) -> None:
         assert as_user(CAROL, lambda: size_of_image(daemon.socket)) > 100
 
 
-def test_the_last_quarter_of_the_queue_is_for_new_known_users(users: None) -> None:
-    with system("queue = 8\nqueue_per_uid = 8") as daemon, ExitStack() as stack:
+def test_the_last_quarter_of_the_queue_is_for_new_known_users(reload: Reload) -> None:
+    daemon = reload("queue = 8\nqueue_per_uid = 8")
+    with ExitStack() as stack:
         root = stack.enter_context(daemon.client())
         running = root.generate(PROMPT, model="shapes", steps=100, images=8)
         wait_for(lambda: isinstance(next(running).event, Progress))
@@ -120,9 +144,9 @@ def test_the_last_quarter_of_the_queue_is_for_new_known_users(users: None) -> No
             assert watcher.status().queue_length == 8
 
 
-def test_unknown_uids_share_one_rate_known_ones_have_their_own(users: None) -> None:
+def test_unknown_uids_share_one_rate_known_ones_have_their_own(reload: Reload) -> None:
+    daemon = reload("burst_per_uid = 5\nrequests_per_second = 0.01")
     with (
-        system("burst_per_uid = 5\nrequests_per_second = 0.01") as daemon,
         crowd(daemon.socket, sub_uids(10), group=GROUP) as many,
         crowd(daemon.socket, [uid(ALICE)], group=GROUP) as alice,
     ):
@@ -165,9 +189,9 @@ def test_unnamed_strangers_are_counted_and_a_named_one_logged(users: None) -> No
     assert sum(count["uids"] for count in counts) == UIDS + 1 - len(lines)
 
 
-def test_the_client_with_most_unread_bytes_is_dropped(users: None) -> None:
-    limits = "outgoing_bytes = 4194304\noutgoing_bytes_total = 1048576"
-    with system(limits) as daemon, ExitStack() as stack:
+def test_the_client_with_most_unread_bytes_is_dropped(reload: Reload) -> None:
+    daemon = reload("outgoing_bytes = 4194304\noutgoing_bytes_total = 1048576")
+    with ExitStack() as stack:
         deaf = {}
         for name in (ALICE, BOB):
             deaf[name] = stack.enter_context(crowd(daemon.socket, [uid(name)], group=GROUP))

@@ -23,6 +23,8 @@ class Daemon:
     """`config` is TOML; none means the built-in default. `prefix` goes before the command (unshare, ...), `options`
     after it, `variables` into its environment. `command` is another build's (tests/support/builds.py)."""
 
+    _forgotten = 0  # events before the last reload()
+
     def __init__(
         self,
         config: str | None = None,
@@ -73,7 +75,15 @@ class Daemon:
 
     def all_events(self) -> list[dict[str, Any]]:
         whole = self.log().rpartition("\n")[0]  # the last line may be half written
-        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")][self._forgotten :]
+
+    def reload(self, config: str) -> None:
+        """SIGHUP with another config. Then events() returns only later events, for tests that share a daemon."""
+        before = len(self.events("reloaded"))
+        self.config.write_text(config)
+        self.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(self.events("reloaded")) > before)
+        self._forgotten += len(self.all_events())
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [line for line in self.all_events() if line["event"] == name]

@@ -43,4 +43,6 @@ def system_daemon(folder: Path, config: str = SYSTEM + MODEL, *, as_user: tuple[
     path = folder / "weave-compute.toml"
     path.write_text(config)
     options = ("--system", "--config", str(path), "--socket", str(folder / "weave" / "weave.sock"))
-    return Daemon(prefix=(*reachable(), *as_user), folder=folder, options=options, **more)
+    daemon = Daemon(prefix=(*reachable(), *as_user), folder=folder, options=options, **more)
+    daemon.config = path
+    return daemon
