@@ -186,6 +186,12 @@ def test_a_worker_checks_the_requests_of_a_hostile_broker(hostile_broker: Hostil
     ]
 
 
+def test_a_worker_refuses_every_run_out_of_bounds(hostile_broker: Hostile) -> None:
+    events = attack_as_broker(hostile_broker, "bad runs: ")
+    (attacked,) = [line for line in events if line["event"] == "attacked"]
+    assert attacked["outcome"] == dict.fromkeys(hostile_broker_attacks.BAD_RUNS, "refused")
+
+
 def test_a_silent_broker_is_killed(hostile_broker: Hostile) -> None:
     events = attack_as_broker(hostile_broker, "silence: ")
     assert [line for line in events if line["event"] == "broker_hung"]

@@ -155,30 +155,32 @@ TO_WORKER: dict[str, tuple[bool, Callable[[Channel[FromWorker]], Any], str]] = {
     "a giant message": (True, lambda worker: raw(worker, bytes(200_000)), "ended"),
     "descriptors": (True, lambda worker: raw(worker, msgspec.msgpack.encode(run_of()), 2), "ended"),
     "a run in a run": (True, lambda worker: (worker.send(run_of(steps=50)), worker.send(run_of(2))), "ended"),
-    "steps": (True, lambda worker: worker.send(run_of(steps=10**6)), "refused"),
-    "no steps": (True, lambda worker: worker.send(run_of(steps=0)), "refused"),
-    "width": (True, lambda worker: worker.send(run_of(width=2**31)), "refused"),
-    "height": (True, lambda worker: worker.send(run_of(height=-64)), "refused"),
-    "images": (True, lambda worker: worker.send(run_of(images=10**9)), "refused"),
-    "seed": (True, lambda worker: worker.send(run_of(seed=-1)), "refused"),
-    "cfg_scale": (True, lambda worker: worker.send(run_of(cfg_scale=math.nan)), "refused"),
-    "scheduler": (True, lambda worker: worker.send(run_of(scheduler="os.system")), "refused"),
-    "prompt": (True, lambda worker: worker.send(run_of(prompt="x" * 100_000)), "refused"),
-    "prompts of the encoders": (
-        True,
-        lambda worker: worker.send(run_of(encoder_prompts=("x" * 10_000, "y", "z"))),
-        "refused",
-    ),
-    "preview_every": (
-        True,
-        lambda worker: worker.send(Run(job=1, parameters=GOOD, format="png", preview_every=-1)),
-        "refused",
-    ),
+}
+# Runs out of bounds, each of which the worker refuses. It lives on.
+BAD_RUNS: dict[str, Run] = {
+    "steps": run_of(steps=10**6),
+    "no steps": run_of(steps=0),
+    "width": run_of(width=2**31),
+    "height": run_of(height=-64),
+    "images": run_of(images=10**9),
+    "seed": run_of(seed=-1),
+    "cfg_scale": run_of(cfg_scale=math.nan),
+    "scheduler": run_of(scheduler="os.system"),
+    "prompt": run_of(prompt="x" * 100_000),
+    "prompts of the encoders": run_of(encoder_prompts=("x" * 10_000, "y", "z")),
+    "preview_every": structs.replace(run_of(), preview_every=-1),
 }
 
 
-async def against_worker(supervisor: Supervisor, name: str) -> str:
-    after_load, attack, _ = TO_WORKER[name]
+async def answer_pings(supervisor: Supervisor) -> None:
+    """Without it the supervisor would kill this broker as hung while a slow worker loads."""
+    while True:
+        message, _ = await receive(supervisor)
+        if isinstance(message, Ping):
+            supervisor.send(ALIVE)
+
+
+async def new_worker(supervisor: Supervisor) -> Channel[FromWorker]:
     supervisor.send(StartWorker(worker=1, model="shapes"))
     while True:
         message, descriptors = await receive(supervisor)
@@ -188,10 +190,15 @@ async def against_worker(supervisor: Supervisor, name: str) -> str:
             supervisor.send(ALIVE)
     worker: Channel[FromWorker] = Channel.from_fd(descriptors[0], FromWorker)
     worker.set_blocking(False)
-    if after_load:
-        worker.send(Load())
-        await receive(worker)
-    attack(worker)
+    return worker
+
+
+async def load(worker: Channel[FromWorker]) -> None:
+    worker.send(Load())
+    await receive(worker)
+
+
+async def outcome_of(worker: Channel[FromWorker]) -> str:
     try:
         while True:
             answer, _ = await receive(worker)
@@ -201,6 +208,31 @@ async def against_worker(supervisor: Supervisor, name: str) -> str:
                 return "finished"
     except ChannelClosed:
         return "ended"
+
+
+async def against_worker(supervisor: Supervisor, name: str) -> str:
+    after_load, attack, _ = TO_WORKER[name]
+    worker = await new_worker(supervisor)
+    pings = asyncio.create_task(answer_pings(supervisor))
+    if after_load:
+        await load(worker)
+    attack(worker)
+    outcome = await outcome_of(worker)
+    pings.cancel()
+    return outcome
+
+
+async def bad_runs(supervisor: Supervisor) -> dict[str, str]:
+    """The outcome of each, all of one worker."""
+    worker = await new_worker(supervisor)
+    pings = asyncio.create_task(answer_pings(supervisor))
+    await load(worker)
+    outcomes = {}
+    for name, run in BAD_RUNS.items():
+        worker.send(run)
+        outcomes[name] = await outcome_of(worker)
+    pings.cancel()
+    return outcomes
 
 
 async def forge(supervisor: Supervisor, attack: str) -> str:
@@ -216,8 +248,11 @@ async def forge(supervisor: Supervisor, attack: str) -> str:
 async def run(name: str, supervisor: Supervisor, _: BrokerConfig) -> None:
     """Attack, log the outcome, and wait to be killed."""
     kind, _, attack = name.partition(": ")
+    outcome: str | dict[str, str]
     if kind == "worker":
         outcome = await against_worker(supervisor, attack)
+    elif kind == "bad runs":
+        outcome = await bad_runs(supervisor)
     elif kind == "request":
         outcome = await REQUESTS[attack][0](supervisor)
     elif kind == "call":
@@ -227,6 +262,6 @@ async def run(name: str, supervisor: Supervisor, _: BrokerConfig) -> None:
     else:
         outcome = await forge(supervisor, attack)
     log.write("broker", "attacked", outcome=outcome)
-    if kind in ("worker", "request") or outcome == REFUSED:
+    if kind in ("worker", "bad runs", "request") or outcome == REFUSED:
         return
     await asyncio.Event().wait()
