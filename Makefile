@@ -39,9 +39,9 @@ test-fast: $(READY)
 	$(PYTEST) $(addprefix --ignore=,$(SWEEPS)) tests/unit tests/integration
 
 # As root: what an ordinary user gets who has nothing but the system's Python. Without those that take minutes and are the same
-# for every user: images, models and libraries, and what happens when a process dies.
-SAME_FOR_ALL := $(SWEEPS) $(addprefix tests/security/test_,libraries.py recorded_lists.py arguments.py model_keys.py) \
-	tests/faults/test_processes.py tests/unit
+# for every user: images, models, libraries, messages between processes, and what happens when one of them dies.
+SAME_FOR_ALL := $(SWEEPS) $(addprefix tests/security/test_,libraries.py recorded_lists.py arguments.py model_keys.py \
+	hostile_processes.py) tests/faults/test_processes.py tests/unit
 test-as-user: $(READY)
 	./scripts/as-user.sh demo test-python SKIP="$(SAME_FOR_ALL)"
 

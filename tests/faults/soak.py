@@ -174,7 +174,7 @@ def check(daemon: Daemon, soak: Soak, before: dict[str, int], memory: dict[str, 
     after = memory_of(daemon)
     for role in LASTING:
         if after[role] > memory[role] * GROWTH_ALLOWED + 2**21:
-            soak.wrong.append(f"{role} has {after[role]:,} bytes of its own, {memory[role]:,} when it was warm")
+            soak.wrong.append(f"{role} has {after[role]:,} private bytes, {memory[role]:,} when it was warm")
     return soak.wrong
 
 
@@ -215,7 +215,7 @@ def main() -> int:
         table.add_row(name, str(number))
     warm, after = soak.memory[-2:]
     for role in LASTING:
-        table.add_row(f"{role}, MiB of its own, warm and after", f"{warm[role] >> 20}, {after[role] >> 20}")
+        table.add_row(f"{role}, private MiB, warm and afterwards", f"{warm[role] >> 20}, {after[role] >> 20}")
     Console().print(table)
     for wrong in soak.wrong:
         print(wrong, file=sys.stderr)

@@ -233,7 +233,7 @@ def send_descriptors(connection: socket.socket, count: int) -> None:
         connection.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
 
-@pytest.mark.skipif(not KERNEL_REFUSES, reason="SO_PASSRIGHTS is of Linux 6.16")
+@pytest.mark.skipif(not KERNEL_REFUSES, reason="SO_PASSRIGHTS needs Linux 6.16")
 def test_a_descriptor_from_a_client_never_arrives(shared_daemon: Daemon) -> None:
     with shared_daemon.connect() as connection:
         with pytest.raises(PermissionError):

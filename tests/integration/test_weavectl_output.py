@@ -53,7 +53,7 @@ BEFORE: dict[str, tuple[tuple[Any, ...], int, str]] = {
     "a link to nothing": (("generate", "x", "-o", "dangling"), 1, "dangling exists"),
     "several on standard output": (("generate", "x", "-o", "-", "--images=2"), 2, "takes one image"),
     "previews of a device": (("generate", "x", "-o", "/dev/null", "--preview=1"), 2, "takes one image"),
-    "JSON beside the image": (("generate", "x", "-o", "-", "--json"), 2, "-o - and --json"),
+    "JSON with the image": (("generate", "x", "-o", "-", "--json"), 2, "-o - and --json"),
     "cfg-scale nan": (("generate", "x", "--cfg-scale", "nan"), 2, "'nan' is not a finite number"),
     "cfg-scale inf": (("generate", "x", "--cfg-scale=-inf"), 2, "'-inf' is not a finite number"),
     "no socket": (("--socket", "", "status"), 2, "the path is empty"),

@@ -19,7 +19,7 @@ from weave.sandbox.process import Account, harden
 from weave.supervisor import main as supervisor
 from weave.supervisor.socket import ListeningSocket
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="what is left of root is the question")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="tests what is left of root's powers")
 
 
 def locked_in(attack: Callable[[Path], Any], *, other_users: bool = True, without: str | None = None) -> Any:

@@ -46,7 +46,7 @@ class Crowd:
     def _ask(self, *order: Any) -> dict[str, int]:
         self._orders.sendall(json.dumps(order).encode() + b"\n")
         answer = self._answers.readline()
-        assert answer, "the crowd is gone"
+        assert answer, "the crowd has exited"
         counts: dict[str, int] = json.loads(answer)
         return counts
 

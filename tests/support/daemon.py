@@ -133,4 +133,4 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
         except (NotRunning, ProcessLookupError, FileNotFoundError, StopIteration):
             pass
         time.sleep(0.02)
-    raise AssertionError("it never came to that")
+    raise AssertionError("the condition never held")

@@ -49,7 +49,7 @@ def end_of(client: Client, request: int | None) -> ErrorCode | str | None:
         return error.code
     except NotRunning:
         return None
-    raise AssertionError("it was done all the same")
+    raise AssertionError("the job finished all the same")
 
 
 def generates_right(daemon: Daemon, expected: bytes) -> bool:

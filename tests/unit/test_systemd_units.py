@@ -36,7 +36,7 @@ def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
 
 
-judged_by_252 = pytest.mark.skipif(version() != "252", reason="the figures and names are systemd 252's")
+judged_by_252 = pytest.mark.skipif(version() != "252", reason="the figures and names are those of systemd 252")
 
 
 @judged_by_252

@@ -61,12 +61,12 @@ def two_workers(supervisor: Supervisor) -> None:
 FORGED_REASON = "approved by the administrator"
 
 
-def a_reason_of_its_own(supervisor: Supervisor) -> None:
+def a_forged_reason(supervisor: Supervisor) -> None:
     supervisor.send(StartWorker(worker=1, model="shapes"))
     supervisor.send(StopWorker(worker=1, reason=cast(Any, FORGED_REASON)))
 
 
-def a_field_of_its_own(supervisor: Supervisor) -> None:
+def an_unknown_field(supervisor: Supervisor) -> None:
     """A decoder's error would quote its name."""
     raw(supervisor, msgspec.msgpack.encode({"type": "stop_worker", "worker": 1, FORGED_REASON: ""}))
 
@@ -88,12 +88,12 @@ async def metrics_of_another_shape(supervisor: Supervisor) -> None:
 # Each breaks the protocol, which the supervisor must see.
 FORGERIES: dict[str, Callable[[Supervisor], Any]] = {
     "a second worker": two_workers,
-    "a reason of its own": a_reason_of_its_own,
-    "a field of its own": a_field_of_its_own,
+    "a forged reason": a_forged_reason,
+    "an unknown field": an_unknown_field,
     "a negative worker": lambda supervisor: supervisor.send(StopWorker(worker=-1, reason="unload")),
     "less than no connections": lambda supervisor: supervisor.send(structs.replace(ALIVE, connections=-1)),
     "locked down again": lambda supervisor: supervisor.send(LockedDown(layers=())),
-    "alive unasked for": alive_twice,
+    "alive without a ping": alive_twice,
     "the zygote's message": lambda supervisor: supervisor.send(Exited(worker=1, pid=1, status=0)),
     "the supervisor's own message": lambda supervisor: supervisor.send(WorkerEnded(worker=1, cause="")),
     "not msgpack": lambda supervisor: raw(supervisor, b"\xc1"),

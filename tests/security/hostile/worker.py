@@ -69,12 +69,12 @@ FORGERIES: dict[str, Callable[[Job], Any]] = {
     "the end before an image": lambda job: job.channel.send(Finished(job=job.run.job, memory=MEMORY)),
     "a step out of turn": lambda job: job.channel.send(Progressed(job=job.run.job, image=0, step=2)),
     "a negative step": lambda job: job.channel.send(Progressed(job=job.run.job, image=0, step=-1)),
-    "a preview unasked for": lambda job: job.channel.send(
+    "an unrequested preview": lambda job: job.channel.send(
         Previewed(job=job.run.job, image=0, step=0, width=8, height=8, size=1), (sealed_memfd("x", b"x"),)
     ),
     "loaded again": lambda job: job.channel.send(Loaded(device="cpu", dtype="float32", memory=MEMORY)),
-    "a device of a name without end": lambda job: job.channel.send(Loaded(device="x" * 65, dtype="", memory=MEMORY)),
-    "more words than there may be": lambda job: job.channel.send(
+    "a device name too long": lambda job: job.channel.send(Loaded(device="x" * 65, dtype="", memory=MEMORY)),
+    "a detail too long": lambda job: job.channel.send(
         Failed(job=job.run.job, reason="internal", detail="x" * (MAX_DETAIL + 1))
     ),
     # About as much as the kernel lets through in one message.
@@ -86,7 +86,7 @@ FORGERIES: dict[str, Callable[[Job], Any]] = {
     "an unsealed memfd": lambda job: send_image(job, unsealed(job)),
     "a memfd that can be written to": lambda job: send_image(job, sealed_but_for_writing(job)),
     "a short memfd": lambda job: send_image(job, sealed_memfd("weave-image", bytes(size_of(job) - 1))),
-    "a descriptor that is no memfd": lambda job: send_image(job, os.dup(1)),
+    "a descriptor other than a memfd": lambda job: send_image(job, os.dup(1)),
     "two descriptors": lambda job: job.channel.send(
         Made(job=job.run.job, image=0, size=1), (sealed_memfd("x", b"x"), sealed_memfd("x", b"x"))
     ),
