@@ -149,7 +149,7 @@ def test_a_scheduler_the_models_config_rules_out_is_an_error(served: Daemon, nam
         ("euler", {"timestep_spacing": "unknown"}),
     ],
 )
-def test_errors_a_scheduler_raises_late_are_found_at_loading(name: str, change: dict[str, Any]) -> None:
+def test_errors_a_scheduler_raises_late_are_found_early(name: str, change: dict[str, Any]) -> None:
     with pytest.raises(SchedulerUnfit, match=rf"^{SCHEDULERS[name].class_name}: \w+Error: "):
         fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler.from_config({**BASE, **change}), name, 5)
     assert fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler(**BASE), name, 5).config.beta_end == 0.012
