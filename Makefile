@@ -14,8 +14,8 @@ TEST_PACKAGES := fish zsh
 MAC_PACKAGES := apparmor checkpolicy policycoreutils python3-setools selinux-policy-default selinux-policy-dev \
 	selinux-utils semodule-utils setools
 
-.PHONY: demo test test-python test-go test-fast test-as-user gpu-test try lint bench fuzz soak mac-test train-demo-model lock packages package-test \
-	vm-test gpu-kit gpu-kit-test release clean
+.PHONY: demo test test-python test-go test-fast test-as-user gpu-test try lint bench fuzz soak mac-test train-demo-model lock \
+	packages package-test vm-test gpu-kit gpu-kit-test release clean
 
 demo: $(READY)
 	./scripts/demo.sh $(BIN)
