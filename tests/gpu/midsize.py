@@ -28,7 +28,7 @@ _STD = 0.02
 
 
 class Shape(NamedTuple):
-    """What is asked for: pixels a side, and steps."""
+    """The parameters of the requests: pixels a side, and steps."""
 
     side: int
     steps: int
@@ -104,7 +104,6 @@ class PlainCalls:
         return found
 
     def pixels(self) -> np.ndarray[Any, Any]:
-        """Of the last image."""
         found: np.ndarray[Any, Any] = np.load(self._pixels)
         return found
 
