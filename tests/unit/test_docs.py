@@ -18,11 +18,8 @@ from weave.supervisor.main import parser as daemon_parser
 from weave.weavectl.options import parser as client_parser
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    path
-    for pattern in ("*.md", "docs/*.md", "tests/*.md", "tests/golden/*.md", "*/README.md", "clients/go/*.md")
-    for path in ROOT.glob(pattern)
-)
+_PATTERNS = ("*.md", "docs/*.md", "tests/*.md", "tests/golden/*.md", "clients/go/*.md", "apparmor/*.md", "selinux/*.md")
+PAGES = sorted(path for pattern in _PATTERNS for path in ROOT.glob(pattern))
 # Folders that name pages in comments and docstrings. fuzz/corpus has old configs.
 SOURCES = ("weave", "tests", "clients", "conf", "apparmor", "selinux", "packaging", "scripts", "gpu_kit", "training")
 
