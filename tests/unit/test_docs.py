@@ -114,7 +114,7 @@ def test_the_functions_and_lines_that_the_architecture_names_exist() -> None:
     assert len(named) >= len(handlers)
     for function, file in named:
         assert defines((file,), function), (function, file)
-    steps = re.findall(r"(?m)^\| \d+ \| [^|]+ \| ([^|]+) \| ([^|]+) \|$", text)
+    steps = re.findall(r"(?m)^\| \d+ \| [^|]+ \| [^|]+ \| ([^|]+) \| ([^|]+) \|$", text)
     assert len(steps) > 20
     for files, functions in steps:
         for function in re.findall(r"`([\w.]+)`", functions):
