@@ -112,22 +112,23 @@ def test_the_functions_and_lines_that_the_architecture_names_exist() -> None:
     handlers = [cell for messages in process_map(text).values() for _, cell in messages]
     named = [pair for cell in handlers for pair in re.findall(r"`([\w.]+)`(?: and `[\w.]+`)? in `([\w/]+\.py)`", cell)]
     assert len(named) >= len(handlers)
-    for function, file in named:
-        assert defines((file,), function), (function, file)
+    assert [(function, file) for function, file in named if not defines([file], function)] == []
     steps = re.findall(r"(?m)^\| \d+ \| [^|]+ \| [^|]+ \| ([^|]+) \| ([^|]+) \|$", text)
     assert len(steps) > 20
-    for files, functions in steps:
-        for function in re.findall(r"`([\w.]+)`", functions):
-            assert defines(re.findall(r"`([\w/]+\.py)`", files), function), (function, files)
+    assert [
+        (function, files)
+        for files, functions in steps
+        for function in re.findall(r"`([\w.]+)`", functions)
+        if not defines(re.findall(r"`([\w/]+\.py)`", files), function)
+    ] == []
     locks = re.findall(r"(?m)^\| \w+ \| `([^`|]*lock_down\([^`|]*)` \| `([\w/]+\.py)` \|", text)
     assert len(locks) == 3
-    for line, file in locks:
-        assert line in (ROOT / "weave" / file).read_text(), (line, file)
+    assert [(line, file) for line, file in locks if line not in (ROOT / "weave" / file).read_text()] == []
 
 
-def defines(files: list[str] | tuple[str, ...], function: str) -> bool:
+def defines(files: list[str], function: str) -> bool:
     """Whether one of these files in weave/ has the function, and its class where it has one."""
-    texts = [(ROOT / "weave" / file).read_text() for file in files]
+    texts = [path.read_text() for file in files if (path := ROOT / "weave" / file).exists()]
     owner, _, name = function.rpartition(".")
     return any(f"def {name}(" in text and (not owner or f"class {owner}" in text) for text in texts)
 
