@@ -144,9 +144,11 @@ def test_files_named_in_the_architecture_exist() -> None:
 def test_files_named_in_any_page_exist() -> None:
     text = "".join(page.read_text() for page in PAGES)
     named = set(
-        re.findall(r"\b((?:weave|tests|scripts|gpu_kit|conf|selinux|apparmor)/[\w/-]+\.(?:py|toml|te|go))\b", text)
+        re.findall(
+            r"(?<![\w/])((?:weave|tests|scripts|gpu_kit|conf|selinux|apparmor)/[\w/-]+\.(?:py|toml|te|go))\b", text
+        )
     )
-    assert len(named) > 70
+    assert len(named) > 20
     example = {
         "weave/models/families/chroma.py",
         "weave/gpu_worker/pipelines/chroma.py",
