@@ -1,15 +1,15 @@
-# make demo: a picture. make test: all tests. Both set up what they need. docs/operations.md has the rest.
+# make demo: an image. make test: all tests. Both set up what they need. README.md, "Development", lists the other targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The lock file's Go, and nothing from the network.
+# Go from the lock file; it downloads nothing.
 GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(BIN)/go
 # Two tests at a time: most of them wait for torch to be imported. A worker that has run out of tests takes some of the
 # other's. Those of faults run by themselves, since their daemons have short deadlines.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
-# Shells whose completion is tried; without them these tests are skipped.
+# Shells whose completions are tested; without them these tests are skipped.
 TEST_PACKAGES := fish zsh
 MAC_PACKAGES := apparmor checkpolicy policycoreutils python3-setools selinux-policy-default selinux-policy-dev \
 	selinux-utils semodule-utils setools
@@ -45,12 +45,11 @@ SAME_FOR_ALL := $(SWEEPS) $(addprefix tests/security/test_,libraries.py recorded
 test-as-user: $(READY)
 	./scripts/as-user.sh demo test-python SKIP="$(SAME_FOR_ALL)"
 
-# What a GPU does with all of it; gpu-report/report.txt says what came of it. REHEARSE=1: on the CPU, without what needs
-# a card.
+# On a GPU; gpu-report/report.txt has the results. REHEARSE=1: on the CPU, without tests that need a card.
 gpu-test: $(READY)
 	$(BIN)/python -m pytest tests/gpu $(if $(REHEARSE),--without-gpu)
 
-# Each of the targets below for a few seconds, so that none rots; what needs more than that is collected.
+# Runs each of the targets below for a few seconds, so that none breaks unnoticed; tests that need more are only collected.
 try: $(READY)
 	$(MAKE) demo
 	$(MAKE) bench SECONDS=10
@@ -73,57 +72,57 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run $(if $(SECONDS),--seconds $(SECONDS))
 
-# make fuzz SECONDS=3600 for all targets together; else two minutes. DISCARD=1: the corpus stays as it is.
+# make fuzz SECONDS=3600 for all targets together; two minutes by default. DISCARD=1 leaves the corpus unchanged.
 fuzz: $(READY)
 	$(BIN)/python -m fuzz.run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(DISCARD),--discard)
 
-# make soak SECONDS=60 for less than ten minutes.
+# make soak SECONDS=60; ten minutes by default.
 soak: $(READY)
 	$(BIN)/python -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS))
 
-# make packages PACKAGES=weave-compute for one of them; docs/packaging.md.
+# make packages PACKAGES=weave-compute for one of them; docs/packaging.md has the other variables.
 PACKAGES ?= weave-compute weave-compute-torch weave-compute-model-shapes
 packages: $(READY)
 	./scripts/system-packages.sh $(SYSTEM_PACKAGES) selinux-policy-dev
 	$(BIN)/python scripts/packages.py $(PACKAGES)
 
-# On Debian 12 as root, with what `make packages` has made.
+# On Debian 12 as root, with the packages that `make packages` built.
 package-test: $(READY)
 	./scripts/system-packages.sh mmdebstrap rpm systemd
 	$(BIN)/python -m pytest --timeout=1800 tests/packages
 
-# AppArmor's and SELinux's policies, against Debian's: nothing is loaded into this machine's kernel.
+# AppArmor's and SELinux's policies, checked against Debian's: nothing is loaded into this machine's kernel.
 mac-test: $(READY)
 	./scripts/system-packages.sh $(MAC_PACKAGES)
 	$(BIN)/python -m pytest tests/mac
 
-# Boots two virtual machines of Debian, with AppArmor and with SELinux, and installs the packages there. ACCEL=kvm where
-# KVM works; without, it takes some twenty minutes. torch's package is made where there is none.
+# Boots two virtual machines of Debian, with AppArmor and with SELinux, and installs the packages there. ACCEL=kvm if KVM
+# works; without it, some twenty minutes. Builds torch's package if there is none.
 vm-test: $(READY)
 	./scripts/system-packages.sh $(SYSTEM_PACKAGES) e2fsprogs mmdebstrap policycoreutils qemu-system-x86 rpm selinux-policy-dev
 	$(BIN)/python scripts/packages.py weave-compute weave-compute-model-shapes
 	test -n "$$(ls packages/weave-compute-torch-*.deb)" || $(BIN)/python scripts/packages.py weave-compute-torch
 	$(PYTEST) --timeout=2400 -rA tests/vm
 
-# A folder to prove it with on a machine with a GPU; docs/operations.md, "Prove it on your GPU".
+# A folder that tests the daemon on a machine with a GPU; docs/operations.md, "Prove it on your GPU".
 gpu-kit: $(READY)
 	$(BIN)/python scripts/make_gpu_kit.py
 
-# Rehearses the kit here and on a bare Debian 13 without network. For that it fetches torch with CUDA, 3 GB, once. Another
-# tree may be given: KIT_TREE=/path, a Debian with torch, which stays as it is.
+# Rehearses the kit here and on a bare Debian 13 without network. For that it downloads torch with CUDA once, 3 GB.
+# KIT_TREE=/path uses another tree, a Debian with torch, and leaves it unchanged.
 gpu-kit-test: gpu-kit
 	./scripts/system-packages.sh mmdebstrap
 	$(BIN)/python -m pytest --timeout=3600 tests/kit
 
-# All that a release must pass: more than fits beside each change.
+# Everything that a release must pass: too much for every change.
 release: lint mac-test test test-as-user try packages package-test vm-test gpu-kit-test
 
-# make train-demo-model STEPS=3 OUTPUT=/tmp/model shows that it works; without, half an hour for the real one.
+# make train-demo-model STEPS=3 OUTPUT=/tmp/model only shows that it works; the real one takes half an hour.
 train-demo-model: $(READY)
 	$(BIN)/python -m training.shapes.train --output $(or $(OUTPUT),models/shapes) \
 		$(if $(STEPS),--pictures 64 --vae-steps $(STEPS) --unet-steps $(STEPS))
 
-# What builds comes first, so that pip fetches nothing to build with. torch: the build that pip picks, if it is listed.
+# Build tools come first, so that pip downloads none. torch: the build that pip picks, if it is listed.
 $(READY): requirements.lock requirements-build.lock requirements-torch.lock pyproject.toml
 	./scripts/system-packages.sh $(SYSTEM_PACKAGES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -133,7 +132,7 @@ $(READY): requirements.lock requirements-build.lock requirements-torch.lock pypr
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# After a change of dependencies in pyproject.toml. CHECK=1: only says whether it is needed.
+# After a change of dependencies in pyproject.toml. CHECK=1 only reports whether it is needed.
 lock: $(READY)
 	$(BIN)/python scripts/lock.py $(if $(CHECK),--check)
 
