@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Go from the lock file; it downloads nothing.
 GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(BIN)/go
 # Two tests at a time: most of them wait for torch to be imported. A worker that has run out of tests takes some of the
-# other's. Those of faults run by themselves, since their daemons have short deadlines.
+# other's. Those of faults run one at a time, since their daemons have short deadlines.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
 # Shells whose completions are tested; without them these tests are skipped.
@@ -25,7 +25,7 @@ test: test-python test-go
 test-python: $(READY)
 	test "$$(id -u)" -ne 0 || ./scripts/system-packages.sh $(TEST_PACKAGES)
 	$(PYTEST) $(addprefix --ignore=,tests/faults $(SKIP))
-	$(PYTEST) --dist loadfile $(addprefix --ignore=,$(SKIP)) tests/faults
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(SKIP)) tests/faults
 
 test-go: $(READY)
 	cd clients/go && $(GO) vet ./... && $(GO) test -race ./...
