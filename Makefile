@@ -14,8 +14,8 @@ TEST_PACKAGES := fish zsh
 MAC_PACKAGES := apparmor checkpolicy policycoreutils python3-setools selinux-policy-default selinux-policy-dev \
 	selinux-utils semodule-utils setools
 
-.PHONY: demo test test-python test-go test-fast test-as-user gpu-test try lint bench fuzz soak mac-test train-demo-model lock packages package-test \
-	vm-test gpu-kit gpu-kit-test release clean
+.PHONY: demo test test-python test-go test-fast test-as-user gpu-test try lint bench fuzz soak mac-test train-demo-model lock \
+	packages package-test vm-test gpu-kit gpu-kit-test release clean
 
 demo: $(READY)
 	./scripts/demo.sh $(BIN)
@@ -39,9 +39,9 @@ test-fast: $(READY)
 	$(PYTEST) $(addprefix --ignore=,$(SWEEPS)) tests/unit tests/integration
 
 # As root: what an ordinary user gets who has nothing but the system's Python. Without those that take minutes and are the same
-# for every user: images, models and libraries, and what happens when a process dies.
-SAME_FOR_ALL := $(SWEEPS) $(addprefix tests/security/test_,libraries.py recorded_lists.py arguments.py model_keys.py) \
-	tests/faults/test_processes.py tests/unit
+# for every user: images, models, libraries, messages between processes, and what happens when one of them dies.
+SAME_FOR_ALL := $(SWEEPS) $(addprefix tests/security/test_,libraries.py recorded_lists.py arguments.py model_keys.py \
+	hostile_processes.py) tests/faults/test_processes.py tests/unit
 test-as-user: $(READY)
 	./scripts/as-user.sh demo test-python SKIP="$(SAME_FOR_ALL)"
 

@@ -1,4 +1,4 @@
-"""Model files that vanish, are cut, changed or swapped: told as the model's failure, and nothing else takes harm."""
+"""Model files that vanish, are cut, changed or swapped: loading fails with an error, and nothing else is affected."""
 
 import hashlib
 import shutil
@@ -18,7 +18,7 @@ VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
 class Own:
-    """A daemon with a copy of the demo model, its large files pinned, and the demo model itself beside it."""
+    """A daemon with two models: the demo model, and a copy of it whose large files are pinned."""
 
     def __init__(self, folder: Path) -> None:
         self.model = folder / "model"
@@ -58,16 +58,16 @@ def swap(model: Path) -> None:
 
 
 HARM: dict[str, tuple[Callable[[Path], object], str]] = {
-    "the folder is gone": (shutil.rmtree, "no such model folder"),
-    "a file is gone": (lambda model: (model / UNET).unlink(), f"{UNET}: pinned by sha256, but No such file"),
-    "a folder is gone": (lambda model: shutil.rmtree(model / "text_encoder"), "text_encoder: this family needs"),
+    "the folder is missing": (shutil.rmtree, "no such model folder"),
+    "a file is missing": (lambda model: (model / UNET).unlink(), f"{UNET}: pinned by sha256, but No such file"),
+    "a component is missing": (lambda model: shutil.rmtree(model / "text_encoder"), "text_encoder: this family needs"),
     "cut off": (lambda model: truncate(model / UNET, 100_000), "bytes of data, the header describes"),
     "cut off in the header": (lambda model: truncate(model / UNET, 20), "header of"),
     "empty": (lambda model: truncate(model / UNET, 0), "header of"),
     "one bit changed": (lambda model: flip(model / UNET), f"{UNET}: sha256 is"),
     "two files swapped": (swap, "sha256 is"),
     "another model's file": (lambda model: shutil.copy(model / VAE, model / UNET), f"{UNET}: sha256 is"),
-    "a pickle beside it": (lambda model: (model / "unet" / "x.bin").write_bytes(b"\x80\x04."), "unet/x.bin: only"),
+    "an additional pickle": (lambda model: (model / "unet" / "x.bin").write_bytes(b"\x80\x04."), "unet/x.bin: only"),
     "a link to elsewhere": (lambda model: link(model / UNET), "links to outside"),
 }
 

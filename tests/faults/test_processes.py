@@ -1,4 +1,4 @@
-"""Every process killed, stopped or hung, at every stage: whoever waits is told, and the next picture is right."""
+"""Every process killed, stopped or hung, at every stage: waiting clients get an error, and the next image is right."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from weave.protocol.errors import ErrorCode
 
 # Only a job's deadline is reached here. The others leave room for a machine that is busy.
 LIMITS = "[limits]\njob_seconds = 4.0\nload_seconds = 30.0\nstart_seconds = 90.0\n"
-# What is killed often is started again as fast as what is killed once, and is asked more often whether it lives.
+# The delays of a daemon whose children are killed again and again.
 IMPATIENT = (
     constant("supervisor/children/restart.py", "_LONGEST_BACKOFF_SECONDS", "0.1"),
     constant("supervisor/supervisor.py", "_TICK_SECONDS", "2.0"),
@@ -27,7 +27,8 @@ IMPATIENT = (
 
 
 class Hurt:
-    """A daemon that is hurt again and again, its picture, and what its processes hold when they are well."""
+    """A daemon whose processes are killed again and again, its image, and the descriptors that its processes hold when
+    idle."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
@@ -38,7 +39,7 @@ class Hurt:
 
     def is_well(self) -> bool:
         assert generates_right(self.daemon, self.expected)
-        # Nothing is left behind in any process, but a moment may pass until the last connection is closed.
+        # No process keeps a descriptor. The last connection may take a moment to close.
         return bool(wait_for(lambda: held(self.daemon) == self.held, seconds=10))
 
 
@@ -63,7 +64,7 @@ def test_after_any_process_is_killed_the_next_image_is_right(hurt: Hurt, victim:
     if victim == "broker" or request is None:
         assert told is None
     elif (victim, stage) == ("gpu_worker", "loading"):
-        # If it had not forked yet, the next zygote does; and the job is long enough to meet its deadline then.
+        # If it had not forked yet, the next zygote does. The job is then long enough to reach its deadline.
         assert told in (ErrorCode.WORKER_FAILED, ErrorCode.TIMED_OUT)
     else:
         assert told is ErrorCode.WORKER_FAILED
@@ -113,7 +114,7 @@ def test_a_stopped_worker_is_killed_at_its_jobs_deadline(hurt: Hurt, stage: str)
     assert hurt.is_well()
 
 
-# Time to be stopped before it is attested.
+# Leaves time to stop the worker before it is attested.
 SLOW_TO_LOCK_IN = before("gpu_worker/worker.py", "warm_up", "import time\ntime.sleep(1)")
 
 
@@ -177,7 +178,7 @@ def test_clients_are_served_while_the_supervisor_is_stopped(hurt: Hurt) -> None:
     assert hurt.is_well()
 
 
-# sum() over a range is a loop in C that neither gives up the interpreter lock nor looks for signals.
+# sum() over a range is a loop in C that never releases the interpreter lock or handles signals.
 HUNG = before("gpu_worker/schedulers.py", "steps_done", "if steps == 99:\n    sum(range(2**62))")
 
 

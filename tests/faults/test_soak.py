@@ -1,4 +1,4 @@
-"""A short soak, so that the long one (make soak) is known to work."""
+"""A short soak, which shows that the long one (make soak) works."""
 
 from tests.faults.soak import run
 

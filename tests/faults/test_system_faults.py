@@ -1,4 +1,4 @@
-"""What goes wrong around the daemon: a full disk, no descriptors, a socket or folder gone, a clock that jumps."""
+"""Faults around the daemon: a full disk, no descriptors, a socket or folder removed, a clock that jumps."""
 
 import asyncio
 import itertools
@@ -34,7 +34,7 @@ def started(config: str = MODEL, folder: Path | None = None) -> Iterator[Daemon]
 
 @contextmanager
 def few_descriptors(pid: int) -> Iterator[None]:
-    """None beside those that it has now."""
+    """The process can open no more descriptors than it has."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     taken = set(map(int, os.listdir(f"/proc/{pid}/fd")))
     lowest_free = next(number for number in itertools.count() if number not in taken)
@@ -60,7 +60,7 @@ def test_a_full_disk_loses_log_lines_and_nothing_else() -> None:
             for _ in range(3):
                 client.unload()
                 assert images(generate(client))[0].data == expected
-            # What is left of the last page is soon used up, then nothing more gets in.
+            # The rest of the last page fills up soon, then nothing more fits.
             size = (folder / "log").stat().st_size
             for _ in range(40):
                 with pytest.raises(WeaveError):
@@ -68,7 +68,7 @@ def test_a_full_disk_loses_log_lines_and_nothing_else() -> None:
             assert (folder / "log").stat().st_size - size < 4096
             (folder / "filler").unlink()
             client.unload()
-            wait_for(lambda: '"log_lost"' in daemon.log())  # after half a line, which found no room for its end
+            wait_for(lambda: '"log_lost"' in daemon.log())  # after half a line whose end did not fit
             assert images(generate(client))[0].data == expected
             assert '"log_lost"' in (folder / "audit.log").read_text()
     finally:
@@ -126,7 +126,7 @@ def replace_by_a_file(daemon: Daemon) -> None:
 
 
 def remove_the_folder(daemon: Daemon) -> None:
-    """Its Landlock rules name the folder that is gone: the daemon could make no other."""
+    """Its Landlock rules name the removed folder, so the daemon cannot create another."""
     shutil.rmtree(daemon.socket.parent)
 
 
@@ -143,7 +143,7 @@ def test_a_socket_path_that_cannot_be_restored_stops_the_daemon(harm: Callable[[
         assert images(generate(client))
 
 
-# Each reading is off by the next of these, so that no run is spared a jump by chance.
+# Each reading is off by the next of these, so that every run has jumps.
 JUMPS = """
 import itertools, time
 real, jumps = time.time, itertools.cycle((0, 1e9, -1e6, 3600, -3600))
@@ -164,7 +164,7 @@ def test_a_wall_clock_that_jumps_moves_no_deadline() -> None:
             assert images(generate(client))[0].data == expected
             assert not daemon.events("client_dropped") and not daemon.events("job_timed_out")
         told = [line["time"] for line in daemon.all_events()]
-        assert len({time[:4] for time in told}) > 1 and told != sorted(told)  # it did jump, and back
+        assert len({time[:4] for time in told}) > 1 and told != sorted(told)  # it did jump, forwards and back
     finally:
         assert daemon.stop() == 0
 
@@ -173,7 +173,7 @@ def test_five_hundred_clients_are_served_within_the_limits() -> None:
     limits = "connections = 600\nconnections_per_uid = 600\nqueue = 600\nqueue_per_uid = 600\nburst_per_uid = 600"
 
     async def one(daemon: Daemon, number: int) -> bytes:
-        """Every fifth draws, since a picture takes a while."""
+        """Only every fifth generates an image, which takes a while."""
         async with AsyncClient(daemon.socket) as client:
             assert (await client.status()).version
             if number % 5:
@@ -186,9 +186,9 @@ def test_five_hundred_clients_are_served_within_the_limits() -> None:
 
     with started(f"[limits]\n{limits}\n" + MODEL) as daemon:
         before = len(descriptors_of(daemon.pid_of("broker")))
-        drawn = asyncio.run(all_at_once(daemon))
-        assert sum(map(bool, drawn)) == 100 and len(set(drawn) - {b""}) == 1
-        # The worker's channel is all that has come to stay.
+        generated = asyncio.run(all_at_once(daemon))
+        assert sum(map(bool, generated)) == 100 and len(set(generated) - {b""}) == 1
+        # Only the worker's channel has been added.
         wait_for(lambda: len(descriptors_of(daemon.pid_of("broker"))) == before + 1)
 
 

@@ -1,8 +1,5 @@
-"""What the NVIDIA driver says of the first card, by NVML: this process needs no CUDA context for it, which would itself
-take VRAM. It only asks; nothing here changes a setting of the card.
-
-https://docs.nvidia.com/deploy/nvml-api/
-"""
+"""The NVIDIA driver's figures for the first card, by NVML: this process needs no CUDA context for it, which would
+itself take VRAM. It only reads; nothing here changes a setting of the card. https://docs.nvidia.com/deploy/nvml-api/"""
 
 import ctypes
 import functools
@@ -55,14 +52,13 @@ def _ask(call: str, answer: Any) -> Any:
 
 
 def version() -> str:
-    """The driver's. Raises OSError where there is no driver."""
     text = ctypes.create_string_buffer(100)
     _check(_nvml().nvmlSystemGetDriverVersion(text, len(text)), "nvmlSystemGetDriverVersion")
     return text.value.decode()
 
 
 def used_mib() -> int:
-    """VRAM that is taken, by all processes together."""
+    """VRAM in use by all processes."""
     return int(_ask("nvmlDeviceGetMemoryInfo", _Memory()).used) // MIB
 
 
@@ -104,7 +100,7 @@ def busy_percent() -> int:
 
 
 def seconds_until(condition: Callable[[], bool], limit: float) -> float | None:
-    """How long it took; None where it never came to that."""
+    """Seconds until it held; None if it never did."""
     start = time.monotonic()
     while time.monotonic() < start + limit:
         if condition():

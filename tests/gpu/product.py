@@ -1,4 +1,4 @@
-"""The daemon that is tested: as it is, or with longer lists where its worker does not come up on the card."""
+"""The daemon under test: unchanged, or with longer lists if its worker does not start on the card."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from weave.client import NotRunning, WeaveError
 AS_IT_IS: tuple[str, ...] = (
     (str(COMMAND),) if COMMAND.exists() else (sys.executable, "-I", "-B", "-m", "weave.supervisor")
 )
-# A call that is missing may hide others, which only the next recording finds.
+# One missing call may hide others, which only the next recording finds.
 _ROUNDS = 3
 # Of the log: why there is no image.
 _REASONS = ("sandbox_violation", "worker_ended", "crashed", "gpu_not_used", "job_failed", "worker_violation")
@@ -55,7 +55,6 @@ def config(device: str, tables: str = MODEL, *, dtype: str = "auto", more: str =
 
 
 def record(device: str, folder: Path, command: tuple[str, ...] = AS_IT_IS) -> Recording:
-    """Record mode, with a job of each model."""
     daemon = Daemon(config(device, MODEL + models.tables(folder)), options=("--record",), command=command)
     try:
         failures = dict(islice(_failures(daemon.wait_until_serving(), device), 2))  # each may take a minute

@@ -29,7 +29,7 @@ STEPS = 20
 
 @pytest.fixture(scope="module")
 def daemon(product: Product, device: str) -> Iterator[Daemon]:
-    """As people start it: `auto` finds the card."""
+    """As users start it: `auto` finds the card."""
     found = "auto" if device == "cuda" else device
     daemon = Daemon(config(found), command=product.command).wait_until_serving()
     yield daemon
@@ -96,7 +96,7 @@ def test_in_system_mode_each_user_gets_its_own_worker(
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
     for above in Path(product.command[0]).parents:
         if above.name.startswith("weave-build-"):
-            above.chmod(0o755)  # other users are to run it
+            above.chmod(0o755)  # other users run it
     table = '[system]\nisolate_users = true\nsocket_mode = "0666"'
     tables = config(device, SYSTEM.replace("[system]", table) + MODEL)
     daemon = system_daemon(folder, tables, command=product.command).wait_until_serving()

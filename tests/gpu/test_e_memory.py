@@ -1,4 +1,4 @@
-"""e: all of the card's memory comes back, whatever ends a worker; and what happens where there is not enough."""
+"""e: all VRAM is returned however a worker ends; and jobs and loads that need more than is free."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from weave.client import WeaveError
 from weave.protocol.client_messages import Progress
 from weave.protocol.errors import ErrorCode
 
-# The driver gives memory back after the process is gone.
+# The driver returns memory after the process has exited.
 _MOST_SECONDS = 10
 LARGE = 4096
 WIDE = f"""
@@ -31,7 +31,7 @@ bounds = {{ width = {{ max = {LARGE} }}, height = {{ max = {LARGE} }}, pixels = 
 
 
 class Vram:
-    """How much of it is in use, in MiB; without a card always nothing."""
+    """VRAM in use, in MiB; always 0 without a card."""
 
     def __init__(self, device: str, figures: dict[str, Any]) -> None:
         self._has_card = device == "cuda"
@@ -70,7 +70,6 @@ def expected(daemon: Daemon) -> bytes:
 
 @pytest.fixture
 def vram(daemon: Daemon, expected: bytes, device: str, figures: dict[str, Any]) -> Vram:
-    """Before there is a worker."""
     with daemon.client() as client:
         client.unload()
     return Vram(device, figures)
@@ -126,7 +125,7 @@ def test_a_worker_killed_during_a_job_returns_all_vram(
 def test_a_job_larger_than_free_vram_fails_and_the_next_succeeds(
     card: None, daemon: Daemon, vram: Vram, expected: bytes, figures: dict[str, Any]
 ) -> None:
-    """One that is larger than the whole card would compute for minutes before it fails."""
+    """A job larger than the whole card would compute for minutes before it fails."""
     with daemon.client() as client:
         assert images(generate(client))[0].data == expected
         with Holder("hold", "cuda", leave_mib=300) as holder:

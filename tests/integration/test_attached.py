@@ -195,7 +195,7 @@ def test_another_users_listener_gets_no_byte() -> None:
 
 
 def test_the_daemon_waits_for_a_full_backlog(tmp_path: Path) -> None:
-    """Of the program that has started us, and has yet to accept others."""
+    """The listener belongs to the program that started the daemon and has yet to accept others."""
     path = tmp_path / "ui.sock"
     with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as other:
         listening.bind(str(path))

@@ -1,4 +1,4 @@
-"""What the log and the audit say, and what a child cannot make them say; what is counted."""
+"""The log, the audit and the metrics; and which lines a child cannot write to them."""
 
 import asyncio
 import json
@@ -179,17 +179,17 @@ def test_a_child_writes_only_its_own_events_to_the_audit(tmp_path: Path) -> None
         asyncio.run(main(False))
         assert path.read_text() == ""
         asyncio.run(main(True))
-        # Not what is the supervisor's to say, not even in its own name.
+        # Not the supervisor's events, not even in the child's own name.
         assert [line["event"] for line in lines_of(path)] == ["connection_refused"]
     finally:
         log.open_audit(None, "")
 
 
-@pytest.mark.parametrize("make_full", ["a pipe that nobody reads", "a full disk"])
+@pytest.mark.parametrize("make_full", ["a pipe without a reader", "a full disk"])
 def test_lines_beyond_the_buffer_are_dropped_and_counted(make_full: str) -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    target = writing if make_full == "a pipe that nobody reads" else os.open("/dev/full", os.O_WRONLY)
+    target = writing if make_full == "a pipe without a reader" else os.open("/dev/full", os.O_WRONLY)
     sink = log._Sink(target)
     for _ in range(200):
         sink.write(b"x" * 1000 + b"\n")

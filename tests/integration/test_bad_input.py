@@ -1,4 +1,4 @@
-"""What a client must not send, over the real socket: each gets its error, and the connection lives on where it can."""
+"""Invalid input over the real socket: each gets its error, and the connection stays open where it can."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def lives_on(connection: socket.socket) -> bool:
     return receive(connection)[1]["event"] == "status"
 
 
-# Where the next frame starts nobody knows.
+# The start of the next frame is unknown.
 HEADERS = {
     "magic": struct.pack(">4sHHII", b"HTTP", 2, 0x10, 2, 1),
     "magic of another version": struct.pack(">4sHHII", b"HTTP", 3, 0x10, 2, 1),
@@ -43,7 +43,7 @@ HEADERS = {
     "length over 64 KiB": struct.pack(">4sHHII", b"WEVE", 2, 0x10, 65537, 1),
     "length huge": struct.pack(">4sHHII", b"WEVE", 2, 0x10, 0xFFFFFFFF, 1),
 }
-# Where it does can be told. The length, and the version of the answer.
+# The start of the next frame is known. The length, and the version of the answer.
 IN_STEP = {
     "version": (struct.pack(">4sHH", b"WEVE", 3, 0x10), 2, 2),
     "version zero": (struct.pack(">4sHH", b"WEVE", 0, 0x10), 1, 2),
@@ -59,7 +59,7 @@ IN_STEP = {
 
 @pytest.mark.parametrize("name", HEADERS)
 def test_a_bad_header_gets_an_error_and_closes_the_connection(raw: socket.socket, name: str) -> None:
-    # A client that has spoken version 2 is answered in it, whatever its next header says.
+    # A client that has used version 2 is answered in it, even if its next header names another version.
     assert lives_on(raw)
     raw.sendall(HEADERS[name] + b"{}")
     request, error = receive(raw)
@@ -74,7 +74,7 @@ def test_a_bad_header_with_a_valid_length_skips_its_frame(raw: socket.socket, na
     start, length, version = IN_STEP[name]
     for _ in range(2):
         raw.sendall(start + struct.pack(">II", length, 1))
-        # Before the payload has come.
+        # Before the payload has arrived.
         header, payload = receive_frame(raw)
         assert header.version == version
         if version == 2:
@@ -83,7 +83,7 @@ def test_a_bad_header_with_a_valid_length_skips_its_frame(raw: socket.socket, na
         else:
             reply = decode_reply(header.kind, payload)
             assert isinstance(reply, Failure) and (reply.request_id, reply.code) == (bytes(8), Code.INTERNAL)
-        # A payload that looks like a frame is none.
+        # A payload that looks like a frame is not parsed as one.
         status = pack_frame(Kind.CONTROL, 5, b'{"op":"status"}')
         raw.sendall((status * (length // len(status) + 1))[:length])
         assert lives_on(raw)

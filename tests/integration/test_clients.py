@@ -1,4 +1,4 @@
-"""The Python clients: they hold nothing that nobody reads, send nothing that cannot be said, and trust no daemon."""
+"""The Python clients: they buffer nothing unread, send nothing that cannot be encoded, and trust no daemon."""
 
 import asyncio
 import contextlib
@@ -46,13 +46,13 @@ def test_a_job_left_early_leaves_no_memfd_and_no_answer(shared_daemon: Daemon) -
             leave_after_the_first_image(client, deliver=deliver)
             wait_for(lambda: client.status().worker == "idle")
             assert len(client._arrived) == 0 and image_memfds() == 0
-        assert isinstance(generate(client)[-2].event, Image)  # the connection is good for more
+        assert isinstance(generate(client)[-2].event, Image)  # the connection stays usable
 
 
 def test_a_closed_client_closes_the_memfds_it_received(shared_daemon: Daemon) -> None:
     client = shared_daemon.client()
     answers = client.generate(PROMPT, **MANY, deliver="fd")
-    wait_for(lambda: next(answers).event.__class__ is Image)  # whose memfd is ours
+    wait_for(lambda: next(answers).event.__class__ is Image)  # the test owns its memfd
     wait_for(lambda: shared_daemon_is_idle(shared_daemon))
     client._receive()
     assert image_memfds() > 1
@@ -108,7 +108,7 @@ def test_only_old_previews_are_dropped_from_a_full_inbox() -> None:
     for step in range(1, 41):
         inbox.put(Answer(1, Progress(image=0, step=step, steps=40)))
         inbox.put(Answer(1, Preview(image=0, step=step, width=8, height=8, size=2**20), b"x" * 2**20))
-        inbox.put(Answer(2, Progress(image=0, step=step, steps=40)))  # of a request that nobody waits for
+        inbox.put(Answer(2, Progress(image=0, step=step, steps=40)))  # of a request without a reader
     held = list(iter(lambda: inbox.take(1), None))
     assert [a.event.step for a in held if isinstance(a.event, Progress)] == list(range(1, 41))
     assert [a.event.step for a in held if isinstance(a.event, Preview)] == list(range(25, 41))

@@ -14,7 +14,7 @@ from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Preview
 from weave.protocol.errors import ErrorCode
 
-NAMES = tuple(name for name in FAMILIES if name != "sd1")  # whose model here is sd2's
+NAMES = tuple(name for name in FAMILIES if name != "sd1")  # its model here is the same as sd2's
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-# By name: what is done to a sound model, and what the log then says.
+# By name: the damage to a good model, and the reason in the log.
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (
         lambda model: (model / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04"),

@@ -134,7 +134,7 @@ def test_unload_ends_the_worker(daemon: Daemon) -> None:
         worker = daemon.pid_of("worker")
         client.unload()
         assert client.status().model is None
-        wait_for(lambda: not os.path.exists(f"/proc/{worker}"), seconds=5)  # dead by now; the zygote reaps it
+        wait_for(lambda: not os.path.exists(f"/proc/{worker}"), seconds=5)  # it has exited; the zygote reaps it
 
 
 def test_an_idle_worker_is_unloaded() -> None:
@@ -176,7 +176,7 @@ def test_many_requests_on_one_connection_interleave() -> None:
             return await drawing
 
     try:
-        drawn = asyncio.run(main())
-        assert len(set(drawn)) == 3 and drawn[:3] * 3 == drawn
+        generated = asyncio.run(main())
+        assert len(set(generated)) == 3 and generated[:3] * 3 == generated
     finally:
         daemon.stop()

@@ -1,4 +1,4 @@
-"""System mode: a worker serves one user, status tells nobody about others, nobody unloads another's model."""
+"""System mode: a worker serves one user, status hides other users, and a user cannot unload another's model."""
 
 import os
 import tempfile
@@ -38,7 +38,7 @@ def system(*, isolate_users: bool, seams: Seams = ()) -> Iterator[Daemon]:
 
 
 def readable(command: tuple[str, ...]) -> tuple[str, ...]:
-    """A build's folder is ours alone, but other users are to run it."""
+    """A build's folder is private, but other users run it."""
     Path(command[0]).parents[2].chmod(0o755)
     return command
 
@@ -56,7 +56,7 @@ def shared(users: None) -> Iterator[Daemon]:
 
 
 def by(name: str, daemon: Daemon, action: Callable[[Client], Any]) -> Any:
-    """What `action` returns, done by that user."""
+    """The result of `action`, run as that user."""
 
     def connected() -> Any:
         with Client(daemon.socket, timeout=100) as client:
@@ -65,11 +65,11 @@ def by(name: str, daemon: Daemon, action: Callable[[Client], Any]) -> Any:
     return as_user(name, connected)
 
 
-def a_picture(client: Client) -> int:
+def an_image(client: Client) -> int:
     return len(images(generate(client)))
 
 
-def events_of_a_picture(client: Client) -> list[str]:
+def events_of_an_image(client: Client) -> list[str]:
     return [type(answer.event).__name__ for answer in generate(client)]
 
 
@@ -87,12 +87,12 @@ def told_of_the_worker(client: Client) -> list[Any]:
 
 
 def workers(daemon: Daemon, users: list[str]) -> list[int]:
-    """Which worker did the picture of each of these users, one after the other."""
+    """Which worker generated the image of each of these users, one after the other."""
     with daemon.client() as root:
         root.unload()
     found = []
     for name in users:
-        assert by(name, daemon, a_picture) == 1
+        assert by(name, daemon, an_image) == 1
         found.append(daemon.pid_of("worker"))
     return [sorted(set(found), key=found.index).index(worker) for worker in found]
 
@@ -109,7 +109,7 @@ def test_without_isolation_one_worker_serves_all(shared: Daemon) -> None:
 
 
 def test_uids_that_share_one_turn_do_not_share_a_worker(isolated: Daemon) -> None:
-    """Two that the daemon does not know by name."""
+    """Two UIDs without a name."""
     for sub_uid in sub_uids(2):
         with crowd(isolated.socket, [sub_uid], group=GROUP) as one:
             assert one.connect({"op": "load_model", "model": "shapes"}) == {"queued": 1}
@@ -117,7 +117,7 @@ def test_uids_that_share_one_turn_do_not_share_a_worker(isolated: Daemon) -> Non
     assert isolated.events("worker_ended")[-1]["cause"] == "another user is served"
 
 
-# A worker that was taken over by a job, and tells of every prompt that it gets to see from then on.
+# A compromised worker that logs every prompt it sees.
 NOTE_PROMPT = """
     from weave import log
     seen = globals().setdefault("seen", [])
@@ -142,8 +142,8 @@ def test_a_loaded_model_is_reloaded_for_the_next_user_unseen(isolated: Daemon) -
     assert by(BOB, isolated, told_of_the_worker) == ["none", None, None, True, None]
     with isolated.client() as root:
         assert told_of_the_worker(root) == ["idle", "shapes", "cpu", False, None]
-    assert "Loading" not in by(ALICE, isolated, events_of_a_picture)
-    assert by(BOB, isolated, events_of_a_picture)[:2] == ["Queued", "Loading"]
+    assert "Loading" not in by(ALICE, isolated, events_of_an_image)
+    assert by(BOB, isolated, events_of_an_image)[:2] == ["Queued", "Loading"]
     assert by(BOB, isolated, told_of_the_worker) == ["idle", "shapes", "cpu", False, "shapes"]
     assert by(ALICE, isolated, told_of_the_worker) == ["none", None, None, True, None]
 
@@ -163,8 +163,8 @@ def test_status_shows_a_user_its_own_jobs_and_root_all(isolated: Daemon) -> None
             *(report.images_made, report.worker_restarts, sums.requests, sums.connections, sums.models_loaded),
         ]
 
-    by(BOB, isolated, a_picture)
-    # Whatever Bob and root have had done, hers begin at 1.
+    by(BOB, isolated, an_image)
+    # Her job numbers begin at 1, although Bob and root have run jobs.
     assert sorted(set(by(ALICE, isolated, numbers))) == [1, 2]
     with isolated.client() as root:
         running = root.generate(PROMPT, **LONG)
@@ -199,11 +199,11 @@ def test_another_users_worker_can_be_unloaded_only_when_idle(isolated: Daemon) -
 def test_unload_after_a_job_keeps_the_model_for_waiting_users(shared: Daemon) -> None:
     told: list[list[str]] = []
 
-    def draw_behind(client: Client) -> list[str]:
+    def generate_behind(client: Client) -> list[str]:
         wait_for(lambda: client.status().worker == "running")
-        return events_of_a_picture(client)
+        return events_of_an_image(client)
 
-    bob = threading.Thread(target=lambda: told.append(by(BOB, shared, draw_behind)))
+    bob = threading.Thread(target=lambda: told.append(by(BOB, shared, generate_behind)))
 
     def alice(client: Client) -> list[Any]:
         running = client.generate(PROMPT, **LONG)

@@ -1,4 +1,4 @@
-"""Nothing that a job does shows in the next one's picture, in any family."""
+"""No job affects the next one's image, in any family."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,9 +16,9 @@ from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Progress
 from weave.protocol.errors import ErrorCode
 
-# The VAE of SDXL is float32 for a while in float16 only.
+# Only in float16 is the VAE of SDXL float32 for a while.
 CASES = (("sd1", "float32"), ("sdxl", "float32"), ("sdxl", "float16"), ("sd3", "float32"), ("flux", "float32"))
-# Of this width a job fails in the middle of the decoding.
+# A job of this width fails while it is decoded.
 FAILING = 128
 FAILURE = before("gpu_worker/decode.py", "decode", f"if width == {FAILING}:\n    latents = latents[:, :1]")
 
@@ -44,19 +44,19 @@ def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Daem
 @pytest.mark.parametrize("name, dtype", CASES)
 def test_an_image_does_not_depend_on_earlier_jobs(daemons: dict[str, Daemon], name: str, dtype: str) -> None:
     daemon = daemons[dtype].wait_until_serving()
-    # The first step of each scheduler starts from a state of its own; four are enough to use what a step leaves.
+    # The first step of each scheduler starts from a fresh state. Four steps use what a step leaves behind.
     wanted = {"model": name, "width": 64, "height": 64, "steps": 4, "seed": 7, "cfg_scale": 4.0}
     with daemon.client() as client:
-        first = {scheduler: picture(client, **wanted, scheduler=scheduler) for scheduler in FAMILIES[name].schedulers}
+        first = {scheduler: image(client, **wanted, scheduler=scheduler) for scheduler in FAMILIES[name].schedulers}
         worker = daemon.pid_of("worker")
         for disturb in disturbances(client, wanted):
             disturb()
             for scheduler, expected in first.items():
-                assert np.array_equal(picture(client, **wanted, scheduler=scheduler), expected), scheduler
-        assert daemon.pid_of("worker") == worker  # it was one worker that drew all of them
+                assert np.array_equal(image(client, **wanted, scheduler=scheduler), expected), scheduler
+        assert daemon.pid_of("worker") == worker  # one worker generated all of them
 
 
-def picture(client: Client, **wanted: Any) -> np.ndarray:
+def image(client: Client, **wanted: Any) -> np.ndarray:
     generated = pixels(images(generate(client, **wanted))[0])
     assert generated.std() > 0
     return generated
@@ -77,9 +77,9 @@ def fail(client: Client, wanted: dict[str, Any]) -> None:
 
 
 def cancel(client: Client, wanted: dict[str, Any]) -> None:
-    """Between two steps, with a hundred to go."""
-    drawing = client.generate("x", **wanted | {"steps": 100, "negative_prompt": "y"})
-    for answer in drawing:
+    """Between two steps, of a hundred."""
+    answers = client.generate("x", **wanted | {"steps": 100, "negative_prompt": "y"})
+    for answer in answers:
         if isinstance(answer.event, Progress):
             break
-    drawing.close()  # type: ignore[attr-defined]
+    answers.close()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Libraries that lack what the daemon needs: it says so at once, by name, and looks again after a reload."""
+"""Libraries that lack what the daemon needs: it logs them by name and checks again after a reload."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ from weave.weavectl.doctor import EXIT_PROBLEM
 
 WEAVECTL = Path(sys.executable).with_name("weavectl")
 
-# What a stand-in for another version does before the zygote looks; and what the log must name.
+# The change that stands in for another version, and what the log must name.
 OTHERS = {
     "a name": ("import torch; del torch.OutOfMemoryError", "torch", "torch.OutOfMemoryError"),
     "a private name": (
@@ -34,7 +34,7 @@ OTHERS = {
         "diffusers.StableDiffusionPipeline.__call__(guidance_scale=, negative_prompt=",
     ),
 }
-# For each process, before anything else: a torch whose own library is missing.
+# Runs first in each process: a torch whose own library is missing.
 BROKEN_TORCH = """
 import pathlib, sys
 if pathlib.Path({flag!r}).exists():
@@ -61,7 +61,7 @@ def test_missing_library_names_are_logged_and_jobs_fail(name: str) -> None:
         assert line["library"] == library and line["version"][0].isdigit() and Path(line["path"]).is_dir()
         assert missing in line["missing"]
         assert "/" not in str(told) and missing not in str(told)
-        # It is the one zygote that there was: nothing is started again and again.
+        # It is still the first zygote: none is started again and again.
         assert not daemon.events("zygote_ended")
         ended = subprocess.run([WEAVECTL, "-s", daemon.socket, "doctor"], capture_output=True, text=True, check=False)
         assert ended.returncode == EXIT_PROBLEM and "fail  libraries: " in ended.stdout
@@ -73,7 +73,7 @@ MISSING = "libcudart.so.13: cannot open shared object file: No such file or dire
 
 
 def daemon_of_broken_torch(folder: Path, seams: Seams) -> tuple[Daemon, Path]:
-    """torch is broken while the file is there."""
+    """torch is broken while the file exists."""
     flag, package = folder / "broken", folder / "torch"
     package.mkdir()
     flag.touch()
@@ -92,7 +92,7 @@ def test_libraries_are_checked_again_after_a_minute(tmp_path: Path) -> None:
         refused(daemon)
         with daemon.client() as client:
             assert images(generate(client))
-        # Jobs without a worker leave no line of their own.
+        # Jobs without a worker are not logged separately.
         assert not daemon.events("worker_gone") and not daemon.events("job_failed")
     finally:
         daemon.stop()

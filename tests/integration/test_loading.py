@@ -1,4 +1,4 @@
-"""Weights and configs through the real loader: what is sound gives plain diffusers' picture, what is not is refused."""
+"""Weights and configs through the real loader: good ones give the image of diffusers, bad ones are refused."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ PARTS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """The same sums in the same order everywhere, and no waiting for a core that is busy."""
+    """The same order of sums everywhere, and no waiting for a busy core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -86,9 +86,9 @@ def test_each_file_dtype_and_dtype_gives_the_image_of_diffusers(
         change(file, cast)
     for dtype in DTYPES.values():
         pipeline = load(family, model, dtype)
-        picture = generated(pipeline, family)
-        assert picture.std() > 10
-        assert np.array_equal(picture, generated(assembled(family, model, dtype), family)), dtype
+        image = generated(pipeline, family)
+        assert image.std() > 10
+        assert np.array_equal(image, generated(assembled(family, model, dtype), family)), dtype
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 kept = getattr(part, "_keep_in_fp32_modules", None) or []
@@ -198,7 +198,7 @@ AS_PUBLISHED: dict[str, tuple[str, str, Callable[[Tensors], Tensors]]] = {
     "the same, with projection": (
         "sd3", "text_encoder", lambda t: t | {"text_model.embeddings.position_ids": torch.arange(32)[None]}
     ),
-    "a projection nobody uses": ("sdxl", "text_encoder", lambda t: t | {"text_projection.weight": torch.ones(32, 32)}),
+    "an unused projection": ("sdxl", "text_encoder", lambda t: t | {"text_projection.weight": torch.ones(32, 32)}),
     "CLIP's scale": ("sd3", "text_encoder_2", lambda t: t | {"logit_scale": torch.tensor(4.6)}),
     "CLIP as it was named": ("flux", "text_encoder", lambda t: {f"text_model.{key}": t[key] for key in t}),
     "T5's table under both names": (
@@ -223,7 +223,7 @@ def test_known_extra_keys_of_published_files_change_nothing(models: Path, tmp_pa
 
 
 def in_two_files(model: Path, part: str, second: str = "b.safetensors") -> None:
-    """The second half of a component's tensors goes into a file of its own, as an index says."""
+    """Moves every second tensor of a component to another file, with an index."""
     file = model / WEIGHTS[part]
     tensors = load_file(file)
     file.unlink()
@@ -254,7 +254,7 @@ def test_changing_a_file_does_not_change_the_loaded_model(models: Path, tmp_path
 
 
 def inpainting(model: Path) -> None:
-    """As the UNet of an inpainting model is: five channels more come in."""
+    """Makes the UNet that of an inpainting model, with five more input channels."""
     config = json.loads((model / "unet/config.json").read_text())
     (model / "unet/config.json").write_text(json.dumps(config | {"in_channels": 9}))
 
@@ -320,7 +320,7 @@ def test_each_family_generates_in_the_default_dtype_of_a_gpu(
 ) -> None:
     wanted = {"width": 64, "height": 64, "steps": 2, "seed": 1, "cfg_scale": 5.0, "scheduler": scheduler}
     with daemon.client() as client:
-        picture = pixels(images(generate(client, "a red circle", model=name, **wanted))[0])
+        image = pixels(images(generate(client, "a red circle", model=name, **wanted))[0])
         assert client.status().dtype == "bfloat16"
     path = tomllib.loads(daemon.config.read_text())["models"][name]["path"]
-    assert np.array_equal(picture, generated(assembled(family, Path(path), torch.bfloat16), family))
+    assert np.array_equal(image, generated(assembled(family, Path(path), torch.bfloat16), family))

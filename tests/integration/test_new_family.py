@@ -1,4 +1,4 @@
-"""A family is added as CONTRIBUTING.md says, to a build of the daemon: a description, an adapter, a line."""
+"""A family is added as CONTRIBUTING.md describes, to a build of the daemon: a description, an adapter, a line."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_an_added_family_gives_the_image_of_diffusers(daemon: Daemon, model: Pat
     (preview,) = [answer for answer in answers if isinstance(answer.event, Preview)]
     assert np.array_equal(pixels(preview), expected)
     (done,) = [answer.event for answer in answers if isinstance(answer.event, Done)]
-    # A T5 token a character, a space before the first and an end after the last.
+    # T5 uses one token per character, one for a leading space and one for the end.
     negative = asked.get("negative_prompt", "")
     assert done.tokens == Tokens(prompt=counted(PROMPT), negative_prompt=counted(negative) if negative else ())
 

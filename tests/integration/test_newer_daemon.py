@@ -1,4 +1,4 @@
-"""Today's clients and a daemon of tomorrow, or of yesterday: docs/protocol.md, "How the protocol grows"."""
+"""Today's clients with newer and older daemons: docs/protocol.md, "How the protocol grows"."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from weave.protocol.client_messages import Done, Image, Progress
 from weave.protocol.errors import ErrorCode
 from weave.protocol.features import FEATURES
 
-# Of events that today's clients do not know; the last looks like one that they do.
+# Events that today's clients do not know; the last looks like one that they do.
 NEWS: list[dict[str, Any]] = [
     {"event": "upscaled"},
     {"event": "audio", "size": 3, "deliver": "inline"},
@@ -32,7 +32,7 @@ STRANGE = {"a field": {"of a newer daemon": [1, None]}}
 
 
 def answered(path: Path, *events: dict[str, Any] | bytes) -> list[list[Answer]]:
-    """What each of the two clients hears in answer to a generate."""
+    """The answers that each of the two clients gets to a generate."""
 
     async def all_of(daemon: Path) -> list[Answer]:
         async with AsyncClient(daemon) as client:
@@ -78,7 +78,7 @@ def test_an_unknown_error_code_fails_its_request_with_the_reason(tmp_path: Path)
 
     with FakeDaemon(tmp_path / "socket", lambda _: [error]) as daemon:
         with Client(daemon.path, timeout=60) as client:
-            for _ in range(2):  # the connection lives on
+            for _ in range(2):  # the connection stays open
                 with pytest.raises(WeaveError, match="no more today") as refused:
                     list(client.generate("x"))
                 assert refused.value.code == "quota_used_up"

@@ -1,4 +1,4 @@
-"""The example that docs/protocol.md begins with, said to the real daemon byte by byte."""
+"""The example at the start of docs/protocol.md, sent to the real daemon byte by byte."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from weave.protocol.frames import Kind
 
 PAGE = Path(__file__).parents[2] / "docs/protocol.md"
 FRAMES = re.findall(r"^    (client|daemon)  ([0-9a-f ]+)  (.+)$", PAGE.read_text(), re.MULTILINE)
-# What differs from one machine, or one run, to the next.
+# Values that differ between machines or runs.
 VARIES = ("job", "size", "timings")
 
 

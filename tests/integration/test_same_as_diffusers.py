@@ -1,5 +1,5 @@
-"""Every family with every scheduler in every dtype, with and without a negative prompt: pixel by pixel what diffusers
-draws by itself with the same arguments. The last preview is the picture, and progress tells each step once."""
+"""Every family with every scheduler in every dtype, with and without a negative prompt: the image equals that of
+diffusers in every pixel. The last preview equals the image, and progress reports each step once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from weave.client import Answer
 from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Preview, Progress
 
-NAMES = tuple(name for name in FAMILIES if name != "sd2")  # which is sd1's pipeline
+NAMES = tuple(name for name in FAMILIES if name != "sd2")  # it has sd1's pipeline
 STEPS, SEED, SCALE = 3, 5, 4.0
 PROMPT, NEGATIVE = "a red circle", "blurred, blue"
 
@@ -31,7 +31,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
 def served(models: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Daemon, str]]:
     tables = "".join(f'[models.{name}]\npath = "{models / name}"\nfamily = "{name}"\n' for name in NAMES)
-    # With as many threads as here: how sums are split between them shows in the last bits.
+    # As many threads as in this process: how sums are split between threads shows in the last bits.
     daemon = Daemon(f'[device]\ndevice = "cpu"\nthreads = 1\ndtype = "{request.param}"\n{tables}')
     with one_thread():
         try:

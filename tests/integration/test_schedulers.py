@@ -1,4 +1,4 @@
-"""What a model's own scheduler_config.json says counts with every scheduler that is offered for it."""
+"""A model's own scheduler_config.json applies to every scheduler that is offered for it."""
 
 import json
 from collections.abc import Iterator
@@ -97,7 +97,7 @@ def test_every_offered_scheduler_gives_the_image_of_diffusers(served: Daemon, mo
         for scheduler in offer.schedulers:
             # With shift_terminal diffusers divides by zero where there is one step.
             for steps in (2, 5) if "shift_terminal" in CONFIGS[name][1] else (1, 2, 5):
-                expected = drawn_by_diffusers(plain, scheduler, steps)
+                expected = by_diffusers(plain, scheduler, steps)
                 wanted = {"width": 64, "height": 64, "steps": steps, "cfg_scale": SCALE, "preview_every": 1}
                 answers = generate(client, PROMPT, model=name, seed=SEED, scheduler=scheduler, **wanted)
                 assert expected.std() > 0
@@ -110,7 +110,7 @@ def test_every_offered_scheduler_gives_the_image_of_diffusers(served: Daemon, mo
                 assert told == [(kind, step) for step in range(1, steps + 1) for kind in (Progress, Preview)]
 
 
-def drawn_by_diffusers(plain: Reference, scheduler: str, steps: int) -> np.ndarray:
+def by_diffusers(plain: Reference, scheduler: str, steps: int) -> np.ndarray:
     config = plain.own.config
     if scheduler == "flow_heun" and config.get("_class_name") != "FlowMatchHeunDiscreteScheduler":
         made: Any = FlowHeun.from_config({k: v for k, v in config.items() if k != "_use_default_values"})
@@ -133,7 +133,7 @@ def test_a_scheduler_the_models_config_rules_out_is_an_error(served: Daemon, nam
             generate(client, model=name, width=64, height=64, scheduler=scheduler)
         assert e.value.code is ErrorCode.OUT_OF_BOUNDS
         assert wait_for(lambda: [line for line in served.events("job_failed") if reason in line["detail"]])
-        # The worker goes on, and its other schedulers draw.
+        # The worker stays, and its other schedulers work.
         assert images(generate(client, model=name, width=64, height=64, scheduler=FAMILIES[family].schedulers[0]))
 
 
@@ -149,7 +149,7 @@ def test_a_scheduler_the_models_config_rules_out_is_an_error(served: Daemon, nam
         ("euler", {"timestep_spacing": "unknown"}),
     ],
 )
-def test_errors_a_scheduler_raises_late_are_found_at_loading(name: str, change: dict[str, Any]) -> None:
+def test_errors_a_scheduler_raises_late_are_found_early(name: str, change: dict[str, Any]) -> None:
     with pytest.raises(IncompatibleScheduler, match=rf"^{SCHEDULERS[name].class_name}: \w+Error: "):
         fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler.from_config({**BASE, **change}), name, 5)
     assert fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler(**BASE), name, 5).config.beta_end == 0.012

@@ -1,4 +1,4 @@
-"""The socket's path: whose it is, who may write above it, and the options that name it."""
+"""The socket's path: its owner, who may write above it, and the options that name it."""
 
 import grp
 import os
@@ -39,7 +39,7 @@ def bound(path: Path, kind: socket.SocketKind, *, backlog: int | None = None) ->
 def listening(path: Path) -> Iterator[socket.socket]:
     with bound(path, socket.SOCK_STREAM, backlog=5) as program:
         yield program
-        with pytest.raises(BlockingIOError):  # nobody has knocked
+        with pytest.raises(BlockingIOError):  # no client has connected
             program.accept()
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
@@ -82,7 +82,7 @@ def test_a_socket_another_program_has_open_is_never_taken(name: str) -> None:
         assert daemon.process.wait(60) == 78
         assert f"{path}: another program has this socket open" in daemon.log()
         assert path.stat().st_ino == inode
-    # And once it is gone, what it has left is replaced.
+    # After that program has exited, its socket is replaced.
     daemon = Daemon(folder=folder).wait_until_serving()
     with daemon.client() as client:
         assert client.status().version
@@ -99,7 +99,7 @@ def test_the_daemon_stops_when_another_program_takes_its_path() -> None:
 
 def test_the_daemon_names_a_recreated_socket_folder() -> None:
     daemon = Daemon("[models]\n").wait_until_serving()
-    daemon.process.send_signal(signal.SIGSTOP)  # it finds out when the program has done all of it
+    daemon.process.send_signal(signal.SIGSTOP)  # it notices only when the program has finished
     shutil.rmtree(daemon.socket.parent)
     daemon.socket.parent.mkdir(0o700)
     with listening(daemon.socket):
@@ -111,7 +111,7 @@ def test_the_daemon_names_a_recreated_socket_folder() -> None:
 
 def test_a_stopping_daemon_leaves_another_programs_socket() -> None:
     daemon = Daemon("[models]\n").wait_until_serving()
-    daemon.process.send_signal(signal.SIGSTOP)  # it finds out after the signal to end, not before
+    daemon.process.send_signal(signal.SIGSTOP)  # it notices after the signal to stop, not before
     daemon.socket.unlink()
     with listening(daemon.socket):
         daemon.process.send_signal(signal.SIGTERM)
@@ -129,7 +129,7 @@ def test_a_socket_below_a_folder_others_can_write_is_refused(tmp_path: Path, lev
     assert refused.returncode == 78
     assert f"{writable}: mode 0777 lets others write to it; fix it with: chmod go-w {writable}" in refused.stderr
     assert not path.parent.exists()
-    # Made by whoever can write there, though it looks like ours.
+    # Another user could have created it, though it looks right.
     path.parent.mkdir(mode=0o700)
     assert run("--socket", path).returncode == 78
     assert os.listdir(path.parent) == []
@@ -173,10 +173,10 @@ def test_an_empty_path_is_refused_by_the_name_of_its_option(option: str) -> None
 
 
 def test_s_is_the_short_option_of_socket_path(tmp_path: Path) -> None:
-    nobody = tmp_path / "none"
-    long, short = run("--socket-path", nobody), run("-s", nobody)
+    missing = tmp_path / "none"
+    long, short = run("--socket-path", missing), run("-s", missing)
     assert long.returncode == short.returncode == 78
-    assert long.stderr == short.stderr == f"weave-compute: {nobody}: No such file or directory\n"
+    assert long.stderr == short.stderr == f"weave-compute: {missing}: No such file or directory\n"
 
 
 def test_a_socket_path_too_long_is_refused_by_name(tmp_path: Path) -> None:

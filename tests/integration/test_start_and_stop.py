@@ -1,4 +1,4 @@
-"""Starting, stopping, and what happens when something dies."""
+"""Starting and stopping the daemon, and the death of a process."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""System mode with real other users: who may connect, who runs as whom, what root keeps."""
+"""System mode with real users: who may connect, the account of each process, what root keeps."""
 
 import os
 import socket
@@ -43,7 +43,7 @@ def ask_version(path: Path) -> str:
 
 
 def knock(path: Path) -> int:
-    """How many bytes a stranger gets."""
+    """The number of bytes that a stranger gets."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(60)
         connection.connect(str(path))
@@ -71,11 +71,11 @@ def test_other_users_get_no_byte_and_an_audit_line(system: Daemon) -> None:
 
 
 def test_each_user_gets_an_image_and_sees_only_its_own_jobs(system: Daemon) -> None:
-    def picture() -> Any:
+    def image() -> Any:
         with Client(system.socket, timeout=100) as client:
             return len(images(generate(client))[0].data)
 
-    assert as_user(ALICE, picture) == as_user(CAROL, picture) > 100
+    assert as_user(ALICE, image) == as_user(CAROL, image) > 100
 
 
 def how_it_came(path: Path) -> Any:
@@ -93,7 +93,7 @@ def test_descriptors_are_delivered_only_if_configured(system: Daemon, folder: Pa
     config = limits + SYSTEM.replace("[system]", '[system]\nsocket_mode = "0666"\ndeliver_fds = true') + MODEL
     daemon = system_daemon(folder, config).wait_until_serving()
     try:
-        # As many bytes for each user, and not for all together.
+        # The limit is per user, not for all together.
         for name in (ALICE, CAROL):
             assert as_user(name, lambda: how_it_came(daemon.socket)) == [True, "fd", True, 0]
             assert as_user(name, lambda: how_it_came(daemon.socket)) == [True, "inline", False, size]
@@ -237,7 +237,7 @@ def test_without_peer_groups_the_group_database_decides(monkeypatch: pytest.Monk
 
 
 def test_a_peer_with_an_unmapped_uid_is_refused() -> None:
-    """As one of a user namespace in which its group is mapped and its UID is not."""
+    """Like a peer in a user namespace that maps its group but not its UID."""
     access = Access(uids=(0, 65533), gids=(50,), unmapped=65533)
     with socket.socket() as unused:
         assert not broker_access.is_allowed(access, Peer(1, 65533, 50), unused)

@@ -1,4 +1,4 @@
-"""What of a prompt each text encoder got, and what was cut: in `done`, in the PNG, and by weavectl."""
+"""The tokens that each text encoder used and cut: in `done`, in the PNG, and by weavectl."""
 
 import io
 import json
@@ -18,8 +18,8 @@ from weave.client import Client
 from weave.protocol.client_messages import Done
 
 NAMES = ("sd1", "sdxl", "sd3", "flux")
-# A word is one token of these CLIP tokenizers, which take 32 with a start and an end; a T5 one takes a token a
-# character, with a space before the first and an end after the last.
+# These CLIP tokenizers have one token per word and take 32 with start and end. T5 has one per character,
+# one for a leading space and one for the end.
 SHORT, LONG = "a red circle", "red circle " * 20 + "on a blue background"
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -42,7 +42,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 
 def told(client: Client, prompt: str, **wanted: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Of the prompt, of the negative prompt, and all of it as the PNG has it."""
+    """Tokens of the prompt and of the negative prompt, and all of them as in the PNG."""
     answers = generate(client, prompt, width=64, height=64, steps=1, **wanted)
     (tokens,) = [answer.event.tokens for answer in answers if isinstance(answer.event, Done)]
     assert tokens is not None
@@ -83,7 +83,7 @@ def test_tokens_are_counted_as_the_pipeline_cuts_them(
             assert (used, avoided) == expected
             for kind, counted in (("prompt", used), ("negative_prompt", avoided)):
                 assert [tuple(one.values()) for one in png[kind]] == counted
-        # Where nothing is guided, the negative prompt goes through no encoder.
+        # Without guidance the negative prompt goes through no encoder.
         assert told(client, SHORT, model=model, negative_prompt=LONG, cfg_scale=1.0)[:2] == (short, [])
 
 

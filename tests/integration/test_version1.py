@@ -1,4 +1,4 @@
-"""Version 1 over the real socket. The golden frames have every field and error; here is what takes a daemon's life."""
+"""Version 1 over the real socket. The golden frames cover every field and error; these tests need a running daemon."""
 
 import json
 import os
@@ -153,9 +153,9 @@ def test_a_killed_worker_is_code_99_and_the_next_request_served(daemon: Daemon) 
         expected = ask(raw, generate_1()).pixels
         raw.sendall(generate_1(steps=100))
         killed = None
-        # One that is killed before it has begun on the job is replaced, and nobody told.
+        # A worker killed before it has begun the job is replaced without an error.
         while not select.select([raw], [], [], 0.05)[0]:
-            with suppress(StopIteration, FileNotFoundError, ProcessLookupError):  # the last one is being reaped
+            with suppress(StopIteration, FileNotFoundError, ProcessLookupError):  # the previous one is being reaped
                 if client.status().worker == "running" and (worker := daemon.pid_of("worker")) != killed:
                     os.kill(worker, signal.SIGKILL)
                     killed = worker

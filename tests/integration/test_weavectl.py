@@ -112,7 +112,7 @@ def test_doctor_passes_with_a_good_daemon_and_fails_without(daemon: Daemon) -> N
 
 @pytest.fixture
 def a_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine with the packages on it, and no daemon that listens: a config that asks for AppArmor or SELinux."""
+    """A machine with the packages installed and no running daemon: the config requires AppArmor or SELinux."""
     config = tmp_path / "etc" / "weave-compute.toml"
     config.parent.mkdir()
     config.write_text("[system]\nrequire_mac = true\n[models]\n")

@@ -1,4 +1,4 @@
-"""Where weavectl writes, and what it shows: whatever goes wrong is told in a line, and nothing foreign is obeyed."""
+"""Where weavectl writes, and what it shows: each error is one line, and the terminal obeys no text of a daemon."""
 
 import json
 import os
@@ -33,8 +33,8 @@ def run(socket: Path, *arguments: Any, **more: Any) -> subprocess.CompletedProce
 
 
 @pytest.fixture
-def nobody(tmp_path: Path) -> Path:
-    """No daemon: what is told is told before one is asked."""
+def no_daemon(tmp_path: Path) -> Path:
+    """A path without a daemon: the error comes before one is contacted."""
     return tmp_path / "no-socket"
 
 
@@ -53,7 +53,7 @@ BEFORE: dict[str, tuple[tuple[Any, ...], int, str]] = {
     "a link to nothing": (("generate", "x", "-o", "dangling"), 1, "dangling exists"),
     "several on standard output": (("generate", "x", "-o", "-", "--images=2"), 2, "takes one image"),
     "previews of a device": (("generate", "x", "-o", "/dev/null", "--preview=1"), 2, "takes one image"),
-    "JSON beside the image": (("generate", "x", "-o", "-", "--json"), 2, "-o - and --json"),
+    "JSON with the image": (("generate", "x", "-o", "-", "--json"), 2, "-o - and --json"),
     "cfg-scale nan": (("generate", "x", "--cfg-scale", "nan"), 2, "'nan' is not a finite number"),
     "cfg-scale inf": (("generate", "x", "--cfg-scale=-inf"), 2, "'-inf' is not a finite number"),
     "no socket": (("--socket", "", "status"), 2, "the path is empty"),
@@ -64,14 +64,14 @@ BEFORE: dict[str, tuple[tuple[Any, ...], int, str]] = {
 
 
 @pytest.mark.parametrize("name", BEFORE)
-def test_invalid_options_fail_before_the_daemon_is_contacted(nobody: Path, name: str) -> None:
+def test_invalid_options_fail_before_the_daemon_is_contacted(no_daemon: Path, name: str) -> None:
     arguments, status, message = BEFORE[name]
-    folder = nobody.parent
+    folder = no_daemon.parent
     (folder / "file").write_text("kept")
     (folder / "a-7.png").write_text("kept")
     (folder / "link").symlink_to("file")
     (folder / "dangling").symlink_to("nothing")
-    done = run(nobody, *arguments, cwd=folder)
+    done = run(no_daemon, *arguments, cwd=folder)
     assert (done.returncode, message in done.stderr.decode()) == (status, True), done.stderr
     assert (folder / "file").read_text() == (folder / "a-7.png").read_text() == "kept"
     assert {path.name for path in folder.iterdir()} == {"file", "a-7.png", "link", "dangling"}
@@ -168,8 +168,8 @@ def test_messages_go_to_the_file_while_a_terminal_shows_the_bar(shared_daemon: D
     assert (tmp_path / "lines").read_bytes().startswith(b"a.png (seed ")
 
 
-def test_a_terminal_without_a_size_shows_the_error(nobody: Path) -> None:
-    done = run(nobody, "status", env=os.environ | {"COLUMNS": "0"})
+def test_a_terminal_without_a_size_shows_the_error(no_daemon: Path) -> None:
+    done = run(no_daemon, "status", env=os.environ | {"COLUMNS": "0"})
     assert (done.returncode, b"no-socket: No such file or directory" in done.stderr) == (3, True), done.stderr
 
 
@@ -189,7 +189,7 @@ def test_no_link_is_followed_and_no_new_file_overwritten(tmp_path: Path, monkeyp
     with pytest.raises(FileExistsError):
         files.write(0, b"image")
     monkeypatch.undo()
-    (tmp_path / "a.png").symlink_to(victim)  # made while the daemon was at work
+    (tmp_path / "a.png").symlink_to(victim)  # created while the daemon was generating
     with pytest.raises(FileExistsError, match=r"a\.png exists; --force overwrites it"):
         files.write(0, b"image")
     forced = open_image_files(str(tmp_path / "b.png"), 1, force=True, previews=False)
@@ -249,7 +249,7 @@ def test_a_full_standard_output_is_an_error_a_closed_one_silent(shared_daemon: D
     assert shell(socket, "$W status >&- 2>&- <&-; echo $?").stdout == b"0\n"
     full = shell(socket, "$W status >/dev/full")
     assert full.returncode == 1 and full.stderr == b"weavectl: standard output: No space left on device\n"
-    # argparse says nothing of it where Python does not buffer.
+    # argparse does not report it if Python does not buffer.
     assert shell(socket, "PYTHONUNBUFFERED= $W --help >/dev/full").returncode == 1
     lost = shell(socket, "$W generate x --steps=1 -o - >&-")
     assert (lost.returncode, lost.stderr) == (1, b"weavectl: standard output: Bad file descriptor\n")
@@ -338,7 +338,7 @@ def test_a_dead_socket_and_a_full_backlog_differ_in_the_error(tmp_path: Path) ->
 
 
 def test_a_job_may_wait_for_longer_than_the_first_answer(tmp_path: Path) -> None:
-    """Its model is loaded when the fake daemon gets round to it."""
+    """The fake daemon loads its model after a while."""
 
     def slow() -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
         def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -354,7 +354,7 @@ def test_a_job_may_wait_for_longer_than_the_first_answer(tmp_path: Path) -> None
 
 
 def test_totals_hidden_from_this_user_are_not_shown(tmp_path: Path) -> None:
-    """In system mode they are root's: what every other user is told is 0, which would be a lie as a count."""
+    """In system mode only root sees them. Other users get 0, which would be wrong as a count."""
     for requests in (0, 1):
         status = STATUS | {"mode": "system", "metrics": {"requests": requests}}
         with FakeDaemon(tmp_path / f"socket-{requests}", lambda _, status=status: [status]) as daemon:

@@ -9,7 +9,7 @@ from tests.support.daemon import wait_for
 from tests.support.processes import start
 
 ROOT = Path(__file__).resolve().parents[2]
-# Each notes its processes and folders, and never stops what it has started.
+# Each test notes its processes and folders and never stops anything.
 CARELESS = """
 import os, subprocess, tempfile
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_another_still_has_what_is_kept(kept):
 
 
 class Run:
-    """pytest on CARELESS, in a process of its own."""
+    """pytest on CARELESS, in its own process."""
 
     def __init__(self, folder: Path, then: str) -> None:
         self._notes = folder / "notes"
@@ -88,7 +88,7 @@ def test_a_test_that_fails_leaves_no_process_and_no_folder(tmp_path: Path) -> No
     assert run.has_kept() and "1 failed, 1 passed, 1 error" in said, said
     # Two daemons of four processes, a shell and its child, a fork.
     assert len(set(run.noted("processes"))) == 11 and len(run.noted("folder")) == 2
-    wait_for(lambda: not run.left(), seconds=10)  # the grandchildren are for init to wait for
+    wait_for(lambda: not run.left(), seconds=10)  # init reaps the grandchildren
     assert not any(os.path.exists(folder) for folder in run.noted("folder"))
 
 

@@ -1,4 +1,4 @@
-"""What gpu-kit/run does on a machine that is not ours: a rehearsal, without a GPU."""
+"""gpu-kit/run on another machine: a rehearsal, without a GPU."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.packages.tree import ROOT, USERS
 from tests.support.processes import start
 
 KIT = ROOT / "gpu-kit"
-# What useradd leaves of users that are gone again.
+# What useradd leaves behind of removed users.
 GONE = USERS | {f"etc/{name}{backup}" for name in ("subuid", "subgid") for backup in ("", "-")}
 NO_ROUTE = """
 import errno, socket
@@ -47,7 +47,6 @@ def bare(kit: Path, tmp_path: Path) -> Iterator[Bare]:
 
 
 def planned(folder: Path) -> list[str]:
-    """All tests for a GPU, by pytest's names."""
     command = [sys.executable, "-m", "pytest", "tests/gpu", "--collect-only", f"--report-folder={folder}"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [line for line in listed.splitlines() if line.startswith("tests/gpu/")]
@@ -76,7 +75,7 @@ def test_every_step_runs_on_a_bare_machine_and_writes_only_there(bare: Bare, tmp
     assert "cannot open shared object file" in bare.run(*alone).stderr
     before = bare.changed()
 
-    done = bare.run("/mnt/gpu-kit/run", "--seconds=3000")  # a busy machine may be slow
+    done = bare.run("/mnt/gpu-kit/run", "--seconds=3000")  # the machine may be busy
 
     assert done.returncode == 0
     assert f"of {TORCH}/bin/python" in done.stdout
@@ -166,7 +165,7 @@ def test_stopped_at_any_time_it_leaves_nothing(kit: Path, tmp_path: Path) -> Non
 
 
 def run(kit: Path, folder: Path, variables: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """With these variables alone, in that folder. Its work folder is gone afterwards."""
+    """With only these variables, in that folder. Its work folder is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="k-", dir="/tmp") as temporary:  # a short name, for the sockets in it
         done = subprocess.run(
             [kit / "run", *arguments],

@@ -1,5 +1,5 @@
-"""What the supervisor looks for in a child: each is taken away from a real one, which then serves nobody. Again inside
-other seccomp filters, as the shipped unit has them: what is attested is what a child has more than the supervisor."""
+"""What attestation requires of a child: each requirement is broken in a real child, which then serves no client. Again
+inside other seccomp filters, as in the shipped unit: the child must have one filter more than the supervisor."""
 
 import ctypes
 import os
@@ -25,7 +25,7 @@ from weave.sandbox.attestation import AttestationFailed, Confinement, attest
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may trace what is not dumpable, or has two users")
 FORGOT_TSYNC = (after("sandbox/seccomp.py", "_empty_filter", "result.set_attr(pyseccomp.Attr.CTL_TSYNC, 0)"),)
-# Neither this process nor the tests' own surroundings need be without filters.
+# This process may already run inside filters.
 OUTER = int(attestation._status(Path("/proc/thread-self"))["Seccomp_filters"])
 
 
@@ -62,7 +62,7 @@ def test_a_worker_with_an_unconfined_thread_is_not_attested(filters: int) -> Non
 
 @pytest.mark.parametrize("filters", [0, 1])
 def test_a_broker_with_another_processs_listener_is_not_attested(filters: int) -> None:
-    """It has a filter of its own installed by a child, and sends the listener of that."""
+    """A child of the broker installs the filter, and the broker sends that child's listener."""
     in_a_child = """
         import socket
         here, there = socket.socketpair()
@@ -84,8 +84,8 @@ def test_a_broker_with_another_processs_listener_is_not_attested(filters: int) -
         daemon.stop()
 
 
-# PTRACE_SEIZE by a child of the process itself, which asks for it (PR_SET_PTRACER) where Yama would refuse. The tracer
-# sees it to its end: nobody else could.
+# PTRACE_SEIZE by a child of the process itself, which allows it (PR_SET_PTRACER) where Yama would refuse. The tracer
+# waits for its end, as no other process can.
 BE_TRACED = """
     import ctypes, os
     libc = ctypes.CDLL(None)
@@ -113,7 +113,7 @@ WORKER_TRACED = (after("gpu_worker/worker.py", "close_descriptors_except", AWAIT
 
 
 def trace(pid: int) -> int:
-    """In a process of its own, which sees it to its end."""
+    """In a separate process, which waits for its end."""
     tracer = os.fork()
     if tracer == 0:
         libc = ctypes.CDLL(None)

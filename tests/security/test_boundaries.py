@@ -1,4 +1,4 @@
-"""The boundaries of the running daemon: who may connect, what reaches the network, what a child may say."""
+"""The boundaries of the running daemon: who may connect, the network, memory, and deadlines."""
 
 import os
 import resource
@@ -40,7 +40,7 @@ except ConnectionResetError: print(0)
 
 @root_only
 def test_a_peer_of_another_uid_gets_no_byte_and_is_audited(daemon: Daemon) -> None:
-    # Let it through the folder's and the socket's modes, so that the peer check stands alone.
+    # Open the folder's and the socket's modes, so that only the peer check is left.
     os.chmod(daemon.folder, 0o755)
     os.chmod(daemon.socket.parent, 0o755)
     os.chmod(daemon.socket, 0o666)
@@ -146,7 +146,7 @@ def test_out_of_memory_is_an_error_and_the_worker_stays() -> None:
             generate(client, width=64, height=64)
             worker = daemon.pid_of("worker")
             size = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-            # Only root may: the worker is not dumpable, and has no right to change a limit itself.
+            # Only root may: the worker is not dumpable and may not change a limit itself.
             resource.prlimit(worker, resource.RLIMIT_AS, (size + 2**20, resource.RLIM_INFINITY))
             with pytest.raises(WeaveError) as failed:
                 generate(client, width=512, height=512, steps=1)

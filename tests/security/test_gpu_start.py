@@ -1,4 +1,4 @@
-"""What a GPU's driver needs of the sandbox, where there is no driver: the same calls, made in the real worker."""
+"""What a GPU's driver needs of the sandbox, without a driver: the same calls, made in the real worker."""
 
 import os
 import tempfile
@@ -37,12 +37,12 @@ def folder() -> Path:
 def start(command: tuple[str, ...], folder: Path, *, system: bool) -> Daemon:
     if not system:
         return Daemon(MODEL, command=command, folder=folder)
-    os.chmod(Path(command[0]).parents[2], 0o755)  # the build, which the children are to read
+    os.chmod(Path(command[0]).parents[2], 0o755)  # the build, which the children read
     return system_daemon(folder, command=command)
 
 
 def rehearse(daemon: Daemon) -> dict[str, dict[str, str]]:
-    """What came of each step, at the start and later."""
+    """The result of each step, at the start and later."""
     daemon.wait_until_serving()
     try:
         with daemon.client() as client:
@@ -65,7 +65,7 @@ def test_a_gpu_worker_can_do_what_cuda_does_at_its_start(
     told = rehearse(daemon)
     assert told["start"] == MAY | {"name_the_supervisor": REFUSED}
     assert told["later"] == {"name_a_thread": "done", "read_files": "done"}
-    # torch's build for processors: the daemon draws there, and says why.
+    # torch's CPU build: the daemon generates on the CPU, and logs why.
     assert "CUDA" in daemon.events("gpu_not_used")[0]["reason"]
 
 

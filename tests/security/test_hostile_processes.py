@@ -1,4 +1,4 @@
-"""The real daemon with a worker, or a broker, that was taken over below its lock_down()."""
+"""The real daemon with a worker or broker that is compromised below its lock_down()."""
 
 import os
 import signal
@@ -61,13 +61,13 @@ BROKER: Seams = (
             await hostile.run(armed.attack, self._supervisor, self._config)
         """,
     ),
-    # Every attack ends a broker: no need to wait longer for each.
+    # Every attack ends a broker: do not wait longer after each.
     constant("supervisor/children/restart.py", "_LONGEST_BACKOFF_SECONDS", "0.1"),
 )
 
 
 class Hostile:
-    """A daemon whose next worker or broker attacks as it is told."""
+    """A daemon whose next worker or broker makes the attack that a test orders."""
 
     def __init__(
         self, seams: Seams, modules: dict[str, Path | str], config: str, options: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ def hostile_broker() -> Iterator[Hostile]:
 
 
 def attack_as_broker(hostile: Hostile, name: str) -> list[dict[str, Any]]:
-    """What the log says of it. The honest broker is killed to make room for one that attacks."""
+    """The log of the attack. The honest broker is killed to make room for the hostile one."""
     daemon = hostile.daemon
     supervisor, zygote = daemon.process.pid, daemon.pid_of("gpu_worker")
     before, served = len(daemon.all_events()), len(daemon.events("serving"))
@@ -120,7 +120,7 @@ def attack_as_broker(hostile: Hostile, name: str) -> list[dict[str, Any]]:
 
 
 def attack(hostile: Hostile, name: str) -> tuple[WeaveError, list[dict[str, Any]]]:
-    """What the client whose job it is is told, and what the log says of it."""
+    """The error that the job's client gets, and the log of the attack."""
     daemon = hostile.daemon
     before = len(daemon.log().splitlines())
     standing = {role: pid for pid, role in daemon.processes().items() if role != "worker"}
@@ -132,7 +132,7 @@ def attack(hostile: Hostile, name: str) -> tuple[WeaveError, list[dict[str, Any]
         assert hostile.has_begun
         client.unload()
     assert hostile.generates_right()
-    # The others have taken no harm, and nothing of the attack is left in the broker.
+    # The other processes live on, and nothing of the attack is left in the broker.
     assert {role: pid for pid, role in daemon.processes().items() if role != "worker"} == standing
     assert not [link for link in descriptors_of(standing["broker"]) if "memfd" in link]
     events = daemon.all_events()[before:]
@@ -164,10 +164,10 @@ def test_a_worker_cannot_open_other_files_or_leak_their_path(hostile: Hostile) -
 @pytest.mark.parametrize("name", hostile_broker_attacks.FORGERIES)
 def test_a_broker_that_breaks_the_protocol_is_replaced(hostile_broker: Hostile, name: str) -> None:
     events = attack_as_broker(hostile_broker, f"forgery: {name}")
-    # Descriptors do not even get through where the kernel can refuse them.
+    # Descriptors do not even arrive where the kernel can refuse them.
     refused = "descriptor" in name and hostile_broker_attacks.REFUSED in [line.get("outcome") for line in events]
     assert refused or [line for line in events if line["event"] == "broker_violation"]
-    # Not a word of it gets into a line that the supervisor answers for.
+    # None of its text gets into a line written by the supervisor.
     said = [line for line in events if hostile_broker_attacks.FORGED_REASON in str(line)]
     assert [line for line in said if line["process"] == "supervisor"] == []
 
@@ -188,13 +188,19 @@ def test_a_worker_checks_the_requests_of_a_hostile_broker(hostile_broker: Hostil
     ]
 
 
+def test_a_worker_refuses_every_run_out_of_bounds(hostile_broker: Hostile) -> None:
+    events = attack_as_broker(hostile_broker, "bad runs: ")
+    (attacked,) = [line for line in events if line["event"] == "attacked"]
+    assert attacked["outcome"] == dict.fromkeys(hostile_broker_attacks.BAD_RUNS, "refused")
+
+
 def test_a_silent_broker_is_killed(hostile_broker: Hostile) -> None:
     events = attack_as_broker(hostile_broker, "silence: ")
     assert [line for line in events if line["event"] == "broker_hung"]
 
 
 def test_a_broker_has_only_the_supervisors_and_workers_channels(hostile_broker: Hostile) -> None:
-    """So the zygote hears of it only what the supervisor makes of its requests."""
+    """So the zygote gets only what the supervisor makes of its requests."""
     assert hostile_broker.generates_right()
     broker = hostile_broker.daemon.pid_of("broker")
 

@@ -1,4 +1,4 @@
-"""A worker that was taken over names things so that whoever's terminal shows them obeys."""
+"""A compromised worker sends text with terminal escapes."""
 
 import pytest
 

@@ -1,5 +1,5 @@
-"""The real daemon with one layer taken away: what that layer alone was holding back then happens, or the daemon sees
-that the layer is missing and serves nobody."""
+"""The real daemon with one layer taken away: the attack that only this layer stops succeeds, or the daemon notices that
+the layer is missing and serves no client."""
 
 import os
 import socket
@@ -77,7 +77,7 @@ def test_without_the_seal_check_a_client_gets_a_writable_image() -> None:
 
 
 def keeps_capabilities(*modules: str) -> Seams:
-    """Their processes claim the layer all the same."""
+    """Their processes still claim the layer."""
     return tuple(constant(module, "drop_capabilities", 'lambda **_: "no-capabilities"') for module in modules)
 
 
@@ -126,7 +126,7 @@ def test_a_broker_with_capabilities_is_not_attested() -> None:
 @root_only
 @pytest.mark.parametrize("hardened", [True, False])
 def test_a_dumpable_process_is_open_to_others_of_its_user(hardened: bool) -> None:
-    """/proc/PID/mem is where a process could be read and changed without a system call of its own."""
+    """Through /proc/PID/mem a process could be read and changed without making a system call itself."""
 
     def as_4001(action: Callable[[], Any]) -> int:
         pid = os.fork()
@@ -134,7 +134,7 @@ def test_a_dumpable_process_is_open_to_others_of_its_user(hardened: bool) -> Non
             os.setgroups([])
             os.setresgid(4001, 4001, 4001)
             os.setresuid(4001, 4001, 4001)
-            prctl.set_dumpable(1)  # as an exec would; changing users has taken it away
+            prctl.set_dumpable(1)  # as an exec would; changing users has cleared it
             action()
             os._exit(0)
         return pid

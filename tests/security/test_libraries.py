@@ -1,5 +1,5 @@
-"""Where a worker may read libraries from: wherever Python imports installed packages from, and the shared libraries of
-LD_LIBRARY_PATH; not what lies beside them. Shown in the real, locked-down worker."""
+"""The places that a worker may read libraries from: those that Python imports installed packages from, and the shared
+libraries of LD_LIBRARY_PATH; not their neighbours. Shown in the real, locked-down worker."""
 
 import shutil
 from collections.abc import Iterator
@@ -41,8 +41,8 @@ WITHOUT_RULE = {
 
 
 class Place:
-    """An odd folder, outside every environment, with a package and a library; and a build that a .pth file leads
-    there."""
+    """An odd folder, outside every environment, with a package and a library; and a build with a .pth file that points
+    to it."""
 
     def __init__(self, folder: Path, seams: Seams) -> None:
         self.command = build(seams)

@@ -1,4 +1,4 @@
-"""The supervisor reads a name in the memory of a worker that may be hostile: nothing that is there does harm."""
+"""The supervisor reads a file name in the memory of a worker that may be hostile: no content does harm."""
 
 import ctypes
 import mmap
@@ -25,7 +25,7 @@ _mapped: list[mmap.mmap] = []
 
 
 def call(name: str, *arguments: int | bytes) -> None:
-    """As an attacker would: whatever the arguments are."""
+    """As an attacker would, with any arguments."""
     number = seccomp.pyseccomp.resolve_syscall(seccomp.pyseccomp.system_arch(), name)
     given = [ctypes.c_long(value) if isinstance(value, int) else ctypes.c_char_p(value) for value in arguments]
     _libc.syscall(ctypes.c_long(number), *given)
@@ -138,7 +138,7 @@ def test_names_are_followed_as_the_worker_would(folder: Path) -> None:
     assert found(lambda: call("openat", inside, os.fsencode(file), os.O_RDONLY)) == Opened(file, file, False)
     for directory in (pipe, 900, -1):
         assert found(lambda directory=directory: call("openat", directory, b"file", os.O_RDONLY)) is None
-    # Not those of the process that asks.
+    # Not those of the asking process.
     own = found(lambda: call("openat", _AT_FDCWD, b"/proc/self/maps", os.O_RDONLY))
     assert own is not None and own.path != f"/proc/{os.getpid()}/maps" and own.path.endswith("/maps")
     thread = found(lambda: call("openat", _AT_FDCWD, b"/proc/thread-self/comm", os.O_RDWR))

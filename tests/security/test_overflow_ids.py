@@ -37,7 +37,7 @@ def test_a_group_with_the_overflow_gid_is_refused_by_field_name(field: str) -> N
 
 
 def test_a_daemon_running_as_the_overflow_uid_is_refused() -> None:
-    """In a user namespace without a mapping everybody's UID is 65534, and so is each peer's."""
+    """In a user namespace without a mapping every UID is 65534, and so is each peer's."""
     unmapped = ("unshare", "--user")
     if subprocess.run([*unmapped, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespace may be made here")

@@ -1,4 +1,4 @@
-"""Record mode: what it lets through, what it notes, and that nothing but --record in user mode turns it on."""
+"""Record mode: what it lets through, what it logs, and that only --record in user mode turns it on."""
 
 import os
 import select
@@ -46,9 +46,9 @@ LIST_OF_RECORD_MODE = constant(
 
 
 class Recorded(NamedTuple):
-    """What a daemon that recorded had to say."""
+    """The results of a daemon in record mode."""
 
-    picture_is_right: bool
+    image_is_right: bool
     status: StatusReport
     doctor: str
     events: list[dict[str, Any]]
@@ -63,11 +63,11 @@ def recorded() -> Recorded:
     with daemon.client() as client:
         client.unload()
         hostile.arm("a new driver")
-        picture = images(generate(client, format="raw"))[0].data
+        image = images(generate(client, format="raw"))[0].data
         status = client.status()
     doctor = weavectl(daemon, "doctor").stdout
     exit_status = daemon.stop()
-    return Recorded(picture == hostile.expected, status, doctor, daemon.all_events(), daemon.output(), exit_status)
+    return Recorded(image == hostile.expected, status, doctor, daemon.all_events(), daemon.output(), exit_status)
 
 
 def named(recorded: Recorded, event: str) -> list[dict[str, Any]]:
@@ -75,9 +75,9 @@ def named(recorded: Recorded, event: str) -> list[dict[str, Any]]:
 
 
 def test_record_mode_lets_forbidden_calls_through(recorded: Recorded) -> None:
-    assert recorded.picture_is_right and recorded.exit_status == 0
+    assert recorded.image_is_right and recorded.exit_status == 0
     assert named(recorded, "recording") and not named(recorded, "sandbox_violation")
-    # The supervisor did not keep the broker waiting for all those calls.
+    # Answering all those calls did not delay the supervisor's answers to the broker.
     assert not named(recorded, "broker_hung")
 
 
@@ -116,7 +116,7 @@ def test_status_and_doctor_say_that_the_worker_is_recorded(recorded: Recorded) -
 
 
 def test_a_worker_that_records_by_itself_is_never_attested() -> None:
-    """Not even its channel is handed on."""
+    """Its channel does not reach the broker."""
     daemon = daemon_of((ASKED_TO_RECORD,))
     try:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
@@ -129,7 +129,7 @@ def test_a_worker_that_records_by_itself_is_never_attested() -> None:
 
 
 def test_the_filter_of_record_mode_alone_lets_nothing_through() -> None:
-    """What lets a call through is the supervisor's answer alone."""
+    """Only the supervisor's answer lets a call through."""
     daemon = daemon_of((LIST_OF_RECORD_MODE,))
     try:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
@@ -161,7 +161,7 @@ def test_record_mode_still_kills_a_broker_for_a_forbidden_call() -> None:
         assert not [line for line in events if line["event"] == "attacked"]
     finally:
         hostile.daemon.stop()
-    # And the workers, who were honest, asked for nothing that is not on their list.
+    # The honest workers made no unlisted call.
     assert hostile.daemon.output() == ""
 
 
@@ -189,7 +189,7 @@ def test_the_config_cannot_turn_record_mode_on(tmp_path: Path, table: str) -> No
 
 @pytest.fixture
 def waiting() -> Iterator[tuple[int, int]]:
-    """A process that makes a forbidden call, and its listener. It ends with status 7 once the call is made."""
+    """A process that makes a forbidden call, and its listener. It exits with status 7 after the call."""
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:

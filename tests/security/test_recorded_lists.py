@@ -1,4 +1,4 @@
-"""Record mode finds all that a driver needs in one run, and what it says is to be added makes the driver work."""
+"""Record mode finds everything that a driver needs in one run, and with the lines to add the driver works."""
 
 import hashlib
 import os
@@ -30,13 +30,14 @@ WITH_A_NEW_DRIVER: Seams = (
 
 
 class Machine(NamedTuple):
-    """One with a new driver, for one user: None for ourselves."""
+    """A machine with a new driver, for one user; None is the current user."""
 
     folder: Path
     user: str | None
 
     def run(self, seams: Seams, *options: str) -> tuple[str, Daemon]:
-        """What the daemon of such a build generates, as a digest, or by what error it fails; it has ended then."""
+        """The digest of the image that the build's daemon generates, or its error's code; the daemon has exited by
+        then."""
         module = Path(new_driver.__file__).read_text().replace("/folder/", str(self.folder))
         command = build((*WITH_A_NEW_DRIVER, *seams), {"gpu_worker/new_driver.py": module})
         daemon = self.start(command, options)
@@ -88,14 +89,14 @@ def recorded(machine: Machine) -> tuple[str, Daemon]:
 
 @pytest.fixture(scope="module")
 def expected() -> Iterator[str]:
-    """Of a machine whose driver is not new."""
+    """The digest on a machine with a known driver."""
     daemon = Daemon(MODEL).wait_until_serving()
     yield digest_of(daemon)
     daemon.stop()
 
 
 def python(text: str) -> str:
-    """Of a file's name, as it comes in Python's source."""
+    """A file's name as Python source."""
     return '"' + ascii(text)[1:-1].replace('"', '\\"') + '"'
 
 
@@ -119,7 +120,7 @@ def test_everything_missing_from_the_lists_is_found(machine: Machine, recorded: 
         (f"not listed read {python(str(machine.folder / LATER))}", "1"),
         ('not listed read "/proc/self/cgroup"', "1"),
         ('not listed write "/dev/zero"', "1"),
-        # What no list could have
+        # Findings that no list can have
         (f"not listed write {python(str(machine.folder / 'written'))}", "1"),
         ('not listed read "/proc/1/status"', "1"),
         ('not listed read "/"', "1"),
@@ -154,7 +155,7 @@ def test_the_new_driver_works_only_with_the_lines_to_add(
     refused, daemon = machine.run(())
     assert refused == "worker_failed"
     assert LIBRARY in str(daemon.events("crashed")[0]["detail"])
-    # With the files alone it starts, and its first call ends it.
+    # With the files alone it starts, and its first unlisted call ends it.
     lists = additions(recorded[1].output())
     files = tuple(seam for seam in lists if seam.module == "sandbox/worker_files.py")
     refused, daemon = machine.run(files)
@@ -167,7 +168,7 @@ def test_the_new_driver_works_only_with_the_lines_to_add(
 def test_a_recorded_worker_starts_no_program_and_changes_no_file(
     machine: Machine, recorded: tuple[str, Daemon]
 ) -> None:
-    """What no list could allow is refused in record mode too: by Landlock, ours and the supervisor's."""
+    """What no list can allow is refused in record mode too: by Landlock, in the worker and the supervisor."""
     told = {line["what"]: line["result"] for line in recorded[1].events("attempted")}
     refused = "errno 13"
     assert {told[what] for what in ("a program", "a connection", "a new file", "a new folder", "write a file")} == {

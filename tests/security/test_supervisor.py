@@ -1,4 +1,4 @@
-"""The supervisor locked in: attacks from inside a process that has gone through its real lock_down()."""
+"""The supervisor locked down: attacks from inside a process that has run its real lock_down()."""
 
 import os
 import socket
@@ -20,12 +20,12 @@ from weave.sandbox.hardening import harden
 from weave.supervisor import main as supervisor
 from weave.supervisor.sockets.listening import ListeningSocket
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="what is left of root is the question")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="tests what is left of root's powers")
 
 
 def locked_in(attack: Callable[[Path], Any], *, other_users: bool = True, without: str | None = None) -> Any:
-    """What `attack` returns in a supervisor's process, with one layer taken away where told. The folder that it is
-    given is the socket's; OSError comes back as its errno's name."""
+    """The result of `attack` in a supervisor's process, with one layer taken away if given. Its folder is the socket's;
+    an OSError is returned as its errno's name."""
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
     outside = folder / "outside"
     outside.mkdir()
@@ -76,7 +76,7 @@ def test_the_supervisor_changes_only_its_own_files(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in CHANGES if name != "write memory of the kernel"])
 def test_without_landlock_root_changes_other_files(name: str) -> None:
     without = locked_in(CHANGES[name], without="landlock")
-    # A device takes CAP_MKNOD as well: the other layer holds there.
+    # Creating a device needs CAP_MKNOD too, so the other layer still forbids it.
     assert str(without).startswith("refused: ") == (name == "make a device")
 
 
@@ -107,7 +107,7 @@ def test_the_supervisor_keeps_the_powers_it_needs() -> None:
 
 def test_without_other_users_it_cannot_change_its_user() -> None:
     assert locked_in(lambda _: os.setresuid(4001, 4001, 4001), other_users=False) == "refused: Operation not permitted"
-    assert not prctl.get_no_new_privs()  # and none of this has happened to the test itself
+    assert not prctl.get_no_new_privs()  # and the test's own process is unchanged
 
 
 def test_attestation_refuses_a_child_that_runs_as_another_user() -> None:

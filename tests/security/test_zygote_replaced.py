@@ -1,4 +1,4 @@
-"""Workers that are forked from one zygote have its address layout. One that was attacked leaves a new one behind."""
+"""Workers forked from one zygote share its address layout. After an attack the next worker has a new one."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def hostile() -> Iterator[Hostile]:
 
 
 def layout(hostile: Hostile) -> tuple[int, int]:
-    """The zygote, and the address that the next worker tells."""
+    """The zygote, and the address that the next worker logs."""
     with hostile.daemon.client() as client:
         client.unload()
         before = len(hostile.daemon.events("layout"))

@@ -23,7 +23,7 @@ def build(seams: Seams, modules: dict[str, Path | str] | None = None, everywhere
     process."""
     folder = Path(tempfile.mkdtemp(prefix="weave-build-"))
     package = folder / "src" / "weave"
-    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, package)  # with what is compiled of it, which holds for the modules that stay as they are
     for name, source in applied(seams).items():
         (package / name).write_text(source)
     for name, module in (modules or {}).items():

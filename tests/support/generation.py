@@ -1,4 +1,4 @@
-"""Drawing over the real socket, and what came of it."""
+"""Generating images over the real socket."""
 
 import io
 from typing import Any
@@ -13,7 +13,7 @@ PROMPT = "a red circle on a blue background"
 
 
 def generate(client: Client, prompt: str = PROMPT, **parameters: Any) -> list[Answer]:
-    """All answers; the demo model, and few steps unless the test says otherwise."""
+    """All answers. By default the demo model and few steps."""
     return list(client.generate(prompt, **{"model": "shapes", "steps": 4, "seed": 1, **parameters}))
 
 

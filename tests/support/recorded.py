@@ -1,4 +1,4 @@
-"""What `weave-compute --record` says is to be added, put into a build."""
+"""Puts the lines that `weave-compute --record` prints into a build."""
 
 import re
 

@@ -27,7 +27,7 @@ def test_known_users_leave_log_lines_for_others(
         audit.write("request_refused", Peer(1, 3, 3), reason="")
         audit.stranger(Peer(1, 4, 4))
         assert [event for event, _ in lines[noisy:]] == ["request_refused", "connection_refused"]
-        # 120 known users at every event there is: no more than is foreseen, whatever comes.
+        # 120 known users with every event: no more lines than the limits allow.
         before = len(lines)
         for _ in range(LINES):
             for uid in range(120):

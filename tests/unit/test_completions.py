@@ -1,4 +1,4 @@
-"""Completion runs in the shell of whoever presses Tab, on text that comes from the daemon."""
+"""Completion runs in the user's shell, on text that comes from the daemon."""
 
 import os
 import pty
@@ -12,7 +12,7 @@ import pytest
 
 from scripts.completions import FOLDER, PARSERS, SHELLS, completion
 
-# What a hostile daemon may have weavectl print. Whatever of it is run makes a file.
+# Text that a hostile daemon makes weavectl print. Any part that is executed creates a file.
 HOSTILE = r"""good-model              sd1     A model
 $(>made-1)              sd1     A model
 `>made-2`               sd1     A model
@@ -45,7 +45,7 @@ def test_the_completions_are_generated_from_the_options(command: str, shell: str
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """With a weavectl that prints what a hostile daemon makes it print."""
+    """With a weavectl that prints the text of a hostile daemon."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "text").write_text(HOSTILE)
@@ -101,7 +101,7 @@ def test_bash_offers_ids_and_job_numbers_alone(environment: dict[str, str], tmp_
 
 
 class interactive:
-    """The shell on a terminal of its own."""
+    """The shell, on its own terminal."""
 
     def __init__(self, command: tuple[str, ...], environment: dict[str, str], folder: Path) -> None:
         self._terminal, inner = pty.openpty()

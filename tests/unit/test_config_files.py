@@ -1,4 +1,4 @@
-"""Config files: who may have written them, and in which order they count."""
+"""Config files: who may have written them, and their order."""
 
 import os
 import socket
@@ -118,7 +118,7 @@ def test_a_drop_in_is_checked_like_any_file_and_named_in_errors(file: Path) -> N
 def test_a_missing_system_config_is_refused_with_the_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drop_in: bool
 ) -> None:
-    """Without it nothing would ask for require_mac; a drop-in alone, which is about something else, changes nothing."""
+    """Without the main file nothing would set require_mac. A drop-in alone, about something else, changes nothing."""
     path = tmp_path / "weave-compute.toml"
     monkeypatch.setattr(sys.modules[load.__module__], "_SYSTEM_PATH", path)
     if drop_in:

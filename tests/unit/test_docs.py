@@ -164,7 +164,7 @@ def test_the_man_pages_and_completions_know_every_option() -> None:
 
 
 def rows(page: str, section: str) -> dict[str, str]:
-    """Of the first table of a section: each row's text by the name in its first cell."""
+    """The rows of a section's first table: text by the name in the first cell."""
     text = page.split(f"\n## {section}\n")[1].partition("|---|")[2].split("\n\n")[0]
     return dict(re.findall(r"^\| `([^`]+)` \|(.*)$", text, re.MULTILINE))
 

@@ -1,4 +1,4 @@
-"""What doctor advises for what holds the daemon; the layers themselves are for tests/vm, where they are real."""
+"""The advice of doctor on AppArmor and SELinux. The layers themselves are tested in tests/vm, where they are real."""
 
 import subprocess
 
@@ -83,7 +83,7 @@ def test_without_a_daemon_the_advice_covers_require_mac(monkeypatch: pytest.Monk
     "flags", ["attach_disconnected,complain", "attach_disconnected, complain", "complain, attach_disconnected"]
 )
 def test_the_advice_takes_apparmor_out_of_complain_mode(tmp_path: layers.Path, flags: str) -> None:
-    """Only the file: what the kernel has loaded is for tests/vm."""
+    """Only the file: the profiles in the kernel are tested in tests/vm."""
     profiles = layers.Path(__file__).resolve().parents[2] / "apparmor" / "profiles" / "weave-compute"
     complaining = tmp_path / "weave-compute"
     complaining.write_text(profiles.read_text().replace("flags=(attach_disconnected)", f"flags=({flags})"))

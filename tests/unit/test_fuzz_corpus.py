@@ -1,4 +1,4 @@
-"""Every input that fuzzing kept, and every one that broke something once, through its target (`make fuzz`)."""
+"""Every input that fuzzing kept, and every input that once crashed a target, through its target (`make fuzz`)."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -48,7 +48,7 @@ def believing(*_: Any, **__: Any) -> None:
     """A check that refuses nothing."""
 
 
-# A decoder that raises what it must not, or a check that lets everything through: the target must tell.
+# A decoder that raises a wrong exception, or a check that lets everything through: the target must notice.
 BROKEN: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "frames raise": ("frames", "weave.protocol.frames:parse_header", raising),
     "operations raise": ("operations", "weave.protocol.client_messages:decode_op", raising),

@@ -84,7 +84,7 @@ def test_a_version_2_event(golden: dict[str, Any]) -> None:
 
 
 def says(encoded: Any, message: Any) -> bool:
-    """Whether it is the same, but for fields that are newer than the frame: those are empty."""
+    """Whether they are equal, except for fields newer than the frame: those are empty."""
     if isinstance(message, dict):
         newer = [value for name, value in encoded.items() if name not in message]
         return not any(newer) and all(says(encoded[name], value) for name, value in message.items())

@@ -1,4 +1,4 @@
-"""The table of what the zygote asks of torch and the others is the code's own: what the code uses is in it."""
+"""The zygote's table of required names (libraries.py) has every name of torch and the others that the code uses."""
 
 import ast
 import errno
@@ -16,7 +16,7 @@ from weave.models.families import FAMILIES
 NEEDS = libraries.needs_of(FAMILIES) | libraries.common_needs()
 ROOM = Path(weave.__file__).parent / "gpu_worker"
 SOURCES = {str(path.relative_to(ROOM)): ast.parse(path.read_text()) for path in sorted(ROOM.rglob("*.py"))}
-# Calls of theirs whose keywords are looked at, by the function's name; `pipeline` is what a family's pipeline is.
+# Calls whose keywords are checked, by the function's name; `pipeline` is a family's pipeline.
 CALLED = (
     *("decode", "from_pretrained", "load_state_dict", "named_buffers", "pipeline", "postprocess", "safe_open"),
     *("set_timesteps", "step", "tokenizer"),
@@ -24,7 +24,7 @@ CALLED = (
 
 
 def imported(tree: ast.Module) -> dict[str, str]:
-    """What each name at hand is of the libraries, dotted."""
+    """The dotted library name of each imported name."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -47,7 +47,7 @@ def used(tree: ast.Module) -> Iterator[str]:
 
 
 def private(tree: ast.Module) -> Iterator[str]:
-    """Private attributes of what is not our own: of a job's pipeline, a model, a class."""
+    """Private attributes of objects of the libraries: a job's pipeline, a model, a class."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
             owner = node.value.id if isinstance(node.value, ast.Name) else ""

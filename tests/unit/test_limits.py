@@ -100,7 +100,7 @@ def test_beyond_the_total_the_largest_holders_are_dropped() -> None:
     alice = [Connected(admitted, Principal(1), part * size) for part in (1, 5)]
     bob = Connected(admitted, Principal(2), 3 * size)
     admitted.check_unread(bob.share)
-    # 17 were too many; the unknown ones had most together.
+    # 17 were too many; the unknown users had the most together.
     assert Counter(one.dropped for one in (*many, *alice, bob)) == {
         None: 10,
         "left too much unread: all clients have more than 16777216 bytes together, and its user the most": 1,

@@ -1,4 +1,4 @@
-"""Which label each process must have; that the kernel gives it and holds them by it is for tests/vm."""
+"""The label that each process must have. That the kernel enforces it is tested in tests/vm."""
 
 import os
 from pathlib import Path
@@ -47,7 +47,7 @@ def held_by(labels: dict[Role, str] | None) -> Confinement:
 
 
 def test_a_child_with_another_label_is_not_attested(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the label is wrong: what is not the label's is shown first to hold but for this process's seccomp."""
+    """Only the label is wrong: the rest is first shown to be right except for this process's seccomp."""
     monkeypatch.setattr("weave.sandbox.attestation._REQUIRED", {})
     monkeypatch.setattr("weave.sandbox.attestation._own_filters", lambda: -1)
     monkeypatch.setattr("weave.sandbox.attestation.label_of", lambda task: "weave-compute (enforce)")

@@ -36,7 +36,7 @@ def test_the_metrics_file_does_not_block_on_a_pipe(tmp_path: Path) -> None:
 
 
 def test_the_metrics_file_has_only_errors_that_occurred(tmp_path: Path) -> None:
-    """A broker that was taken over may count others: each would be a time series of its own."""
+    """A compromised broker may count others: each would become a separate time series."""
     counted = Metrics(errors={"queue_full": 3, "of_no_daemon": 1})
     write_metrics(tmp_path / "weave.prom", Alive(metrics=counted, connections=1, queue_length=2))
     lines = (tmp_path / "weave.prom").read_text().splitlines()
@@ -57,7 +57,7 @@ def test_no_file_is_written_to_another_users_folder(tmp_path: Path) -> None:
 
 @root_only
 def test_a_group_may_write_only_roots_direct_parent_folder(tmp_path: Path) -> None:
-    """As to /var/log on Ubuntu, which is syslog's."""
+    """Like /var/log on Ubuntu, which belongs to the group syslog."""
     folder = tmp_path / "log" / "weave" / "deeper"
     folder.mkdir(parents=True)
     (tmp_path / "log").chmod(0o775)

@@ -1,4 +1,4 @@
-"""Which folders are a model of their family, by their JSON files alone: published ones are, altered ones are not."""
+"""Which folders are valid models of a family, by their JSON files alone: published ones are, altered ones are not."""
 
 import dataclasses
 import inspect

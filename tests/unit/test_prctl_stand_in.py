@@ -1,4 +1,4 @@
-"""The kit's stand-in does to a process what python-prctl does."""
+"""The kit's stand-in for python-prctl has the same effect on a process."""
 
 import json
 import os
@@ -42,7 +42,7 @@ STEPS: dict[str, Step] = {
 
 
 def state() -> dict[str, str]:
-    """What the kernel says of this process; of what is not in /proc, what prctl(2) says."""
+    """This process's state in /proc, or from prctl(2) where /proc does not have it."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     found = {name: lines[name].strip() for name in LINES}
     return found | {"dumpable": str(prctl.get_dumpable()), "pdeathsig": str(prctl.get_pdeathsig())}
@@ -56,7 +56,7 @@ def outcome(module: ModuleType, step: Step) -> Any:
 
 
 def after_each_step(module: ModuleType, uid: int) -> list[list[Any]]:
-    """In a child of its own: the step, its outcome, and the state that it leaves."""
+    """In a child process: the step, its outcome, and the resulting state."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:

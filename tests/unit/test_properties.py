@@ -1,4 +1,4 @@
-"""Both decoders against anything: any bytes in any pieces are frames or one of the defined errors."""
+"""Both decoders with arbitrary input: any bytes in any pieces are frames or one of the defined errors."""
 
 import json
 import math
@@ -68,7 +68,7 @@ valid = st.one_of(
 )
 streams = st.lists(st.one_of(valid, headers, st.binary(max_size=100)), max_size=6).map(b"".join)
 
-# Nor of its patterns. Whatever can be a model's ID can be a name or a title, too.
+# Nor its patterns. Any valid model ID is also a valid name or title.
 IDS = st.from_regex(MODEL_ID, alphabet=st.characters(codec="ascii"))
 MAYBE = st.none() | IDS
 NAMES = st.lists(IDS, max_size=3).map(tuple)
@@ -108,7 +108,7 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 def read(data: bytes, cuts: list[int], *, from_client: bool) -> tuple[list[Any], str | None]:
-    """Every frame, or why it is skipped, then why the stream ended where it did."""
+    """Every frame, or the reason why it is skipped, then the reason why the stream ended."""
     reader, frames = FrameReader(from_client=from_client), []
     for piece in pieces(data, cuts):
         for part in (piece[at : at + PIECE] for at in range(0, len(piece), PIECE)):
@@ -227,7 +227,7 @@ def test_every_event_survives_the_round_trip(kind: type) -> None:
 
 
 def grown(value: Any) -> Any:
-    """A message with a further field in each of its objects, except where the keys are data."""
+    """A message with an additional field in each of its objects, except where the keys are data."""
     if isinstance(value, dict):
         kept = {name: one if name in ("sandbox", "errors") else grown(one) for name, one in value.items()}
         return kept | {"of_a_newer_daemon": [{"": None}]}

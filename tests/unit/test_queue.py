@@ -1,4 +1,4 @@
-"""Whose turn it is: the queue alone, with jobs that nobody runs."""
+"""The order of turns: the queue alone, with jobs that never run."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from weave.protocol.peer import Peer
 
 
 class Told:
-    """Stands for a reply: remembers what the client was told."""
+    """Stands in for a reply and records the client's events."""
 
     request = 1
 
@@ -37,7 +37,7 @@ class Model:
 
 
 class Clock:
-    """Stands still unless a test moves it."""
+    """A clock that only a test moves."""
 
     now = 0.0
 
@@ -68,7 +68,7 @@ def nothing_fits(_: Job) -> bool:
 
 
 class Gpu:
-    """Does one job after the other; each takes as many seconds as `seconds` has for its UID."""
+    """Runs one job after the other; each takes as many seconds as `seconds` has for its UID."""
 
     def __init__(self, seconds: dict[int, float]) -> None:
         self.clock = Clock()
@@ -83,7 +83,7 @@ class Gpu:
         return asked
 
     def do(self, jobs: int = 1, fits: Callable[[Job], bool] = nothing_fits) -> list[int]:
-        """Whose they were."""
+        """The UIDs of the jobs."""
         done = []
         for _ in range(jobs):
             done.append(self.begin(fits))
@@ -131,9 +131,9 @@ def test_a_debt_lasts_until_no_user_waits() -> None:
     gpu.ask(2, 6)
     gpu.ask(1)
     assert gpu.do(2) == [2, 1]
-    gpu.ask(1)  # gone meanwhile; the others have used 10
+    gpu.ask(1)  # it left meanwhile; the others have used 10
     assert gpu.do(4) == [2, 2, 1, 2]
-    assert gpu.do(2) == [2, 2]  # and nobody is left
+    assert gpu.do(2) == [2, 2]  # and no user is left
     gpu.ask(1)
     gpu.ask(2)
     assert gpu.do(2) == [1, 2]
@@ -185,7 +185,7 @@ def test_four_users_long_jobs_do_not_time_out_a_fifths() -> None:
     gpu.end(running)
     while 9 not in gpu.do(fits=lambda job: job.uid == running):
         pass
-    # However bad the moment: one that runs, and each of the others once.
+    # In the worst case: the running job, and one of each other user.
     assert gpu.clock.now - began <= 5 * longest < limits.queued_seconds
 
 

@@ -1,4 +1,4 @@
-"""What is installed is what requirements*.lock say, to the byte."""
+"""Exactly the files of requirements*.lock are installed, by hash."""
 
 import hashlib
 import os
@@ -42,7 +42,7 @@ def test_pip_installs_nothing_without_a_hash_from_the_locks() -> None:
 
 
 class Torch:
-    """A wheel by that name, in the only folder that pip looks into, and an environment without any."""
+    """A wheel of that name in the only folder that pip searches, and an environment without one."""
 
     def __init__(self, folder: Path) -> None:
         self.wheels = folder / "wheels"
@@ -61,7 +61,7 @@ class Torch:
         self._python = folder / "venv/bin/python"
 
     def install(self, digest: str, **variables: str) -> tuple[int, str]:
-        """The exit status, and what it says."""
+        """The exit status and the output."""
         self._lock.write_text(f"torch==2.13.0 \\\n    --hash=sha256:{digest}\n")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")} | variables
         environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels), "PIP_CONFIG_FILE": os.devnull}

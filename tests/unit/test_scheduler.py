@@ -1,4 +1,4 @@
-"""The scheduler alone, with a supervisor that only says what a real one would."""
+"""The scheduler alone, with a stand-in for the supervisor."""
 
 import asyncio
 from typing import Any, cast
@@ -31,7 +31,7 @@ CONFIG = BrokerConfig(
 
 
 class SlowSupervisor:
-    """Takes a while to end a worker, and cannot start any."""
+    """Ends a worker slowly, and cannot start one."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -95,7 +95,7 @@ def test_each_device_has_its_own_job_and_worker_events(monkeypatch: pytest.Monke
         await asyncio.sleep(0)
         assert supervisor.started == [1, 2]
         assert [slot.state for slot in scheduler.slots] == ["starting"] * 2 and len(scheduler.queue) == 1
-        # The first worker ends, and its slot alone takes the job that waits.
+        # The first worker ends, and only its slot takes the waiting job.
         scheduler.on_worker(WorkerEnded(worker=1, cause=""), [])
         while len(supervisor.started) < 3:
             await asyncio.sleep(0)
@@ -117,7 +117,7 @@ def test_later_events_do_not_change_a_snapshot() -> None:
             await asyncio.sleep(0)
         taken = scheduler.snapshot()
         encoded = msgspec.msgpack.encode(taken)
-        # Nothing that is alive would survive this.
+        # A live object would not survive this.
         assert msgspec.msgpack.decode(encoded, type=ScheduleSnapshot) == taken
         assert taken.slots == (SlotSnapshot(state="starting", runs_for=1, worker=None),) and taken.waiting == 1
         assert [(job.user_number, job.state, job.position) for job in taken.jobs] == [

@@ -1,4 +1,4 @@
-"""From a seed to noise: docs/protocol.md, "Seeds", to the last bit."""
+"""From a seed to noise, to the last bit: docs/protocol.md, "Seeds"."""
 
 import random
 
@@ -36,7 +36,7 @@ def test_noise_does_not_change_between_releases(seed: int, expected: list[float]
 
 @pytest.mark.parametrize("seed", [2**32, 5 + 2**32, 2**64 - 1])
 def test_a_longer_seed_is_the_twisters_key_of_two_words(seed: int) -> None:
-    """numpy, Python and torch give one stream of words for it."""
+    """numpy, Python and torch give the same stream of words for it."""
     words = [seed % 2**32, seed >> 32]
     ours = torch.empty(1000, dtype=torch.int64).random_(0, 2**20, generator=generator(seed))
     numpys = np.random.RandomState(words).randint(0, 2**32, size=2000, dtype=np.uint32)

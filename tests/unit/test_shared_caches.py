@@ -1,4 +1,4 @@
-"""What several tests, in processes of their own, find cached or make."""
+"""Trees that several test processes share: one builds, the others wait."""
 
 import multiprocessing
 import time
@@ -38,10 +38,10 @@ def test_concurrent_requests_build_a_cached_tree_once(tmp_path: Path) -> None:
 def test_an_abandoned_build_is_made_again(tmp_path: Path) -> None:
     def gives_up(part: Path) -> None:
         part.write_text("half")
-        raise RuntimeError("the mirror is gone")
+        raise RuntimeError("the mirror is down")
 
     file = tmp_path / "tree.tar"
-    with pytest.raises(RuntimeError, match="the mirror is gone"):
+    with pytest.raises(RuntimeError, match="the mirror is down"):
         cached(file, gives_up)
     assert list(tmp_path.iterdir()) == []
     assert cached(file, lambda part: part.write_text("whole")).read_text() == "whole"

@@ -1,4 +1,4 @@
-"""What names may hold, and how foreign text is shown."""
+"""Which characters names may have, and how untrusted text is shown."""
 
 import json
 

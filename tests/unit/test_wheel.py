@@ -1,4 +1,4 @@
-"""What a wheel of the project holds besides its modules."""
+"""The contents of the project's wheel."""
 
 import shutil
 import subprocess

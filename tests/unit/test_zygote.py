@@ -1,4 +1,4 @@
-"""A worker whose asker is gone: it is killed whenever it comes, for it would keep the GPU."""
+"""A worker whose requester has disconnected is killed when it arrives, since it would keep the GPU."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The two machines: each is made, booted and asked once, by whichever of its tests comes first."""
+"""The two machines: each is built, booted and queried once, for the first of its tests."""
 
 import re
 import shutil

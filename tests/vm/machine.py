@@ -1,4 +1,4 @@
-"""A virtual machine of a Debian tree: made without loop devices, booted by QEMU, asked by its serial ports."""
+"""A virtual machine of a Debian tree: built without loop devices, booted by QEMU, queried through its serial ports."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from typing import Any
 from tests.packages.tree import ROOT, base, locked, run
 
 CACHE = ROOT / ".cache" / "vm"
-# What a service manager, a boot and the two systems of mandatory access control need; the daemon's own needs are its
-# package's to say.
+# Packages for a service manager, a boot and the two systems of mandatory access control; the daemon's own needs are in
+# its package.
 DEBIAN = (
     *("systemd", "systemd-sysv", "udev", "dbus", "libnss-systemd", "libpam-systemd", "kmod", "procps", "adduser"),
     *("linux-image-cloud-amd64", "initramfs-tools", "python3", "libcap2", "libseccomp2", "apparmor", "auditd"),
@@ -26,7 +26,7 @@ _held = ExitStack()
 
 
 def debian_tree(name: str) -> Path:
-    """A fresh tree of its own for `name`, whose place is ours until we end."""
+    """A fresh tree for `name`, locked by this process until it exits."""
     _held.enter_context(locked(CACHE / f"{name}.lock"))
     tree = CACHE / name
     shutil.rmtree(tree, ignore_errors=True)
@@ -45,10 +45,9 @@ def image_of(tree: Path) -> Path:
 
 
 def boot(tree: Path, image: Path, kernel_options: str, *, seconds: float) -> list[dict[str, Any]]:
-    """Run the machine until it powers itself off. Returns what its second serial port said: one JSON object a line.
-
-    The console's text lies beside the image. Raises RuntimeError with its end where there was no orderly end.
-    """
+    """Run the machine until it powers itself off. Returns the output of its second serial port: one JSON object a line.
+    The console's text is next to the image. Raises RuntimeError with the end of it if the machine did not shut down in
+    order."""
     console, answers = image.with_suffix(".console"), image.with_suffix(".answers")
     answers.unlink(missing_ok=True)
     command = [

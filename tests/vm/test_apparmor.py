@@ -6,11 +6,11 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.vm.conftest import Answers
-from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_picture, status_of, was_started_once
+from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_image, status_of, was_started_once
 
 # AppArmor knows nothing of connect(2) to a path before Linux 6.17 (Ubuntu's kernels do): there seccomp stands alone.
 NOT_HELD = {"connect to another daemon"}
-# What a denial of each attack looks like in the audit log.
+# The denial of each attack in the audit log.
 DENIALS = {
     "read a file of the system's": ('operation="open"', 'name="/etc/hostname"'),
     "read the config": ('operation="open"', 'name="/etc/weave/weave-compute.toml"'),
@@ -36,7 +36,7 @@ def test_the_package_installs_and_its_service_serves(apparmor: Answers) -> None:
 
 
 def test_an_allowed_user_gets_an_image_and_a_stranger_nothing(apparmor: Answers, shared_daemon: Daemon) -> None:
-    assert is_the_picture(apparmor["picture"], shared_daemon), apparmor["picture"]
+    assert is_the_image(apparmor["image"], shared_daemon), apparmor["image"]
     assert apparmor["a stranger"]["status"] == 3 and apparmor["a stranger"]["output"] == ""
 
 

@@ -4,10 +4,10 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.vm.conftest import Answers
-from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_picture, status_of, was_started_once
+from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_image, status_of, was_started_once
 
 DOMAINS = {"supervisor": "weave_t", "broker": "weave_broker_t", "worker": "weave_worker_t"}
-# What a denial of each attack looks like in the audit log, beside the process's domain.
+# The denial of each attack in the audit log.
 DENIALS = {
     "read a file of the system's": ('name="hostname"', "tclass=file"),
     "read the config": (":weave_conf_t:", "tclass=dir"),
@@ -31,7 +31,7 @@ def test_the_package_compiles_its_module_while_selinux_is_off(
 
 def test_the_service_serves_an_allowed_user_and_no_stranger(selinux: Answers, shared_daemon: Daemon) -> None:
     assert "ActiveState=active" in selinux["service"]["output"], selinux["service"]
-    assert is_the_picture(selinux["picture"], shared_daemon), selinux["picture"]
+    assert is_the_image(selinux["image"], shared_daemon), selinux["image"]
     assert selinux["a stranger"]["status"] == 3 and selinux["a stranger"]["output"] == ""
 
 

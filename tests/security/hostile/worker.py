@@ -1,4 +1,4 @@
-"""A worker that was taken over, in the middle of a job that the real broker gave it."""
+"""A compromised worker, in the middle of a job of the real broker."""
 
 import array
 import contextlib
@@ -27,7 +27,7 @@ MEMORY = Memory(1, 2)
 
 
 def raw(job: Generation, data: bytes, descriptors: tuple[int, ...] = ()) -> None:
-    """Past every check of our own side."""
+    """Without the checks of the sending side."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     job.channel._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
 
@@ -67,12 +67,12 @@ FORGERIES: dict[str, Callable[[Generation], Any]] = {
     "the end before an image": lambda job: job.channel.send(Finished(job=job.run.job, memory=MEMORY)),
     "a step out of turn": lambda job: job.channel.send(Progressed(job=job.run.job, image=0, step=2)),
     "a negative step": lambda job: job.channel.send(Progressed(job=job.run.job, image=0, step=-1)),
-    "a preview unasked for": lambda job: job.channel.send(
+    "an unrequested preview": lambda job: job.channel.send(
         Previewed(job=job.run.job, image=0, step=0, width=8, height=8, size=1), (sealed_memfd("x", b"x"),)
     ),
     "loaded again": lambda job: job.channel.send(Loaded(device="cpu", dtype="float32", memory=MEMORY)),
-    "a device of a name without end": lambda job: job.channel.send(Loaded(device="x" * 65, dtype="", memory=MEMORY)),
-    "more words than there may be": lambda job: job.channel.send(
+    "a device name too long": lambda job: job.channel.send(Loaded(device="x" * 65, dtype="", memory=MEMORY)),
+    "a detail too long": lambda job: job.channel.send(
         Failed(job=job.run.job, reason="internal", detail="x" * (MAX_DETAIL + 1))
     ),
     # About as much as the kernel lets through in one message.
@@ -84,7 +84,7 @@ FORGERIES: dict[str, Callable[[Generation], Any]] = {
     "an unsealed memfd": lambda job: send_image(job, unsealed(job)),
     "a memfd that can be written to": lambda job: send_image(job, sealed_but_for_writing(job)),
     "a short memfd": lambda job: send_image(job, sealed_memfd("weave-image", bytes(size_of(job) - 1))),
-    "a descriptor that is no memfd": lambda job: send_image(job, os.dup(1)),
+    "a descriptor other than a memfd": lambda job: send_image(job, os.dup(1)),
     "two descriptors": lambda job: job.channel.send(
         Made(job=job.run.job, image=0, size=1), (sealed_memfd("x", b"x"), sealed_memfd("x", b"x"))
     ),
@@ -103,7 +103,7 @@ CALLS: dict[str, Callable[[Generation], Any]] = {
 
 
 def read_passwd(_: Generation) -> None:
-    """Where a call is allowed but the file isn't, the worker lives on and is told EACCES."""
+    """If the call is allowed but the file is not, the worker lives on and gets EACCES."""
     try:
         os.open("/etc/passwd", os.O_RDONLY)
         told = "read it"
@@ -113,12 +113,12 @@ def read_passwd(_: Generation) -> None:
 
 
 CALLS_OF_A_NEW_DRIVER = 3000
-# Of NVIDIA's type, which is on the list for a GPU, and of none that is.
+# One of NVIDIA's type, which is on the list for a GPU, and one of an unlisted type.
 LISTED_IOCTL, UNLISTED_IOCTL = 0xC0204625, 0x40045A17
 
 
 def behave_like_a_new_driver(job: Generation) -> None:
-    """No attack: it asks for more than the list allows, very often, and then draws."""
+    """Not an attack: it makes more calls than the list allows, very often, and then generates."""
     for _ in range(CALLS_OF_A_NEW_DRIVER):
         os.getpgid(0)
     for request in (LISTED_IOCTL, UNLISTED_IOCTL):
@@ -131,13 +131,13 @@ ATTACKS: dict[str, Callable[[Generation], Any]] = {
     **FORGERIES,
     **CALLS,
     "open /etc/passwd": read_passwd,
-    # What is left of an exploit that guessed an address wrong.
+    # The effect of an exploit that guessed a wrong address.
     "a fault": lambda _: ctypes.string_at(8),
     "a new driver": behave_like_a_new_driver,
 }
 
 
 def run(name: str, job: Generation) -> Tokens:
-    """Attack in the job's place; what is not noticed goes on as if nothing had been."""
+    """Attack in place of the job. An attack that is not noticed ends as if it were a job."""
     ATTACKS[name](job)
     return Tokens()

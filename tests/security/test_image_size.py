@@ -1,4 +1,4 @@
-"""A worker never sends a picture of another size than was asked for."""
+"""A worker never sends an image of another size than requested."""
 
 import pytest
 
