@@ -1,13 +1,14 @@
 """Every key of every component's config with values that it may not have: a model that loads also generates."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.support.reference import make_small_model
+from tests.support.reference import make_small_model, one_thread
 from weave.gpu_worker.generation import Generation, generate
 from weave.gpu_worker.loading import load_pipeline
 from weave.models.components import TOKENIZER_RULES, ModelClass
@@ -52,6 +53,13 @@ FILES = {subject(family, name): (family, name) for family in reversed(NAMES) for
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     return {family: make_small_model(family, folder / family) for family in NAMES}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_one_thread() -> Iterator[None]:
+    """Hundreds of tiny models: threads would only wait for each other."""
+    with one_thread():
+        yield
 
 
 def load_and_generate(family: str, model: Path) -> None:

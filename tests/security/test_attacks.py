@@ -79,7 +79,7 @@ def test_without_landlock_seccomp_still_forbids_changing_files(without_landlock:
 
 
 def test_without_landlock_a_gpu_worker_creates_no_file() -> None:
-    """Its devices are opened for reading and writing, so existing files can be written: docs/threat-model.md."""
+    """Its devices are opened for reading and writing, so existing files can be written (docs/threat-model.md)."""
     tried = attack("worker-with-a-gpu", "--without=landlock", "--only", *WRITING)
     assert {name for name in WRITING if tried[name]["result"] != "refused: EACCES"} == {"overwrite and read", "resize"}
 
