@@ -5,38 +5,45 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Go from the lock file; it downloads nothing.
 GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(BIN)/go
-# Two test files at a time: most of them wait for torch to be imported. tests/faults runs alone, since its daemons have
-# short deadlines.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two tests at a time: most of them wait for torch to be imported. A pytest worker without tests takes over some of the
+# other's. tests/faults runs separately, since its daemons have short deadlines.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
 # Shells whose completions are tested; without them these tests are skipped.
 TEST_PACKAGES := fish zsh
 MAC_PACKAGES := apparmor checkpolicy policycoreutils python3-setools selinux-policy-default selinux-policy-dev \
 	selinux-utils semodule-utils setools
 
-.PHONY: demo test test-fast test-as-user gpu-test try lint bench fuzz soak mac-test train-demo-model lock packages package-test \
-	vm-test gpu-kit gpu-kit-test release clean
+.PHONY: demo test test-python test-go test-fast test-as-user gpu-test try lint bench fuzz soak mac-test train-demo-model lock \
+	packages package-test vm-test gpu-kit gpu-kit-test release clean
 
 demo: $(READY)
 	./scripts/demo.sh $(BIN)
 
-test: $(READY)
+test: test-python test-go
+
+test-python: $(READY)
 	test "$$(id -u)" -ne 0 || ./scripts/system-packages.sh $(TEST_PACKAGES)
 	$(PYTEST) $(addprefix --ignore=,tests/faults $(SKIP))
-	$(BIN)/python -m pytest tests/faults
+	$(PYTEST) --dist loadfile $(addprefix --ignore=,$(SKIP)) tests/faults
+
+test-go: $(READY)
 	cd clients/go && $(GO) vet ./... && $(GO) test -race ./...
 
-# Takes a few minutes: without attacks and faults.
-test-fast: $(READY)
-	$(PYTEST) tests/unit tests/integration
+# Sweeps over models and libraries, which take minutes.
+SWEEPS := $(addprefix tests/integration/test_,same_as_diffusers.py schedulers.py loading.py jobs_apart.py families.py \
+	new_family.py tokens.py libraries_lacking.py)
 
-# As root: tests as an ordinary user who has only the system's Python. Leaves out tests that take minutes and are about
-# images, models and libraries, which are the same for every user.
-SAME_FOR_ALL := $(addprefix tests/integration/test_,same_as_diffusers.py schedulers.py loading.py jobs_apart.py families.py \
-	new_family.py tokens.py libraries_lacking.py) $(addprefix tests/security/test_,libraries.py recorded_lists.py arguments.py) \
-	tests/unit
+# Takes a few minutes: without attacks, faults and sweeps.
+test-fast: $(READY)
+	$(PYTEST) $(addprefix --ignore=,$(SWEEPS)) tests/unit tests/integration
+
+# As root: tests as an ordinary user who has only the system's Python. Leaves out tests that take minutes and are the same for
+# every user: images, models, libraries, messages between processes, and what happens when one of them dies.
+SAME_FOR_ALL := $(SWEEPS) $(addprefix tests/security/test_,libraries.py recorded_lists.py arguments.py model_keys.py \
+	hostile_processes.py) tests/faults/test_processes.py tests/unit
 test-as-user: $(READY)
-	./scripts/as-user.sh demo test SKIP="$(SAME_FOR_ALL)"
+	./scripts/as-user.sh demo test-python SKIP="$(SAME_FOR_ALL)"
 
 # On a GPU; gpu-report/report.txt has the results. REHEARSE=1: on the CPU, without tests that need a card.
 gpu-test: $(READY)

@@ -1,1 +1,1 @@
-"""Figures, not assertions: the machines are noisy."""
+"""The benchmarks report figures and assert nothing: machines are too noisy."""

@@ -1,5 +1,5 @@
-"""What an attack costs everybody else: how many strangers are turned away a second, how long a user waits for `status`
-while another floods, against none in the same run, and how long it takes until the next picture after each fault."""
+"""The cost of attacks for other users: refused connections per second, the latency of `status` with and without a flood
+from another user, and the time from each fault to the next image."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw
+from tests.support.generation import generate
 from tests.support.stages import LONG, reach, wait_for_client
 from tests.support.system import MODEL, system_daemon
 from tests.support.wire import generate_1
@@ -21,7 +21,7 @@ from weave.client import Client, NotRunning, WeaveError
 from weave.protocol.client_messages import Progress
 from weave.protocol.frames import Kind, pack_frame
 
-# Users that every Debian has: games floods, root asks.
+# Users that exist on every Debian: games floods, root measures.
 FLOODER = 5
 SYSTEM = """
 [system]
@@ -32,20 +32,20 @@ socket_mode = "0666"
 broker_user = "daemon"
 worker_user = "bin"
 """
-ROUNDS, ASKED, CONNECTIONS = 4, 250, 60
+ROUNDS, REQUESTS, CONNECTIONS = 4, 250, 60
 REFUSED_SECONDS = 3
-RECOVERY = "seconds to a picture,"
+RECOVERY = "seconds to an image,"
 
 
 def measure(share: float) -> dict[str, float]:
-    """`share` of the usual rounds. But for the recovery it needs root, to be other users."""
+    """`share` is the fraction of the usual rounds. All but the recovery needs root, to become other users."""
     if os.geteuid() != 0:
         return recovery(share)
     return refused_connections(share) | flooded(share) | recovery(share)
 
 
 def refused_connections(share: float) -> dict[str, float]:
-    """As a user who is not allowed, past the socket's mode."""
+    """As a user who is not allowed, on a socket whose mode lets everyone connect."""
     config = SYSTEM.replace('["games"]', "[]") + MODEL
     with started(system_daemon(Path(tempfile.mkdtemp(prefix="weave-bench-")), config)) as daemon:
         reading, writing = os.pipe()
@@ -59,10 +59,10 @@ def refused_connections(share: float) -> dict[str, float]:
             os.write(writing, str(count / REFUSED_SECONDS / share).encode())
 
         os.waitpid(as_flooder(knock), 0)
-        return {"refused connections a second": float(os.read(reading, 100))}
+        return {"refused connections per second": float(os.read(reading, 100))}
 
 
-def connect_for_ever(path: Path) -> None:
+def connect_repeatedly(path: Path) -> None:
     while True:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(path))
@@ -72,12 +72,12 @@ FLOODS: dict[str, Callable[[Path], None]] = {
     "well-formed requests": lambda path: flood(path, pack_frame(Kind.CONTROL, 7, b'{"op":"status"}')),
     "refused requests": lambda path: flood(path, pack_frame(Kind.CONTROL, 7, b'{"op":"exec"}')),
     "version 1 out of bounds": lambda path: flood(path, generate_1(width=65)),
-    "connections": connect_for_ever,
+    "connections": connect_repeatedly,
 }
 
 
 def flood(path: Path, frame: bytes) -> None:
-    """On many connections, each as fast as the broker reads; answers are thrown away."""
+    """On many connections, each as fast as the broker reads. Answers are discarded."""
     connections = []
     for _ in range(CONNECTIONS):
         connection = socket.socket(socket.AF_UNIX)
@@ -94,31 +94,31 @@ def flood(path: Path, frame: bytes) -> None:
 
 
 def flooded(share: float) -> dict[str, float]:
-    """All kinds and none take turns."""
+    """All kinds of flood, and none, alternate."""
     times: dict[str, list[float]] = {name: [] for name in ("none", *FLOODS)}
     system = system_daemon(Path(tempfile.mkdtemp(prefix="weave-bench-")), SYSTEM + MODEL)
     with started(system) as daemon, daemon.client() as client:
-        draw(client)  # until all is imported
+        generate(client)  # waits for the import
         for _ in range(max(1, round(ROUNDS * share))):
-            times["none"] += asked(client, share)
+            times["none"] += status_times(client, share)
             for name, attack in FLOODS.items():
                 flooder = as_flooder(partial(attack, daemon.socket))
                 time.sleep(0.5)
-                times[name] += asked(client, share)
+                times[name] += status_times(client, share)
                 os.kill(flooder, signal.SIGKILL)
                 os.waitpid(flooder, 0)
                 time.sleep(0.2)
     p99 = {name: statistics.quantiles(found, n=100)[98] * 1000 for name, found in times.items()}
-    figures = {"status p99 while nobody floods, ms": p99["none"]}
+    figures = {"status p99 without a flood, ms": p99["none"]}
     for name in FLOODS:
         figures[f"while another user floods with {name}, ms"] = p99[name]
         figures[f"ratio, {name}"] = p99[name] / p99["none"]
     return figures
 
 
-def asked(client: Client, share: float) -> list[float]:
+def status_times(client: Client, share: float) -> list[float]:
     times = []
-    for _ in range(max(2, round(ASKED * share))):
+    for _ in range(max(2, round(REQUESTS * share))):
         started_at = time.perf_counter()
         client.status()
         times.append(time.perf_counter() - started_at)
@@ -137,12 +137,12 @@ FAULTS: dict[str, Callable[[Daemon], None]] = {
 
 
 def recovery(share: float) -> dict[str, float]:
-    """From the fault, in the middle of a job, to the next finished picture of a client that tries again."""
+    """The time from a fault, in the middle of a job, to the next finished image of a client that retries."""
     figures = {}
     with started(Daemon("[limits]\njob_seconds = 2.0\n" + MODEL)) as daemon:
         for name, hurt in list(FAULTS.items())[: max(1, round(len(FAULTS) * share))]:
             with wait_for_client(daemon) as client:
-                draw(client)
+                generate(client)
                 request = client.send(LONG)
                 reach(client, request, Progress)
                 started_at = time.perf_counter()
@@ -153,7 +153,7 @@ def recovery(share: float) -> dict[str, float]:
                     with suppress(WeaveError, NotRunning):
                         list(client.answers(request))
             with wait_for_client(daemon) as client:
-                draw(client)
+                generate(client)
             figures[f"{RECOVERY} {name}"] = time.perf_counter() - started_at
     return figures
 
@@ -168,7 +168,7 @@ def started(daemon: Daemon) -> Iterator[Daemon]:
 
 
 def as_flooder(action: Callable[[], None]) -> int:
-    """Its PID."""
+    """Run `action` as that user in a child process. Returns its PID."""
     pid = os.fork()
     if pid == 0:
         try:

@@ -1,4 +1,4 @@
-"""The same diffusers call in a plain process: for each line on standard input a picture, and how long it took."""
+"""The same diffusers call without the daemon: each line on standard input generates an image and prints its time."""
 
 import sys
 import time
@@ -19,8 +19,8 @@ for _ in sys.stdin:
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(1)
     with torch.inference_mode():
-        picture = pipeline(
+        result = pipeline(
             "a red circle on a blue background", num_inference_steps=20, guidance_scale=3.0, generator=generator
         )
-    picture.images[0].tobytes()
+    result.images[0].tobytes()
     print(time.perf_counter() - started, flush=True)

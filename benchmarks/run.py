@@ -1,8 +1,8 @@
-"""make bench: a table on the terminal, figures.json and figures.png in bench-results.
+"""make bench: prints a table, and writes figures.json and figures.png to bench-results.
 
     python -m benchmarks.run [--seconds N]
 
-Seconds depend on the machine and on what else it does; compare the ratios, whose two sides are measured in turns.
+Seconds depend on the machine and its load. Compare the ratios: their two sides are measured alternately.
 """
 
 import argparse
@@ -23,21 +23,24 @@ from rich.table import Table
 
 from benchmarks import hostility, transport
 from tests.support.daemon import COMMAND, DEMO_MODEL, Daemon, wait_for
-from tests.support.pictures import draw
+from tests.support.generation import generate
 from tests.support.processes import all_ended, reset_signals, start, temporary_folders
 from tests.support.wire import generate_1, receive_1
 from weave.client import Client
 
 ROUNDS, ASKED, ATTACHED = 15, 500, 5
-# As long as all rounds take, on two cores.
+# The duration of all rounds, on two cores.
 USUAL_SECONDS = 150
 STEPS: dict[str, Any] = {"steps": 20, "format": "raw"}
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(prog="python -m benchmarks.run", description="All that make bench measures.")
+    options = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Run all benchmarks.")
     options.add_argument(
-        "--seconds", type=float, metavar="N", help="roughly, by fewer rounds; into bench-results/short"
+        "--seconds",
+        type=float,
+        metavar="N",
+        help="approximate duration, by fewer rounds; writes to bench-results/short",
     )
     seconds = options.parse_args().seconds
     reset_signals()
@@ -47,13 +50,13 @@ def main() -> None:
 
 
 def measure(share: float) -> dict[str, Any]:
-    """`share` of the usual rounds."""
+    """`share` is the fraction of the usual rounds."""
     figures: dict[str, Any] = {}
     daemon = Daemon().wait_until_serving()
     try:
         with daemon.client() as client:
-            figures |= {"MiB before the first picture": memory(daemon)}
-            draw(client, **STEPS)
+            figures |= {"MiB before the first image": memory(daemon)}
+            generate(client, **STEPS)
             figures |= against_plain(client, share)
             figures |= status_during_a_job(daemon, client, share)
             figures |= {"MiB with the model loaded": memory(daemon)}
@@ -67,12 +70,12 @@ def measure(share: float) -> dict[str, Any]:
     figures |= hostility.measure(share)
     for fault, value in list(figures.items()):
         if fault.startswith(hostility.RECOVERY):
-            figures[f"ratio to a cold start,{fault.removeprefix(hostility.RECOVERY)}"] = value / figures["to a picture"]
+            figures[f"ratio to a cold start,{fault.removeprefix(hostility.RECOVERY)}"] = value / figures["to an image"]
     return figures
 
 
 def against_plain(client: Client, share: float) -> dict[str, float]:
-    """Interleaved, so that whatever else the machine does hits both."""
+    """Interleaved, so that the machine's load affects both sides."""
     command = [sys.executable, "-m", "benchmarks.plain", str(DEMO_MODEL)]
     ours, theirs = [], []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as plain:
@@ -88,7 +91,7 @@ def against_plain(client: Client, share: float) -> dict[str, float]:
         for _ in range(max(1, round(ROUNDS * share))):
             theirs.append(plain_seconds())
             started = time.perf_counter()
-            draw(client, **STEPS)
+            generate(client, **STEPS)
             ours.append(time.perf_counter() - started)
         plain.stdin.close()
     through, direct = statistics.median(ours), statistics.median(theirs)
@@ -96,7 +99,7 @@ def against_plain(client: Client, share: float) -> dict[str, float]:
         "seconds through the daemon (median)": through,
         "seconds in a plain process (median)": direct,
         "ratio": through / direct,
-        "overhead of a picture, ms": (through - direct) * 1000,
+        "overhead of an image, ms": (through - direct) * 1000,
     }
 
 
@@ -106,7 +109,7 @@ def status_during_a_job(daemon: Daemon, client: Client, share: float) -> dict[st
     def work() -> None:
         with daemon.client() as other:
             while not done.is_set():
-                draw(other, **STEPS)
+                generate(other, **STEPS)
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -128,14 +131,14 @@ def cold_start() -> dict[str, float]:
         wait_for(lambda: daemon.client().status())
         serving = time.perf_counter() - started
         with daemon.client() as client:
-            draw(client, **STEPS)
-        return {"seconds from cold start to status": serving, "to a picture": time.perf_counter() - started}
+            generate(client, **STEPS)
+        return {"seconds from cold start to status": serving, "to an image": time.perf_counter() - started}
     finally:
         daemon.stop()
 
 
 def attached(share: float) -> dict[str, float]:
-    """As a UI that owns the socket sees it, each from the start of the command or the end of the connection."""
+    """As seen by a UI that owns the socket: from the start of the command, and from the end of the connection."""
     connects, ends = [], []
     for _ in range(max(1, round(ATTACHED * share))):
         with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
@@ -154,11 +157,11 @@ def attached(share: float) -> dict[str, float]:
                 connection.close()
                 daemon.wait()
                 ends.append(time.perf_counter() - started)
-    return {"seconds until attached": max(connects), "seconds from the connection's end to ours, in a job": max(ends)}
+    return {"seconds until attached": max(connects), "seconds from disconnect to exit, in a job": max(ends)}
 
 
 def memory(daemon: Daemon) -> dict[str, float]:
-    """Resident and, of that, not shared with the zygote: USS is what ending the process gives back."""
+    """Resident memory (RSS), and the part that only the process uses (USS), which its exit would free."""
     found = {**daemon.processes(), daemon.process.pid: "supervisor"}
     infos = {role: psutil.Process(pid).memory_full_info() for pid, role in found.items()}
     return {
@@ -179,7 +182,7 @@ def report(figures: dict[str, Any], folder: Path) -> None:
 def plot(figures: dict[str, Any], folder: Path) -> None:
     from matplotlib import pyplot
 
-    names = [name for name in figures if name.startswith("seconds") or name == "to a picture"]
+    names = [name for name in figures if name.startswith("seconds") or name == "to an image"]
     _, axes = pyplot.subplots(figsize=(8, 3), layout="constrained")
     axes.barh(names[::-1], [figures[name] for name in names[::-1]])
     axes.set_xlabel("seconds")

@@ -1,6 +1,6 @@
-"""What the way through the daemon costs: the real one, with a worker that does nothing but copy a ready image.
+"""The cost of the daemon's transport: the real daemon, with a worker that only copies a ready image.
 
-Version 1, version 2 inline and version 2 by descriptor take turns, so that what else the machine does hits them all.
+Version 1, version 2 inline and version 2 by descriptor alternate, so that the machine's load affects all of them.
 """
 
 import os
@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.support.builds import Changes, build
+from tests.support.builds import build
 from tests.support.daemon import DEMO_MODEL, Daemon
+from tests.support.seams import replaced
 from tests.support.wire import generate_1, receive_1
 from weave.client.codec import Decoder
 from weave.protocol.channel import close_all, received_descriptors
@@ -32,24 +33,19 @@ path = "{DEMO_MODEL}"
 family = "sd1"
 bounds = {{ width = {{ min = 64, max = 1024 }}, height = {{ min = 64, max = 1024 }} }}
 """
-DRAWS_NOTHING: Changes = {
-    "gpu_worker/pipeline.py": [
-        (
-            "def run(job: Job) -> Tokens:\n",
-            "READY: dict[int, bytes] = {}\n\n\n"
-            "def run(job: Job) -> Tokens:\n"
-            "    size = job.run.parameters.width * job.run.parameters.height * 3\n"
-            "    _send(job, Made(job=job.run.job, image=0, size=size), READY.setdefault(size, bytes(size)))\n"
-            "    return Tokens()\n\n\n"
-            "def draw(job: Job) -> Tokens:\n",
-        )
-    ]
-}
+SEND_ZEROS = """
+    run = generation.run
+    size = run.parameters.width * run.parameters.height * 3
+    ready = globals().setdefault("ready", {})
+    _send(generation, Made(job=run.job, image=0, size=size), ready.setdefault(size, bytes(size)))
+    return Tokens()
+"""
 
 
 def measure(share: float) -> dict[str, float]:
-    """`share` of the usual rounds."""
-    daemon = Daemon(CONFIG, command=build(DRAWS_NOTHING)).wait_until_serving()
+    """`share` is the fraction of the usual rounds."""
+    ready_image = replaced("gpu_worker/generation.py", "generate", SEND_ZEROS)
+    daemon = Daemon(CONFIG, command=build((ready_image,))).wait_until_serving()
     try:
         with daemon.client() as client:
             client.load_model("shapes")
@@ -58,8 +54,8 @@ def measure(share: float) -> dict[str, float]:
         daemon.stop()
 
 
-class Way(Protocol):
-    """How a client asks and is answered."""
+class Transport(Protocol):
+    """One way to send a request and receive its image."""
 
     def send(self, number: int, side: int) -> None: ...
 
@@ -67,13 +63,13 @@ class Way(Protocol):
         """The request's number and the bytes of its image."""
 
 
-def ways_to(path: Path) -> dict[str, Way]:
+def transports(path: Path) -> dict[str, Transport]:
     return {"v1": Version1(path), "v2 inline": Version2(path, "inline"), "v2 memfd": Version2(path, "fd")}
 
 
 def round_trips(path: Path, share: float) -> dict[str, float]:
     figures = {}
-    ways = ways_to(path)
+    ways = transports(path)
     for side, rounds in SIDES.items():
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(max(2, round(rounds * share))):
@@ -93,7 +89,7 @@ def round_trips(path: Path, share: float) -> dict[str, float]:
 
 def in_flight(path: Path, share: float) -> dict[str, float]:
     figures = {}
-    for name, way in ways_to(path).items():
+    for name, way in transports(path).items():
         started: dict[int, float] = {}
         times = []
         for number in range(1, max(IN_FLIGHT, round(REQUESTS * share)) + 1):
@@ -108,7 +104,7 @@ def in_flight(path: Path, share: float) -> dict[str, float]:
 
 
 class Version1:
-    """A client that does as little as can be done."""
+    """The smallest possible client."""
 
     def __init__(self, path: Path) -> None:
         self._socket = connect(path)

@@ -1,8 +1,8 @@
-"""The target `config`: a config file's text, and one in conf.d that is merged into it."""
+"""The target `config`: a config file, and a file in conf.d that is merged into it."""
 
 import atexit
 import os
-import pwd  # noqa: F401 (what expanduser imports when it first sees a ~: not to be taken for a file that was read)
+import pwd  # noqa: F401 (expanduser imports it at its first ~, which would look like a file that load() read)
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,17 +11,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from weave.config.children import broker_config, worker_config
+from weave.config.child_configs import Access, BrokerConfig, WorkerConfig, from_memfd, to_memfd
 from weave.config.load import load
-from weave.config.parts import Access, BrokerConfig, WorkerConfig, from_memfd, to_memfd
 from weave.config.schema import Config, ConfigError
+from weave.config.split import broker_config, worker_config
 
-# On a line of its own, before what goes into conf.d.
+# This line separates the config file from the file in conf.d.
 DROP_IN = b"\n#conf.d\n"
 
 
 def config(data: bytes) -> None:
-    """load(): a Config that both children can be given their part of, or a ConfigError; no other file is read."""
+    """load() returns a Config whose parts can be sent to both children, or raises ConfigError. It reads no other
+    file."""
     folder, watch = _folder(), _watch()
     text, separator, drop_in = data.partition(DROP_IN)
     (folder / "config.toml").write_bytes(text)
@@ -44,17 +45,17 @@ def config(data: bytes) -> None:
 
 
 class _Watch:
-    """An audit hook (PEP 578), which cannot be taken out again: it is asleep unless armed."""
+    """An audit hook (PEP 578). Hooks cannot be removed, so it does nothing unless it is armed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._armed = False
         self._seen: list[str] = []
-        sys.addaudithook(self._heard)
+        sys.addaudithook(self._on_event)
 
     @contextmanager
     def armed(self) -> Iterator[None]:
-        """AssertionError when a file or folder outside ours was opened meanwhile."""
+        """Raises AssertionError if a file or folder outside the test's folder was opened meanwhile."""
         self._seen.clear()
         self._armed = True
         try:
@@ -63,11 +64,11 @@ class _Watch:
             self._armed = False
             assert not self._seen, f"opened outside of the folder: {self._seen}"
 
-    def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._armed or event not in ("open", "os.scandir", "os.listdir"):
             return
         path = arguments[0]
-        # A descriptor, or what nothing can be read through (read_checked looks at the folders above so).
+        # A descriptor, or O_PATH, through which nothing can be read: read_checked checks the parent folders with it.
         if isinstance(path, int) or (event == "open" and arguments[2] & os.O_PATH):
             return
         text = os.fsdecode(path)
@@ -81,7 +82,7 @@ def _folder() -> Path:
     atexit.register(temporary.cleanup)
     folder = Path(temporary.name).resolve()
     (folder / "conf.d").mkdir()
-    # Once before anybody watches: what is imported at the first use is read from elsewhere.
+    # Load once before the watch is armed: the first use imports modules.
     (folder / "config.toml").write_bytes(b"[models]\n")
     load(folder / "config.toml")
     return folder

@@ -1,4 +1,4 @@
-"""The channels between our own processes: each side's decoder against the other side, taken over."""
+"""The target `control`: the channels between our processes. Each side's decoder against a compromised other side."""
 
 import array
 import os
@@ -11,7 +11,6 @@ import msgspec
 from fuzz.fds import no_descriptor_left
 from fuzz.reading import Reader
 from weave.models.families import FAMILIES
-from weave.protocol.bounds import check_parameters
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all, socket_pair
 from weave.protocol.control_messages import (
     Alive,
@@ -23,8 +22,9 @@ from weave.protocol.control_messages import (
     ToZygote,
 )
 from weave.protocol.errors import RequestError
+from weave.protocol.parameters import check_parameters
 from weave.protocol.worker_messages import FromWorker, Run, ToWorker
-from weave.supervisor import textfile
+from weave.supervisor import metrics_file
 
 UNIONS: tuple[Any, ...] = (
     FromBroker,
@@ -41,7 +41,8 @@ _LONGEST = 64 * 1024
 
 
 def control(data: bytes) -> None:
-    """Channel.receive: a message of the union or ChannelViolation; what follows on a message raises nothing else."""
+    """Channel.receive returns a message of the union or raises ChannelViolation; handling the message raises no other
+    error."""
     reader = Reader(data)
     union = UNIONS[reader.byte() % len(UNIONS)]
     shape = reader.byte()
@@ -52,17 +53,18 @@ def control(data: bytes) -> None:
         return
     assert isinstance(message, get_args(union) or union)
     again = msgspec.msgpack.encode(message)
-    # As bytes: a NaN is not equal to itself.
+    # Compared as bytes: NaN is not equal to itself.
     assert msgspec.msgpack.encode(msgspec.msgpack.decode(again, type=union)) == again
     if isinstance(message, Alive):
-        _check_textfile(message)
+        _check_metrics(message)
     elif isinstance(message, Run):
         with suppress(RequestError):
             check_parameters(message.parameters, FAMILIES["sd1"].bounds, FAMILIES["sd1"].schedulers)
 
 
 def as_msgpack(text: bytes) -> bytes:
-    """The same message from JSON, where one more letter in a name does not tear the rest apart."""
+    """The same message, converted from JSON: there, inserting a letter into a name leaves the rest of the message
+    intact."""
     try:
         return msgspec.msgpack.encode(msgspec.json.decode(text))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
@@ -91,9 +93,9 @@ def _through_a_channel(union: Any, payload: bytes, *, descriptors: int) -> Any:
     return None
 
 
-def _check_textfile(alive: Alive) -> None:
+def _check_metrics(alive: Alive) -> None:
     """A sample is a name, perhaps with labels, and a number (the textfile collector's format)."""
-    for line in textfile._lines(alive):
+    for line in metrics_file._lines(alive):
         assert "\n" not in line
         name, _, number = line.rpartition(" ")
         assert name.startswith("# TYPE weave_") or (name.startswith("weave_") and number)

@@ -1,4 +1,4 @@
-"""Descriptors as an untrusted side may send them, and a watch on those that stay open."""
+"""Descriptors that an untrusted side may send, and a check that none stays open."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ LARGEST_MEMFD = 64 * 1024
 
 @contextmanager
 def no_descriptor_left() -> Iterator[None]:
-    """AssertionError unless as many are open afterwards as were before."""
+    """Raises AssertionError unless the same number of descriptors is open afterwards."""
     before = os.listdir("/proc/self/fd")
     yield
     after = os.listdir("/proc/self/fd")
@@ -19,12 +19,12 @@ def no_descriptor_left() -> Iterator[None]:
 
 
 def sealed(size: int) -> int:
-    """What an honest side sends: a sealed memfd of `size` bytes, but never more than LARGEST_MEMFD."""
+    """A valid memfd: sealed, of `size` bytes but at most LARGEST_MEMFD."""
     return sealed_memfd("fuzz", bytes(max(0, min(size, LARGEST_MEMFD))))
 
 
 def forged(kind: int, size: int) -> int:
-    """What another side may send in its place."""
+    """An invalid descriptor in its place."""
     if kind % 4 == 0:
         return sealed(size + 1)
     if kind % 4 == 1:

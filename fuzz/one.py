@@ -1,5 +1,5 @@
-"""python -m fuzz.one TARGET [libFuzzer's options] [FOLDER or FILE...]: one target under atheris. A file is run
-once, which is how a crash is looked at."""
+"""python -m fuzz.one TARGET [libFuzzer's options] [FOLDER or FILE...]: one target under atheris. A file is run once:
+use this to reproduce a crash."""
 
 import resource
 import shlex
@@ -7,17 +7,17 @@ import sys
 
 import atheris
 
-# An input that asks for more is a finding, not a reason to take the machine's memory.
-_MOST_BYTES = 4 * 1024**3
+# An input that needs more memory than this is a finding.
+_MAX_BYTES = 4 * 1024**3
 
 
 def main() -> None:
-    """The package `weave`, and tomllib for its sake, tell the fuzzer which lines an input reached."""
-    resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
+    """Only the coverage of `weave`, and of tomllib, guides the fuzzer."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, _MAX_BYTES))
     with atheris.instrument_imports(include=["weave", "tomllib"]):
         from fuzz.targets import TARGETS
     target = sys.argv[1]
-    # libFuzzer's -merge starts itself again by a shell, as its first argument says.
+    # libFuzzer's -merge restarts itself through a shell, with its first argument as the command.
     command = f"{shlex.quote(sys.executable)} -m fuzz.one {target}"
     atheris.Setup([command, *sys.argv[2:]], TARGETS[target])
     atheris.Fuzz()

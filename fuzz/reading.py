@@ -1,10 +1,10 @@
-"""One input of a fuzzer as several decisions."""
+"""Splits a fuzzer's input into several decisions."""
 
 from collections.abc import Iterator
 
 
 class Reader:
-    """Takes an input apart from its start. Past its end every number is 0, so that every input says something."""
+    """Reads an input from its start. Past the end every number is 0, so that every input is valid."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -12,30 +12,30 @@ class Reader:
 
     @property
     def more(self) -> bool:
-        """Whether anything is left."""
+        """Whether any bytes are left."""
         return self._at < len(self._data)
 
     def byte(self) -> int:
-        """From 0 to 255."""
+        """A number from 0 to 255."""
         taken = self.take(1)
         return taken[0] if taken else 0
 
     def short(self) -> int:
-        """From 0 to 65535."""
+        """A number from 0 to 65535."""
         return self.byte() << 8 | self.byte()
 
     def take(self, size: int) -> bytes:
-        """The next `size` bytes, or as many as are left."""
+        """The next `size` bytes, or fewer at the end."""
         taken = self._data[self._at : self._at + size]
         self._at += len(taken)
         return taken
 
     def rest(self) -> bytes:
-        """All that is left."""
+        """All remaining bytes."""
         return self.take(len(self._data))
 
 
 def pieces(data: bytes, size: int) -> Iterator[bytes]:
-    """`data` as a socket may give it: `size` bytes at a time."""
+    """`data` in pieces of `size` bytes, as a socket may deliver it."""
     for at in range(0, len(data), size):
         yield data[at : at + size]

@@ -1,7 +1,7 @@
-"""make fuzz: each target for its share of the time, then a table.
+"""make fuzz: runs each target for its share of the time, then prints a table.
 
-What reaches new code is kept in fuzz/corpus, up to a cap: git carries it. What breaks something lies in fuzz/crashes,
-where tests/unit/test_fuzz_corpus.py runs it from then on.
+Inputs that reach new code are added to fuzz/corpus, which is in git, up to a limit. Inputs that break something are
+written to fuzz/crashes, and tests/unit/test_fuzz_corpus.py runs them from then on.
 """
 
 import argparse
@@ -21,18 +21,19 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "fuzz" / "corpus"
 CRASHES = ROOT / "fuzz" / "crashes"
-MOST_FILES = 60
-MOST_BYTES = 20 * 1024
-# Longer than any version 1 request that is valid.
-LONGEST_INPUT = 8192
-# A target that takes so long over one input hangs.
+# Of the corpus of each target.
+MAX_FILES = 60
+MAX_BYTES = 20 * 1024
+# Longer than any valid version 1 request.
+MAX_INPUT = 8192
+# An input that takes longer than this counts as a hang.
 TIMEOUT_SECONDS = 10
-# Of a crash: the traceback, and what libFuzzer says of the input.
+# How much output of a crash is shown: its traceback, and libFuzzer's report.
 _LAST_LINES = 40
 
 
 class Outcome(NamedTuple):
-    """What one target did. `output` is what atheris printed; `failed`: it ended otherwise than by its time."""
+    """The result of one target. `output` is from atheris; `failed`: it ended before its time was up."""
 
     target: str
     executions: int
@@ -45,12 +46,12 @@ class Outcome(NamedTuple):
 
 
 def main() -> int:
-    """0: nothing was found. 1: something was. 2: there is no atheris."""
+    """Returns 0 if nothing was found, 1 if something was, 2 if atheris is not installed."""
     from fuzz.targets import TARGETS
 
     parser = argparse.ArgumentParser(prog="python -m fuzz.run", description=__doc__)
     parser.add_argument("--seconds", type=int, default=120, metavar="N", help="for all targets together (default: 120)")
-    parser.add_argument("--discard", action="store_true", help="do not add to the corpus what reaches new code")
+    parser.add_argument("--discard", action="store_true", help="do not add inputs to the corpus")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
     arguments = parser.parse_args()
     if unknown := set(arguments.targets) - set(TARGETS):
@@ -69,7 +70,7 @@ def main() -> int:
 
 
 def fuzz(target: str, seconds: int, *, discard: bool) -> Outcome:
-    """One target in a process of its own, which a crash ends."""
+    """Run one target in its own process, which a crash ends."""
     corpus, crashes = CORPUS / target, CRASHES / target
     corpus.mkdir(parents=True, exist_ok=True)
     crashes.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ def fuzz(target: str, seconds: int, *, discard: bool) -> Outcome:
         folder = Path(name)
         new = folder / "new"
         new.mkdir()
-        options = [f"-max_total_time={seconds}", f"-max_len={LONGEST_INPUT}", "-print_final_stats=1"]
+        options = [f"-max_total_time={seconds}", f"-max_len={MAX_INPUT}", "-print_final_stats=1"]
         options += [f"-dict={_words(folder, target)}", f"-artifact_prefix={crashes}/"]
         started = time.monotonic()
         status, output = _atheris(target, folder, *options, str(new), str(corpus))
@@ -101,7 +102,7 @@ def fuzz(target: str, seconds: int, *, discard: bool) -> Outcome:
 
 
 def keep(target: str, new: Path, folder: Path) -> None:
-    """Add to the corpus those of `new` that reach what it does not, the smallest first, as long as there is room."""
+    """Add to the corpus the inputs of `new` that reach code it does not, smallest first, while there is room."""
     corpus, merged = CORPUS / target, folder / "merged"
     merged.mkdir()
     kept = {path: path.stat().st_size for path in corpus.iterdir()}
@@ -114,13 +115,13 @@ def keep(target: str, new: Path, folder: Path) -> None:
             continue
         size += path.stat().st_size
         files += 1
-        if files > MOST_FILES or size > MOST_BYTES:
+        if files > MAX_FILES or size > MAX_BYTES:
             return
         (corpus / path.name).write_bytes(path.read_bytes())
 
 
 def report(outcomes: list[Outcome]) -> None:
-    """The table, then each crash with its traceback and the command that shows it again."""
+    """Print the table, then each crash with its traceback and the command that reproduces it."""
     table = Table("target", "executions", "exec/s", "coverage", "corpus", "crashes")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -138,7 +139,7 @@ def report(outcomes: list[Outcome]) -> None:
 
 
 def _atheris(target: str, folder: Path, *arguments: str) -> tuple[int, str]:
-    """Its exit status and all that it printed. What the target writes for itself goes into `folder`."""
+    """Returns the exit status and the output. The target's temporary files go into `folder`."""
     limits = [f"-timeout={TIMEOUT_SECONDS}", "-rss_limit_mb=2048"]
     command = [sys.executable, "-m", "fuzz.one", target, *limits, *arguments]
     environment = os.environ | {"TMPDIR": str(folder)}
@@ -157,7 +158,7 @@ def _words(folder: Path, target: str) -> Path:
 
 
 def _number(pattern: str, text: str) -> int:
-    """The last one; 0 where there is none."""
+    """The last number that matches; 0 if none does."""
     found = re.findall(pattern, text)
     return int(found[-1]) if found else 0
 

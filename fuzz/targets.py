@@ -1,5 +1,5 @@
-"""One function a target. It lets through only the errors that the decoder's docstring names and asserts what must
-hold whatever the bytes are: any other exception is a crash.
+"""One function for each target. It accepts only the errors that the decoder's docstring names, and asserts what must
+hold for any bytes: any other exception is a crash.
 
 Nothing here needs atheris, so that the tests can run every input that was kept.
 """
@@ -23,7 +23,7 @@ from fuzz.worker_replies import worker_replies
 from weave import log
 from weave.broker.front import requests
 from weave.client import codec
-from weave.config.parts import Access, BrokerConfig
+from weave.config.child_configs import Access, BrokerConfig
 from weave.config.schema import Limits
 from weave.models import files
 from weave.models.families import FAMILIES
@@ -32,7 +32,7 @@ from weave.protocol.bounds import MAX_SEED
 from weave.protocol.channel import close_all, sealed_memfd
 from weave.protocol.client_messages import Error, Generate, LoadModel, ModelOffer
 from weave.protocol.errors import FrameError, RequestError
-from weave.supervisor import relay
+from weave.supervisor.children import stderr_relay
 
 _FAMILY = FAMILIES["sd1"]
 _OFFER = ModelOffer(
@@ -55,10 +55,10 @@ _BROKER = BrokerConfig(
 
 
 def read_frames(data: bytes) -> None:
-    """FrameReader: the pieces that a stream comes in make no difference, and little is held in memory."""
+    """FrameReader: how a stream is split makes no difference, and little is kept in memory."""
     reader = Reader(data)
     from_client, size, filling = bool(reader.byte() & 1), 1 + reader.short(), 256 * reader.byte()
-    # A payload may be longer than any input; and no more pieces than take a moment.
+    # A payload may be longer than any input. Larger pieces for long streams keep each run short.
     stream = reader.rest() + bytes(filling)
     size = max(size, len(stream) // 1000)
     whole = _frames(stream, len(stream) or 1, from_client=from_client)
@@ -72,7 +72,7 @@ _Found: TypeAlias = tuple[frames.Header, bytes] | str
 
 
 def _frames(stream: bytes, size: int, *, from_client: bool) -> tuple[list[_Found], str | None]:
-    """Every frame, or why it is skipped, then why the stream ended where it did."""
+    """Every frame, or why it was skipped; then why the stream ended early, if it did."""
     reader = frames.FrameReader(from_client=from_client)
     found: list[_Found] = []
     fed = taken = 0
@@ -96,7 +96,7 @@ def _frames(stream: bytes, size: int, *, from_client: bool) -> tuple[list[_Found
 
 
 def operations(data: bytes) -> None:
-    """decode_op, and what the broker does next with what it let through; a refusal can be told to the client."""
+    """decode_op, and what the broker does next with the message. Every refusal can be sent to the client."""
     try:
         message = client_messages.decode_op(data)
         assert isinstance(message, get_args(client_messages.ClientMessage))
@@ -111,20 +111,20 @@ def operations(data: bytes) -> None:
 
 
 def _answerable(error: RequestError | FrameError) -> None:
-    """Both versions must have words for it, and a number must fit a client's 64 bits."""
-    told = Error.from_exception(error)
-    assert client_messages.decode_event(client_messages.encode(told)) == told
-    assert not isinstance(told.value, int) or -(2**63) <= told.value <= MAX_SEED
+    """Both versions can express the error, and its numbers fit a client's 64 bits."""
+    event = Error.from_exception(error)
+    assert client_messages.decode_event(client_messages.encode(event)) == event
+    assert not isinstance(event.value, int) or -(2**63) <= event.value <= MAX_SEED
     failure = version1.Failure(
-        request_id=version1.NO_REQUEST, code=version1.code_of(told.code, told.field), message=told.message
+        request_id=version1.NO_REQUEST, code=version1.code_of(event.code, event.field), message=event.message
     )
     frame = version1.encode_failure(failure)
     assert version1.decode_reply(frames.Kind.ERROR, frame[frames.HEADER_BYTES :]) == failure
 
 
 def events(data: bytes) -> None:
-    """A client's Decoder: a daemon's bytes and descriptors are answers or a ProtocolError, and a newer daemon's
-    further fields change no answer."""
+    """A client's Decoder: any bytes and descriptors give answers or a ProtocolError, and additional fields from a newer
+    daemon change no answer."""
     reader = Reader(data)
     size, memfds = 1 + reader.short(), reader.byte() % 3
     sizes = [reader.byte() for _ in range(memfds)]
@@ -140,7 +140,7 @@ def events(data: bytes) -> None:
         except codec.ProtocolError as error:
             assert str(error)
         finally:
-            # With no bytes at all, nobody was given the descriptors.
+            # Without any bytes the descriptors were passed to nothing.
             close_all(descriptors if not stream else [])
             decoder.close()
 
@@ -155,7 +155,7 @@ def _check_answer(answer: codec.Answer) -> None:
 
 
 def version_1(data: bytes) -> None:
-    """Version 1 payloads: decode_request as the broker calls it, decode_reply as a client does."""
+    """Version 1 payloads: decode_request as the broker calls it, decode_reply as a client calls it."""
     reader = Reader(data)
     kind, longer = reader.byte(), reader.byte()
     payload = reader.rest()
@@ -193,7 +193,8 @@ def _version_1_reply(kind: frames.Kind, payload: bytes) -> None:
 
 
 def safetensors(data: bytes) -> None:
-    """check_safetensors_header: what it accepts covers the file, and safe_open takes it or refuses it in order."""
+    """check_safetensors_header: in a file that it accepts the tensors cover the data, and safe_open raises nothing
+    unexpected."""
     file = _safetensors_file(Reader(data))
     memfd = sealed_memfd("fuzz", file)
     path = Path(f"/proc/self/fd/{memfd}")
@@ -211,7 +212,7 @@ def safetensors(data: bytes) -> None:
 
 
 def _safetensors_file(reader: Reader) -> bytes:
-    """A file as it is; or a header and the number of bytes that follow it, so that its length is always right."""
+    """The input itself, or a header with a correct length and the number of bytes that follow it."""
     if reader.byte() & 1:
         return reader.rest()
     following = reader.short()
@@ -220,7 +221,7 @@ def _safetensors_file(reader: Reader) -> bytes:
 
 
 def _check_cover(file: bytes) -> dict[str, Any]:
-    """The header's tensors, when each byte behind it belongs to exactly one."""
+    """The tensors of a header. Asserts that each byte after the header belongs to exactly one."""
     length = int.from_bytes(file[:8], "little")
     header = json.loads(file[8 : 8 + length])
     assert isinstance(header, dict)
@@ -236,19 +237,19 @@ def _check_cover(file: bytes) -> dict[str, Any]:
 
 
 class _Lines(list[bytes]):
-    """In the place of the log's descriptor."""
+    """Replaces the log's descriptor."""
 
     def write(self, line: bytes) -> None:
         self.append(line)
 
 
 def relayed(data: bytes) -> None:
-    """relay._write: whatever a child says becomes one line of JSON that tells whose it is."""
+    """stderr_relay._write: any line of a child becomes one line of JSON that names the process."""
     reader = Reader(data)
     audited, line = bool(reader.byte() & 1), reader.rest()
     lines, audit = _Lines(), _Lines()
     with patch.object(log, "_standard_error", lines), patch.object(log, "_audit_file", audit):
-        relay._write("broker", line, audited)
+        stderr_relay._write("broker", line, audited)
     (written,) = lines
     assert written.endswith(b"\n") and written.count(b"\n") == 1
     fields = msgspec.json.decode(written)

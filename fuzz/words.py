@@ -1,4 +1,5 @@
-"""The words of the messages, for the fuzzer to try: msgspec's decoders are C, where it sees no comparison."""
+"""A dictionary of the words in the messages. The fuzzer cannot find them itself: msgspec's decoders are not
+instrumented."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,9 +20,9 @@ _TYPES: dict[str, tuple[Any, ...]] = {
     "worker_replies": UNIONS,
 }
 _OTHER: dict[str, tuple[bytes, ...]] = {
-    # A client takes any name there.
+    # Clients accept any name for these.
     "events": tuple(b'"%b"' % word.encode() for word in (*ErrorCode, "running", "text_encoder", "text-to-image")),
-    # 64, 100, 2048 and 20.0: where version 1's bounds are.
+    # 64, 100, 2048 and 20.0: the bounds of version 1.
     "version1": (b"\0\0\0\x40", b"\0\0\0\x64", b"\0\0\x08\0", b"\x41\xa0\0\0"),
     "safetensors": (b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"', b'"F32"', b'"BOOL"', b"[0,4]"),
     "relay": (b'"event"', b'"time"', b'"process"', b'"serving"', b'"text"'),
@@ -53,7 +54,7 @@ def dictionary(target: str) -> str:
 
 
 def _names(kind: Any, seen: frozenset[Any] = frozenset()) -> Iterator[str]:
-    """Fields, tags and the values of enums and literals, all the way down."""
+    """Fields, tags and the values of enums and literals, recursively."""
     if isinstance(kind, inspect.StructType):
         if kind.cls in seen:
             return

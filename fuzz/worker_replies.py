@@ -1,4 +1,4 @@
-"""The target `worker_replies`: a worker that was taken over talks to the broker's real link."""
+"""The target `worker_replies`: a compromised worker talks to the broker's real WorkerLink."""
 
 import array
 import asyncio
@@ -15,9 +15,9 @@ from fuzz.fds import forged, no_descriptor_left, sealed
 from fuzz.reading import Reader
 from weave.broker.schedule import worker_link
 from weave.broker.schedule.worker_link import WorkerError, WorkerLink
-from weave.protocol.bounds import Parameters
 from weave.protocol.channel import ChannelClosed, ChannelViolation, check_sealed_memfd, close_all, socket_pair
 from weave.protocol.client_messages import EncoderTokens, Tokens
+from weave.protocol.parameters import Parameters
 from weave.protocol.worker_messages import Failed, Finished, Loaded, Made, Memory, Previewed, Progressed, Run
 
 JOB = 5
@@ -25,13 +25,14 @@ SIDE = 8
 PIXELS = SIDE * SIDE * 3
 _MEMORY = Memory(1, 2)
 _REASONS = ("cancelled", "out_of_memory", "refused", "internal", "scheduler")
-_MOST_TOKENS = 2**20
-# So few fit into any socket's buffer: nothing that is sent here ever waits.
-_MOST_MESSAGES = 40
+_MAX_TOKENS = 2**20
+# So few that they fit into the socket's buffer: sending never blocks.
+_MAX_MESSAGES = 40
 
 
 def worker_replies(data: bytes) -> None:
-    """WorkerLink: believed, or one of three errors; no more updates than the job calls for; no descriptor left."""
+    """WorkerLink accepts the replies or raises one of three errors, yields no more updates than the job has, and leaves
+    no descriptor open."""
     loop = _loop()
     with no_descriptor_left():
         loop.run_until_complete(_converse(Reader(data)))
@@ -48,7 +49,7 @@ async def _converse(reader: Reader) -> None:
     link = WorkerLink(1, "m", ours.detach())
     try:
         _Script(reader, run, theirs, loading=loads).send()
-        # It still reads, but has said all that it will.
+        # The worker still reads, but sends nothing more.
         theirs.shutdown(socket.SHUT_WR)
         await _listen(link, run, loads=loads)
     finally:
@@ -57,8 +58,8 @@ async def _converse(reader: Reader) -> None:
 
 
 async def _listen(link: WorkerLink, run: Run, *, loads: bool) -> None:
-    """As the broker does, with all that it relies on checked."""
-    parameters, every = run.parameters, run.preview_every
+    """Do what the broker does, and check everything that it relies on."""
+    parameters, every = run.parameters, run.parameters.preview_every
     previews = parameters.steps // every if every else 0
     updates: list[worker_link.Update] = []
     with suppress(ChannelViolation, ChannelClosed, WorkerError):
@@ -83,7 +84,7 @@ async def _listen(link: WorkerLink, run: Run, *, loads: bool) -> None:
 def _check_tokens(tokens: Tokens) -> None:
     for encoders in (tokens.prompt, tokens.negative_prompt):
         assert len(encoders) <= 8
-        assert all(0 <= min(one.used, one.cut) <= max(one.used, one.cut) <= _MOST_TOKENS for one in encoders)
+        assert all(0 <= min(one.used, one.cut) <= max(one.used, one.cut) <= _MAX_TOKENS for one in encoders)
         assert len(msgspec.json.encode(encoders)) < 1000
 
 
@@ -95,13 +96,13 @@ def _check_update(update: worker_link.Update, memfd: int | None, run: Run) -> No
             check_sealed_memfd(memfd, update.size)
             assert len(os.pread(memfd, update.size + 1, 0)) == update.size > 0
     except ChannelViolation as error:
-        raise AssertionError("a memfd was let through") from error
+        raise AssertionError("an invalid memfd was accepted") from error
     finally:
         close_all([] if memfd is None else [memfd])
 
 
 def _run(reader: Reader) -> Run:
-    """A small one, of any shape that a client could ask for."""
+    """A small Run, with any combination of images, steps, previews and format."""
     images, steps, every = 1 + reader.byte() % 3, 1 + reader.byte() % 4, reader.byte() % 4
     parameters = Parameters(
         prompt="x",
@@ -113,24 +114,26 @@ def _run(reader: Reader) -> Run:
         seed=1,
         scheduler="ddim",
         images=images,
+        format="raw" if reader.byte() & 1 else "png",
+        preview_every=every,
     )
-    return Run(job=JOB, parameters=parameters, format="raw" if reader.byte() & 1 else "png", preview_every=every)
+    return Run(job=JOB, parameters=parameters)
 
 
 class _Script:
-    """What the worker says. It knows where an honest one would be, so that an input can leave the path late."""
+    """The worker's messages. It tracks what a correct worker would send, so that an input can deviate late."""
 
     def __init__(self, reader: Reader, run: Run, sock: socket.socket, *, loading: bool) -> None:
         self._reader = reader
         self._sock = sock
         self._loading = loading
         self._images, self._steps = run.parameters.images, run.parameters.steps
-        self._every = run.preview_every
+        self._every = run.parameters.preview_every
         self._image = self._step = self._shown = 0
 
     def send(self) -> None:
-        """The first bits of a byte say which message, the others which descriptors come along."""
-        for _ in range(_MOST_MESSAGES):
+        """The low bits of a byte choose the message, the others its descriptors."""
+        for _ in range(_MAX_MESSAGES):
             if not self._reader.more:
                 return
             choice = self._reader.byte()
@@ -155,7 +158,7 @@ class _Script:
         return msgspec.msgpack.encode(message), getattr(message, "size", 0)
 
     def _descriptors(self, choice: int, size: int) -> list[int]:
-        """Mostly what belongs there."""
+        """Mostly the right ones."""
         kind, more = choice & 3, choice >> 2
         if kind == 3:
             return [forged(more, size) for _ in range(1 + more // 4)]
@@ -163,7 +166,7 @@ class _Script:
         return honest + [sealed(size) for _ in range(kind)]
 
     def _honest(self) -> msgspec.Struct:
-        """What comes next of an honest worker."""
+        """The next message of a correct worker."""
         if self._loading:
             self._loading = False
             return Loaded(device="cpu", dtype="float32", memory=_MEMORY)
@@ -179,7 +182,7 @@ class _Script:
         return Made(job=JOB, image=self._image - 1, size=PIXELS)
 
     def _chosen(self, kind: int) -> msgspec.Struct:
-        """Well formed, with numbers that are the input's."""
+        """A well-formed message with numbers from the input."""
         job, image, step = self._small(JOB), self._small(self._image), self._small(self._step)
         if kind == 1:
             return Progressed(job=job, image=image, step=step)
@@ -194,8 +197,8 @@ class _Script:
         return Failed(job=job, reason=cast(Any, reason), detail="")
 
     def _tokens(self) -> Tokens:
-        """Mostly more than there can be, of one kind or another."""
-        used, cut = self._small(77), self._small(_MOST_TOKENS)
+        """Mostly invalid in one way or another."""
+        used, cut = self._small(77), self._small(_MAX_TOKENS)
         encoder = f"text_encoder_{self._small(2)}"
         return Tokens(prompt=(EncoderTokens(encoder=encoder, used=used, cut=cut),) * self._small(8))
 

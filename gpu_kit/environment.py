@@ -1,4 +1,4 @@
-"""A virtual environment for the daemon and its tests, made without pip: the machine's torch between our libraries."""
+"""A virtual environment for the daemon and its tests, created without pip: the machine's torch and our libraries."""
 
 import os
 import platform
@@ -17,9 +17,9 @@ _COMMANDS = {"weave-compute": "weave.supervisor.main", "weavectl": "weave.weavec
 
 
 def make(kit: Path, folder: Path, torch: Torch) -> Path:
-    """Everything that runs, below `folder`; its interpreter. All users can read it, as system mode's worker must.
+    """Create the environment in `folder`. Returns its interpreter. All users can read it, as system mode's worker must.
 
-    The import path is: our libraries, our source, what torch's Python has, what that lacks.
+    The import path is: our libraries, our source, the path of torch's Python, then what that Python lacks.
     """
     library = folder / "lib" / f"python{torch.version[0]}.{torch.version[1]}"
     first, last = library / "site-packages", library / "lacking" / "site-packages"
@@ -32,8 +32,8 @@ def make(kit: Path, folder: Path, torch: Torch) -> Path:
     if not torch.has_seccomp:
         copy(kit / "lib", folder / "lib")
         theirs.append("libseccomp")
-    print("gpu-kit: its own:", ", ".join(ours), flush=True)
-    print("gpu-kit: what this machine lacks:", ", ".join(theirs) or "nothing", flush=True)
+    print("gpu-kit: from the kit:", ", ".join(ours), flush=True)
+    print("gpu-kit: from the kit, as this machine lacks them:", ", ".join(theirs) or "nothing", flush=True)
     lines = [folder / "source", *torch.folders, last]
     (first / "kit.pth").write_text("".join(f"{line}\n" for line in lines))
     (folder / "pyvenv.cfg").write_text(f"home = {torch.base / 'bin'}\ninclude-system-site-packages = false\n")
@@ -48,14 +48,14 @@ def make(kit: Path, folder: Path, torch: Torch) -> Path:
 
 
 def variables(folder: Path, torch: Torch) -> dict[str, str]:
-    """The environment to run in: the caller's, so that libraries in unusual places are found, and what ours needs."""
+    """The environment variables: the caller's, so that libraries in unusual places are found, with our changes."""
     found = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
     if not torch.has_seccomp:
         before = [found["LD_LIBRARY_PATH"]] if found.get("LD_LIBRARY_PATH") else []
         found["LD_LIBRARY_PATH"] = ":".join([*before, str(folder / "lib")])
-    # Where ldconfig and useradd are; a user's PATH may lack it.
+    # For ldconfig and useradd, which a user's PATH may not include.
     found["PATH"] = f"{found.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    # Nothing is written beside the machine's own libraries, nor into the user's home.
+    # Write neither next to the machine's libraries nor into the user's home folder.
     found["PYTHONDONTWRITEBYTECODE"] = "1"
     found["TMPDIR"] = str(folder / "t")
     found["XDG_CACHE_HOME"] = found["CUDA_CACHE_PATH"] = str(folder / "cache")
@@ -63,18 +63,19 @@ def variables(folder: Path, torch: Torch) -> dict[str, str]:
 
 
 def compile_all(python: Path, *folders: Path) -> None:
-    """The daemon writes no .pyc, and each of its processes would compile all of diffusers that it imports."""
+    """The daemon writes no .pyc files. Without them each of its processes would compile what it imports of
+    diffusers."""
     command = [str(python), "-m", "compileall", "-q", "-j", "0", *map(str, folders)]
     with subprocess.Popen(command, start_new_session=True) as compiling:
         try:
             compiling.wait()
         finally:
-            if compiling.poll() is None:  # we were stopped; its workers would not notice that it ends
+            if compiling.poll() is None:  # we were stopped; its workers would not notice
                 os.killpg(compiling.pid, signal.SIGKILL)
 
 
 def copy(source: Path, target: Path) -> None:
-    """All files, and modes from the umask: the kit itself may have been copied to where only one user may look."""
+    """Copy all files, with modes from the umask: those of the kit may exclude other users."""
     for file in source.rglob("*"):
         place = target / file.relative_to(source)
         if file.is_file():
@@ -83,7 +84,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def unpack(wheels: Path, site: Path, version: tuple[int, int], without: frozenset[str] = frozenset()) -> list[str]:
-    """Those wheels that fit this Python; their names and versions. None of them has anything to build."""
+    """Unpack the wheels that fit this Python. Returns their names and versions. None needs a build step."""
     site.mkdir(parents=True)
     unpacked = []
     for wheel in sorted(wheels.glob("*.whl")):
@@ -97,7 +98,8 @@ def unpack(wheels: Path, site: Path, version: tuple[int, int], without: frozense
 
 
 def fits(tags: re.Match[str], version: tuple[int, int]) -> bool:
-    """Whether it is pure Python; or for this machine, and for this Python or its stable ABI since an earlier one."""
+    """Whether a wheel is pure Python, or for this machine and this Python's ABI, or the stable ABI of an earlier
+    one."""
     if tags["platform"] == "any":
         return "py3" in tags["python"].split(".")
     if not tags["platform"].endswith(platform.machine()):

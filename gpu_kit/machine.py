@@ -1,4 +1,4 @@
-"""The machine's torch, wherever it is, and the Python that it is installed for."""
+"""Finds the machine's torch, and the Python that it is installed for."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from pathlib import Path
 OLDEST, NEWEST = (3, 11), (3, 13)
 _SEARCH_SECONDS = 60
 _PROBE_SECONDS = 60
-# Kernel interfaces, and what lies on another machine.
+# Kernel interfaces and network file systems.
 _NOT_SEARCHED = {
     *("proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "bpf", "mqueue"),
     *("nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "autofs", "nsfs"),
 }
 
-# Run by a candidate of any version. It imports no torch, which would take seconds: torch/version.py has all we ask.
+# Runs in a candidate of any version. It does not import torch, which takes seconds: torch/version.py says enough.
 _PROBE = """
 import ctypes, importlib.util, json, os, re, sys
 from importlib import metadata
@@ -33,15 +33,15 @@ def loads(library):
 spec = importlib.util.find_spec("torch")
 file = os.path.join(list(spec.submodule_search_locations)[0], "version.py") if spec else None
 text = open(file).read() if file and os.path.exists(file) else ""
-told = {name: value for name, value in re.findall(r"^(\\w+)[^=\\n]*= '([^']+)'", text, re.MULTILINE)}
+named = {name: value for name, value in re.findall(r"^(\\w+)[^=\\n]*= '([^']+)'", text, re.MULTILINE)}
 standard = os.path.dirname(os.__file__)
 print(json.dumps({
     "python": os.path.realpath(sys.executable),
     "version": list(sys.version_info[:2]),
     "base": sys.base_prefix,
     "folders": [path for path in sys.path if os.path.isdir(path) and path not in (standard, standard + "/lib-dynload")],
-    "torch": told.get("__version__"),
-    "built_for": "CUDA " + told["cuda"] if "cuda" in told else "ROCm " + told["hip"] if "hip" in told else "",
+    "torch": named.get("__version__"),
+    "built_for": "CUDA " + named["cuda"] if "cuda" in named else "ROCm " + named["hip"] if "hip" in named else "",
     "libraries": sorted({(each.metadata["Name"] or "").lower().replace("_", "-") for each in metadata.distributions()}),
     "has_prctl": importlib.util.find_spec("prctl") is not None,
     "has_seccomp": loads("libseccomp.so.2"),
@@ -50,15 +50,15 @@ print(json.dumps({
 
 
 class CannotRun(Exception):
-    """The tests cannot start on this machine; why, and what to do."""
+    """The tests cannot start on this machine. The message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Torch:
-    """An installed torch. `folders` are its Python's import path in order, less the standard library."""
+    """An installed torch. `folders` are its Python's import path in order, without the standard library."""
 
-    asked: str  # the interpreter as we found it
-    python: Path  # and what that is a link to
+    interpreter: str  # as we found it
+    python: Path  # with links resolved
     version: tuple[int, int]
     base: Path
     folders: tuple[Path, ...]
@@ -70,12 +70,12 @@ class Torch:
 
     def __str__(self) -> str:
         major, minor = self.version
-        return f"torch {self.torch} ({self.built_for or 'CPU only'}) of {self.asked}, Python {major}.{minor}"
+        return f"torch {self.torch} ({self.built_for or 'CPU only'}) of {self.interpreter}, Python {major}.{minor}"
 
 
 def find() -> Torch:
-    """$TORCH_PYTHON's; else the first that is built for a GPU, of those on PATH and then of all on this machine; else
-    the first. Raises CannotRun, with what it has seen."""
+    """The torch of $TORCH_PYTHON. Without that variable, the first one built for a GPU, looking on PATH first and then
+    on the whole machine; or the first one, if there is none for a GPU. Raises CannotRun, with what was found."""
     fallback, seen = None, []
     for interpreter in _interpreters():
         found = _probe(interpreter)
@@ -88,13 +88,13 @@ def find() -> Torch:
         else:
             fallback = fallback or found
     if fallback is None:
-        lines = ["found no torch; name the Python that has it: TORCH_PYTHON=/path/to/bin/python", *seen]
+        lines = ["found no torch; set the Python that has it: TORCH_PYTHON=/path/to/bin/python", *seen]
         raise CannotRun("\n  ".join(lines))
     return fallback
 
 
 def _interpreters() -> Iterator[str]:
-    """Each once. The search starts only where those before it were not taken."""
+    """Candidates, each once. The search of the machine starts only if the others were not taken."""
     if named := os.environ.get("TORCH_PYTHON"):
         yield os.path.abspath(shutil.which(named) or named)
         return
@@ -108,7 +108,7 @@ def _interpreters() -> Iterator[str]:
 
 
 def _searched() -> Iterator[str]:
-    """The interpreters of all folders of libraries that have torch in them."""
+    """The interpreters of all library folders that have torch."""
     print("gpu-kit: searching the file systems of this machine for torch ...", flush=True)
     for site in _folders_with_torch():
         name = site.parent.name  # pythonX.Y; Debian has a python3/dist-packages too
@@ -120,24 +120,24 @@ def _searched() -> Iterator[str]:
 
 
 def _folders_with_torch() -> Iterator[Path]:
-    """Bounded in time. Into links it does not go."""
+    """Searches for _SEARCH_SECONDS at most. Follows no links."""
     end = time.monotonic() + _SEARCH_SECONDS
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    left_out = {mount[1] for mount in mounts if mount[2] in _NOT_SEARCHED} | {"/proc", "/sys", "/dev"}
+    skipped = {mount[1] for mount in mounts if mount[2] in _NOT_SEARCHED} | {"/proc", "/sys", "/dev"}
     for folder, folders, _ in os.walk("/"):
         if time.monotonic() > end:
-            print(f"gpu-kit: gave up the search after {_SEARCH_SECONDS} s", flush=True)
+            print(f"gpu-kit: stopped searching after {_SEARCH_SECONDS} s", flush=True)
             return
         if os.path.basename(folder) in ("site-packages", "dist-packages"):
             if os.path.exists(os.path.join(folder, "torch/version.py")):
                 yield Path(folder)
             folders.clear()
         else:
-            folders[:] = [name for name in folders if os.path.join(folder, name) not in left_out]
+            folders[:] = [name for name in folders if os.path.join(folder, name) not in skipped]
 
 
 def _probe(interpreter: str) -> Torch | str:
-    """What the kit must know of it, or why it will not do."""
+    """Its torch, or why it cannot be used."""
     try:
         command = [interpreter, "-B", "-c", _PROBE]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=True, cwd="/")
@@ -147,7 +147,7 @@ def _probe(interpreter: str) -> Torch | str:
     if said["torch"] is None:
         return "has no torch"
     return Torch(
-        asked=interpreter,
+        interpreter=interpreter,
         python=Path(said["python"]),
         version=(said["version"][0], said["version"][1]),
         base=Path(said["base"]),

@@ -1,7 +1,7 @@
-"""Those of python-prctl's functions that weave and its tests use, over libc.
+"""The functions of python-prctl that weave and its tests use, on top of libc.
 
-python-prctl is built from source, with libcap's headers. On a machine without a compiler the kit puts this file where
-`import prctl` finds it. tests/unit/test_prctl_stand_in.py compares the two. Each constant's header is named.
+python-prctl is built from source, with libcap's headers. On a machine that lacks it the kit puts this file where
+`import prctl` finds it. tests/unit/test_prctl_stand_in.py compares the two.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ class _Header(ctypes.Structure):
 
 
 class _Data(ctypes.Structure):
-    """struct __user_cap_data_struct: 32 capabilities of each set."""
+    """struct __user_cap_data_struct: 32 capabilities in each set."""
 
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
@@ -56,7 +56,7 @@ def _prctl(option: int, argument: int = 0) -> int:
 
 
 def set_no_new_privs(value: int) -> None:
-    """Can only be set."""
+    """It can be set, but not cleared."""
     _prctl(_PR_SET_NO_NEW_PRIVS, value)
 
 
@@ -71,12 +71,12 @@ def set_dumpable(value: int) -> None:
 
 
 def get_dumpable() -> int:
-    """0, 1, or 2 (root alone)."""
+    """0, 1, or 2 (only root)."""
     return _prctl(_PR_GET_DUMPABLE)
 
 
 def set_pdeathsig(number: int) -> None:
-    """The signal that this process gets when its parent thread ends; 0 for none."""
+    """The signal that this process gets when its parent thread exits; 0 for none."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
@@ -129,7 +129,7 @@ def _get() -> "ctypes.Array[_Data]":
 
 
 def _known() -> Iterator[int]:
-    """All capabilities of this kernel: it refuses to read the first number after them."""
+    """All capabilities of this kernel. Reading the first number beyond them fails."""
     for capability in itertools.count():
         try:
             _prctl(_PR_CAPBSET_READ, capability)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Run make TARGET... as an ordinary user with the system's Python: a user and a clone of this tree, both gone afterwards.
-# What is changed here and not committed goes along, but for new files that git does not know yet.
+# Run make TARGET... as an ordinary user with the system's Python. Creates a user and a clone of this tree, and removes both
+# afterwards. Uncommitted changes are included, but not untracked files.
 set -euo pipefail
-[ "$(id -u)" -eq 0 ] || { echo "needs root, to make a user; as an ordinary user yourself: make test" >&2; exit 1; }
+[ "$(id -u)" -eq 0 ] || { echo "needs root, to create a user; as an ordinary user, run: make test" >&2; exit 1; }
 name=weave-user-$$
 place=$(mktemp -d "/var/tmp/$name-XXXXXX")
 
 remove() {
-    # Whatever it has left running would keep it.
+    # userdel fails while the user has processes.
     for _ in $(seq 50); do
         pkill -KILL -U "$name" || break
         sleep 0.1
@@ -20,12 +20,12 @@ trap 'exit 1' HUP INT TERM
 
 useradd --create-home --home-dir "$place/home" --user-group --shell /bin/bash "$name"
 chmod 755 "$place"
-# Without --no-hardlinks the objects would be the same files, whose owner is changed below.
+# With hard links the chown below would change the owner of this tree's objects.
 git clone --quiet --no-hardlinks "$PWD" "$place/home/tree"
 git diff --binary HEAD | git -C "$place/home/tree" apply --allow-empty
 chown -R "$name:" "$place/home/tree"
 
-# Where packages come from is the machine's to say; the rest of root's environment is not for this user.
+# Pass on the machine's package index and proxies, but nothing else of root's environment.
 passed=()
 for variable in $(compgen -e | grep -E '^(PIP_|SSL_CERT_|REQUESTS_CA_BUNDLE$|[a-zA-Z]+_(proxy|PROXY)$)'); do
     passed+=("$variable=${!variable}")

@@ -1,7 +1,7 @@
-"""Writes conf/completions: what bash, zsh and fish complete for our two commands, made from their parsers by shtab.
+"""Writes conf/completions, for bash, zsh and fish: shtab generates them from the two commands' parsers.
 
-Model IDs and job numbers come from the daemon: they are read as lines, matched against a pattern and offered
-literally. Nothing of them is ever expanded, as `compgen -W` would.
+Model IDs and job numbers come from the daemon. They are read as lines, matched against a pattern and offered
+literally, never expanded as `compgen -W` would.
 """
 
 import argparse
@@ -21,7 +21,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
 }
 SHELLS = ("bash", "zsh", "fish")
 FILES = ("config", "output", "socket", "socket_path")
-ASKED = {"model": "_weavectl_models", "job": "_weavectl_jobs"}
+FROM_DAEMON = {"model": "_weavectl_models", "job": "_weavectl_jobs"}
 HEADER = "# Made by scripts/completions.py with shtab, from the options themselves; do not edit.\n"
 
 BASH = """
@@ -64,28 +64,28 @@ def completion(command: str, shell: str) -> str:
     preamble = PREAMBLE[shell] if command == "weavectl" else ""
     made = shtab.complete(parser, shell=shell, preamble=preamble)
     lines = [line.rstrip() for line in made.splitlines()]
-    # zsh needs its first line; the rest of shtab's head tells how to install the file by hand.
+    # zsh needs the first line. The rest of shtab's header says how to install the file by hand.
     first = [lines[0]] if lines[0].startswith("#compdef") else []
     body = itertools.dropwhile(lambda line: not line or line.startswith("#"), lines)
     return "\n".join([*first, HEADER, *body]) + "\n"
 
 
 def _mark(parser: argparse.ArgumentParser) -> None:
-    """Tell shtab what completes each argument."""
+    """Set what completes each argument."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb in action.choices.values():
                 _mark(verb)
         elif action.dest in FILES:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
-        elif action.dest in ASKED:
-            fish = f"({ASKED[action.dest]})"
-            bash_and_zsh = ASKED[action.dest]
+        elif action.dest in FROM_DAEMON:
+            fish = f"({FROM_DAEMON[action.dest]})"
+            bash_and_zsh = FROM_DAEMON[action.dest]
             action.complete = {"bash": bash_and_zsh, "zsh": bash_and_zsh, "fish": fish}  # type: ignore[attr-defined]
 
 
 def main() -> None:
-    """All of them."""
+    """Write the files."""
     for command in PARSERS:
         for shell in SHELLS:
             (FOLDER / f"{command}.{shell}").write_text(completion(command, shell))

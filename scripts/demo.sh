@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Start the daemon with the demo model, draw one picture, stop the daemon. The argument is the folder of its commands.
+# Start the daemon with the demo model, generate one image, stop the daemon. The argument is the folder of its commands.
 set -euo pipefail
 bin=$(cd "$1" && pwd)
-picture=$PWD/demo.png
+image=$PWD/demo.png
 export XDG_RUNTIME_DIR XDG_CONFIG_HOME
-# A folder of the demo's own: the user's daemon and config are left alone.
+# A temporary folder: the user's daemon and config are not touched.
 XDG_RUNTIME_DIR=$(mktemp -d)
 XDG_CONFIG_HOME=$XDG_RUNTIME_DIR
 "$bin/weave-compute" 2>"$XDG_RUNTIME_DIR/log" &
@@ -19,6 +19,6 @@ for _ in $(seq 100); do
     kill -0 "$daemon" 2>/dev/null || break
     sleep 0.1
 done
-"$bin/weavectl" generate "a red circle on a blue background" --model shapes --output "$picture" --force ||
+"$bin/weavectl" generate "a red circle on a blue background" --model shapes --output "$image" --force ||
     { cat "$XDG_RUNTIME_DIR/log" >&2; exit 1; }
-echo "The picture is in $picture"
+echo "The image is $image"

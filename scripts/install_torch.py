@@ -1,8 +1,8 @@
-"""Installs torch in the build that pip picks here, if requirements-torch.lock has its hash.
+"""Installs the build of torch that pip selects here, if requirements-torch.lock has its hash.
 
     python scripts/install_torch.py [--python PYTHON] [--lock FILE]
 
-UNLISTED_TORCH=1 lets in a build that is not in there (ROCm, another CUDA), by its version alone.
+UNLISTED_TORCH=1 allows a build without a hash in that file (ROCm, another CUDA), pinned by version only.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 LOCK = Path("requirements-torch.lock")
-# What only torch's own builds need, each in the version that this torch names.
+# Packages that only torch's builds need, each in the version that torch requires.
 OF_TORCH = ("torch", "nvidia-", "cuda-", "triton")
 
 
 def main() -> None:
-    """Nothing to do where torch of this version is installed."""
+    """Does nothing if this version of torch is installed."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--python", default=sys.executable)
     options.add_argument("--lock", type=Path, default=LOCK)
@@ -39,7 +39,8 @@ def main() -> None:
 
 
 def of_torch(pip: list[str], lock: Path = LOCK, options: Iterable[str] = ()) -> list[str]:
-    """What pip picks, as lines of a requirements file. Raises SystemExit where that is not in `lock`, unless it may."""
+    """What pip selects, as lines of a requirements file. Raises SystemExit if `lock` lacks it, unless
+    UNLISTED_TORCH=1."""
     listed, lines, unlisted = hashes(lock), [], []
     for item in report(pip, [*options, requirement(lock)]):
         name, version = canonicalize_name(item["metadata"]["name"]), item["metadata"]["version"]
@@ -52,8 +53,8 @@ def of_torch(pip: list[str], lock: Path = LOCK, options: Iterable[str] = ()) -> 
     if unlisted and os.environ.get("UNLISTED_TORCH") != "1":
         raise SystemExit(
             f"{lock} has no hash of this build of torch:\n  " + "\n  ".join(unlisted) + "\n"
-            "It has those of PyPI (CUDA) and of torch's own index of CPU builds. "
-            "If you trust where this one comes from: UNLISTED_TORCH=1 make ..."
+            "It has those of PyPI (CUDA) and of torch's index of CPU builds. "
+            "If you trust the source of this one: UNLISTED_TORCH=1 make ..."
         )
     return lines
 
@@ -67,7 +68,8 @@ def report(pip: list[str], arguments: list[str], environment: dict[str, str] | N
 
 
 def digest(item: dict[str, Any]) -> str | None:
-    """Of the file, in hexadecimal. pip 23.0, as Debian 12 has it, tells that of a local one by the older name alone."""
+    """SHA-256 of the file, in hex; None if pip reports none. pip 23.0 (Debian 12) reports a local file's under `hash`
+    only."""
     archive = item["download_info"].get("archive_info", {})
     algorithm, _, value = archive.get("hash", "").partition("=")
     found: str | None = archive.get("hashes", {}).get("sha256", value if algorithm == "sha256" else None)
@@ -81,7 +83,7 @@ def requirement(lock: Path = LOCK) -> str:
 
 
 def hashes(lock: Path) -> dict[str, set[str]]:
-    """By name."""
+    """The SHA-256 hashes in `lock`, by package name."""
     entries = re.findall(r"^(\S+)==(.*(?:\n    .*)*)", lock.read_text(), re.MULTILINE)
     return {canonicalize_name(name): set(re.findall(r"sha256:(\w{64})", rest)) for name, rest in entries}
 

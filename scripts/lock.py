@@ -2,7 +2,7 @@
 
     python scripts/lock.py [--check]
 
---check asks no index: it says whether the files have all that pyproject.toml names, each with a hash.
+--check contacts no index: it checks that the files have all of pyproject.toml's dependencies, each with a hash.
 """
 
 import argparse
@@ -30,25 +30,25 @@ TORCH_HEADER = (
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
 GLIBC_MINORS = range(17, 40)
-# The address that torch's own site names. Without it the hashes of CPU builds stay as they are.
+# The index on torch's website. Without it the hashes of CPU builds stay as they are.
 CPU_INDEX = os.environ.get("TORCH_CPU_INDEX")
 BUILDERS = ("setuptools",)
 PIP = [sys.executable, "-m", "pip"]
-# As an index for all has it: no folder or index of this machine's beside it.
+# Without this machine's folders and indexes, so that the hashes are those of the public files.
 PUBLIC = {name: value for name, value in os.environ.items() if name not in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL")}
 PUBLIC |= {"PIP_CONFIG_FILE": os.devnull}
 Hashes = dict[str, set[str]]
 
 
 def main() -> None:
-    """Resolve pyproject.toml's dependencies here, then ask for the files of each platform that is supported."""
+    """Resolve pyproject.toml's dependencies here, then get the hashes for each supported platform."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--check", action="store_true")
     wanted = dependencies()
     if options.parse_args().check:
         check(wanted)
         return
-    # Of what has builds for some platforms only: the marker that pyproject.toml gives it.
+    # pyproject.toml's markers, for packages with builds for some platforms only.
     markers = {needed.name: str(needed.marker) for needed in wanted if needed.marker}
     found = resolved("--ignore-installed", *map(str, wanted))
     versions = {name: version for name, version, _ in found}
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def lock_torch(torch: str) -> None:
-    """PyPI's builds, then those of CPU_INDEX. Of the same version of torch, hashes that are known are kept."""
+    """PyPI's builds, then those of CPU_INDEX. Known hashes are kept if the version of torch has not changed."""
     same = TORCH.exists() and requirement() == torch
     hashes: Hashes = defaultdict(set, hashes_in(TORCH) if same else {})
     found = [(name, version) for name, version, _ in resolved("--ignore-installed", torch, environment=PUBLIC)]
@@ -80,7 +80,7 @@ def lock_torch(torch: str) -> None:
 
 
 def platforms() -> list[tuple[list[str], dict[str, str]]]:
-    """Options of pip that ask for another platform's wheels, and what markers are true there."""
+    """pip's options for each platform's wheels, and the values of markers there."""
     found = []
     for python, machine in product(PYTHONS, MACHINES):
         names = [f"--platform=manylinux{year}_{machine}" for year in (1, 2010, 2014)]
@@ -106,12 +106,12 @@ def hash_files(hashes: Hashes, *arguments: str, environment: dict[str, str] | No
     for item in report(PIP, list(arguments), environment):
         name = canonicalize_name(item["metadata"]["name"])
         found = digest(item)
-        assert found is not None, f"the index tells no hash of {name}"
+        assert found is not None, f"the index has no hash of {name}"
         hashes[name].add(found)
 
 
 def resolved(*arguments: str, environment: dict[str, str] | None = None) -> list[tuple[str, str, str]]:
-    """Name, version and address of all that pip would install."""
+    """Name, version and URL of all that pip would install."""
     return [
         (item["metadata"]["name"].lower(), item["metadata"]["version"], item["download_info"]["url"])
         for item in report(PIP, list(arguments), environment)
@@ -119,7 +119,7 @@ def resolved(*arguments: str, environment: dict[str, str] | None = None) -> list
 
 
 def dependencies() -> list[Requirement]:
-    """Those of the program, of its development and of its build."""
+    """Of the program, for its development, and for its build."""
     text = tomllib.loads(Path("pyproject.toml").read_text())
     project = text["project"]
     named = [*project["dependencies"], *project["optional-dependencies"]["dev"], *text["build-system"]["requires"]]
@@ -127,7 +127,7 @@ def dependencies() -> list[Requirement]:
 
 
 def check(wanted: list[Requirement]) -> None:
-    """Raises SystemExit."""
+    """Raises SystemExit if a lock file lacks a dependency or a hash."""
     wrong = []
     pinned: dict[str, str] = {}
     for file in (LOCK, BUILD, TORCH):

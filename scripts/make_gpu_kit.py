@@ -1,6 +1,6 @@
-"""Makes gpu-kit/, which proves the daemon on a GPU machine that is not ours: no network, no compiler, its own torch.
+"""Builds gpu-kit/, which tests the daemon on a GPU machine that has torch, but no network and no compiler.
 
-In it are our source, the wheels that such a machine may lack, by their hashes in requirements.lock, libseccomp, and the
+It contains our source, the wheels that the machine may lack (with the hashes in requirements.lock), libseccomp, and the
 launcher (gpu_kit/). docs/operations.md, "Prove it on your GPU".
 """
 
@@ -21,23 +21,23 @@ from weave import __version__
 
 KIT = Path("gpu-kit")
 LARGEST_BYTES = 55_000_000
-# Those that gpu_kit/run and gpu_kit/machine.py take.
+# The versions that gpu_kit/run and gpu_kit/machine.py accept.
 PYTHONS = ("3.11", "3.12", "3.13")
-# They come before the machine's own. All others are there for a machine that lacks them.
+# Imported instead of the machine's. All others are used only if the machine lacks them.
 OURS = {"diffusers", "markdown-it-py", "mdurl", "msgspec", "pygments", "pyseccomp", "rich"}
 TESTS = ("pytest", "pytest-timeout")
-# The first three are large, and beside torch as a rule; the next two are for servers and downloads; for python-prctl
-# there is a stand-in.
-NOT_BROUGHT = {"torch", "numpy", "pillow", "pydantic", "hf-xet", "python-prctl"}
-# Not for a machine with a GPU, or with tools that the kit does not bring.
-TESTS_LEFT_HERE = ("kit", "mac", "packages", "vm")
+# The first three are large and usually installed with torch; the next two are for servers and downloads; python-prctl
+# has a stand-in.
+EXCLUDED = {"torch", "numpy", "pillow", "pydantic", "hf-xet", "python-prctl"}
+# They need no GPU, or tools that the kit does not have.
+EXCLUDED_TESTS = ("kit", "mac", "packages", "vm")
 SECCOMP = "libseccomp.so.2"
-# Where distributions keep its licence: the LGPL asks that it comes along.
+# Where distributions have its licence, which the LGPL requires us to include.
 LICENCES = (Path("/usr/share/doc/libseccomp2/copyright"), Path("/usr/share/licenses/libseccomp/LICENSE"))
 
 
 def main() -> None:
-    """Replaces the one that is there. Raises SystemExit where it gets too large."""
+    """Replaces an existing kit. Raises SystemExit if it is larger than LARGEST_BYTES."""
     shutil.rmtree(KIT, ignore_errors=True)
     take_source()
     take_wheels()
@@ -50,26 +50,26 @@ def main() -> None:
 
 
 def take_source() -> None:
-    """The daemon, its tests, and the model that is in the repository."""
+    """The daemon, its tests, and the demo model."""
     source = KIT / "source"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree("weave", source / "weave", ignore=ignored)
-    shutil.copytree("tests", source / "tests", ignore=shutil.ignore_patterns("__pycache__", *TESTS_LEFT_HERE))
+    shutil.copytree("tests", source / "tests", ignore=shutil.ignore_patterns("__pycache__", *EXCLUDED_TESTS))
     shutil.copytree("models/shapes", source / "models/shapes")
     shutil.copy("pyproject.toml", source)
 
 
 def take_wheels() -> None:
-    """Into wheels/first and wheels/last: before and after the machine's own libraries."""
+    """wheels/first is imported before the machine's libraries, wheels/last after them."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *TESTS]
-    names = set().union(*(pins.needed(wanted, python, NOT_BROUGHT) for python in PYTHONS))
+    names = set().union(*(pins.needed(wanted, python, EXCLUDED) for python in PYTHONS))
     download(OURS, KIT / "wheels/first")
     download(names - OURS, KIT / "wheels/last")
 
 
 def download(names: Iterable[str], folder: Path) -> None:
-    """Their wheels for each Python; a pure one once."""
+    """The wheels of `names` for each Python; a pure Python wheel only once."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(pins.of(set(names))) + "\n")
         file.flush()
@@ -80,7 +80,7 @@ def download(names: Iterable[str], folder: Path) -> None:
 
 
 def take_seccomp() -> None:
-    """This machine's libseccomp, which needs nothing but libc, and its licence."""
+    """This machine's libseccomp, which depends on libc only, and its licence."""
     ctypes.CDLL(SECCOMP)
     (library,) = set(re.findall(rf"\S+/{SECCOMP}\S*", Path("/proc/self/maps").read_text()))
     (KIT / "lib").mkdir()
@@ -92,7 +92,7 @@ def take_seccomp() -> None:
 
 
 def take_launcher() -> None:
-    """`run` starts it with whatever Python there is."""
+    """`run` starts it with a Python of the machine."""
     shutil.copytree("gpu_kit", KIT / "gpu_kit", ignore=shutil.ignore_patterns("__pycache__", "run"))
     shutil.copy("gpu_kit/run", KIT)
     (KIT / "__main__.py").write_text("from gpu_kit.launch import main\n\nmain()\n")
@@ -100,7 +100,7 @@ def take_launcher() -> None:
 
 
 def commit() -> str:
-    """Outside git there is none."""
+    """As git describes it; "unknown" outside git."""
     found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
 

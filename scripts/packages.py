@@ -1,7 +1,7 @@
-"""Makes the packages: `scripts/packages.py weave-compute weave-compute-torch weave-compute-model-shapes`.
+"""Builds the packages: `scripts/packages.py weave-compute weave-compute-torch weave-compute-model-shapes`.
 
-Each is staged as a tree below packages/, then nfpm writes it as .deb and .rpm (packaging/*.yaml). The same commit gives
-the same bytes. Variables: PACKAGE_PYTHON, PACKAGE_VERSION, PACKAGE_RELEASE, MAINTAINER, SOURCE_DATE_EPOCH.
+Each is staged as a tree in packages/, then nfpm writes it as .deb and .rpm (packaging/*.yaml). The same commit gives
+the same bytes. Environment variables: PACKAGE_PYTHON, PACKAGE_VERSION, PACKAGE_RELEASE, MAINTAINER, SOURCE_DATE_EPOCH.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ import pins
 from weave import __version__
 
 OUT = Path("packages")
-# The distribution's own interpreter, of which the package becomes a virtual environment.
+# The distribution's interpreter. The package is a virtual environment of it.
 PYTHON = os.environ.get("PACKAGE_PYTHON", "/usr/bin/python3.11")
 SITE = Path("usr/lib/weave-compute/lib", Path(PYTHON).name, "site-packages")
 VERSION = os.environ.get("PACKAGE_VERSION", __version__)
@@ -29,12 +29,12 @@ RELEASE = os.environ.get("PACKAGE_RELEASE", "1")
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 BUILDER = OUT / "tree/builder"
 PIP = [sys.executable, "-m", "pip", "--python", str(BUILDER / "bin/python"), "--disable-pip-version-check"]
-# No path of this machine in what is compiled: python-prctl is.
+# Keep paths of this machine out of what is compiled, which is python-prctl.
 COMPILER = {"CFLAGS": "-g0 -ffile-prefix-map=/=/", "LDFLAGS": "-Wl,--build-id=none -Wl,--strip-all"}
 
 
 def main() -> None:
-    """Build those that are named."""
+    """Build the packages named in the arguments."""
     os.environ["SOURCE_DATE_EPOCH"] = os.environ.get("SOURCE_DATE_EPOCH") or time_of_commit()
     makers = {
         "weave-compute": stage_daemon,
@@ -42,7 +42,7 @@ def main() -> None:
         "weave-compute-model-shapes": stage_shapes,
     }
     OUT.mkdir(exist_ok=True)
-    fcntl.flock(os.open(OUT, os.O_RDONLY), fcntl.LOCK_EX)  # until we end: another build would clear our trees
+    fcntl.flock(os.open(OUT, os.O_RDONLY), fcntl.LOCK_EX)  # until we exit: another build would clear our trees
     shutil.rmtree(OUT / "tree", ignore_errors=True)
     make_builder()
     for name in sys.argv[1:]:
@@ -57,14 +57,14 @@ def main() -> None:
 
 
 def time_of_commit() -> str:
-    """Outside git (a release's archive): 1980, the first year that a .zip can tell."""
+    """In seconds. Outside git (a release's archive): 1980, the earliest time that a .zip can hold."""
     command = ["git", "log", "-1", "--format=%ct"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "315532800"
 
 
 def stage_daemon(tree: Path) -> str:
-    """The program with its libraries, and all that surrounds it."""
+    """The program with its libraries, units, documentation and policies."""
     site = tree / SITE
     pip(site, "--no-deps", "--require-hashes", "--requirement", pinned(tree.parent))
     shutil.copytree("weave", site / "weave", ignore=shutil.ignore_patterns("__pycache__"))
@@ -99,19 +99,19 @@ def stage_daemon(tree: Path) -> str:
 
 
 def stage_mac(tree: Path) -> None:
-    """AppArmor's profiles, which only the .deb takes, and SELinux's module, which only the .rpm takes."""
+    """AppArmor's profiles, for the .deb only, and SELinux's module, for the .rpm only."""
     shutil.copytree("apparmor/profiles", tree / "etc/apparmor.d")
     subprocess.run(["make", "--silent", "-C", "selinux"], check=True)
     shutil.copy("selinux/weave_compute.pp", put(tree / "usr/share/selinux/packages/weave_compute.pp"))
     for file in ("weave_compute.te", "weave_compute.fc"):
         shutil.copy(f"selinux/{file}", put(tree / "usr/share/selinux/packages/weave_compute" / file))
-    # There alone: every build of a module reads all of them, and minds what is defined twice.
+    # Only there: a build of any module reads all interfaces in that folder, and rejects duplicate definitions.
     interface = "usr/share/selinux/devel/include/contrib/weave_compute.if"
     shutil.copy("selinux/weave_compute.if", put(tree / interface))
 
 
 def stage_torch(tree: Path) -> str:
-    """torch in the build that pip picks here, with the libraries that only this build needs."""
+    """The build of torch that pip selects here, with the libraries that only it needs."""
     site = tree / SITE
     file = tree.parent / "requirements-torch.txt"
     lines = install_torch.of_torch(PIP, options=["--ignore-installed"])
@@ -124,13 +124,14 @@ def stage_torch(tree: Path) -> str:
 
 
 def stage_shapes(tree: Path) -> str:
-    """The demo model, which is served where the config has none."""
+    """The demo model, which is served if the config has no models."""
     shutil.copytree("models/shapes", tree / "usr/share/weave-compute/models/shapes")
     return "weave-compute-model-shapes"
 
 
 def pinned(folder: Path) -> str:
-    """A part of requirements.lock: what the daemon needs on the package's Python, without torch's own."""
+    """The entries of requirements.lock that the daemon needs on the package's Python, without torch and what it
+    needs."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     chosen = pins.of(pins.needed(project["dependencies"], Path(PYTHON).name.removeprefix("python")))
     file = folder / "requirements.txt"
@@ -139,30 +140,30 @@ def pinned(folder: Path) -> str:
 
 
 def pip(site: Path, *what: str) -> None:
-    """Install into `site`, without what differs from one installation to the next."""
-    # The cache may hold a python-prctl that another interpreter has compiled.
+    """Install into `site`, and remove what differs between installations."""
+    # The cache may have a python-prctl compiled for another interpreter.
     options = ["--quiet", "--no-cache-dir", "--no-compile", "--no-build-isolation", "--use-pep517"]
     subprocess.run([*PIP, "install", *options, "--target", str(site), *what], check=True, env=os.environ | COMPILER)
-    for folder in ("bin", "share"):  # the libraries' own commands and man pages
+    for folder in ("bin", "share"):  # the libraries' commands and man pages
         shutil.rmtree(site / folder, ignore_errors=True)
     for name in ("INSTALLER", "REQUESTED", "direct_url.json"):
         for file in site.glob(f"*.dist-info/{name}"):
             file.unlink()
-    # Libraries find each other by RECORD (importlib.metadata), so it stays, less the files that went.
+    # Libraries find each other by RECORD (importlib.metadata), so it stays, without the removed files.
     for record in site.glob("*.dist-info/RECORD"):
         lines = record.read_text().splitlines()
         record.write_text("".join(f"{line}\n" for line in lines if (site / line.split(",")[0]).exists()))
 
 
 def make_builder() -> None:
-    """The package's Python with what builds a source distribution, and nothing of the system's."""
+    """A virtual environment of the package's Python, with what building a source distribution needs."""
     subprocess.run([PYTHON, "-m", "venv", "--without-pip", BUILDER], check=True)
     subprocess.run([*PIP, "install", "--quiet", "--require-hashes", "-r", "requirements-build.lock"], check=True)
 
 
 def compile_all(tree: Path) -> None:
-    """The daemon may write no .pyc, and checks none against its source. One process: with more, the same code may be
-    marshalled differently."""
+    """The daemon can write no .pyc files, and does not check them against the source. With one process only: with
+    several the same code may be marshalled differently."""
     options = ["-q", "--invalidation-mode", "unchecked-hash", "-s", str(tree), "-p", "/"]
     options += ["-x", r"/py3\d+_"]  # torch's tests of a later Python's syntax
     environment = os.environ | {"PYTHONHASHSEED": "0"}
@@ -170,7 +171,7 @@ def compile_all(tree: Path) -> None:
 
 
 def document(tree: Path, name: str) -> None:
-    """What Debian's policy asks of every package (12.5, 12.7)."""
+    """The files that Debian's policy requires in every package (12.5, 12.7)."""
     documents = tree / "usr/share/doc" / name
     copyright = Path("packaging/copyright").read_text() + Path("LICENSE").read_text()
     put(documents / "copyright").write_text(copyright)
@@ -184,7 +185,7 @@ def document(tree: Path, name: str) -> None:
 
 
 def settle(tree: Path) -> None:
-    """The same modes and times wherever it was built."""
+    """Make modes and times independent of the machine."""
     when = int(os.environ["SOURCE_DATE_EPOCH"])
     for path in (tree, *tree.rglob("*")):
         if not path.is_symlink():
@@ -194,7 +195,7 @@ def settle(tree: Path) -> None:
 
 
 def write(packager: str, name: str, full_name: str, tree: Path) -> None:
-    """One package, by nfpm and the description in packaging/."""
+    """Write one package with nfpm, from its description in packaging/."""
     variables = {
         "NAME": full_name,
         "TREE": str(tree),
@@ -204,7 +205,7 @@ def write(packager: str, name: str, full_name: str, tree: Path) -> None:
         "MAINTAINER": maintainer(),
         "PYTHON": PYTHON,
         "PYTHON_NAME": Path(PYTHON).name,
-        # Another torch than the daemon was locked with, or one that lies where another Python looks, would not do.
+        # The daemon needs the version of torch that it was locked with, installed for the same Python.
         "TORCH": f"weave-compute-torch-abi-{install_torch.requirement().split('==')[1]}-{Path(PYTHON).name}",
     }
     nfpm = Path(sys.executable).with_name("nfpm")
@@ -213,17 +214,17 @@ def write(packager: str, name: str, full_name: str, tree: Path) -> None:
 
 
 def maintainer() -> str:
-    """Of the packages, which is whoever builds them."""
+    """By default a placeholder: the packages' maintainer is the person who builds them."""
     return os.environ.get("MAINTAINER", "weave-compute <weave-compute@localhost>")
 
 
 def zipped(source: Path, target: Path) -> None:
-    """As gzip -n9."""
+    """Compress like gzip -n9."""
     put(target).write_bytes(gzip.compress(source.read_bytes(), 9, mtime=0))
 
 
 def put(path: Path) -> Path:
-    """`path`, in a folder that is there."""
+    """Create the folder of `path`, and return `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -1,4 +1,4 @@
-"""Parts of requirements.lock."""
+"""Selects entries of requirements.lock."""
 
 import re
 from collections.abc import Iterable
@@ -12,8 +12,8 @@ LOCK = Path("requirements.lock")
 
 
 def needed(requirements: Iterable[str], python: str, without: Iterable[str] = ()) -> set[str]:
-    """The names of what they need on that Python ("3.11"), and of what that needs, as installed here. What is `without`
-    is left out together with what it alone needs."""
+    """The names of the `requirements` and of all their dependencies on that Python ("3.11"), according to what is
+    installed here. Leaves out `without`, and what only those depend on."""
     marks = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
     wanted = list(requirements)
     found: set[str] = set()
@@ -31,6 +31,6 @@ def needed(requirements: Iterable[str], python: str, without: Iterable[str] = ()
 
 
 def of(names: set[str]) -> list[str]:
-    """Their entries, with hashes; none for what has a lock file of its own, as torch has."""
+    """The entries of `names`, with hashes. torch and what only it needs have another lock file, so no entries here."""
     entries = re.findall(r"^\S+==.*(?:\n    .*)*", LOCK.read_text(), re.MULTILINE)
     return [entry for entry in entries if canonicalize_name(entry.split("==")[0]) in names]

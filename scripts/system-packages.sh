@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the Debian packages that are missing; without root, print the one command that does.
+# Install the given Debian packages that are missing; without root, print the command that installs them.
 set -euo pipefail
 missing=()
 for package in "$@"; do

@@ -17,14 +17,14 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, Any, Any]:
-    """What a test has started is ended with it, even where it failed."""
+    """Whatever a test starts ends with it, even if it fails."""
     with all_ended():
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
-    """What a fixture has started is ended with it, even where its own end failed or never came."""
+    """Whatever a fixture starts ends with it, even if its own teardown fails or does not run."""
     started = Started()
     fixturedef.addfinalizer(started.end)  # before its own, so that it runs last
     with started:
@@ -48,7 +48,7 @@ def shared_daemon() -> Iterator[Daemon]:
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    """For tests that hurt it."""
+    """For tests that change or damage the daemon."""
     daemon = Daemon().wait_until_serving()
     yield daemon
     daemon.stop()
@@ -56,6 +56,6 @@ def daemon() -> Iterator[Daemon]:
 
 @pytest.fixture
 def raw(shared_daemon: Daemon) -> Iterator[socket.socket]:
-    """A connection that speaks whatever a test makes it."""
+    """A connection without a client on it: the test sends the bytes."""
     with shared_daemon.connect() as connection:
         yield connection

@@ -1,7 +1,7 @@
-"""The log and the audit log: one JSON object a line.
+"""The log and the audit log: one JSON object per line.
 
-Only the supervisor writes to where the lines end up: on standard error, which systemd hands to the journal, and
-in the audit's file. Its children's standard error is a pipe to it (weave/supervisor/relay.py).
+Only the supervisor writes to their destinations: standard error, which systemd passes to the journal, and the audit
+file. Its children's standard error is a pipe to it (weave/supervisor/children/stderr_relay.py).
 """
 
 import os
@@ -11,8 +11,8 @@ from typing import Any
 
 from weave.protocol.text import json_line
 
-# What the audit is: who was refused what, who hit a limit, which process was ended and why. The first are the
-# broker's to tell, which gets no others into the audit: those are for the supervisor to say.
+# The audit's events: who was refused what, who exceeded a limit, which process was killed and why. The broker's lines
+# get into the audit only if they are of the first set. The others are the supervisor's.
 AUDITED_OF_BROKER = frozenset(
     (
         "client_dropped",
@@ -48,13 +48,13 @@ AUDITED = AUDITED_OF_BROKER | frozenset(
 
 _LONGEST_EVENT = 64
 _LONGEST_TEXT = 2000
-# What a pipe takes whole or not at all, and never waits for once poll(2) said that it can be written to: pipe(7).
+# A write of this size to a pipe is atomic, and does not block if poll(2) has reported the pipe as writable: pipe(7).
 _LONGEST_LINE = select.PIPE_BUF
 
 
 class _Sink:
-    """A descriptor that lines go to. A reader that stops reading or a full disk stops nobody: the lines are lost,
-    and counted, and the count is written when there is room again."""
+    """A descriptor that lines go to. A reader that stops reading, or a full disk, does not block the daemon: the lines
+    are lost and counted, and the count is written when there is room again."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -63,8 +63,8 @@ class _Sink:
 
     def write(self, line: bytes) -> None:
         if self._lost:
-            told = b'{"time":"%s","process":"log","event":"log_lost","lines":%d}\n' % (_stamp().encode(), self._lost)
-            if not self._write_whole(told):
+            notice = b'{"time":"%s","process":"log","event":"log_lost","lines":%d}\n' % (_stamp().encode(), self._lost)
+            if not self._write_whole(notice):
                 self._lost += 1
                 return
             self._lost = 0
@@ -95,7 +95,8 @@ def write(process: str, event: str, **fields: Any) -> None:
 
 
 def write_fields(process: str, event: str, fields: dict[str, Any], *, audited: bool = True) -> None:
-    """As write(), for fields of any name; not `audited`: not for the audit, whatever the event says."""
+    """Like write(), for fields of any name. A line that is not `audited` does not go to the audit, whatever its
+    event."""
     line = _line(process, event, fields)
     _standard_error.write(line)
     if audited and _audit_file is not None and event in AUDITED:
@@ -107,19 +108,19 @@ def _line(process: str, event: str, fields: dict[str, Any]) -> bytes:
     cut = {
         name: value[-_LONGEST_TEXT:].encode(errors="replace").decode() if isinstance(value, str) else value
         for name, value in fields.items()
-        if name not in head  # whose line it is, and of when, is ours to say
+        if name not in head  # a child must not set its line's time and process
     }
     line = json_line(head | cut) + b"\n"
     if len(line) > _LONGEST_LINE:
-        # As text once more, of which each character takes four bytes at most.
+        # Encoded once more, as a string: each of its characters takes at most four bytes.
         start = json_line(cut)[: _LONGEST_LINE // 5].decode(errors="ignore")
         line = json_line(head | {"cut": start}) + b"\n"
     return line
 
 
 def open_audit(folder: int | None, name: str) -> None:
-    """Write the audit's lines to `name` in `folder` too, from now on; None for nowhere. Raises OSError, and nothing
-    changes."""
+    """Write the audit's lines to `name` in `folder` as well from now on; None: to no file. Raises OSError, and then
+    changes nothing."""
     global _audit_file
     opened = None
     if folder is not None:

@@ -7,30 +7,30 @@ import (
 	"sync"
 )
 
-// mostPreviewBytes is how much of a job's previews may wait for somebody to take them.
+// mostPreviewBytes limits the memory of a job's previews that the caller has not read.
 const mostPreviewBytes = 16 * 1024 * 1024
 
-// call is one request, from when it is sent until its last answer. The connection's reader fills it and never waits
-// for whoever reads it.
+// call is one request, from sending it to its last answer. The connection's reader adds the events, and never waits
+// for the caller to read them.
 type call struct {
 	op   string
-	over chan struct{} // closed once last or err is there
-	more chan struct{} // has an element where there is something new for take
+	over chan struct{} // closed once last or err is set
+	more chan struct{} // holds an element if there is something new to take
 
 	mu     sync.Mutex
-	events []Event  // that nobody took yet; see dropPreviews
+	events []Event  // not taken yet; see dropPreviews
 	images []*Image // all of them
 	ended  bool
 	last   any // Done, StatusReport or Models
 	err    error
-	stop   func() bool // stops the watch over the context
+	stop   func() bool // stops watching the context
 }
 
 func newCall(op string) *call {
 	return &call{op: op, over: make(chan struct{}), more: make(chan struct{}, 1)}
 }
 
-// push adds an event. Once the call is over, as where the caller has cancelled it, events are dropped.
+// push adds an event. After the end of the call, for example when the caller has cancelled it, events are dropped.
 func (c *call) push(event Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -48,10 +48,10 @@ func (c *call) push(event Event) {
 	if _, isPreview := event.(Preview); isPreview {
 		c.dropPreviews()
 	}
-	c.tellMore()
+	c.signalMore()
 }
 
-// dropPreviews keeps the newest of the previews that nobody took.
+// dropPreviews drops the oldest previews that were not taken, down to mostPreviewBytes; the newest one always stays.
 func (c *call) dropPreviews() {
 	held, newest := 0, true
 	for i := len(c.events) - 1; i >= 0; i-- {
@@ -67,7 +67,7 @@ func (c *call) dropPreviews() {
 	}
 }
 
-// take gives the events that nobody took yet, and whether they are the last ones.
+// take returns the events since the last take, and whether they are the last ones.
 func (c *call) take() (events []Event, last bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -75,7 +75,7 @@ func (c *call) take() (events []Event, last bool) {
 	return events, c.ended
 }
 
-// end ends the call, and says whether it was not over before.
+// end ends the call. It reports whether the call was still in flight.
 func (c *call) end(last any, err error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -87,11 +87,11 @@ func (c *call) end(last any, err error) bool {
 		c.stop()
 	}
 	close(c.over)
-	c.tellMore()
+	c.signalMore()
 	return true
 }
 
-// endWith ends the call when the context does, if it is not over by then, and runs cancel.
+// endWith ends the call when the context is done, unless it has ended before, and then runs cancel.
 func (c *call) endWith(ctx context.Context, cancel func()) {
 	stop := context.AfterFunc(ctx, func() {
 		if c.end(nil, contextError(c.op, ctx)) {
@@ -112,20 +112,20 @@ func (c *call) wait() (any, error) {
 	return c.last, c.err
 }
 
-func (c *call) tellMore() {
+func (c *call) signalMore() {
 	select {
 	case c.more <- struct{}{}:
 	default:
 	}
 }
 
-// contextError is the end of a request whose context is done: errors.Is knows context.Canceled and
-// context.DeadlineExceeded in it.
+// contextError is the error of a request whose context is done. It wraps context.Canceled or
+// context.DeadlineExceeded.
 func contextError(op string, ctx context.Context) error {
 	return fmt.Errorf("weave: %s: %w", op, ctx.Err())
 }
 
-// answers says whether an event can be an answer to an operation.
+// answers reports whether an event can answer an operation.
 func answers(op string, event any) bool {
 	switch event.(type) {
 	case Queued, Loading:

@@ -7,21 +7,21 @@ import (
 	"sync"
 )
 
-// Client is a connection to a daemon. All of its methods may be called by any number of goroutines.
+// Client is a connection to a daemon. Its methods may be called concurrently.
 //
-// Each call fails with an [*Error] where the daemon refuses or fails the request, with the context's error where the
-// context is done first, and with [ErrClosed] where the connection is lost.
+// A call returns an [*Error] if the daemon refuses or fails the request, the context's error if the context is done
+// first, and [ErrClosed] if the connection is lost.
 type Client struct {
 	path   string
 	closed chan struct{}
 
-	dialing sync.Mutex // held while a connection is being made
+	dialing sync.Mutex // held while a connection is established
 	mu      sync.Mutex
 	current *connection
 	isOver  bool // Close was called
 }
 
-// Dial connects to the socket at path; "" is [DefaultSocketPath].
+// Dial connects to the socket at path; an empty path means [DefaultSocketPath].
 func Dial(ctx context.Context, path string) (*Client, error) {
 	if path == "" {
 		path = DefaultSocketPath()
@@ -33,8 +33,8 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 	return &Client{path: path, closed: make(chan struct{}), current: connected}, nil
 }
 
-// Close ends the connection; the daemon cancels what is still in flight on it. A closed client stays closed.
-// Images that were received stay good until they are closed themselves.
+// Close closes the connection; the daemon cancels the requests in flight on it. A closed client cannot be reopened.
+// Received images remain valid until they are closed.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -46,9 +46,8 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Reconnect makes a new connection where the one there was is lost; where it still stands, nothing happens. What was
-// in flight when it was lost has failed, and is not sent again. Fails where no daemon answers, and with ErrClosed
-// after Close.
+// Reconnect establishes a new connection if the current one is lost, and does nothing otherwise. Requests that were in
+// flight have failed and are not sent again. Reconnect fails if no daemon answers, and returns ErrClosed after Close.
 func (c *Client) Reconnect(ctx context.Context) error {
 	c.dialing.Lock()
 	defer c.dialing.Unlock()
@@ -77,8 +76,8 @@ func (c *Client) Reconnect(ctx context.Context) error {
 	return nil
 }
 
-// Generate starts a job, which lasts no longer than the context. It returns as soon as the request is on its way:
-// that the daemon refuses it comes from [Job.Wait].
+// Generate starts a job, which is cancelled when the context is done. Generate returns once the request is sent; if the
+// daemon refuses the request, [Job.Wait] returns the error.
 func (c *Client) Generate(ctx context.Context, request GenerateRequest) (*Job, error) {
 	started, err := c.connection().start(ctx, opGenerate, generateMessage{opGenerate, request})
 	if err != nil {
@@ -87,30 +86,30 @@ func (c *Client) Generate(ctx context.Context, request GenerateRequest) (*Job, e
 	return &Job{call: started, ctx: ctx, closed: c.closed}, nil
 }
 
-// Status asks what the daemon is doing.
+// Status returns the daemon's state.
 func (c *Client) Status(ctx context.Context) (StatusReport, error) {
 	return ask[StatusReport](ctx, c, message{Op: opStatus})
 }
 
-// ListModels asks which models there are, with their bounds and defaults.
+// ListModels returns the models that the daemon offers, with their bounds and defaults.
 func (c *Client) ListModels(ctx context.Context) (Models, error) {
 	return ask[Models](ctx, c, message{Op: opListModels})
 }
 
-// LoadModel returns when the model is loaded, so that its next picture starts at once. When the context is done
-// before that, the loading is cancelled.
+// LoadModel loads a model, so that its next job starts without delay, and returns when it is loaded. If the context is
+// done first, loading is cancelled.
 func (c *Client) LoadModel(ctx context.Context, id string) (Done, error) {
 	return ask[Done](ctx, c, message{Op: opLoadModel, Model: &id})
 }
 
-// Unload returns when the daemon's worker and all of its memory are gone; a running job is finished first.
+// Unload ends the daemon's worker, after a running job, and returns when its memory is freed.
 func (c *Client) Unload(ctx context.Context) error {
 	_, err := ask[Done](ctx, c, message{Op: opUnload})
 	return err
 }
 
-// Cancel cancels a job, of whichever of the user's connections, by the number that [Queued] and [JobStatus] tell.
-// The job ends with the error code [Cancelled]. To cancel one's own job, cancel its context.
+// Cancel cancels a job of any of the user's connections, by the number in [Queued] and [JobStatus]. The job fails with
+// the error code [Cancelled]. To cancel a job of this client, cancel its context instead.
 func (c *Client) Cancel(ctx context.Context, job uint64) error {
 	_, err := ask[Done](ctx, c, message{Op: opCancel, Job: &job})
 	return err
@@ -122,7 +121,7 @@ func (c *Client) connection() *connection {
 	return c.current
 }
 
-// ask sends a request and waits for its last answer; the connection lets no other kind through.
+// ask sends a request and waits for its last answer, which is of type Last: the connection rejects any other.
 func ask[Last any](ctx context.Context, c *Client, asked message) (Last, error) {
 	var none Last
 	started, err := c.connection().start(ctx, asked.Op, asked)

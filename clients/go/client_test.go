@@ -39,13 +39,13 @@ func TestSameSeedGivesTheSamePixelsInEveryFormatAndDelivery(t *testing.T) {
 		picture := draw(t, client, request)
 		defer picture.Close()
 		if isFD := request.Deliver == weave.FD; isFD != (picture.File() != nil) {
-			t.Errorf("%s came otherwise", request.Deliver)
+			t.Errorf("%s: another delivery", request.Deliver)
 		}
 		if picture.Seed != 0 || picture.Format != request.Format || picture.Width != 64 || picture.Height != 64 {
 			t.Errorf("got %+v", picture)
 		}
 		if request.Format == weave.Raw && picture.Size != 64*64*3 {
-			t.Errorf("a raw picture of %d bytes", picture.Size)
+			t.Errorf("a raw image of %d bytes", picture.Size)
 		}
 		decoded, err := picture.Decode()
 		must(t, err)
@@ -58,7 +58,7 @@ func TestSameSeedGivesTheSamePixelsInEveryFormatAndDelivery(t *testing.T) {
 	}
 	middle, corner := pictures[0].RGBAAt(32, 32), pictures[0].RGBAAt(2, 2)
 	if middle.R < 128 || middle.B > 128 || corner.B < 128 || corner.R > 128 {
-		t.Errorf("that is no %s: %v in the middle, %v in the corner", prompt, middle, corner)
+		t.Errorf("not %s: %v in the middle, %v in the corner", prompt, middle, corner)
 	}
 }
 
@@ -66,14 +66,14 @@ func TestMemfdCannotBeChanged(t *testing.T) {
 	picture := draw(t, connect(t), weave.GenerateRequest{Prompt: prompt, Steps: 1, Deliver: weave.FD})
 	defer picture.Close()
 	if _, err := picture.File().WriteAt([]byte("x"), 0); err == nil {
-		t.Error("it was written to")
+		t.Error("the memfd can be written to")
 	}
 	if err := picture.File().Truncate(0); err == nil {
-		t.Error("it was truncated")
+		t.Error("the memfd can be truncated")
 	}
 }
 
-func TestEventsComeInOrder(t *testing.T) {
+func TestEventsArriveInOrder(t *testing.T) {
 	const steps, images = 4, 2
 	job := start(t, connect(t), weave.GenerateRequest{
 		Prompt: prompt, Steps: steps, Images: images, Seed: weave.Seed(1<<64 - 1), PreviewEvery: 2,
@@ -122,7 +122,7 @@ func TestDaemonsErrorNamesTheFieldAndItsBound(t *testing.T) {
 	}
 }
 
-func TestDaemonTellsWhatThereIs(t *testing.T) {
+func TestStatusAndModels(t *testing.T) {
 	client := connect(t)
 	models, err := client.ListModels(background)
 	must(t, err)
@@ -154,7 +154,7 @@ func TestDaemonTellsWhatThereIs(t *testing.T) {
 	}
 }
 
-func TestCancelledContextEndsARunningJobAndTheNextOneIsRight(t *testing.T) {
+func TestCancelledContextEndsARunningJob(t *testing.T) {
 	client := connect(t)
 	ctx, cancel := context.WithCancel(background)
 	defer cancel()
@@ -175,7 +175,7 @@ func TestCancelledContextEndsARunningJobAndTheNextOneIsRight(t *testing.T) {
 	})
 	request := weave.GenerateRequest{Prompt: prompt, Steps: 4, Seed: weave.Seed(5), Format: weave.Raw}
 	if !bytes.Equal(pixels(t, draw(t, client, request)), pixels(t, draw(t, connect(t), request))) {
-		t.Error("the next picture is another one")
+		t.Error("the next image differs")
 	}
 }
 
@@ -194,7 +194,7 @@ func TestJobCanBeCancelledFromAnotherConnection(t *testing.T) {
 	})
 }
 
-func TestManyJobsOnOneConnectionEachGetTheirOwnPicture(t *testing.T) {
+func TestManyJobsOnOneConnectionEachGetTheirOwnImage(t *testing.T) {
 	const goroutines, jobsEach = 8, 4
 	client := connect(t)
 	request := func(seed uint64) weave.GenerateRequest {
@@ -227,22 +227,22 @@ func TestManyJobsOnOneConnectionEachGetTheirOwnPicture(t *testing.T) {
 		unique[string(picture)] = true
 	}
 	if len(unique) != len(drawn) {
-		t.Errorf("%d different pictures of %d seeds", len(unique), len(drawn))
+		t.Errorf("%d different images of %d seeds", len(unique), len(drawn))
 	}
 	for _, seed := range []uint64{0, 13, 31} {
 		if !bytes.Equal(drawn[seed], pixels(t, draw(t, client, request(seed)))) {
-			t.Errorf("seed %d alone gives another picture", seed)
+			t.Errorf("seed %d alone gives another image", seed)
 		}
 	}
 }
 
-func TestSlowReaderOfEventsHoldsUpNobody(t *testing.T) {
+func TestSlowReaderOfEventsDelaysNoOtherJob(t *testing.T) {
 	client := connect(t)
 	slow := start(t, client, weave.GenerateRequest{Prompt: prompt, Steps: 50, PreviewEvery: 1})
 	if _, isQueued := (<-slow.Events()).(weave.Queued); !isQueued {
-		t.Error("the first event is another one")
+		t.Error("the first event is not Queued")
 	}
-	draw(t, client, weave.GenerateRequest{Prompt: prompt, Steps: 1}) // nobody reads the other job's events now
+	draw(t, client, weave.GenerateRequest{Prompt: prompt, Steps: 1}) // the other job's events are not read meanwhile
 	_, _, err := slow.Wait()
 	must(t, err)
 	steps, previews := 0, 0
@@ -259,7 +259,7 @@ func TestSlowReaderOfEventsHoldsUpNobody(t *testing.T) {
 	}
 }
 
-func TestKilledDaemonCostsTheConnectionUntilReconnect(t *testing.T) {
+func TestReconnectAfterTheDaemonWasKilled(t *testing.T) {
 	own, err := testdaemon.New()
 	must(t, err)
 	defer own.Remove()
@@ -270,7 +270,7 @@ func TestKilledDaemonCostsTheConnectionUntilReconnect(t *testing.T) {
 	job := start(t, client, weave.GenerateRequest{Prompt: prompt, Steps: 100, Images: 8})
 	<-job.Events()
 	own.Kill()
-	// What is left of a daemon that was killed may still have said that it is stopping.
+	// The broker of a killed daemon may still have sent that it is stopping.
 	if _, _, err := job.Wait(); !errors.Is(err, weave.ErrClosed) && !errors.Is(err, weave.ShuttingDown) {
 		t.Errorf("the job got %v", err)
 	}
@@ -278,18 +278,18 @@ func TestKilledDaemonCostsTheConnectionUntilReconnect(t *testing.T) {
 		t.Errorf("a later call got %v", err)
 	}
 	if err := client.Reconnect(background); err == nil {
-		t.Error("reconnected to nobody")
+		t.Error("reconnected without a daemon")
 	}
 	must(t, own.Start())
 	if _, err := client.Status(background); !errors.Is(err, weave.ErrClosed) {
-		t.Errorf("reconnected without being asked: %v", err)
+		t.Errorf("reconnected without Reconnect: %v", err)
 	}
 	must(t, client.Reconnect(background))
 	_, err = client.Status(background)
 	must(t, err)
 }
 
-func TestNoDescriptorAndNoGoroutineIsLeft(t *testing.T) {
+func TestNoDescriptorOrGoroutineLeaks(t *testing.T) {
 	count := func() (int, int) {
 		runtime.GC()
 		entries, err := os.ReadDir("/proc/self/fd")
@@ -335,7 +335,7 @@ func TestDefaultSocketPath(t *testing.T) {
 	if path := weave.DefaultSocketPath(); path != "/some/where" {
 		t.Errorf("got %s", path)
 	}
-	os.Unsetenv("WEAVE_SOCKET") // t.Setenv puts it back
+	os.Unsetenv("WEAVE_SOCKET") // t.Setenv restores it
 	t.Setenv("XDG_RUNTIME_DIR", daemon.Folder)
 	if path := weave.DefaultSocketPath(); path != daemon.Socket {
 		t.Errorf("got %s", path)
@@ -379,7 +379,7 @@ func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); !condition(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("never came true: %s", what)
+			t.Fatalf("timed out waiting until %s", what)
 		}
 	}
 }

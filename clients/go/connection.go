@@ -11,22 +11,22 @@ import (
 
 const (
 	readBytes = 64 * 1024
-	// How many frames may wait for a daemon that does not read; then whoever sends one waits.
+	// How many frames may wait for a daemon that does not read; further senders block.
 	outgoingFrames = 64
-	// After a failed write, the time for reading what the daemon said before it closed its end.
+	// After a failed write, the time to read what the daemon sent before it closed the connection.
 	lastWords = time.Second
 )
 
-// connection is one socket, from when it is connected until it is lost. Two goroutines serve it.
+// connection is one connected socket, until it is lost. Two goroutines serve it.
 type connection struct {
 	socket   *net.UnixConn
 	outgoing chan []byte
-	lost     chan struct{} // closed once err is there
+	lost     chan struct{} // closed once err is set
 	serving  sync.WaitGroup
 
 	mu    sync.Mutex
-	calls map[uint32]*call // by request number; those that were cancelled too, until the daemon's last answer
-	last  uint32           // the request number that was given last
+	calls map[uint32]*call // by request number; cancelled ones stay until the daemon's last answer
+	last  uint32           // the latest request number
 	err   error            // why it is lost
 }
 
@@ -43,14 +43,14 @@ func newConnection(socket *net.UnixConn) *connection {
 	return c
 }
 
-// close fails what is in flight with ErrClosed, and returns when nothing of the connection is left.
+// close fails the calls in flight with ErrClosed, and returns when both goroutines have ended.
 func (c *connection) close() {
 	c.fail(nil)
 	c.serving.Wait()
 }
 
-// start sends a request. When the context is done before the last answer is there, the call ends, and a job is
-// cancelled in the daemon too.
+// start sends a request. If the context is done before the last answer, the call ends, and a job is cancelled in the
+// daemon too.
 func (c *connection) start(ctx context.Context, op string, message any) (*call, error) {
 	payload, err := encode(message)
 	if err != nil {
@@ -80,7 +80,7 @@ func (c *connection) start(ctx context.Context, op string, message any) (*call, 
 	return started, nil
 }
 
-// cancel asks the daemon to cancel a request. Nobody waits for the answer, which may be that the request is over.
+// cancel asks the daemon to cancel a request. The answer is ignored: the request may have finished by then.
 func (c *connection) cancel(number uint32) {
 	_, _ = c.start(context.Background(), opCancel, message{Op: opCancel, Request: &number})
 }
@@ -106,7 +106,7 @@ func (c *connection) forget(number uint32) {
 	delete(c.calls, number)
 }
 
-// fail ends the connection, and every call in flight with it. The first reason counts.
+// fail ends the connection and all calls in flight. Only the first cause is kept.
 func (c *connection) fail(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -162,7 +162,7 @@ func (c *connection) read() {
 	}
 }
 
-// deliver gives an answer to the call that it is for.
+// deliver passes an answer to its call.
 func (c *connection) deliver(whole answer) error {
 	failure, failed := whole.event.(*Error)
 	if whole.request == 0 && failed {
@@ -183,7 +183,7 @@ func (c *connection) deliver(whole answer) error {
 		if inFlight {
 			asked.end(nil, lostError(protocolError("%T does not answer %s", whole.event, asked.op)))
 		}
-		return protocolError("%T answers nothing that was asked", whole.event)
+		return protocolError("%T does not answer any request in flight", whole.event)
 	case isEvent:
 		asked.push(event)
 	case failed:

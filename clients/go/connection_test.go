@@ -54,7 +54,7 @@ func TestErrorOfTheConnectionFailsEveryRequestInFlight(t *testing.T) {
 	}
 }
 
-func TestWhatTheDaemonSaidBeforeItClosedIsHeard(t *testing.T) {
+func TestErrorSentBeforeCloseIsReported(t *testing.T) {
 	client, daemon := withFakeDaemon(t)
 	daemon.say(0, `{"event":"error","code":"shutting_down","message":"bye"}`)
 	daemon.socket.Close()
@@ -63,7 +63,7 @@ func TestWhatTheDaemonSaidBeforeItClosedIsHeard(t *testing.T) {
 	}
 }
 
-func TestWhateverBreaksTheProtocolClosesTheConnection(t *testing.T) {
+func TestProtocolViolationsCloseTheConnection(t *testing.T) {
 	frame := func(text string) []byte { return controlFrame(1, []byte(text)) }
 	announce := frame(strings.Replace(imageOfFD, `"fd"`, `"inline"`, 1))
 	for name, sent := range map[string][]byte{
@@ -78,7 +78,7 @@ func TestWhateverBreaksTheProtocolClosesTheConnection(t *testing.T) {
 		"not an object":               frame(`[]`),
 		"not UTF-8":                   frame("{\"event\":\"loading\",\"model\":\"\xff\"}"),
 		"answer of another operation": frame(noModels),
-		"answer to nobody":            controlFrame(9, []byte(`{"event":"done"}`)),
+		"answer without a request":    controlFrame(9, []byte(`{"event":"done"}`)),
 		"done of the connection":      controlFrame(0, []byte(`{"event":"done"}`)),
 		"image not announced":         imageFrame(1, []byte("123456")),
 		"image of another size":       append(announce, imageFrame(1, []byte("12345"))...),
@@ -97,7 +97,7 @@ func TestWhateverBreaksTheProtocolClosesTheConnection(t *testing.T) {
 			job, err := client.Generate(background, GenerateRequest{Prompt: "x"})
 			must(t, err)
 			daemon.expect("generate")
-			go daemon.socket.Write(sent) // the client may be gone before all of it is written
+			go daemon.socket.Write(sent) // the client may close the connection first
 			if _, _, err := job.Wait(); !errors.Is(err, ErrProtocol) || !errors.Is(err, ErrClosed) {
 				t.Errorf("got %v", err)
 			}
@@ -115,7 +115,7 @@ func TestMemfdsAreCheckedAndKeptInOrder(t *testing.T) {
 	number := daemon.expect("generate")
 	event := controlFrame(number, []byte(imageOfFD))
 	for _, pixels := range []string{"abcdef", "ghijkl"} {
-		// Only the first piece has the descriptor, as with a write that the socket takes in two parts.
+		// Only the first piece has the descriptor, as when the socket splits a write.
 		daemon.send(event[:20], newMemfd(t, []byte(pixels), allSeals))
 		daemon.send(event[20:])
 	}
@@ -171,7 +171,7 @@ func TestBadDescriptorsCloseTheConnectionAndDoNotLeak(t *testing.T) {
 	}
 }
 
-func TestCancelledJobEndsThoughTheDaemonDoesNotAnswer(t *testing.T) {
+func TestCancelledJobEndsWithoutTheDaemonsAnswer(t *testing.T) {
 	client, daemon := withFakeDaemon(t)
 	ctx, cancel := context.WithCancel(background)
 	job, err := client.Generate(ctx, GenerateRequest{Prompt: "x"})
@@ -188,7 +188,7 @@ func TestCancelledJobEndsThoughTheDaemonDoesNotAnswer(t *testing.T) {
 		t.Errorf("got %v", asked)
 	}
 
-	// What comes after all is dropped, and the connection lives on.
+	// A late answer is dropped, and the connection stays open.
 	before := openDescriptors(t)
 	memfd := newMemfd(t, []byte("abcdef"), allSeals)
 	daemon.send(controlFrame(number, []byte(imageOfFD)), memfd)
@@ -236,7 +236,7 @@ func TestCancelledLoadIsCancelledInTheDaemon(t *testing.T) {
 	daemon.expect("cancel")
 }
 
-func TestDaemonThatReadsNothingHoldsUpNobodyForLongerThanTheirContext(t *testing.T) {
+func TestContextEndsACallToADaemonThatDoesNotRead(t *testing.T) {
 	client, _ := withFakeDaemon(t)
 	ctx, cancel := context.WithTimeout(background, 100*time.Millisecond)
 	defer cancel()
@@ -249,7 +249,7 @@ func TestDaemonThatReadsNothingHoldsUpNobodyForLongerThanTheirContext(t *testing
 	}
 }
 
-func TestRequestNumbersAreNotGivenTwice(t *testing.T) {
+func TestRequestNumbersInFlightAreNotReused(t *testing.T) {
 	client, daemon := withFakeDaemon(t)
 	first, err := client.Generate(background, GenerateRequest{Prompt: "x"})
 	must(t, err)
@@ -262,14 +262,14 @@ func TestRequestNumbersAreNotGivenTwice(t *testing.T) {
 	_, err = client.Generate(background, GenerateRequest{Prompt: "x"})
 	must(t, err)
 	if number := daemon.expect("generate"); number != 2 {
-		t.Errorf("after 0, which is the connection, and 1, which is in flight, came %d", number)
+		t.Errorf("got %d: 0 is the connection, 1 is in flight", number)
 	}
 	daemon.say(1, `{"event":"done"}`)
 	_, _, err = first.Wait()
 	must(t, err)
 }
 
-func TestRequestsThatCannotBeSentAreRefusedHere(t *testing.T) {
+func TestInvalidRequestsAreNotSent(t *testing.T) {
 	client, daemon := withFakeDaemon(t)
 	zero := 0.0
 	for _, request := range []GenerateRequest{
@@ -278,7 +278,7 @@ func TestRequestsThatCannotBeSentAreRefusedHere(t *testing.T) {
 		{Prompt: "x", CFGScale: CFGScale(zero / zero)},
 	} {
 		if _, err := client.Generate(background, request); err == nil {
-			t.Error("it was sent")
+			t.Error("the request was sent")
 		}
 	}
 	_, err := client.Generate(background, GenerateRequest{Prompt: "x", Seed: Seed(0), CFGScale: CFGScale(0)})
@@ -289,9 +289,9 @@ func TestRequestsThatCannotBeSentAreRefusedHere(t *testing.T) {
 	}
 }
 
-func TestReconnectOnlyWhereTheConnectionIsLostAndTheClientIsOpen(t *testing.T) {
+func TestReconnectNeedsALostConnectionAndAnOpenClient(t *testing.T) {
 	client, daemon := withFakeDaemon(t)
-	must(t, client.Reconnect(background)) // the connection stands: nothing happens
+	must(t, client.Reconnect(background)) // the connection is not lost: nothing happens
 	expectListing(t, client, daemon)
 	daemon.socket.Close()
 	eventually(t, "the loss is noticed", func() bool {
@@ -318,7 +318,7 @@ func TestReconnectOnlyWhereTheConnectionIsLostAndTheClientIsOpen(t *testing.T) {
 	}
 }
 
-func TestNothingIsLeftOfAClosedClient(t *testing.T) {
+func TestClosedClientLeaksNothing(t *testing.T) {
 	goroutines, descriptors := runtime.NumGoroutine(), openDescriptors(t)
 	client, daemon := withFakeDaemon(t)
 	job, err := client.Generate(background, GenerateRequest{Prompt: "x"})
@@ -327,7 +327,7 @@ func TestNothingIsLeftOfAClosedClient(t *testing.T) {
 	for step := 1; step < 5; step++ {
 		daemon.say(number, `{"event":"progress","image":0,"step":1,"steps":5}`)
 	}
-	<-job.Events() // and no further
+	<-job.Events() // and no more
 	daemon.send(controlFrame(number, []byte(imageOfFD)), newMemfd(t, []byte("abcdef"), allSeals))
 	eventually(t, "the image is there", func() bool {
 		job.call.mu.Lock()
@@ -340,11 +340,11 @@ func TestNothingIsLeftOfAClosedClient(t *testing.T) {
 		t.Errorf("got %v and %d images", err, len(images))
 	}
 	if pixels, err := images[0].Bytes(); err != nil || string(pixels) != "abcdef" {
-		t.Errorf("the image that came before is %q, %v", pixels, err)
+		t.Errorf("the image received before is %q, %v", pixels, err)
 	}
 	daemon.socket.Close()
 	daemon.listener.Close()
-	images, job = nil, nil // dropped and not closed
+	images, job = nil, nil // not closed, but unreachable
 	eventually(t, "no goroutine and no descriptor is left but the test's own memfd", func() bool {
 		runtime.GC()
 		return runtime.NumGoroutine() <= goroutines && openDescriptors(t) <= descriptors+1

@@ -2,9 +2,9 @@ package weave
 
 import "encoding/json"
 
-// decodeEvent reads a control message from a daemon: a Queued, Loading, Progress, Preview, *Image, Done, *Error,
-// StatusReport or Models. Of an image or preview, whose bytes are elsewhere, it also gives how many they are.
-// Fields that are not known are skipped. Of an event that only a newer daemon has, nil.
+// decodeEvent decodes a control message from a daemon into a Queued, Loading, Progress, Preview, *Image, Done, *Error,
+// StatusReport or Models; for an unknown event, of a newer daemon, it returns nil. For an image or preview it also
+// returns the number of bytes, which arrive separately. Unknown fields are skipped.
 func decodeEvent(payload []byte) (event any, size int64, err error) {
 	f := parseFields(payload)
 	var kind string
@@ -94,7 +94,7 @@ func decodeImage(f *fields) *Image {
 func decodeSize(f *fields) (size int64) {
 	f.need("size", &size)
 	if f.err == nil && (size < 1 || size > MaxImageBytes) {
-		f.err = protocolError("an image of %d bytes; it must be from 1 to %d", size, MaxImageBytes)
+		f.err = protocolError("an image of %d bytes, expected 1 to %d", size, MaxImageBytes)
 	}
 	return size
 }
@@ -136,7 +136,7 @@ func decodeError(f *fields) *Error {
 	switch e.Value.(type) {
 	case nil, string, json.Number:
 	default:
-		f.err = protocolError("the field value is neither a number nor text")
+		f.err = protocolError("the field value is neither a number nor a string")
 	}
 	f.number("min", &e.Min)
 	f.number("max", &e.Max)

@@ -2,7 +2,7 @@ package weave
 
 import "os"
 
-// maxDescriptors is how many may wait for the end of the frame that they came with.
+// maxDescriptors limits the descriptors that wait for the end of the frame that they arrived with.
 const maxDescriptors = 8
 
 // answer is one event of one request; request 0 is the connection.
@@ -11,19 +11,19 @@ type answer struct {
 	event   any
 }
 
-// decoder takes what came over the socket, in any pieces, and gives answers. It never holds more of a payload than
-// has arrived, nor more than the header's and the announcement's limits.
+// decoder turns the data read from the socket, in pieces of any size, into answers. It allocates no more for a payload
+// than has arrived, and no more than the limits of the header and the announcement.
 type decoder struct {
-	head        []byte  // a header that is not whole yet
-	current     *header // of the payload that is being gathered
+	head        []byte  // an incomplete header
+	current     *header // of the payload that is being received
 	payload     []byte
-	announced   *answer // an image or preview, whose bytes are the next frame
-	size        int64   // of what is announced
+	announced   *answer // an image or preview whose bytes are the next frame
+	size        int64   // of the announced bytes
 	descriptors []*os.File
 }
 
-// feed calls deliver with each answer that is complete by now, and returns deliver's error or its own. The
-// descriptors, which came with the data, are the decoder's from here on; after an error it is good for nothing.
+// feed calls deliver with each answer that is complete, and returns deliver's error or its own. It takes ownership of
+// the descriptors, which arrived with the data. After an error the decoder must not be used again.
 func (d *decoder) feed(data []byte, descriptors []*os.File, deliver func(answer) error) error {
 	d.descriptors = append(d.descriptors, descriptors...)
 	for len(data) > 0 {
@@ -39,12 +39,12 @@ func (d *decoder) feed(data []byte, descriptors []*os.File, deliver func(answer)
 	}
 	between := d.current == nil && len(d.head) == 0
 	if len(d.descriptors) > maxDescriptors || len(d.descriptors) > 0 && between {
-		return protocolError("a descriptor came without an image")
+		return protocolError("a descriptor without an image")
 	}
 	return nil
 }
 
-// close closes the descriptors that nobody took.
+// close closes the descriptors that no image has taken.
 func (d *decoder) close() {
 	for _, descriptor := range d.descriptors {
 		descriptor.Close()
@@ -52,7 +52,7 @@ func (d *decoder) close() {
 	d.descriptors = nil
 }
 
-// takeHeader returns what is left of data.
+// takeHeader returns the rest of data.
 func (d *decoder) takeHeader(data []byte) ([]byte, error) {
 	taken := min(len(data), headerBytes-len(d.head))
 	d.head = append(d.head, data[:taken]...)
@@ -71,22 +71,22 @@ func (d *decoder) takeHeader(data []byte) ([]byte, error) {
 	return data[taken:], nil
 }
 
-// expect says whether a frame may come now. It is asked before a byte of the payload is held.
+// expect returns an error if this frame is not allowed now. It is called before any of the payload is stored.
 func (d *decoder) expect(coming header) error {
 	switch {
 	case d.announced == nil && coming.kind == kindImage:
-		return protocolError("an image came that was not announced")
+		return protocolError("an image that was not announced")
 	case d.announced == nil:
 		return nil
 	case coming.kind != kindImage || coming.request != d.announced.request:
-		return protocolError("an image was announced, and something else came")
+		return protocolError("an image was announced, but another frame followed")
 	case int64(coming.length) != d.size:
-		return protocolError("an image of %d bytes was announced, and one of %d came", d.size, coming.length)
+		return protocolError("an image of %d bytes was announced, but %d bytes followed", d.size, coming.length)
 	}
 	return nil
 }
 
-// takePayload returns what is left of data.
+// takePayload returns the rest of data.
 func (d *decoder) takePayload(data []byte, deliver func(answer) error) ([]byte, error) {
 	taken := min(len(data), int(d.current.length)-len(d.payload))
 	d.payload = append(d.payload, data[:taken]...)
@@ -108,14 +108,14 @@ func (d *decoder) takePayload(data []byte, deliver func(answer) error) ([]byte, 
 	return data[taken:], d.take(answer{frame.request, event}, size, deliver)
 }
 
-// take delivers an answer, or keeps it until its bytes are there.
+// take delivers an answer, or keeps it until its bytes have arrived.
 func (d *decoder) take(whole answer, size int64, deliver func(answer) error) error {
 	image, isImage := whole.event.(*Image)
 	_, isPreview := whole.event.(Preview)
 	switch {
 	case isImage && image.Deliver == FD:
 		if len(d.descriptors) == 0 {
-			return protocolError("an image came without its memfd")
+			return protocolError("an image without its memfd")
 		}
 		memfd := d.descriptors[0]
 		if err := checkSealedMemfd(memfd, size); err != nil {
@@ -130,7 +130,7 @@ func (d *decoder) take(whole answer, size int64, deliver func(answer) error) err
 	return deliver(whole)
 }
 
-// fulfil is what was announced, with its bytes.
+// fulfil returns the announced answer with its bytes.
 func (d *decoder) fulfil(data []byte) answer {
 	whole := *d.announced
 	d.announced = nil

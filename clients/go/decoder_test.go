@@ -10,7 +10,7 @@ import (
 
 const announcement = `{"event":"image","image":0,"seed":7,"format":"raw","deliver":"inline","width":2,"height":1,"channels":3,"size":6}`
 
-// conversation is a daemon's side of one: every kind of frame.
+// conversation is what a daemon sends: every kind of frame.
 var conversation = bytes.Join([][]byte{
 	controlFrame(1, []byte(`{"event":"queued","job":5,"position":0}`)),
 	controlFrame(1, []byte(`{"event":"loading","model":"shapes"}`)),
@@ -24,8 +24,8 @@ var conversation = bytes.Join([][]byte{
 	controlFrame(3, []byte(`{"event":"error","code":"out_of_bounds","message":"m","field":"steps","value":0,"min":1,"max":100}`)),
 }, nil)
 
-// decodeInChunks feeds data in pieces of the sizes that next gives, and says what came out of it. It fails the test
-// where more memory is held than has arrived warrants.
+// decodeInChunks feeds data in pieces of the sizes that next returns, and describes the answers. It fails the test if
+// the decoder allocates more memory than the arrived data needs.
 func decodeInChunks(t *testing.T, data []byte, next func() int) string {
 	t.Helper()
 	var incoming decoder
@@ -43,13 +43,13 @@ func decodeInChunks(t *testing.T, data []byte, next func() int) string {
 			break
 		}
 		if held := cap(incoming.payload); held > 2*len(incoming.payload)+1024 {
-			t.Fatalf("%d bytes are held for %d that came", held, len(incoming.payload))
+			t.Fatalf("%d bytes are allocated for %d that arrived", held, len(incoming.payload))
 		}
 	}
 	return heard.String()
 }
 
-func TestDecoderGivesTheSameForAnyPieces(t *testing.T) {
+func TestDecoderIsIndependentOfChunkSizes(t *testing.T) {
 	random := rand.New(rand.NewSource(1))
 	for round := 0; round < 2000; round++ {
 		data := bytes.Clone(conversation)
@@ -70,14 +70,14 @@ func TestDecoderSurvivesAnyBytes(t *testing.T) {
 	for round := 0; round < 2000; round++ {
 		data := make([]byte, random.Intn(400))
 		random.Read(data)
-		if round%2 == 0 { // a header that is right, so that the payload is looked at
+		if round%2 == 0 { // a valid header, so that the payload is decoded
 			data = imageOrControl(random, data)
 		}
 		decodeInChunks(t, data, func() int { return 1 + random.Intn(64) })
 	}
 }
 
-func TestAnnouncedSizeCostsNothingBeforeTheBytesCome(t *testing.T) {
+func TestAnnouncedSizeAllocatesNothing(t *testing.T) {
 	large := bytes.Replace([]byte(announcement), []byte(`"size":6`), []byte(`"size":268435456`), 1)
 	frame := imageFrame(1, []byte("abcdef"))
 	binary.BigEndian.PutUint32(frame[8:], MaxImageBytes)
@@ -100,7 +100,7 @@ func imageOrControl(random *rand.Rand, payload []byte) []byte {
 	return append(controlFrame(1, []byte(announcement)), imageFrame(1, payload)...)
 }
 
-// withoutAddresses leaves out what differs between two equal answers: where they are in memory.
+// withoutAddresses removes the memory addresses, which differ between equal answers.
 func withoutAddresses(heard string) string {
 	var kept bytes.Buffer
 	for _, word := range bytes.Fields([]byte(heard)) {

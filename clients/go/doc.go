@@ -1,7 +1,7 @@
 // Package weave is a client of weave-compute, the daemon that serves diffusion models over a Unix socket.
 //
-// It speaks version 2 of the protocol (docs/protocol.md). One [Client] is one connection; any number of goroutines
-// may use it at once, and any number of jobs may be in flight on it:
+// It speaks version 2 of the protocol (docs/protocol.md). A [Client] is one connection. Any number of goroutines may
+// use it concurrently, and any number of jobs may be in flight on it:
 //
 //	client, err := weave.Dial(ctx, "")
 //	...
@@ -13,7 +13,6 @@
 //	}
 //	images, done, err := job.Wait()
 //
-// Cancelling the context of a request cancels it in the daemon too. A connection that was lost stays lost, and every
-// call fails with [ErrClosed], until [Client.Reconnect] is called: requests are never sent twice behind the
-// caller's back.
+// Cancelling the context of a request cancels it in the daemon too. After the connection is lost, every call fails
+// with [ErrClosed] until [Client.Reconnect] is called: the client never sends a request twice by itself.
 package weave

@@ -8,19 +8,19 @@ import (
 )
 
 var (
-	// ErrClosed is wrapped by every error of a call whose connection is lost, or was closed. What is lost
-	// comes back with [Client.Reconnect]; a closed client does not.
+	// ErrClosed is wrapped by the errors of all calls after the connection was lost or closed.
+	// [Client.Reconnect] restores a lost connection, but not a closed client.
 	ErrClosed = errors.New("weave: the connection is closed")
-	// ErrProtocol is wrapped where the other side does not speak version 2. It costs the connection, so the
-	// error wraps ErrClosed too.
+	// ErrProtocol is wrapped if the other side violates version 2 of the protocol. The connection is closed then,
+	// so the error wraps ErrClosed too.
 	ErrProtocol = errors.New("weave: protocol error")
 )
 
-// ErrorCode says why the daemon refused or failed a request. Each is an error, so that
-// errors.Is(err, weave.QueueFull) says whether that is the reason. A newer daemon may have codes that are not here.
+// ErrorCode is the reason why the daemon refused or failed a request. Each code is an error itself, so that
+// errors.Is(err, weave.QueueFull) tests for it. A newer daemon may have codes that are not listed here.
 type ErrorCode string
 
-// The codes that the daemon has (docs/protocol.md, "Errors").
+// The daemon's error codes (docs/protocol.md, "Errors").
 const (
 	InvalidFrame   ErrorCode = "invalid_frame"
 	InvalidRequest ErrorCode = "invalid_request"
@@ -37,30 +37,30 @@ const (
 	Internal       ErrorCode = "internal"
 )
 
-// Error is the code itself.
+// Error returns the code.
 func (code ErrorCode) Error() string { return string(code) }
 
-// Error is what the daemon says of a request that it refused or that failed.
+// Error is the daemon's error for a request that it refused or that failed.
 type Error struct {
 	Code    ErrorCode
-	Message string // for people; it never holds a path
-	// Field is the request's field that is wrong, where it is one field.
+	Message string // for people; never contains a path
+	// Field is the request's invalid field, or "" if the error is not about one field.
 	Field string
-	// Value is what the field was: a json.Number, a string, or nil where the daemon does not say.
+	// Value is the field's value: a json.Number, a string, or nil if the daemon did not send it.
 	Value any
-	// Min and Max are the bound, both ends included, or "" where there is none.
+	// Min and Max are the inclusive bounds, or "" if there is none.
 	Min, Max json.Number
-	// RetryAfter is how long to wait before asking again, or 0 where the daemon does not say.
+	// RetryAfter is how long to wait before trying again, or 0 if the daemon did not send it.
 	RetryAfter time.Duration
 }
 
-// Error names the code and the message.
+// Error returns the code and the message.
 func (e *Error) Error() string { return fmt.Sprintf("weave: %s: %s", e.Code, e.Message) }
 
-// Unwrap gives the code, for errors.Is.
+// Unwrap returns the code, for errors.Is.
 func (e *Error) Unwrap() error { return e.Code }
 
-// lostError is what calls get once the connection is lost for the reason `cause`, or closed by Close (nil).
+// lostError is the error of all calls after the connection was lost because of cause, or closed by Close (nil).
 func lostError(cause error) error {
 	if cause == nil {
 		return ErrClosed

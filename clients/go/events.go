@@ -6,21 +6,21 @@ import (
 	"time"
 )
 
-// Event is what a job tells before it is over: Queued, Loading, Progress, Preview or *Image.
+// Event is an event of a job in flight: Queued, Loading, Progress, Preview or *Image.
 type Event interface{ isEvent() }
 
-// Queued says that the job was accepted. It comes again whenever Position changes.
+// Queued reports that the job was accepted. It is sent again whenever Position changes.
 type Queued struct {
 	Job      uint64 // the daemon's number, for [Client.Cancel]
-	Position int    // how many jobs start before it
+	Position int    // the number of jobs that start before it
 }
 
-// Loading says that the job waits for its model to be loaded.
+// Loading reports that the job waits for its model to be loaded.
 type Loading struct {
 	Model string
 }
 
-// Progress says that a step of an image is done.
+// Progress reports that a step of an image is done.
 type Progress struct {
 	Image int // from 0
 	Step  int // from 1
@@ -35,7 +35,7 @@ type Preview struct {
 	PNG           []byte
 }
 
-// Decode is the preview as an image.Image. It fails where the PNG is not one, or not of Width and Height.
+// Decode decodes the preview. It fails if PNG is not a valid PNG of Width by Height pixels.
 func (p Preview) Decode() (image.Image, error) {
 	return decodePNG(bytes.NewReader(p.PNG), p.Width, p.Height)
 }
@@ -46,54 +46,54 @@ func (Progress) isEvent() {}
 func (Preview) isEvent()  {}
 func (*Image) isEvent()   {}
 
-// Done says that a request is finished, and of a job where its time went and what was used of its prompts.
+// Done reports that a request has finished; for a job also its timings and how many tokens of its prompts were used.
 type Done struct {
-	Model   string // "" where the request was no job
-	Seed    uint64 // of the first image; 0 where nothing was drawn
+	Model   string // "" if the request was not a job
+	Seed    uint64 // of the first image; 0 if none was generated
 	Timings Timings
-	Tokens  *Tokens // nil where nothing was drawn, or by an older daemon
+	Tokens  *Tokens // nil if no image was generated, or from an older daemon
 }
 
-// Tokens says what the model's text encoders got of the prompts: what is beyond their tokens is cut.
+// Tokens counts the prompts' tokens for each text encoder: those beyond the encoder's limit are cut.
 type Tokens struct {
 	Prompt         []EncoderTokens `json:"prompt"`
-	NegativePrompt []EncoderTokens `json:"negative_prompt"` // none where it was not used
+	NegativePrompt []EncoderTokens `json:"negative_prompt"` // empty if it was not used
 }
 
-// EncoderTokens is of one text encoder; its tokens for start and end count too.
+// EncoderTokens counts the tokens for one text encoder, including its start and end tokens.
 type EncoderTokens struct {
 	Encoder string `json:"encoder"` // its folder in the model: text_encoder, text_encoder_2, ...
 	Used    int    `json:"used"`
 	Cut     int    `json:"cut"`
 }
 
-// Timings is how long a job was in each state.
+// Timings holds how long a job was in each state.
 type Timings struct {
 	Queued, Loading, Generating time.Duration
 }
 
-// StatusReport is what the daemon is doing.
+// StatusReport is the daemon's state.
 type StatusReport struct {
 	Version        string
-	Features       []string // docs/protocol.md, "Features"; none of an older daemon
+	Features       []string // docs/protocol.md, "Features"; empty from an older daemon
 	Uptime         time.Duration
 	Mode           string
 	Worker         string // none, starting, loading, idle, running or stopping; a newer daemon may have more
-	Model          string // the one that is loaded, or ""
+	Model          string // the loaded one, or ""
 	Device, Dtype  string // of the worker, or ""
-	MemoryUsed     *int64 // bytes; nil where there is no worker to ask
+	MemoryUsed     *int64 // bytes; nil if there is no worker
 	MemoryTotal    *int64 // bytes
 	QueueLength    int
 	QueueLimit     int
 	Connections    int
-	Jobs           []JobStatus         // your own
-	Sandbox        map[string][]string // the layers that each process has confirmed
+	Jobs           []JobStatus         // the user's own
+	Sandbox        map[string][]string // each process's layers, as confirmed by the daemon
 	WorkerRestarts int
 	ImagesMade     int
 	Metrics        Metrics
 }
 
-// Metrics is what the daemon has counted since its broker started.
+// Metrics holds the daemon's counters since its broker started.
 type Metrics struct {
 	Connections        uint64            `json:"connections"`
 	ConnectionsRefused uint64            `json:"connections_refused"`
@@ -108,13 +108,14 @@ type Metrics struct {
 	GeneratingSeconds  Histogram         `json:"generating_seconds"`
 }
 
-// Histogram counts seconds up to 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300 and beyond, each by itself.
+// Histogram counts durations in buckets of up to 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300 seconds, and more. The
+// counts are not cumulative.
 type Histogram struct {
 	Counts []uint64 `json:"counts"`
 	Sum    float64  `json:"sum"`
 }
 
-// JobStatus is one of your own jobs.
+// JobStatus is one of the user's own jobs.
 type JobStatus struct {
 	Job      uint64 `json:"job"`
 	Model    string `json:"model"`
@@ -122,11 +123,11 @@ type JobStatus struct {
 	Position int    `json:"position"`
 }
 
-// Models is what can be asked for.
+// Models lists the models that the daemon offers.
 type Models struct {
 	Models  []Model
-	Default string // what a person who names none most likely wants, or ""
-	Loaded  string // or ""
+	Default string // for requests without a model and with none loaded, or ""
+	Loaded  string // the loaded one, or ""
 }
 
 // Model is one model that the daemon offers.
@@ -134,14 +135,14 @@ type Model struct {
 	ID         string   `json:"id"`
 	Family     string   `json:"family"`
 	Title      string   `json:"title"`
-	Tasks      []string `json:"tasks"` // text-to-image; an older daemon, which can do nothing else, names none
+	Tasks      []string `json:"tasks"` // text-to-image; empty from an older daemon, which supports nothing else
 	Bounds     Bounds   `json:"bounds"`
 	Defaults   Defaults `json:"defaults"`
 	Schedulers []string `json:"schedulers"`
 }
 
-// Bounds is what a model accepts, both ends included. Pixels bounds width * height * images; prompts are counted in
-// bytes of UTF-8 and in characters.
+// Bounds holds a model's bounds, all inclusive. Pixels bounds width * height * images. Prompts are bounded in bytes of
+// UTF-8 and in characters.
 type Bounds struct {
 	Width            Range      `json:"width"`
 	Height           Range      `json:"height"`
@@ -153,20 +154,20 @@ type Bounds struct {
 	PromptCharacters Range      `json:"prompt_characters"`
 }
 
-// Range is a bound; Multiple is what the value must be divisible by.
+// Range is an inclusive range; the value must be divisible by Multiple.
 type Range struct {
 	Min      int64 `json:"min"`
 	Max      int64 `json:"max"`
 	Multiple int64 `json:"multiple"`
 }
 
-// FloatRange is a bound.
+// FloatRange is an inclusive range.
 type FloatRange struct {
 	Min float64 `json:"min"`
 	Max float64 `json:"max"`
 }
 
-// Defaults is what a request that leaves a field out gets. Width and Height are in pixels.
+// Defaults holds the values for fields that a request leaves out. Width and Height are in pixels.
 type Defaults struct {
 	Width     int     `json:"width"`
 	Height    int     `json:"height"`

@@ -8,8 +8,8 @@ import (
 	"unicode/utf8"
 )
 
-// fields are those of one event. encoding/json alone would take a missing field for a zero, `Job` for `job` and
-// broken UTF-8 for text; here each of these is what it is. err is the first thing that was wrong.
+// fields are the fields of one event. They are stricter than encoding/json, which accepts a missing field as zero,
+// `Job` for `job`, and invalid UTF-8. err is the first error.
 type fields struct {
 	raw map[string]json.RawMessage
 	err error
@@ -25,7 +25,7 @@ func parseFields(payload []byte) *fields {
 	return parsed
 }
 
-// need decodes a field that must be there.
+// need decodes a required field.
 func (f *fields) need(name string, into any) {
 	if f.err == nil && f.missing(name) {
 		f.err = protocolError("the field %s is missing", name)
@@ -45,7 +45,7 @@ func (f *fields) allow(name string, into any) {
 	}
 }
 
-// count decodes a number that must be there and is not negative.
+// count decodes a required number that must not be negative.
 func (f *fields) count(name string, into *int) {
 	f.need(name, into)
 	if f.err == nil && *into < 0 {
@@ -53,7 +53,7 @@ func (f *fields) count(name string, into *int) {
 	}
 }
 
-// text decodes a string that must be one of those.
+// text decodes a required string that must be one of allowed.
 func (f *fields) text(name string, into *string, allowed ...string) {
 	f.need(name, into)
 	for _, one := range allowed {
@@ -66,18 +66,18 @@ func (f *fields) text(name string, into *string, allowed ...string) {
 	}
 }
 
-// number decodes a number that may be missing.
+// number decodes an optional number.
 func (f *fields) number(name string, into *json.Number) {
 	var value any
 	f.allow(name, &value)
 	number, ok := value.(json.Number)
 	if f.err == nil && value != nil && !ok {
-		f.err = protocolError("the field %s is no number", name)
+		f.err = protocolError("the field %s is not a number", name)
 	}
 	*into = number
 }
 
-// seconds decodes a time, which the wire has as seconds and may leave out.
+// seconds decodes an optional number of seconds.
 func (f *fields) seconds(name string, into *time.Duration) {
 	var seconds float64
 	f.allow(name, &seconds)
@@ -89,7 +89,7 @@ func (f *fields) missing(name string) bool {
 	return !found || string(value) == "null"
 }
 
-// duration is the nearest one there is: a float64 can hold more seconds than a Duration.
+// duration converts seconds, clamped to the range of time.Duration.
 func duration(seconds float64) time.Duration {
 	nanoseconds := math.Round(seconds * float64(time.Second))
 	switch {

@@ -5,11 +5,11 @@ import (
 	"fmt"
 )
 
-// Limits on what is sent and on what is accepted, in bytes.
+// The limits on sent and received payloads, in bytes.
 const (
-	// MaxControlBytes is the longest payload of a control frame, either way.
+	// MaxControlBytes is the largest payload of a control frame, in either direction.
 	MaxControlBytes = 64 * 1024
-	// MaxImageBytes is the largest image or preview that is accepted from a daemon.
+	// MaxImageBytes is the largest image or preview accepted from a daemon.
 	MaxImageBytes = 256 * 1024 * 1024
 )
 
@@ -19,22 +19,22 @@ const (
 	headerBytes     = 16
 )
 
-// kind is what a frame's payload is.
+// kind is the kind of a frame's payload.
 type kind uint16
 
 const (
 	kindControl kind = 0x0010 // a JSON message
-	kindImage   kind = 0x0011 // the bytes of an image, announced by the control frame before it; from the daemon only
+	kindImage   kind = 0x0011 // an image's bytes, announced by the previous control frame; sent by the daemon only
 )
 
 // header is the 16 bytes before every payload, big-endian: magic, version, kind, length, request.
 type header struct {
 	kind    kind
 	length  uint32 // bytes of payload
-	request uint32 // the client's own number, echoed on every answer
+	request uint32 // chosen by the client, repeated in every answer
 }
 
-// controlFrame is a whole frame, ready to send.
+// controlFrame returns a complete control frame.
 func controlFrame(request uint32, payload []byte) []byte {
 	frame := make([]byte, 0, headerBytes+len(payload))
 	frame = append(frame, magic...)
@@ -45,7 +45,7 @@ func controlFrame(request uint32, payload []byte) []byte {
 	return append(frame, payload...)
 }
 
-// parseHeader checks the 16 bytes of a header that came from a daemon.
+// parseHeader parses and checks the 16 bytes of a daemon's header.
 func parseHeader(data []byte) (header, error) {
 	parsed := header{
 		kind:    kind(binary.BigEndian.Uint16(data[6:])),
@@ -56,7 +56,7 @@ func parseHeader(data []byte) (header, error) {
 		return header{}, protocolError("bad magic 0x%x", data[:4])
 	}
 	if version := binary.BigEndian.Uint16(data[4:]); version != protocolVersion {
-		return header{}, protocolError("version %d; only %d is spoken here", version, protocolVersion)
+		return header{}, protocolError("version %d; this client supports only %d", version, protocolVersion)
 	}
 	limit := uint32(MaxControlBytes)
 	switch parsed.kind {
@@ -67,7 +67,7 @@ func parseHeader(data []byte) (header, error) {
 		return header{}, protocolError("unknown kind 0x%04x", uint16(parsed.kind))
 	}
 	if parsed.length < 1 || parsed.length > limit {
-		return header{}, protocolError("length is %d; it must be from 1 to %d", parsed.length, limit)
+		return header{}, protocolError("length is %d, expected 1 to %d", parsed.length, limit)
 	}
 	return parsed, nil
 }

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Frames that every client of the daemon must agree on; tests/golden/README.md describes them.
+// The frames that every client must encode and decode in the same way; tests/golden/README.md describes them.
 var goldenPath = "../../tests/golden/version2.json"
 
 type goldenFile struct {
@@ -43,7 +43,7 @@ func readGolden(t *testing.T) goldenFile {
 	var golden goldenFile
 	must(t, json.Unmarshal(data, &golden))
 	if len(golden.Frames) == 0 || len(golden.Skipped) == 0 || len(golden.Bad) == 0 {
-		t.Fatal("there is nothing in it")
+		t.Fatal("the file is empty")
 	}
 	return golden
 }
@@ -100,7 +100,7 @@ func TestGoldenFramesFromTheDaemon(t *testing.T) {
 	}
 }
 
-func TestGoldenEventsThatAreSkipped(t *testing.T) {
+func TestGoldenUnknownEventsAreSkipped(t *testing.T) {
 	const known = `{"event":"queued","job":5,"position":0}`
 	for _, golden := range readGolden(t).Skipped {
 		t.Run(golden.Name, func(t *testing.T) {
@@ -134,7 +134,7 @@ func TestGoldenBadFramesFromTheDaemon(t *testing.T) {
 	}
 }
 
-// hear decodes frames. An announcement alone gets its bytes, or its memfd.
+// hear decodes frames. It adds the bytes or the memfd to an announcement without them.
 func hear(t *testing.T, frames []byte, message json.RawMessage) answer {
 	t.Helper()
 	var incoming decoder
@@ -156,7 +156,7 @@ func hear(t *testing.T, frames []byte, message json.RawMessage) answer {
 	return heard
 }
 
-// goldenMessage is what this client would send to say the same.
+// goldenMessage returns the client's own message with the same content.
 func goldenMessage(t *testing.T, text json.RawMessage) any {
 	t.Helper()
 	var plain message
@@ -169,7 +169,7 @@ func goldenMessage(t *testing.T, text json.RawMessage) any {
 	return generate
 }
 
-// eventFields is an event as the wire has it, by the names that docs/protocol.md gives.
+// eventFields returns an event's fields by their names in docs/protocol.md.
 func eventFields(t *testing.T, event any) map[string]any {
 	t.Helper()
 	var found any
@@ -200,7 +200,7 @@ func eventFields(t *testing.T, event any) map[string]any {
 			"event": "error", "code": e.Code, "message": e.Message, "field": e.Field, "value": e.Value,
 			"min": e.Min, "max": e.Max, "retry_after": e.RetryAfter.Seconds(),
 		}
-		if e.Min == "" { // encoding/json makes an empty json.Number 0
+		if e.Min == "" { // encoding/json encodes an empty json.Number as 0
 			found.(map[string]any)["min"], found.(map[string]any)["max"] = nil, nil
 		}
 	case StatusReport:
@@ -228,7 +228,7 @@ func fieldsOf(t *testing.T, text []byte) map[string]any {
 	return fields
 }
 
-// withoutDefaults leaves out what a request need not say (docs/protocol.md, "Operations").
+// withoutDefaults removes the fields that have their default (docs/protocol.md, "Operations").
 func withoutDefaults(fields map[string]any) map[string]any {
 	for name, usual := range map[string]any{
 		"negative_prompt": "", "images": json.Number("1"), "format": "png", "deliver": "inline",
@@ -241,8 +241,8 @@ func withoutDefaults(fields map[string]any) map[string]any {
 	return fields
 }
 
-// same compares JSON values. To leave a field of an object out is to say null, and so, since this client's structs
-// say nothing else, is an optional field's zero.
+// same compares JSON values. A missing field equals null, and, since this client's structs cannot distinguish them,
+// an optional field's zero value.
 func same(got, want any) bool {
 	switch want := want.(type) {
 	case map[string]any:
@@ -271,7 +271,7 @@ func same(got, want any) bool {
 	return reflect.DeepEqual(got, want)
 }
 
-// sameFloat is for 1 and 1.0, and for seconds, which this client rounds to nanoseconds.
+// sameFloat compares numbers: 1 equals 1.0, and seconds may differ by the client's rounding to nanoseconds.
 func sameFloat(a, b json.Number) bool {
 	x, _ := a.Float64()
 	y, _ := b.Float64()

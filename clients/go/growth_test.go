@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// docs/protocol.md, "How the protocol grows": what a daemon may say to a client that is older, or younger.
+// docs/protocol.md, "How the protocol grows": messages of a daemon that is newer or older than the client.
 
-func TestFieldsThatAreNotKnownAreIgnored(t *testing.T) {
+func TestUnknownFieldsAreIgnored(t *testing.T) {
 	client, daemon := withFakeDaemon(t)
 	job, err := client.Generate(background, GenerateRequest{Prompt: "x"})
 	must(t, err)
@@ -26,12 +26,12 @@ func TestFieldsThatAreNotKnownAreIgnored(t *testing.T) {
 	}
 }
 
-func TestEventsThatAreNotKnownAreSkipped(t *testing.T) {
+func TestUnknownEventsAreSkipped(t *testing.T) {
 	client, daemon := withFakeDaemon(t)
 	job, err := client.Generate(background, GenerateRequest{Prompt: "x"})
 	must(t, err)
 	number := daemon.expect("generate")
-	for _, request := range []uint32{number, 0, number + 1} { // also where nothing is in flight
+	for _, request := range []uint32{number, 0, number + 1} { // also without a request in flight
 		daemon.say(request, `{"event":"audio","size":5,"deliver":"fd"}`)
 		daemon.say(request, `{"event":"failed","code":"internal","message":"no error of the request"}`)
 	}
@@ -47,7 +47,7 @@ func TestEventsThatAreNotKnownAreSkipped(t *testing.T) {
 	expectListing(t, client, daemon)
 }
 
-func TestErrorOfAnUnknownCodeEndsItsRequestAlone(t *testing.T) {
+func TestUnknownErrorCodeEndsOnlyItsRequest(t *testing.T) {
 	client, daemon := withFakeDaemon(t)
 	job, err := client.Generate(background, GenerateRequest{Prompt: "x"})
 	must(t, err)

@@ -5,20 +5,20 @@ import (
 	"sync"
 )
 
-// Job is a generation in flight. Its events wait in a queue of its own: nobody needs to read them, and whoever reads
-// them slowly holds up nobody else, but misses the older of many previews.
+// Job is a generation in flight. Its events wait in its own queue, so reading them is optional. A slow reader delays
+// no other job, but misses older previews.
 type Job struct {
 	call   *call
-	ctx    context.Context // the one that the job lasts no longer than
+	ctx    context.Context // cancels the job when it is done
 	closed chan struct{}   // the client's
 
 	once   sync.Once
 	events chan Event
 }
 
-// Events gives what the job tells, in order: Queued, Loading, Progress, Preview and *Image. The channel, the same at
-// every call, is closed when the job is over and all is read, when its context is done, or when the client is closed.
-// Whoever begins to read must go on until then, or cancel the context.
+// Events returns the channel of the job's events, in order; every call returns the same channel. It is closed after the
+// job's last event, when its context is done, or when the client is closed. A caller that starts to read must read
+// until then, or cancel the context.
 func (j *Job) Events() <-chan Event {
 	j.once.Do(func() {
 		j.events = make(chan Event)
@@ -27,16 +27,16 @@ func (j *Job) Events() <-chan Event {
 	return j.events
 }
 
-// Wait waits until the job is over, whether or not somebody reads its events, and can be called more than once. The
-// images are those of the events: close them, or those that are memfds keep their descriptors. With an error come
-// those that were finished before it.
+// Wait waits for the end of the job, whether or not its events are read. It may be called more than once. It returns
+// the same images as the events; those in memfds keep their descriptors until they are closed. With an error it
+// returns the images that were finished before it.
 func (j *Job) Wait() ([]*Image, Done, error) {
 	last, err := j.call.wait()
 	done, _ := last.(Done)
 	return j.call.images, done, err
 }
 
-// pump brings the events from the queue to the channel.
+// pump moves the events from the queue to the channel.
 func (j *Job) pump() {
 	defer close(j.events)
 	for {

@@ -7,13 +7,13 @@ import (
 	"syscall"
 )
 
-// From linux/fcntl.h: what fcntl(F_GET_SEALS) says of a memfd that nobody can change any more.
+// From linux/fcntl.h: the result of fcntl(F_GET_SEALS) for a memfd that cannot be changed any more.
 const (
 	getSeals = 1034                                                                          // F_GET_SEALS
 	allSeals = 0x1 /* F_SEAL_SEAL */ | 0x2 /* F_SEAL_SHRINK */ | 0x4 /* F_SEAL_GROW */ | 0x8 /* F_SEAL_WRITE */
 )
 
-// checkSealedMemfd fails unless file is a memfd with every seal and exactly size bytes. It is then at its start.
+// checkSealedMemfd fails unless file is a memfd with every seal and exactly size bytes. It sets the offset to 0.
 func checkSealedMemfd(file *os.File, size int64) error {
 	raw, err := file.SyscallConn()
 	if err != nil {
@@ -26,7 +26,7 @@ func checkSealedMemfd(file *os.File, size int64) error {
 	}); err != nil {
 		return protocolError("a descriptor: %v", err)
 	}
-	if errno != 0 { // EINVAL: not a memfd at all
+	if errno != 0 { // EINVAL: not a memfd
 		return protocolError("a descriptor is not a memfd")
 	}
 	if seals&allSeals != allSeals {
@@ -34,21 +34,21 @@ func checkSealedMemfd(file *os.File, size int64) error {
 	}
 	found, err := file.Stat()
 	if err != nil || found.Size() != size {
-		return protocolError("a memfd is not of the size that was announced")
+		return protocolError("a memfd does not have the announced size")
 	}
-	// The offset is shared with whoever sent it, and is wherever they left it.
+	// The offset is shared with the sender, which may have moved it.
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return protocolError("a memfd: %v", err)
 	}
 	return nil
 }
 
-// descriptorRoom is for the ancillary data of one read. A stream socket never joins the descriptors of two writes
-// (unix(7)), and the daemon sends one with a write.
+// descriptorRoom is the size of the ancillary data of one read. A stream socket never combines the descriptors of two
+// writes (unix(7)), and the daemon sends at most one per write.
 var descriptorRoom = syscall.CmsgSpace(4 * maxDescriptors)
 
-// readWithDescriptors reads what there is, and the descriptors that came with it, which are the caller's to close
-// even where there is an error. They are close-on-exec: package net passes MSG_CMSG_CLOEXEC.
+// readWithDescriptors reads the available data and its descriptors, which the caller must close even if there is an
+// error. They are close-on-exec: package net passes MSG_CMSG_CLOEXEC.
 func readWithDescriptors(socket *net.UnixConn, buffer, ancillary []byte) (int, []*os.File, error) {
 	n, ancillaryBytes, flags, _, err := socket.ReadMsgUnix(buffer, ancillary)
 	if err != nil {
@@ -61,7 +61,7 @@ func readWithDescriptors(socket *net.UnixConn, buffer, ancillary []byte) (int, [
 	var descriptors []*os.File
 	for _, message := range messages {
 		numbers, err := syscall.ParseUnixRights(&message)
-		if err != nil { // something else than descriptors, which nobody asked for
+		if err != nil { // ancillary data other than descriptors
 			continue
 		}
 		for _, number := range numbers {
@@ -69,7 +69,7 @@ func readWithDescriptors(socket *net.UnixConn, buffer, ancillary []byte) (int, [
 		}
 	}
 	if flags&syscall.MSG_CTRUNC != 0 {
-		return n, descriptors, protocolError("too many descriptors at once")
+		return n, descriptors, protocolError("too many descriptors in one message")
 	}
 	return n, descriptors, nil
 }

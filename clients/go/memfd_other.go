@@ -7,10 +7,10 @@ import (
 	"os"
 )
 
-// Elsewhere than on Linux there are no memfds, and no daemon but one whose socket is forwarded from afar.
+// Other systems have no memfds. The daemon runs on Linux only, but its socket may be forwarded to another system.
 
 func checkSealedMemfd(*os.File, int64) error {
-	return protocolError("a memfd, on a system that has none")
+	return protocolError("a memfd on a system without memfds")
 }
 
 var descriptorRoom = 0

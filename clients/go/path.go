@@ -8,7 +8,8 @@ import (
 
 const systemSocketPath = "/run/weave/weave.sock"
 
-// DefaultSocketPath is $WEAVE_SOCKET, else the user's daemon's, else, where only that one is there, the system's.
+// DefaultSocketPath returns $WEAVE_SOCKET if it is set, otherwise the path of the user's daemon, unless only the
+// system's daemon has a socket.
 func DefaultSocketPath() string {
 	if path := os.Getenv("WEAVE_SOCKET"); path != "" {
 		return path

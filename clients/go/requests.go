@@ -7,53 +7,53 @@ import (
 	"unicode/utf8"
 )
 
-// Format is how an image comes.
+// Format is an image's format.
 type Format string
 
-// The formats. Raw is RGB, 8 bits a channel, rows from top to bottom, no padding.
+// The formats. Raw is RGB, 8 bits per channel, rows from top to bottom, no padding.
 const (
 	PNG Format = "png"
 	Raw Format = "raw"
 )
 
-// Delivery is the way an image comes.
+// Delivery is how an image is delivered.
 type Delivery string
 
-// The deliveries. FD is a sealed memfd, which can be read or mapped without a copy through the socket.
+// The deliveries. Inline sends the bytes over the socket; FD sends a sealed memfd, which can be read or mapped.
 const (
 	Inline Delivery = "inline"
 	FD     Delivery = "fd"
 )
 
-// GenerateRequest asks for pictures. Whatever has its zero value is left out, and takes the model's default.
+// GenerateRequest is a request for images. A field with its zero value is not sent, and the model's default applies.
 type GenerateRequest struct {
 	Prompt         string `json:"prompt"`
 	NegativePrompt string `json:"negative_prompt,omitempty"`
-	// Model is a model's ID; left out it is the one that is loaded, else the daemon's default.
+	// Model is a model's ID. If empty, the loaded model is used, or else the daemon's default.
 	Model string `json:"model,omitempty"`
 	// Width and Height are in pixels.
 	Width  int `json:"width,omitempty"`
 	Height int `json:"height,omitempty"`
 	Steps  int `json:"steps,omitempty"`
-	// CFGScale may be 0, so it is a pointer: see [CFGScale].
+	// CFGScale is a pointer because 0 is a valid value; see [CFGScale].
 	CFGScale *float64 `json:"cfg_scale,omitempty"`
-	// Seed of the first image; image i is drawn from Seed + i. Left out it is random. It may be 0: see [Seed].
+	// Seed is the seed of the first image; image i has seed Seed + i. If nil, it is random. See [Seed].
 	Seed      *uint64 `json:"seed,omitempty"`
 	Scheduler string  `json:"scheduler,omitempty"`
-	// Images is how many to draw; left out it is 1.
+	// Images is the number of images. If 0, it is 1.
 	Images int `json:"images,omitempty"`
-	// Format is PNG where it is left out.
+	// Format is PNG if empty.
 	Format Format `json:"format,omitempty"`
-	// PreviewEvery is the steps between previews; 0 is never.
+	// PreviewEvery is the number of steps between previews. If 0, there are none.
 	PreviewEvery int `json:"preview_every,omitempty"`
-	// Deliver is Inline where it is left out.
+	// Deliver is Inline if empty.
 	Deliver Delivery `json:"deliver,omitempty"`
 }
 
-// Seed is for GenerateRequest.Seed.
+// Seed returns a pointer for GenerateRequest.Seed.
 func Seed(seed uint64) *uint64 { return &seed }
 
-// CFGScale is for GenerateRequest.CFGScale.
+// CFGScale returns a pointer for GenerateRequest.CFGScale.
 func CFGScale(scale float64) *float64 { return &scale }
 
 // The operations.
@@ -66,12 +66,12 @@ const (
 	opCancel     = "cancel"
 )
 
-// message is what any operation but generate sends.
+// message is the request of every operation except generate.
 type message struct {
 	Op      string  `json:"op"`
 	Model   *string `json:"model,omitempty"`   // load_model
-	Request *uint32 `json:"request,omitempty"` // cancel, of this connection
-	Job     *uint64 `json:"job,omitempty"`     // cancel, of any of the user's connections
+	Request *uint32 `json:"request,omitempty"` // cancel: a request of this connection
+	Job     *uint64 `json:"job,omitempty"`     // cancel: a job of any of the user's connections
 }
 
 type generateMessage struct {
@@ -79,8 +79,8 @@ type generateMessage struct {
 	GenerateRequest
 }
 
-// encode is a control frame's payload. It fails for what JSON cannot say (NaN, the infinities), for text that is not
-// UTF-8, which encoding/json would change without a word, and for what is too long for a frame.
+// encode returns a control frame's payload. It fails for numbers that JSON cannot express (NaN and infinities), for
+// invalid UTF-8, which encoding/json would silently replace, and for a request that is too long for a frame.
 func encode(message any) ([]byte, error) {
 	if generate, ok := message.(generateMessage); ok {
 		for field, text := range map[string]string{
@@ -100,7 +100,7 @@ func encode(message any) ([]byte, error) {
 		return nil, fmt.Errorf("weave: %w", err)
 	}
 	if len(payload) > MaxControlBytes {
-		return nil, fmt.Errorf("weave: a request of %d bytes; it must be at most %d", len(payload), MaxControlBytes)
+		return nil, fmt.Errorf("weave: a request of %d bytes, expected at most %d", len(payload), MaxControlBytes)
 	}
 	return payload, nil
 }

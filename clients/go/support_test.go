@@ -15,14 +15,14 @@ import (
 	"unsafe"
 )
 
-// fakeDaemon is the other end of a client's connection.
+// fakeDaemon is the server's end of a client's connection.
 type fakeDaemon struct {
 	t        *testing.T
 	listener *net.UnixListener
 	socket   *net.UnixConn
 }
 
-// withFakeDaemon gives a client and the daemon that it is connected to, both closed at the test's end.
+// withFakeDaemon returns a client and the daemon that it is connected to. Both are closed at the end of the test.
 func withFakeDaemon(t *testing.T) (*Client, *fakeDaemon) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "socket")
@@ -48,7 +48,7 @@ func (d *fakeDaemon) accept() {
 	d.socket = socket
 }
 
-// expect reads a request with this operation and gives its number.
+// expect reads a request with this operation and returns its number.
 func (d *fakeDaemon) expect(op string) uint32 {
 	d.t.Helper()
 	number, fields := d.read()
@@ -95,7 +95,7 @@ func imageFrame(request uint32, data []byte) []byte {
 	return frame
 }
 
-// newMemfd is a memfd with these bytes and seals, closed at the test's end.
+// newMemfd returns a memfd with these bytes and seals, which is closed at the end of the test.
 func newMemfd(t *testing.T, data []byte, seals uintptr) *os.File {
 	t.Helper()
 	// package syscall has no SYS_MEMFD_CREATE; the numbers are from the kernel's system call tables.
@@ -120,7 +120,7 @@ func newMemfd(t *testing.T, data []byte, seals uintptr) *os.File {
 	return file
 }
 
-// openDescriptors counts those of this process.
+// openDescriptors returns the number of this process's descriptors.
 func openDescriptors(t *testing.T) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
@@ -128,12 +128,12 @@ func openDescriptors(t *testing.T) int {
 	return len(entries)
 }
 
-// eventually fails the test where the condition does not come true.
+// eventually waits for the condition, and fails the test if it stays false.
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("never came true: %s", what)
+			t.Fatalf("timed out waiting until %s", what)
 		}
 	}
 }

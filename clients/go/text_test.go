@@ -7,12 +7,12 @@ import (
 	"testing"
 )
 
-// Each would do something to a terminal, a shell or a page that trusts it.
+// Each affects a terminal, a shell or a web page that does not escape it.
 var hostileTexts = []string{
 	"$(id>file)", "`id`", "a b", "-rf", "a\x1b[31m", "a\u009b31m", "a\x7f", "a\u202e", "a\nb", "A'", `"`, "../a", strings.Repeat("a", 65),
 }
 
-func TestTextThatIsNoNameCostsTheConnection(t *testing.T) {
+func TestInvalidNamesCloseTheConnection(t *testing.T) {
 	for field, event := range map[string]string{
 		"model":     `{"event":"loading","model":%q}`,
 		"done":      `{"event":"done","model":%q}`,
@@ -28,13 +28,13 @@ func TestTextThatIsNoNameCostsTheConnection(t *testing.T) {
 			message := fmt.Sprintf(event, "TEXT")
 			message = strings.Replace(message, `"TEXT"`, quoteJSON(text), 1)
 			if _, _, err := decodeEvent([]byte(message)); !errors.Is(err, ErrProtocol) {
-				t.Errorf("%s: %q was taken", field, text)
+				t.Errorf("%s: %q was accepted", field, text)
 			}
 		}
 	}
 }
 
-func TestTextThatIsNoNameIsTakenFromNoStatus(t *testing.T) {
+func TestInvalidNamesInStatusAreRefused(t *testing.T) {
 	for field, rest := range map[string]string{
 		"features": `"worker":"none","jobs":[],"metrics":{},"features":[TEXT]}`,
 		"errors":   `"worker":"none","jobs":[],"metrics":{"errors":{TEXT:1}}}`,
@@ -43,20 +43,20 @@ func TestTextThatIsNoNameIsTakenFromNoStatus(t *testing.T) {
 		for _, text := range hostileTexts {
 			message := statusStart + strings.Replace(rest, "TEXT", quoteJSON(text), 1)
 			if _, _, err := decodeEvent([]byte(message)); !errors.Is(err, ErrProtocol) {
-				t.Errorf("%s: %q was taken", field, text)
+				t.Errorf("%s: %q was accepted", field, text)
 			}
 		}
 	}
 }
 
-func TestTitleHoldsNothingThatDoesNotShow(t *testing.T) {
+func TestTitlesWithInvisibleCharactersAreRefused(t *testing.T) {
 	decode := func(text string) error {
 		_, _, err := decodeEvent([]byte(`{"event":"models","models":[{"id":"m","title":` + quoteJSON(text) + `}]}`))
 		return err
 	}
 	for _, text := range []string{"a\x1b]0;x\a", "a\u009b1m", "a\x7f", "a\u202eb", "a\u2028b", "a\nb", strings.Repeat("a", 257)} {
 		if err := decode(text); !errors.Is(err, ErrProtocol) {
-			t.Errorf("%q was taken", text)
+			t.Errorf("%q was accepted", text)
 		}
 	}
 	if err := decode("Coloured shapes, 64×64 (démo) 日本 'x' $(id)"); err != nil {
@@ -64,7 +64,7 @@ func TestTitleHoldsNothingThatDoesNotShow(t *testing.T) {
 	}
 }
 
-func TestNumberThatIsNotFiniteIsRefusedByName(t *testing.T) {
+func TestNonFiniteNumbersAreRefusedByName(t *testing.T) {
 	client, _ := withFakeDaemon(t)
 	zero := 0.0
 	for _, scale := range []float64{zero / zero, 1 / zero, -1 / zero} {
@@ -75,7 +75,7 @@ func TestNumberThatIsNotFiniteIsRefusedByName(t *testing.T) {
 	}
 }
 
-func TestOldPreviewsAreNotKeptForNobody(t *testing.T) {
+func TestUnreadOldPreviewsAreDropped(t *testing.T) {
 	started := newCall(opGenerate)
 	for step := 1; step <= 100; step++ {
 		started.push(Progress{Step: step})

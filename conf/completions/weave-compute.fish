@@ -48,10 +48,10 @@ complete -c weave-compute -e
 complete -c weave-compute -f
 
 complete -c weave-compute -n _shtab_weave_compute_using -s h -l help -d 'show this help message and exit'
-complete -c weave-compute -n _shtab_weave_compute_using -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file, instead of the usual one'
-complete -c weave-compute -n _shtab_weave_compute_using -l system -d 'serve other users too, as the config says'
-complete -c weave-compute -n _shtab_weave_compute_using -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the socket, instead of the usual one'
-complete -c weave-compute -n _shtab_weave_compute_using -s s -l socket-path -xka "(__fish_complete_path (commandline -ct))" -d 'serve the one program that listens on PATH, and end with it'
-complete -c weave-compute -n _shtab_weave_compute_using -l record -d 'note the worker'"'"'s forbidden calls and let them through'
-complete -c weave-compute -n _shtab_weave_compute_using -l check-config -d 'say whether the config is good, then exit'
+complete -c weave-compute -n _shtab_weave_compute_using -l config -xka "(__fish_complete_path (commandline -ct))" -d 'read this config file instead of the default one'
+complete -c weave-compute -n _shtab_weave_compute_using -l system -d 'serve other users too, as the config allows'
+complete -c weave-compute -n _shtab_weave_compute_using -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'listen on this socket instead of the default one'
+complete -c weave-compute -n _shtab_weave_compute_using -s s -l socket-path -xka "(__fish_complete_path (commandline -ct))" -d 'serve only the program that listens on PATH, and exit with it'
+complete -c weave-compute -n _shtab_weave_compute_using -l record -d 'record the worker'"'"'s forbidden calls and allow them'
+complete -c weave-compute -n _shtab_weave_compute_using -l check-config -d 'check the config, then exit'
 complete -c weave-compute -n _shtab_weave_compute_using -l version -d 'show program'"'"'s version number and exit'

@@ -10,12 +10,12 @@ _shtab_weave_compute_commands() {
 
 _shtab_weave_compute_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--config[the config file, instead of the usual one]:FILE:_files"
-  "--system[serve other users too, as the config says]"
-  "--socket[the socket, instead of the usual one]:PATH:_files"
-  {-s,--socket-path}"[serve the one program that listens on PATH, and end with it]:PATH:_files"
-  "--record[note the worker\'s forbidden calls and let them through]"
-  "--check-config[say whether the config is good, then exit]"
+  "--config[read this config file instead of the default one]:FILE:_files"
+  "--system[serve other users too, as the config allows]"
+  "--socket[listen on this socket instead of the default one]:PATH:_files"
+  {-s,--socket-path}"[serve only the program that listens on PATH, and exit with it]:PATH:_files"
+  "--record[record the worker\'s forbidden calls and allow them]"
+  "--check-config[check the config, then exit]"
   "(- : *)--version[show program\'s version number and exit]"
 )
 

@@ -4,13 +4,13 @@
 _shtab_weavectl_commands() {
   local _commands=(
     cancel:'cancel your jobs'
-    check-config:'check the config and its models'"'"' files'
-    doctor:'check socket, config, models, gpu and sandbox, and say what to do'
+    check-config:'check the config and the files of its models'
+    doctor:'check the socket, config, models, gpu and sandbox, and suggest fixes'
     generate:'generate images'
-    load:'load a model, so that the next image starts at once'
-    models:'the models that can be asked for'
-    status:'what the daemon is doing'
-    unload:'give all of the worker'"'"'s memory back'
+    load:'load a model, so that the next image starts without a wait'
+    models:'list the models on offer'
+    status:'show the daemon'"'"'s state'
+    unload:'end the worker, which frees all of its memory'
   )
   _describe 'weavectl commands' _commands
 }
@@ -19,7 +19,7 @@ _shtab_weavectl_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
   "(- : *)--version[show program\'s version number and exit]"
 )
 
@@ -30,9 +30,9 @@ _shtab_weavectl_cancel_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
-  "--all[every job of yours]"
-  "(*)::as status lists them:_weavectl_jobs"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
+  "--all[all of your jobs]"
+  "(*)::the job\'s number in status:_weavectl_jobs"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -42,8 +42,8 @@ _shtab_weavectl_check_config_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
-  "--config[the config file, instead of the usual one]:FILE:_files"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
+  "--config[the config file, instead of the default one]:FILE:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -53,8 +53,8 @@ _shtab_weavectl_doctor_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
-  "--config[the config file, instead of the usual one]:FILE:_files"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
+  "--config[the config file, instead of the default one]:FILE:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -64,20 +64,20 @@ _shtab_weavectl_generate_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
-  {-o,--output}"[where to\; - is standard output]:FILE:_files"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
+  {-o,--output}"[where to put the image, and its previews before it\; - is standard output]:FILE:_files"
   {-f,--force}"[overwrite FILE]"
-  "--model[the model\; else the loaded one, else the default one]:ID:_weavectl_models"
-  "--negative-prompt[what the image is not to show]:PROMPT:"
-  "--width[pixels]:N:"
-  "--height[pixels]:N:"
-  "--steps[how many]:N:"
-  "--seed[random by default]:N:"
-  "--cfg-scale[how closely to follow the prompt]:X:"
-  "--scheduler[one of those that the model has]:NAME:"
-  "--images[how many\; image i has seed \+ i]:N:"
-  "--format[png, or the pixels alone]:format:(png raw)"
-  "--preview[write an unfinished image to FILE every N steps]:N:"
+  "--negative-prompt[what the image should not show (default\: none)]:PROMPT:"
+  "--model[ID of the model (default\: the loaded model, else the default model)]:ID:_weavectl_models"
+  "--width[width of the image, in pixels (default\: the model\'s)]:N:"
+  "--height[height of the image, in pixels (default\: the model\'s)]:N:"
+  "--steps[number of denoising steps (default\: the model\'s)]:N:"
+  "--cfg-scale[how closely to follow the prompt (default\: the model\'s)]:X:"
+  "--seed[seed of the first image\; image i (from 0) has seed \+ i mod 2\^64 (default\: random, below 2\^32)]:N:"
+  "--scheduler[one of the model\'s schedulers (default\: the model\'s)]:NAME:"
+  "--images[number of images (default\: 1)]:N:"
+  "--format[a PNG, or the pixels alone\: RGB, 8 bits a channel, rows from the top (default\: png)]:format:(png raw)"
+  "--preview[an unfinished image after every N steps\; 0 is never (default\: 0)]:N:"
   ":what to generate:"
 )
 
@@ -88,7 +88,7 @@ _shtab_weavectl_load_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
   ":its ID:_weavectl_models"
 )
 
@@ -99,7 +99,7 @@ _shtab_weavectl_models_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -109,7 +109,7 @@ _shtab_weavectl_status_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -119,7 +119,7 @@ _shtab_weavectl_unload_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
-  "--timeout[how long the daemon may take to give its first answer\; 20 by default]:SECONDS:"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
 )
 
 # guard to ensure default positional specs are added only once per session

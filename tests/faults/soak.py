@@ -1,10 +1,7 @@
-"""make soak: random clients, cancels, kills and reloads for as long as is asked, and nothing may be left behind.
-
-    python -m tests.faults.soak [--seconds N] [--seed N]
-
-Every picture must be the one that its seed gives. At the end no process, memfd or descriptor may be left over, and the
-memory of the lasting processes may not have grown. Exit status 1 and the reason where it has.
-"""
+"""make soak: random clients, cancels, kills and reloads for a given time, and nothing may be left behind. python -m
+tests.faults.soak [--seconds N] [--seed N] Every image must be the one that its seed gives. At the end no process, memfd
+or descriptor may be left, and the memory of the lasting processes may not have grown. Otherwise the exit status is 1,
+with the reason."""
 
 import argparse
 import asyncio
@@ -22,7 +19,7 @@ from rich.table import Table
 
 from tests.support.builds import visible
 from tests.support.daemon import Daemon, descriptors_of, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from tests.support.processes import all_ended, reset_signals, temporary_folders
 from tests.support.stages import held, wait_for_client, wait_until_alone
 from tests.support.system import MODEL
@@ -42,13 +39,13 @@ idle_unload_seconds = 1.0
 """
 CLIENTS = 6
 SEEDS = 4
-# Of the whole daemon's memory: the allocator's own ups and downs, not a leak.
+# Of the whole daemon's memory: the allocator's variation, not a leak.
 GROWTH_ALLOWED = 1.25
 LASTING = ("supervisor", "broker", "gpu_worker")
 
 
 class Soak:
-    """One run. `found` counts what became of each request, `wrong` says what must not have happened."""
+    """One run. `found` counts the outcomes of requests, `wrong` describes each failure."""
 
     def __init__(self, daemon: Daemon, seed: int, expected: list[bytes]) -> None:
         self.daemon = daemon
@@ -64,9 +61,9 @@ class Soak:
 
     async def _client(self, end: float) -> None:
         habits = (
-            self._draw,
-            self._draw,
-            self._draw,
+            self._generate,
+            self._generate,
+            self._generate,
             self._cancel,
             self._vanish,
             self._babble,
@@ -86,7 +83,7 @@ class Soak:
                 self.wrong.append(f"{habit.__name__} got no answer in 100 s")
             await asyncio.sleep(self.random.random() / 10)
 
-    async def _draw(self) -> None:
+    async def _generate(self) -> None:
         seed = self.random.randrange(SEEDS)
         async with AsyncClient(self.daemon.socket) as client:
             wanted = {"steps": 4, "seed": seed, "deliver": self.random.choice(("inline", "fd"))}
@@ -97,7 +94,7 @@ class Soak:
             data = os.pread(image.memfd, 2**20, 0)
             os.close(image.memfd)
         if data != self.expected[seed]:
-            self.wrong.append(f"another picture for seed {seed}")
+            self.wrong.append(f"another image for seed {seed}")
 
     async def _cancel(self) -> None:
         async with AsyncClient(self.daemon.socket) as client, AsyncClient(self.daemon.socket) as other:
@@ -114,13 +111,13 @@ class Soak:
                     return
 
     async def _babble(self) -> None:
-        """Half a frame, or what is none."""
+        """Half a frame, or bytes that are not a frame."""
         with self.daemon.connect() as raw:
             raw.sendall(self.random.choice((b"WEVE\0", b"GET / HTTP/1.1\r\n\r\n", generate_1(width=65))))
             await asyncio.sleep(self.random.random())
 
     async def _deaf(self) -> None:
-        """Asks for more than it will read."""
+        """Requests more than it reads."""
         with self.daemon.connect() as raw:
             for number in range(3):
                 send_2(raw, {"op": "generate", "model": "shapes", "prompt": PROMPT, "steps": 1, "images": 8}, number)
@@ -150,7 +147,7 @@ class Soak:
 
 
 def memory_of(daemon: Daemon) -> dict[str, int]:
-    """Resident bytes that are its own, of each lasting process."""
+    """Private resident bytes of each lasting process."""
     found = {}
     try:
         for pid, role in {**daemon.processes(), daemon.process.pid: "supervisor"}.items():
@@ -162,10 +159,10 @@ def memory_of(daemon: Daemon) -> dict[str, int]:
 
 
 def check(daemon: Daemon, soak: Soak, before: dict[str, int], memory: dict[str, int]) -> list[str]:
-    """What is left behind, once all clients are gone."""
+    """Whatever is left after all clients have disconnected."""
     with wait_for_client(daemon) as client:
-        if images(draw(client, seed=0))[0].data != soak.expected[0]:
-            soak.wrong.append("another picture afterwards")
+        if images(generate(client, seed=0))[0].data != soak.expected[0]:
+            soak.wrong.append("another image afterwards")
         client.unload()
     wait_for(lambda: sorted(daemon.processes().values()) == ["broker", "gpu_worker"])
     try:
@@ -177,16 +174,15 @@ def check(daemon: Daemon, soak: Soak, before: dict[str, int], memory: dict[str, 
     after = memory_of(daemon)
     for role in LASTING:
         if after[role] > memory[role] * GROWTH_ALLOWED + 2**21:
-            soak.wrong.append(f"{role} has {after[role]:,} bytes of its own, {memory[role]:,} when it was warm")
+            soak.wrong.append(f"{role} has {after[role]:,} private bytes, {memory[role]:,} when it was warm")
     return soak.wrong
 
 
 def run(seconds: float, seed: int) -> Soak:
-    """Warm up, soak, check."""
     daemon = Daemon(LIMITS + MODEL, command=visible()).wait_until_serving()
     try:
         with daemon.client() as client:
-            expected = [images(draw(client, seed=number))[0].data for number in range(SEEDS)]
+            expected = [images(generate(client, seed=number))[0].data for number in range(SEEDS)]
             client.unload()
         soak = Soak(daemon, seed, expected)
         asyncio.run(soak.run(min(seconds / 4, 30)))
@@ -219,7 +215,7 @@ def main() -> int:
         table.add_row(name, str(number))
     warm, after = soak.memory[-2:]
     for role in LASTING:
-        table.add_row(f"{role}, MiB of its own, warm and after", f"{warm[role] >> 20}, {after[role] >> 20}")
+        table.add_row(f"{role}, private MiB, warm and afterwards", f"{warm[role] >> 20}, {after[role] >> 20}")
     Console().print(table)
     for wrong in soak.wrong:
         print(wrong, file=sys.stderr)

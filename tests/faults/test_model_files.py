@@ -1,4 +1,4 @@
-"""Model files that vanish, are cut, changed or swapped: told as the model's failure, and nothing else takes harm."""
+"""Model files that vanish, are cut, changed or swapped: loading fails with an error, and nothing else is affected."""
 
 import hashlib
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.protocol.errors import ErrorCode
@@ -18,7 +18,7 @@ VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
 class Own:
-    """A daemon with a copy of the demo model, its large files pinned, and the demo model itself beside it."""
+    """A daemon with two models: the demo model, and a copy of it whose large files are pinned."""
 
     def __init__(self, folder: Path) -> None:
         self.model = folder / "model"
@@ -27,7 +27,7 @@ class Own:
         own = MODEL.replace("[models.shapes]", "[models.own]").replace(str(DEMO_MODEL), str(self.model))
         self.daemon = Daemon(f"{MODEL}\n{own}\n[models.own.sha256]\n{pins}\n").wait_until_serving()
         with self.daemon.client() as client:
-            self.expected = images(draw(client, model="own", format="raw"))[0].data
+            self.expected = images(generate(client, model="own", format="raw"))[0].data
 
     def restore(self) -> None:
         shutil.rmtree(self.model, ignore_errors=True)
@@ -58,16 +58,16 @@ def swap(model: Path) -> None:
 
 
 HARM: dict[str, tuple[Callable[[Path], object], str]] = {
-    "the folder is gone": (shutil.rmtree, "no such model folder"),
-    "a file is gone": (lambda model: (model / UNET).unlink(), f"{UNET}: pinned by sha256, but No such file"),
-    "a folder is gone": (lambda model: shutil.rmtree(model / "text_encoder"), "text_encoder: this family needs"),
+    "the folder is missing": (shutil.rmtree, "no such model folder"),
+    "a file is missing": (lambda model: (model / UNET).unlink(), f"{UNET}: pinned by sha256, but No such file"),
+    "a component is missing": (lambda model: shutil.rmtree(model / "text_encoder"), "text_encoder: this family needs"),
     "cut off": (lambda model: truncate(model / UNET, 100_000), "bytes of data, the header describes"),
     "cut off in the header": (lambda model: truncate(model / UNET, 20), "header of"),
     "empty": (lambda model: truncate(model / UNET, 0), "header of"),
     "one bit changed": (lambda model: flip(model / UNET), f"{UNET}: sha256 is"),
     "two files swapped": (swap, "sha256 is"),
     "another model's file": (lambda model: shutil.copy(model / VAE, model / UNET), f"{UNET}: sha256 is"),
-    "a pickle beside it": (lambda model: (model / "unet" / "x.bin").write_bytes(b"\x80\x04."), "unet/x.bin: only"),
+    "an additional pickle": (lambda model: (model / "unet" / "x.bin").write_bytes(b"\x80\x04."), "unet/x.bin: only"),
     "a link to elsewhere": (lambda model: link(model / UNET), "links to outside"),
 }
 
@@ -82,20 +82,20 @@ def link(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", HARM)
-def test_harmed_files_are_refused_and_once_mended_the_picture_is_right(own: Own, name: str) -> None:
+def test_damaged_files_are_refused_until_they_are_restored(own: Own, name: str) -> None:
     harm, reason = HARM[name]
     with own.daemon.client() as client:
         client.unload()
         harm(own.model)
         try:
             with pytest.raises(WeaveError) as refused:
-                draw(client, model="own", format="raw")
+                generate(client, model="own", format="raw")
         finally:
             own.restore()
         assert refused.value.code is ErrorCode.WORKER_FAILED and str(own.model) not in str(refused.value)
         wait_for(lambda: [line for line in own.daemon.events("job_failed") if reason in line["detail"]])
-        assert images(draw(client, model="own", format="raw"))[0].data == own.expected
-        assert images(draw(client, model="shapes", format="raw"))[0].data == own.expected
+        assert images(generate(client, model="own", format="raw"))[0].data == own.expected
+        assert images(generate(client, model="shapes", format="raw"))[0].data == own.expected
 
 
 def test_files_that_vanish_under_a_loaded_model_do_it_no_harm(own: Own) -> None:
@@ -103,6 +103,6 @@ def test_files_that_vanish_under_a_loaded_model_do_it_no_harm(own: Own) -> None:
         client.load_model("own")
         shutil.rmtree(own.model)
         try:
-            assert images(draw(client, model="own", format="raw"))[0].data == own.expected
+            assert images(generate(client, model="own", format="raw"))[0].data == own.expected
         finally:
             own.restore()

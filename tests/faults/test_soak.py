@@ -1,4 +1,4 @@
-"""A short soak, so that the long one (make soak) is known to work."""
+"""A short soak, which shows that the long one (make soak) works."""
 
 from tests.faults.soak import run
 
@@ -6,4 +6,4 @@ from tests.faults.soak import run
 def test_a_short_soak_leaves_nothing_behind() -> None:
     soak = run(15, seed=3)
     assert soak.wrong == []
-    assert soak.found["draw"] and any(name.startswith("harm") for name in soak.found)
+    assert soak.found["generate"] and any(name.startswith("harm") for name in soak.found)

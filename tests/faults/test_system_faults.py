@@ -1,4 +1,4 @@
-"""What goes wrong around the daemon: a full disk, no descriptors, a socket or folder gone, a clock that jumps."""
+"""Faults around the daemon: a full disk, no descriptors, a socket or folder removed, a clock that jumps."""
 
 import asyncio
 import itertools
@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.builds import daemon_of, visible
 from tests.support.daemon import Daemon, descriptors_of, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from tests.support.system import MODEL
 from weave.client import AsyncClient, WeaveError
 from weave.protocol.errors import ErrorCode
@@ -34,7 +34,7 @@ def started(config: str = MODEL, folder: Path | None = None) -> Iterator[Daemon]
 
 @contextmanager
 def few_descriptors(pid: int) -> Iterator[None]:
-    """None beside those that it has now."""
+    """The process can open no more descriptors than it has."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     taken = set(map(int, os.listdir(f"/proc/{pid}/fd")))
     lowest_free = next(number for number in itertools.count() if number not in taken)
@@ -47,36 +47,36 @@ def few_descriptors(pid: int) -> Iterator[None]:
 
 
 @root_only
-def test_a_full_disk_for_log_and_audit_costs_lines_and_nothing_else() -> None:
+def test_a_full_disk_loses_log_lines_and_nothing_else() -> None:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "weave-test", folder], check=True)
     try:
         config = f'[limits]\nburst_per_uid = 1000\n[audit]\nfile = "{folder}/audit.log"\n' + MODEL
         with started(config, folder) as daemon, daemon.client() as client:
-            expected = images(draw(client))[0].data
+            expected = images(generate(client))[0].data
             with suppress(OSError), open(folder / "filler", "wb", buffering=0) as filler:
                 while True:
                     filler.write(bytes(4096))
             for _ in range(3):
                 client.unload()
-                assert images(draw(client))[0].data == expected
-            # What is left of the last page is soon used up, then nothing more gets in.
+                assert images(generate(client))[0].data == expected
+            # The rest of the last page fills up soon, then nothing more fits.
             size = (folder / "log").stat().st_size
             for _ in range(40):
                 with pytest.raises(WeaveError):
-                    draw(client, steps=0)
+                    generate(client, steps=0)
             assert (folder / "log").stat().st_size - size < 4096
             (folder / "filler").unlink()
             client.unload()
-            wait_for(lambda: '"log_lost"' in daemon.log())  # after half a line, which found no room for its end
-            assert images(draw(client))[0].data == expected
+            wait_for(lambda: '"log_lost"' in daemon.log())  # after half a line whose end did not fit
+            assert images(generate(client))[0].data == expected
             assert '"log_lost"' in (folder / "audit.log").read_text()
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @root_only
-def test_a_broker_without_descriptors_serves_those_it_has_and_the_others_later() -> None:
+def test_a_broker_out_of_descriptors_serves_new_clients_later() -> None:
     with started() as daemon, daemon.client() as client:
         client.load_model("shapes")
         broker = daemon.pid_of("broker")
@@ -87,37 +87,37 @@ def test_a_broker_without_descriptors_serves_those_it_has_and_the_others_later()
         for late in waiting:
             assert late.status().version
             late.close()
-        assert images(draw(client))
+        assert images(generate(client))
 
 
 @root_only
-def test_a_zygote_without_descriptors_is_replaced_and_the_job_done_by_the_next() -> None:
+def test_a_zygote_out_of_descriptors_is_replaced() -> None:
     with started() as daemon, daemon.client() as client:
-        expected = images(draw(client))[0].data
+        expected = images(generate(client))[0].data
         client.unload()
         with few_descriptors(daemon.pid_of("gpu_worker")):
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
         assert daemon.events("zygote_ended")
 
 
 @root_only
-def test_a_supervisor_without_descriptors_costs_one_worker_and_the_next_one_works() -> None:
+def test_a_supervisor_out_of_descriptors_loses_one_worker() -> None:
     with started() as daemon, daemon.client() as client:
-        expected = images(draw(client))[0].data
+        expected = images(generate(client))[0].data
         client.unload()
         with few_descriptors(daemon.process.pid), pytest.raises(WeaveError) as failed:
-            draw(client)
+            generate(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
-        assert images(draw(client))[0].data == expected
+        assert images(generate(client))[0].data == expected
 
 
-def test_a_socket_that_is_removed_is_bound_anew_and_who_is_connected_stays() -> None:
+def test_a_removed_socket_is_bound_again_and_clients_stay() -> None:
     with started() as daemon, daemon.client() as client:
         daemon.socket.unlink()
         wait_for(lambda: daemon.events("socket_restored"))
         assert client.status().version
         with daemon.client() as other:
-            assert images(draw(other))
+            assert images(generate(other))
 
 
 def replace_by_a_file(daemon: Daemon) -> None:
@@ -126,26 +126,24 @@ def replace_by_a_file(daemon: Daemon) -> None:
 
 
 def remove_the_folder(daemon: Daemon) -> None:
-    """Its Landlock rules name the folder that is gone: the daemon could make no other."""
+    """Its Landlock rules name the removed folder, so the daemon cannot create another."""
     shutil.rmtree(daemon.socket.parent)
 
 
 @pytest.mark.parametrize(
     "harm, told", [(replace_by_a_file, "is not a socket of ours; remove it"), (remove_the_folder, "install -d -o")]
 )
-def test_what_cannot_be_mended_ends_the_daemon_which_says_so_and_can_be_started_again(
-    harm: Callable[[Daemon], None], told: str
-) -> None:
+def test_a_socket_path_that_cannot_be_restored_stops_the_daemon(harm: Callable[[Daemon], None], told: str) -> None:
     daemon = Daemon(MODEL).wait_until_serving()
     harm(daemon)
     assert daemon.process.wait(20) == 78
     assert told in daemon.log() and str(daemon.socket.parent) in daemon.log()
     daemon.socket.unlink(missing_ok=True)
     with started(folder=daemon.folder) as again, again.client() as client:
-        assert images(draw(client))
+        assert images(generate(client))
 
 
-# Each reading is off by the next of these, so that no run is spared a jump by chance.
+# Each reading is off by the next of these, so that every run has jumps.
 JUMPS = """
 import itertools, time
 real, jumps = time.time, itertools.cycle((0, 1e9, -1e6, 3600, -3600))
@@ -156,26 +154,26 @@ time.time_ns = lambda: int(time.time() * 1e9)
 
 def test_a_wall_clock_that_jumps_moves_no_deadline() -> None:
     limits = "[limits]\nidle_unload_seconds = 1.0\nburst_per_uid = 5\nrequests_per_second = 5.0\n"
-    daemon = daemon_of({}, limits + MODEL, everywhere=JUMPS)
+    daemon = daemon_of((), limits + MODEL, everywhere=JUMPS)
     try:
         with daemon.client() as client:
-            expected = images(draw(client))[0].data
+            expected = images(generate(client))[0].data
             for _ in range(3):
-                assert images(draw(client))[0].data == expected
+                assert images(generate(client))[0].data == expected
             wait_for(lambda: client.status().worker == "none", seconds=20)
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
             assert not daemon.events("client_dropped") and not daemon.events("job_timed_out")
         told = [line["time"] for line in daemon.all_events()]
-        assert len({time[:4] for time in told}) > 1 and told != sorted(told)  # it did jump, and back
+        assert len({time[:4] for time in told}) > 1 and told != sorted(told)  # it did jump, forwards and back
     finally:
         assert daemon.stop() == 0
 
 
-def test_five_hundred_clients_at_once_are_all_served_within_the_limits() -> None:
+def test_five_hundred_clients_are_served_within_the_limits() -> None:
     limits = "connections = 600\nconnections_per_uid = 600\nqueue = 600\nqueue_per_uid = 600\nburst_per_uid = 600"
 
     async def one(daemon: Daemon, number: int) -> bytes:
-        """Every fifth draws, since a picture takes a while."""
+        """Only every fifth generates an image, which takes a while."""
         async with AsyncClient(daemon.socket) as client:
             assert (await client.status()).version
             if number % 5:
@@ -188,13 +186,13 @@ def test_five_hundred_clients_at_once_are_all_served_within_the_limits() -> None
 
     with started(f"[limits]\n{limits}\n" + MODEL) as daemon:
         before = len(descriptors_of(daemon.pid_of("broker")))
-        drawn = asyncio.run(all_at_once(daemon))
-        assert sum(map(bool, drawn)) == 100 and len(set(drawn) - {b""}) == 1
-        # The worker's channel is all that has come to stay.
+        generated = asyncio.run(all_at_once(daemon))
+        assert sum(map(bool, generated)) == 100 and len(set(generated) - {b""}) == 1
+        # Only the worker's channel has been added.
         wait_for(lambda: len(descriptors_of(daemon.pid_of("broker"))) == before + 1)
 
 
-def test_five_hundred_clients_where_sixty_four_may_be_are_told_so() -> None:
+def test_clients_beyond_the_connection_limit_get_an_error() -> None:
     async def one(daemon: Daemon, arrived: asyncio.Semaphore, all_arrived: asyncio.Event) -> str:
         async with AsyncClient(daemon.socket) as client:
             try:

@@ -19,7 +19,7 @@ from tests.gpu.report import ROOT, Report, clean, shortened
 _REPORT = pytest.StashKey[Report]()
 _FIGURES = pytest.StashKey[dict[str, Any]]()
 _END = pytest.StashKey[float]()
-# Beyond what a test should need: torch's import, a slow disk. A rehearsal may be on two busy cores.
+# More than a test should need: torch's import, a slow disk. A rehearsal may run on two busy cores.
 _SLACK_SECONDS = {"on a card": 60, "rehearsal": 600}
 
 
@@ -36,9 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_REPORT] = Report(config.getoption("--report-folder"), rehearsal=config.getoption("--without-gpu"))
 
 
-@pytest.hookimpl(trylast=True)  # after pytest has put tests of one fixture together
+@pytest.hookimpl(trylast=True)  # after pytest has grouped the tests of each fixture
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """By what must be known first, should the time run out."""
+    """Ordered by importance, in case the time runs out."""
     items.sort(key=lambda item: "abcgdef".find(item.path.name.removeprefix("test_")[0]))
     for item in items:
         config.stash[_REPORT].plan(item.nodeid)
@@ -68,7 +68,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     report = item.config.stash[_REPORT]
     if not report.rehearsal and (reason := machine.why_no_card()) is not None:
-        report.machine = report.machine or machine.facts()  # which may say why
+        report.machine = report.machine or machine.facts()  # which may explain the failure
         pytest.skip(f"no card: {reason}")
     left = item.config.stash[_END] - time.monotonic()
     if _seconds(item) > left:
@@ -112,13 +112,13 @@ def report(request: pytest.FixtureRequest) -> Report:
 
 @pytest.fixture(scope="session")
 def device(report: Report) -> str:
-    """Where the models run, as the config says it."""
+    """The config's device."""
     return "cpu" if report.rehearsal else "cuda"
 
 
 @pytest.fixture(scope="session")
 def card(report: Report) -> None:
-    """For what no processor can stand in for."""
+    """For tests that need a real card."""
     if report.rehearsal:
         pytest.skip("it needs a card, and this is a rehearsal without one")
 
@@ -131,7 +131,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def recording(device: str, folder: Path) -> Recording:
-    """What record mode finds in the product as it is."""
+    """The findings of record mode in the unchanged product."""
     return record(device, folder)
 
 

@@ -55,14 +55,13 @@ def _ask(call: str, answer: Any) -> Any:
 
 
 def version() -> str:
-    """The driver's. Raises OSError where there is no driver."""
     text = ctypes.create_string_buffer(100)
     _check(_nvml().nvmlSystemGetDriverVersion(text, len(text)), "nvmlSystemGetDriverVersion")
     return text.value.decode()
 
 
 def used_mib() -> int:
-    """VRAM that is taken, by all processes together."""
+    """VRAM in use by all processes."""
     return int(_ask("nvmlDeviceGetMemoryInfo", _Memory()).used) // MIB
 
 
@@ -104,7 +103,7 @@ def busy_percent() -> int:
 
 
 def seconds_until(condition: Callable[[], bool], limit: float) -> float | None:
-    """How long it took; None where it never came to that."""
+    """Seconds until it held; None if it never did."""
     start = time.monotonic()
     while time.monotonic() < start + limit:
         if condition():

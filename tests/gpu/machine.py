@@ -1,5 +1,5 @@
-"""What the machine is. `python -m tests.gpu.machine` tells what torch knows of the card, in a process of its own, since
-a process that has initialised CUDA holds VRAM and cannot fork."""
+"""Describes the machine. `python -m tests.gpu.machine` prints what torch knows of the card. It is a separate process,
+since a process that has initialised CUDA holds VRAM and cannot fork."""
 
 import ctypes
 import functools
@@ -49,12 +49,10 @@ def card(loading: str = "") -> dict[str, Any]:
 
 
 def why_no_card() -> str | None:
-    """None where there is one."""
     return card().get("reason")
 
 
 def facts() -> dict[str, Any]:
-    """All of it, for the report."""
     return {
         "card": card(),
         "driver": _or_reason(driver.version),
@@ -82,7 +80,7 @@ def facts() -> dict[str, Any]:
 
 
 def missing(found: dict[str, Any], *, rehearsal: bool) -> list[str]:
-    """What the daemon cannot be without."""
+    """What the daemon requires."""
     lacks = [] if found["Landlock ABI"] else ["Landlock"]
     if "user_notif" not in found["seccomp's actions"]:
         lacks.append("seccomp's notifications")

@@ -18,9 +18,9 @@ import torch
 
 from tests.gpu.report import ROOT
 from tests.support.daemon import DEMO_MODEL
-from tests.support.plain_pictures import Plain, arguments, make_small_model, write_index
 from tests.support.processes import start
 from tests.support.published import PUBLISHED
+from tests.support.reference import Reference, arguments, make_small_model, write_index
 
 PROMPT, SEED, SCALE = "a red circle", 11, 5.0
 # Of the weights, as the models' own initialisations have it. With more, halves overflow; with less, images are grey.
@@ -28,7 +28,7 @@ _STD = 0.02
 
 
 class Shape(NamedTuple):
-    """What is asked for: pixels a side, and steps."""
+    """The parameters of the requests: pixels a side, and steps."""
 
     side: int
     steps: int
@@ -104,7 +104,6 @@ class PlainCalls:
         return found
 
     def pixels(self) -> np.ndarray[Any, Any]:
-        """Of the last image."""
         found: np.ndarray[Any, Any] = np.load(self._pixels)
         return found
 
@@ -122,7 +121,7 @@ def serve(device: str, folder: Path) -> None:
     before = time.monotonic()
     torch.zeros(1, device=device)
     started = time.monotonic()
-    plain = Plain("sdxl", folder, dtype)
+    plain = Reference("sdxl", folder, dtype)
     plain.pipeline.to(device)
     _finish(device)
     loading = {"start of CUDA": started - before, "from_pretrained and to(device)": time.monotonic() - started}
@@ -133,7 +132,7 @@ def serve(device: str, folder: Path) -> None:
         for _ in range(int(line)):
             started = time.monotonic()
             generator = torch.Generator("cpu").manual_seed(SEED)
-            pixels = plain.draw(PROMPT, plain.scheduler("euler"), generator, **given)
+            pixels = plain.generate(PROMPT, plain.scheduler("euler"), generator, **given)
             seconds.append(round(time.monotonic() - started, 3))
         np.save(folder.with_suffix(".npy"), pixels)
         print(json.dumps(seconds), flush=True)

@@ -2,18 +2,17 @@
 
 from pathlib import Path
 
-from tests.support.plain_pictures import make_small_model, write_index
+from tests.support.reference import make_small_model, write_index
 
 FAMILIES = ("sd1", "sdxl", "sd3", "flux")  # sd2 is sd1's pipeline
 
 
 def make(folder: Path) -> Path:
-    """One of each family, in folders of their names."""
+    """A model of each family, in folders named after them."""
     for name in FAMILIES:
         write_index(name, make_small_model(name, folder / name))
     return folder
 
 
 def tables(folder: Path) -> str:
-    """For the daemon's config."""
     return "".join(f'[models.{name}]\npath = "{folder / name}"\nfamily = "{name}"\n' for name in FAMILIES)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tests.gpu.models import FAMILIES
-from tests.support.plain_pictures import Plain, arguments
+from tests.support.reference import Reference, arguments
 from weave.models.families import FAMILIES as OFFERED
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -27,12 +27,12 @@ def main(device: str, folder: Path, output: Path) -> None:
     generated: dict[str, Any] = {}
     for dtype in DTYPES:
         for family in FAMILIES:
-            plain = Plain(family, folder / family, dtype)
+            plain = Reference(family, folder / family, dtype)
             plain.pipeline.to(device)
             for scheduler in OFFERED[family].schedulers:
                 for negative in NEGATIVES:
                     generator = torch.Generator("cpu").manual_seed(SEED)
-                    generated[key(dtype, family, scheduler, negative)] = plain.draw(
+                    generated[key(dtype, family, scheduler, negative)] = plain.generate(
                         PROMPT,
                         plain.scheduler(scheduler),
                         generator,

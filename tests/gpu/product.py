@@ -1,4 +1,4 @@
-"""The daemon that is tested: as it is, or with longer lists where its worker does not come up on the card."""
+"""The daemon under test: unchanged, or with longer lists if its worker does not start on the card."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -10,14 +10,14 @@ from tests.gpu import models
 from tests.support import recorded
 from tests.support.builds import build
 from tests.support.daemon import COMMAND, Daemon
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.system import MODEL
 from weave.client import NotRunning, WeaveError
 
 AS_IT_IS: tuple[str, ...] = (
     (str(COMMAND),) if COMMAND.exists() else (sys.executable, "-I", "-B", "-m", "weave.supervisor")
 )
-# A call that is missing may hide others, which only the next recording finds.
+# One missing call may hide others, which only the next recording finds.
 _ROUNDS = 3
 # Of the log: why there is no image.
 _REASONS = ("sandbox_violation", "worker_ended", "crashed", "gpu_not_used", "job_failed", "worker_violation")
@@ -55,7 +55,6 @@ def config(device: str, tables: str = MODEL, *, dtype: str = "auto", more: str =
 
 
 def record(device: str, folder: Path, command: tuple[str, ...] = AS_IT_IS) -> Recording:
-    """Record mode, with a job of each model."""
     daemon = Daemon(config(device, MODEL + models.tables(folder)), options=("--record",), command=command)
     try:
         failures = dict(islice(_failures(daemon.wait_until_serving(), device), 2))  # each may take a minute
@@ -106,7 +105,7 @@ def _failure(daemon: Daemon, device: str, model: str) -> str | None:
     logged = len(daemon.all_events())
     try:
         with daemon.client() as client:
-            made = images(draw(client, model=model, width=64, height=64, preview_every=2))
+            made = images(generate(client, model=model, width=64, height=64, preview_every=2))
             found = client.status().device
     except (WeaveError, NotRunning, TimeoutError) as error:
         reasons = [line for line in daemon.all_events()[logged:] if line["event"] in _REASONS]

@@ -99,13 +99,13 @@ def _lines(title: str, figures: dict[str, Any]) -> list[str]:
 
 
 def shortened(text: str) -> str:
-    """The end of an error, which says what happened."""
+    """The end of an error message, which has the reason."""
     return text if len(text) <= _LONGEST_REASON else f"[...]{text[-_LONGEST_REASON:]}"
 
 
 def clean(text: str) -> str:
-    """Without what names the machine or its user: people send this page."""
-    # Longest first: one may lie in another.
+    """Removes names of the machine and its user, since people send this page."""
+    # Longest first: one path may be below another.
     places = {str(ROOT): "CHECKOUT", sys.prefix: "PREFIX", str(Path.home()): "HOME", tempfile.gettempdir(): "TMP"}
     for place in sorted(places, key=len, reverse=True):
         if place not in ("/", "/tmp", "/usr", "/usr/local"):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.gpu.product import Product, config
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images, pixels
+from tests.support.generation import generate, images, pixels
 from tests.support.shapes_checker import Seen, look
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, as_user
@@ -29,7 +29,7 @@ STEPS = 20
 
 @pytest.fixture(scope="module")
 def daemon(product: Product, device: str) -> Iterator[Daemon]:
-    """As people start it: `auto` finds the card."""
+    """As users start it: `auto` finds the card."""
     found = "auto" if device == "cuda" else device
     daemon = Daemon(config(found), command=product.command).wait_until_serving()
     yield daemon
@@ -43,11 +43,11 @@ def test_the_daemon_as_it_is_generates_with_each_model(product: Product, figures
 
 
 @pytest.mark.seconds(20)
-def test_a_locked_in_worker_on_the_card_generates_what_was_asked_for(
+def test_a_locked_down_worker_on_the_gpu_generates_the_prompt(
     daemon: Daemon, device: str, figures: dict[str, Any]
 ) -> None:
     with daemon.client() as client:
-        first, again = (images(draw(client, CIRCLE, steps=STEPS, seed=7))[0] for _ in range(2))
+        first, again = (images(generate(client, CIRCLE, steps=STEPS, seed=7))[0] for _ in range(2))
         status = client.status()
     layers = status.sandbox["worker"]
     figures |= {"device": status.device, "dtype": status.dtype, "layers": layers, "memory": status.memory_used}
@@ -64,20 +64,20 @@ def test_a_locked_in_worker_on_the_card_generates_what_was_asked_for(
 @pytest.mark.parametrize("scheduler", FAMILIES["sd1"].schedulers)
 def test_with_each_scheduler_the_image_is_recognised(daemon: Daemon, scheduler: str) -> None:
     with daemon.client() as client:
-        (image,) = images(draw(client, CIRCLE, steps=STEPS, seed=7, scheduler=scheduler))
+        (image,) = images(generate(client, CIRCLE, steps=STEPS, seed=7, scheduler=scheduler))
     assert look(pixels(image)) == PROMPTS[CIRCLE]
 
 
 def _generated(daemon: Daemon) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with daemon.wait_until_serving().client() as client:
-            return {prompt: pixels(images(draw(client, prompt, steps=STEPS, seed=7))[0]) for prompt in PROMPTS}
+            return {prompt: pixels(images(generate(client, prompt, steps=STEPS, seed=7))[0]) for prompt in PROMPTS}
     finally:
         daemon.stop()
 
 
 @pytest.mark.seconds(40)
-def test_in_float32_an_image_is_nearly_the_processor_s(product: Product, device: str, figures: dict[str, Any]) -> None:
+def test_in_float32_an_image_is_close_to_the_cpus(product: Product, device: str, figures: dict[str, Any]) -> None:
     daemons = [Daemon(config(where, dtype="float32"), command=product.command) for where in (device, "cpu")]
     ours, processors = map(_generated, daemons)
     differences = {prompt: np.abs(ours[prompt].astype(int) - processors[prompt]) for prompt in PROMPTS}
@@ -90,20 +90,20 @@ def test_in_float32_an_image_is_nearly_the_processor_s(product: Product, device:
 
 @pytest.mark.seconds(40)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
-def test_as_a_system_daemon_each_of_two_users_gets_an_image_from_a_worker_of_its_own(
+def test_in_system_mode_each_user_gets_its_own_worker(
     product: Product, device: str, users: None, figures: dict[str, Any]
 ) -> None:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
     for above in Path(product.command[0]).parents:
         if above.name.startswith("weave-build-"):
-            above.chmod(0o755)  # other users are to run it
+            above.chmod(0o755)  # other users run it
     table = '[system]\nisolate_users = true\nsocket_mode = "0666"'
     tables = config(device, SYSTEM.replace("[system]", table) + MODEL)
     daemon = system_daemon(folder, tables, command=product.command).wait_until_serving()
 
     def seen() -> list[Any]:
         with Client(daemon.socket, timeout=100) as client:
-            image = pixels(images(draw(client, CIRCLE, steps=STEPS, seed=7))[0])
+            image = pixels(images(generate(client, CIRCLE, steps=STEPS, seed=7))[0])
             return [*look(image), client.status().device]
 
     workers = []

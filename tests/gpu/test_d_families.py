@@ -14,7 +14,7 @@ from tests.gpu.plain_calls import DTYPES, NEGATIVES, PROMPT, SCALE, SEED, STEPS,
 from tests.gpu.product import Product, config
 from tests.gpu.report import ROOT
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images, pixels
+from tests.support.generation import generate, images, pixels
 from weave.models.families import FAMILIES
 
 Pixels = np.ndarray[Any, Any]
@@ -42,7 +42,7 @@ def served(
 
 @pytest.mark.seconds(10)
 @pytest.mark.parametrize("family", models.FAMILIES)
-def test_an_image_is_what_the_plain_call_generates(
+def test_an_image_equals_the_plain_calls(
     served: tuple[Daemon, str], plain: dict[str, Pixels], family: str, figures: dict[str, Any]
 ) -> None:
     daemon, dtype = served
@@ -52,7 +52,7 @@ def test_an_image_is_what_the_plain_call_generates(
         for scheduler in FAMILIES[family].schedulers:
             for negative in NEGATIVES:
                 more = {} if negative is None else {"negative_prompt": negative}
-                (image,) = images(draw(client, PROMPT, scheduler=scheduler, **wanted, **more))
+                (image,) = images(generate(client, PROMPT, scheduler=scheduler, **wanted, **more))
                 expected = plain[key(dtype, family, scheduler, negative)]
                 assert expected.std() > 0
                 case = key(dtype, family, scheduler, negative)

@@ -11,14 +11,14 @@ from tests.gpu import driver
 from tests.gpu.product import Product, config
 from tests.gpu.vram import Holder
 from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
-from tests.support.pictures import draw, images
-from tests.support.stages import LONG, draws_right, end_of, reach
+from tests.support.generation import generate, images
+from tests.support.stages import LONG, end_of, generates_right, reach
 from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.protocol.client_messages import Progress
 from weave.protocol.errors import ErrorCode
 
-# The driver gives memory back after the process is gone.
+# The driver returns memory after the process has exited.
 _MOST_SECONDS = 10
 LARGE = 4096
 WIDE = f"""
@@ -31,7 +31,7 @@ bounds = {{ width = {{ max = {LARGE} }}, height = {{ max = {LARGE} }}, pixels = 
 
 
 class Vram:
-    """How much of it is in use, in MiB; without a card always nothing."""
+    """VRAM in use, in MiB; always 0 without a card."""
 
     def __init__(self, device: str, figures: dict[str, Any]) -> None:
         self._has_card = device == "cuda"
@@ -65,23 +65,22 @@ def daemon(product: Product, device: str) -> Iterator[Daemon]:
 @pytest.fixture(scope="module")
 def expected(daemon: Daemon) -> bytes:
     with daemon.client() as client:
-        return images(draw(client))[0].data
+        return images(generate(client))[0].data
 
 
 @pytest.fixture
 def vram(daemon: Daemon, expected: bytes, device: str, figures: dict[str, Any]) -> Vram:
-    """Before there is a worker."""
     with daemon.client() as client:
         client.unload()
     return Vram(device, figures)
 
 
 @pytest.mark.seconds(20)
-def test_unload_gives_all_of_it_back(daemon: Daemon, vram: Vram, device: str, expected: bytes) -> None:
+def test_unload_returns_all_vram(daemon: Daemon, vram: Vram, device: str, expected: bytes) -> None:
     with daemon.client() as client:
         client.load_model("shapes")
         loaded = vram.note("with the model")
-        assert images(draw(client))[0].data == expected
+        assert images(generate(client))[0].data == expected
         vram.note("after an image")
         client.unload()
     assert vram.comes_back()
@@ -89,13 +88,13 @@ def test_unload_gives_all_of_it_back(daemon: Daemon, vram: Vram, device: str, ex
 
 
 @pytest.mark.seconds(25)
-def test_a_worker_that_is_idle_gives_all_of_it_back(product: Product, device: str, figures: dict[str, Any]) -> None:
+def test_an_idle_worker_returns_all_vram(product: Product, device: str, figures: dict[str, Any]) -> None:
     limits = "[limits]\nidle_unload_seconds = 2\n"
     daemon = Daemon(config(device, MODEL, more=limits), command=product.command).wait_until_serving()
     vram = Vram(device, figures)
     try:
         with daemon.client() as client:
-            draw(client)
+            generate(client)
             vram.note("with the model")
             wait_for(lambda: client.status().worker == "none")
         assert vram.comes_back()
@@ -109,7 +108,7 @@ def test_a_worker_that_is_idle_gives_all_of_it_back(product: Product, device: st
     [("worker", ErrorCode.WORKER_FAILED), ("broker", None), ("gpu_worker", ErrorCode.WORKER_FAILED)],
     ids=["worker", "broker", "zygote"],
 )
-def test_killed_in_the_middle_of_a_job_all_of_it_comes_back_and_the_next_image_is_right(
+def test_a_worker_killed_during_a_job_returns_all_vram(
     daemon: Daemon, vram: Vram, expected: bytes, victim: str, told: ErrorCode | None
 ) -> None:
     with daemon.client() as client:
@@ -119,30 +118,30 @@ def test_killed_in_the_middle_of_a_job_all_of_it_comes_back_and_the_next_image_i
         os.kill(daemon.pid_of(victim), signal.SIGKILL)
         assert end_of(client, request) is told
     assert vram.comes_back()
-    assert draws_right(daemon, expected)
+    assert generates_right(daemon, expected)
 
 
 @pytest.mark.seconds(40)
-def test_a_job_too_large_for_what_is_left_of_the_card_is_refused_and_the_next_one_is_right(
+def test_a_job_larger_than_free_vram_fails_and_the_next_succeeds(
     card: None, daemon: Daemon, vram: Vram, expected: bytes, figures: dict[str, Any]
 ) -> None:
-    """One that is larger than the whole card would compute for minutes before it fails."""
+    """A job larger than the whole card would compute for minutes before it fails."""
     with daemon.client() as client:
-        assert images(draw(client))[0].data == expected
+        assert images(generate(client))[0].data == expected
         with Holder("hold", "cuda", leave_mib=300) as holder:
             figures["held by another process, MiB"] = holder.mib
             with pytest.raises(WeaveError) as refused:
-                draw(client, width=LARGE, height=LARGE, steps=1)
+                generate(client, width=LARGE, height=LARGE, steps=1)
             figures["error"] = f"{refused.value.code}: {refused.value}"
             assert refused.value.code is ErrorCode.OUT_OF_MEMORY
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
         client.unload()
     assert vram.comes_back()
 
 
 @pytest.mark.seconds(50)
 @pytest.mark.parametrize("leave_mib", [1024, 100])
-def test_on_a_card_that_another_process_has_filled_loading_fails_with_an_error_and_later_succeeds(
+def test_loading_fails_while_another_process_fills_the_vram(
     card: None, daemon: Daemon, vram: Vram, expected: bytes, figures: dict[str, Any], leave_mib: int
 ) -> None:
     with Holder("hold", "cuda", leave_mib) as holder, daemon.client() as client:
@@ -155,7 +154,7 @@ def test_on_a_card_that_another_process_has_filled_loading_fails_with_an_error_a
             assert error.code in (ErrorCode.OUT_OF_MEMORY, ErrorCode.WORKER_FAILED)
         else:
             assert leave_mib > 100
-    assert draws_right(daemon, expected)
+    assert generates_right(daemon, expected)
     with daemon.client() as client:
         client.unload()
     assert vram.comes_back()

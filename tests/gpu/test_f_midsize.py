@@ -20,7 +20,7 @@ from tests.gpu.midsize import PROMPT, SCALE, SEED, PlainCalls
 from tests.gpu.product import Product, config
 from tests.gpu.report import ROOT
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import images, pixels
+from tests.support.generation import images, pixels
 from tests.support.stages import reach
 from weave.client import Answer, Client, WeaveError
 from weave.protocol.client_messages import Done, Generate, Image, Progress
@@ -72,7 +72,7 @@ def request(device: str, **more: Any) -> Generate:
     return Generate(**wanted)
 
 
-def generate(client: Client, device: str, **more: Any) -> tuple[float, list[Answer]]:
+def timed(client: Client, device: str, **more: Any) -> tuple[float, list[Answer]]:
     """Seconds from the request to the image, as a client sees it."""
     started = time.monotonic()
     answers = list(client.answers(client.send(request(device, **more))))
@@ -104,7 +104,7 @@ class Peak:
 
 
 @pytest.mark.seconds(60)
-def test_it_is_loaded(daemon: Daemon, sdxl: Path, device: str, figures: dict[str, Any]) -> None:
+def test_the_model_loads(daemon: Daemon, sdxl: Path, device: str, figures: dict[str, Any]) -> None:
     figures["model"] = "SDXL's shape" if device == "cuda" else "a tiny one: the figures mean nothing"
     figures["size of its files, GiB"] = round(sum(file.stat().st_size for file in sdxl.rglob("*.*")) / 2**30, 2)
     for file in sdxl.rglob("*.safetensors"):
@@ -114,7 +114,7 @@ def test_it_is_loaded(daemon: Daemon, sdxl: Path, device: str, figures: dict[str
         client.load_model("sdxl")
         figures["load_model, seconds"] = round(time.monotonic() - started, 2)
         client.unload()
-        _, answers = generate(client, device)
+        _, answers = timed(client, device)
         (timings,) = [answer.event.timings for answer in answers if isinstance(answer.event, Done)]
         assert timings is not None
         figures["start of a worker and loading, seconds"] = round(timings.loading, 2)
@@ -122,18 +122,18 @@ def test_it_is_loaded(daemon: Daemon, sdxl: Path, device: str, figures: dict[str
 
 
 @pytest.mark.seconds(20)
-def test_the_most_vram_it_takes(card: None, daemon: Daemon, device: str, figures: dict[str, Any]) -> None:
+def test_the_peak_vram_of_a_job(card: None, daemon: Daemon, device: str, figures: dict[str, Any]) -> None:
     with daemon.client() as client:
         client.unload()
         before = driver.used_mib()
         with Peak() as peak:
-            generate(client, device)
+            timed(client, device)
     figures |= {"before, MiB": before, "at most, MiB": peak.mib, "of the worker, MiB": peak.mib - before}
     assert peak.mib > before
 
 
 @pytest.mark.seconds(90)
-def test_an_image_is_the_plain_call_s_and_takes_as_long(
+def test_an_image_equals_the_plain_calls_and_takes_as_long(
     daemon: Daemon, sdxl: Path, device: str, figures: dict[str, Any]
 ) -> None:
     ours: list[float] = []
@@ -141,10 +141,10 @@ def test_an_image_is_the_plain_call_s_and_takes_as_long(
     with PlainCalls(device, sdxl) as calls, daemon.client() as client:
         figures["plain loading, seconds"] = calls.loading
         calls.seconds(1)
-        _, answers = generate(client, device)
+        _, answers = timed(client, device)
         for _ in range(_BLOCKS):
             plain += calls.seconds(_IMAGES)
-            ours += [generate(client, device)[0] for _ in range(_IMAGES)]
+            ours += [timed(client, device)[0] for _ in range(_IMAGES)]
         expected = calls.pixels()
     (image,) = images(answers)
     side = midsize.shape(device).side
@@ -160,12 +160,12 @@ def test_an_image_is_the_plain_call_s_and_takes_as_long(
 
 
 @pytest.mark.seconds(25)
-def test_what_a_preview_of_each_step_costs(daemon: Daemon, device: str, figures: dict[str, Any]) -> None:
+def test_the_cost_of_a_preview_each_step(daemon: Daemon, device: str, figures: dict[str, Any]) -> None:
     with daemon.client() as client:
-        generate(client, device)
-        without = [generate(client, device)[0] for _ in range(_IMAGES)]
-        previewed = [generate(client, device, preview_every=1)[0] for _ in range(_IMAGES)]
-        _, answers = generate(client, device, preview_every=1, images=1)
+        timed(client, device)
+        without = [timed(client, device)[0] for _ in range(_IMAGES)]
+        previewed = [timed(client, device, preview_every=1)[0] for _ in range(_IMAGES)]
+        _, answers = timed(client, device, preview_every=1, images=1)
     figures["without, seconds"], figures["with, seconds"] = spread(without), spread(previewed)
     figures["ratio of the medians"] = round(statistics.median(previewed) / statistics.median(without), 3)
     previews = [answer for answer in answers if type(answer.event).__name__ == "Preview"]

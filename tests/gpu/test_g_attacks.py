@@ -65,21 +65,21 @@ def test_the_worker_gains_nothing(outcomes: Outcomes, role: str, figures: dict[s
 
 
 @pytest.mark.seconds(5)
-def test_of_files_it_reaches_those_of_its_own_threads_alone(outcomes: Outcomes, figures: dict[str, Any]) -> None:
+def test_the_worker_reaches_only_the_files_of_its_own_threads(outcomes: Outcomes, figures: dict[str, Any]) -> None:
     tried = {name: outcomes[name] for name in (*TASK_ATTACKS, *WRITING)}
     figures["gained"] = [name for name, found in tried.items() if found["result"].startswith("gained")]
     check_files_of_threads(tried)
 
 
 @pytest.mark.seconds(20)
-def test_no_call_that_is_not_on_its_list_is_made(product: Product, role: str, figures: dict[str, Any]) -> None:
+def test_a_gpu_worker_makes_no_unlisted_call(product: Product, role: str, figures: dict[str, Any]) -> None:
     swept = outcomes_of(started(product, role, "--sweep=calls"))["sweep"]
     figures |= {"made": swept["made"], "unnoticed": swept["unnoticed"]}
     assert swept == {"attack": "sweep", "made": [], "unnoticed": []}
 
 
 @pytest.mark.seconds(5)
-def test_of_the_driver_s_device_files_it_opens_those_on_its_list_alone(
+def test_the_worker_opens_only_listed_device_files(
     card: None, product: Product, outcomes: Outcomes, figures: dict[str, Any]
 ) -> None:
     figures |= {name: outcomes[name].get("violation", outcomes[name]["result"]) for name in DEVICES}
@@ -89,9 +89,7 @@ def test_of_the_driver_s_device_files_it_opens_those_on_its_list_alone(
 
 
 @pytest.mark.seconds(5)
-def test_what_the_driver_tells_it_of_the_card_and_of_other_processes(
-    card: None, outcomes: Outcomes, figures: dict[str, Any]
-) -> None:
+def test_what_the_driver_reports_to_the_worker(card: None, outcomes: Outcomes, figures: dict[str, Any]) -> None:
     """The driver's answers are not ours to refuse; but a process's name is in its files in /proc."""
     figures |= {name: str(outcomes[name].get("violation", outcomes[name]["result"]))[:200] for name in NVML}
     assert not outcomes["NVML: another process's name"]["result"].startswith("gained")

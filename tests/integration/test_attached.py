@@ -56,7 +56,7 @@ def owner() -> Iterator[Owner]:
     owner.listening.close()
 
 
-def test_a_request_that_comes_before_torch_is_imported_waits_and_is_served(owner: Owner) -> None:
+def test_a_request_before_torch_is_imported_waits_and_is_served(owner: Owner) -> None:
     with owner.accept() as connection:
         connection.sendall(generate_1())
         assert not owner.daemon.events("imported")
@@ -69,7 +69,7 @@ def test_a_request_that_comes_before_torch_is_imported_waits_and_is_served(owner
 
 
 @pytest.mark.parametrize("ends", ["connection", "half of the connection", "standard input", "broker"])
-def test_nothing_is_left_when_the_one_we_serve_is_gone_in_the_middle_of_a_job(owner: Owner, ends: str) -> None:
+def test_nothing_is_left_after_a_disconnect_during_a_job(owner: Owner, ends: str) -> None:
     with owner.accept() as connection:
         send_2(connection, {"op": "generate", "model": "shapes", "prompt": "x", "steps": 100, "images": 8})
         while receive_2(connection)["event"] != "progress":
@@ -92,7 +92,7 @@ def test_nothing_is_left_when_the_one_we_serve_is_gone_in_the_middle_of_a_job(ow
         )
 
 
-def test_a_broker_that_hangs_does_not_keep_the_daemon(owner: Owner) -> None:
+def test_a_hung_broker_does_not_keep_the_daemon_running(owner: Owner) -> None:
     connection = owner.accept()
     wait_for(lambda: owner.daemon.events("serving"))
     processes = list(owner.daemon.processes())
@@ -101,7 +101,7 @@ def test_a_broker_that_hangs_does_not_keep_the_daemon(owner: Owner) -> None:
     assert owner.all_gone(processes)
 
 
-def test_standard_input_that_is_dev_null_does_not_count_as_ended() -> None:
+def test_dev_null_as_standard_input_does_not_end_the_daemon() -> None:
     owner = Owner(stdin=subprocess.DEVNULL)
     with owner.accept() as connection:
         connection.sendall(generate_1())
@@ -117,7 +117,7 @@ BAD_HEADERS = {
 
 
 @pytest.mark.parametrize("name", BAD_HEADERS)
-def test_a_bad_header_after_which_nothing_can_be_read_ends_the_daemon_in_order(owner: Owner, name: str) -> None:
+def test_an_unrecoverable_header_stops_the_daemon_cleanly(owner: Owner, name: str) -> None:
     header, code = BAD_HEADERS[name]
     with owner.accept() as connection:
         connection.sendall(generate_1())
@@ -130,24 +130,24 @@ def test_a_bad_header_after_which_nothing_can_be_read_ends_the_daemon_in_order(o
     *_, last = owner.daemon.all_events()
     assert (last["event"], last["reason"]) == (
         "stopped",
-        "our one client was dropped; the broker's last line says why",
+        "our only client was dropped; the broker's last line says why",
     )
     *_, refused = [line for line in owner.daemon.all_events() if line["process"] == "broker"]
     assert refused["event"] == "frame_refused" and name.split()[0] in refused["reason"]
     assert not owner.daemon.events("broker_ended")
 
 
-def test_half_a_frame_ends_the_daemon_in_order() -> None:
+def test_half_a_frame_stops_the_daemon_cleanly() -> None:
     owner = Owner(config="[limits]\nframe_seconds = 0.3\n")
     with owner.accept() as connection:
         connection.sendall(generate_1()[:20])
         assert connection.recv(1) == b"" and owner.all_gone([])
     assert owner.daemon.process.returncode == 0
-    assert owner.daemon.all_events()[-1]["reason"] == "our one client was dropped; the broker's last line says why"
-    assert owner.daemon.events("client_dropped")[-1]["reason"] == "a frame was begun and not finished in time"
+    assert owner.daemon.all_events()[-1]["reason"] == "our only client was dropped; the broker's last line says why"
+    assert owner.daemon.events("client_dropped")[-1]["reason"] == "a frame was not complete in time"
 
 
-def test_bad_headers_are_told_and_the_next_request_is_served(owner: Owner) -> None:
+def test_bad_headers_are_errors_and_the_next_request_is_served(owner: Owner) -> None:
     with owner.accept() as connection:
         for header, code in (
             (pack_header(Kind.GENERATE, 0, 100, version=2), Code.INTERNAL),
@@ -170,7 +170,7 @@ def test_bad_headers_are_told_and_the_next_request_is_served(owner: Owner) -> No
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_listener_of_another_user_is_not_sent_a_byte() -> None:
+def test_another_users_listener_gets_no_byte() -> None:
     with tempfile.TemporaryDirectory(prefix="weave-test-") as folder:
         os.chmod(folder, 0o777)
         path = f"{folder}/ui.sock"
@@ -194,8 +194,8 @@ def test_a_listener_of_another_user_is_not_sent_a_byte() -> None:
         assert os.read(heard[0], 100) == b"heard:"
 
 
-def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
-    """Of the program that has started us, and has yet to accept others."""
+def test_the_daemon_waits_for_a_full_backlog(tmp_path: Path) -> None:
+    """The listener belongs to the program that started the daemon and has yet to accept others."""
     path = tmp_path / "ui.sock"
     with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as other:
         listening.bind(str(path))
@@ -205,7 +205,7 @@ def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
         told = subprocess.run([COMMAND, "--socket-path", path], capture_output=True, text=True, timeout=60, check=False)
         assert (told.returncode, told.stderr) == (
             78,
-            f"weave-compute: {path}: whoever listens there did not accept a connection in 5 s\n",
+            f"weave-compute: {path}: the listener did not accept a connection in 5 s\n",
         )
         daemon = start([COMMAND, "--socket-path", path], stdin=subprocess.PIPE)
         listening.accept()[0].close()
@@ -217,7 +217,7 @@ def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
         assert daemon.wait(30) == 0
 
 
-def test_nobody_there_is_said_with_the_path(tmp_path: Path) -> None:
+def test_an_error_names_the_path_where_no_program_listens(tmp_path: Path) -> None:
     ended = subprocess.run(
         [COMMAND, "--socket-path", tmp_path / "none"], capture_output=True, text=True, timeout=60, check=False
     )

@@ -1,4 +1,4 @@
-"""What the log and the audit say, and what a child cannot make them say; what is counted."""
+"""The log, the audit and the metrics; and which lines a child cannot write to them."""
 
 import asyncio
 import json
@@ -13,32 +13,32 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import PROMPT, draw
+from tests.support.generation import PROMPT, generate
 from tests.support.system import MODEL
 from weave import log
 from weave.client import WeaveError
-from weave.supervisor import relay
+from weave.supervisor.children import stderr_relay as relay
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_audit_has_its_file_which_is_opened_anew_and_never_holds_a_prompt() -> None:
+def test_the_audit_file_is_reopened_and_never_holds_a_prompt() -> None:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
     path = folder / "audit.log"
     daemon = Daemon(f'[audit]\nfile = "{path}"\n' + MODEL, folder=folder).wait_until_serving()
     try:
         with daemon.client() as client:
-            draw(client)
+            generate(client)
             with pytest.raises(WeaveError):
-                draw(client, width=65)
+                generate(client, width=65)
             wait_for(lambda: daemon.events("request_refused"))
             path.rename(folder / "audit.log.1")
             daemon.process.send_signal(signal.SIGHUP)
             wait_for(lambda: daemon.events("reloaded"))
             with pytest.raises(WeaveError):
-                draw(client, width=66)
+                generate(client, width=66)
             wait_for(lambda: len(daemon.events("request_refused")) == 2)
     finally:
         daemon.stop()
@@ -56,19 +56,19 @@ def test_prompts_are_in_the_log_only_where_the_config_says_so() -> None:
     daemon = Daemon("[audit]\nprompts = true\n" + MODEL).wait_until_serving()
     try:
         with daemon.client() as client:
-            draw(client)
+            generate(client)
         assert wait_for(lambda: daemon.events("generate"))[0]["prompt"] == PROMPT
     finally:
         daemon.stop()
 
 
-def test_a_limit_that_is_hit_is_audited_with_its_code() -> None:
+def test_hitting_a_limit_is_audited_with_its_code() -> None:
     daemon = Daemon("[limits]\nrequests_per_second = 0.01\nburst_per_uid = 1\n" + MODEL).wait_until_serving()
     try:
         with daemon.client() as client:
-            draw(client)
+            generate(client)
             with pytest.raises(WeaveError) as limited:
-                draw(client)
+                generate(client)
         assert 0 < (limited.value.error.retry_after or 0) <= 100
         assert wait_for(lambda: daemon.events("request_refused"))[0]["code"] == "rate_limited"
     finally:
@@ -77,10 +77,10 @@ def test_a_limit_that_is_hit_is_audited_with_its_code() -> None:
 
 def test_status_counts_what_happened(daemon: Daemon) -> None:
     with daemon.client() as client:
-        draw(client)
-        draw(client)
+        generate(client)
+        generate(client)
         with pytest.raises(WeaveError):
-            draw(client, steps=0)
+            generate(client, steps=0)
         metrics = client.status().metrics
     assert (metrics.connections, metrics.images, metrics.models_loaded) == (1, 2, 1)
     assert metrics.errors == {"out_of_bounds": 1}
@@ -97,7 +97,7 @@ def test_the_metrics_file_is_what_a_collector_reads() -> None:
     daemon = Daemon(f'[metrics]\nfile = "{path}"\n' + MODEL, folder=folder).wait_until_serving()
     try:
         with daemon.client() as client:
-            draw(client)
+            generate(client)
             text = wait_for(lambda: "weave_images_total 1\n" in path.read_text() and path.read_text())
     finally:
         daemon.stop()
@@ -133,12 +133,12 @@ def test_a_child_cannot_speak_for_another_process_or_time(capfd: pytest.CaptureF
 
 
 @pytest.mark.parametrize("raw", [b"plain words", b"[1]", b'{"no":"event"}', b"\xff\xfe", b"[" * 15_000, b'{"event":'])
-def test_what_is_not_a_line_of_ours_is_text(capfd: pytest.CaptureFixture[str], raw: bytes) -> None:
+def test_a_line_not_in_log_format_is_kept_as_text(capfd: pytest.CaptureFixture[str], raw: bytes) -> None:
     (line,) = relayed(raw, capfd)
     assert line["event"] == "stderr" and line["text"] == raw.decode(errors="replace")[-2000:]
 
 
-def test_a_line_without_an_end_is_cut(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_endless_line_is_cut(capfd: pytest.CaptureFixture[str]) -> None:
     lines = relayed(b"x" * 1_000_000, capfd)
     assert 0 < len(lines) <= 1_000_000 // (16 * 1024) + 1
 
@@ -163,7 +163,7 @@ def test_long_lines_are_a_flood_too(capfd: pytest.CaptureFixture[str], monkeypat
     assert max(len(json.dumps(line)) for line in lines) <= 4096
 
 
-def test_a_childs_line_gets_into_the_audit_only_where_the_child_may(tmp_path: Path) -> None:
+def test_a_child_writes_only_its_own_events_to_the_audit(tmp_path: Path) -> None:
     async def main(audited: bool) -> None:
         reading, writing = relay.stderr_pipe()
         os.write(writing, b'{"event":"sandbox_violation","of":"worker"}\n{"event":"connection_refused"}\n')
@@ -179,17 +179,17 @@ def test_a_childs_line_gets_into_the_audit_only_where_the_child_may(tmp_path: Pa
         asyncio.run(main(False))
         assert path.read_text() == ""
         asyncio.run(main(True))
-        # Not what is the supervisor's to say, not even in its own name.
+        # Not the supervisor's events, not even in the child's own name.
         assert [line["event"] for line in lines_of(path)] == ["connection_refused"]
     finally:
         log.open_audit(None, "")
 
 
-@pytest.mark.parametrize("make_full", ["a pipe that nobody reads", "a full disk"])
-def test_lines_that_find_no_room_are_lost_and_counted(make_full: str) -> None:
+@pytest.mark.parametrize("make_full", ["a pipe without a reader", "a full disk"])
+def test_lines_beyond_the_buffer_are_dropped_and_counted(make_full: str) -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    target = writing if make_full == "a pipe that nobody reads" else os.open("/dev/full", os.O_WRONLY)
+    target = writing if make_full == "a pipe without a reader" else os.open("/dev/full", os.O_WRONLY)
     sink = log._Sink(target)
     for _ in range(200):
         sink.write(b"x" * 1000 + b"\n")

@@ -1,4 +1,4 @@
-"""What a client must not send, over the real socket: each gets its error, and the connection lives on where it can."""
+"""Invalid input over the real socket: each gets its error, and the connection stays open where it can."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def lives_on(connection: socket.socket) -> bool:
     return receive(connection)[1]["event"] == "status"
 
 
-# Where the next frame starts nobody knows.
+# The start of the next frame is unknown.
 HEADERS = {
     "magic": struct.pack(">4sHHII", b"HTTP", 2, 0x10, 2, 1),
     "magic of another version": struct.pack(">4sHHII", b"HTTP", 3, 0x10, 2, 1),
@@ -43,7 +43,7 @@ HEADERS = {
     "length over 64 KiB": struct.pack(">4sHHII", b"WEVE", 2, 0x10, 65537, 1),
     "length huge": struct.pack(">4sHHII", b"WEVE", 2, 0x10, 0xFFFFFFFF, 1),
 }
-# Where it does can be told. The length, and the version of the answer.
+# The start of the next frame is known. The length, and the version of the answer.
 IN_STEP = {
     "version": (struct.pack(">4sHH", b"WEVE", 3, 0x10), 2, 2),
     "version zero": (struct.pack(">4sHH", b"WEVE", 0, 0x10), 1, 2),
@@ -58,8 +58,8 @@ IN_STEP = {
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_a_bad_header_is_told_and_the_connection_closed(raw: socket.socket, name: str) -> None:
-    # A client that has spoken version 2 is answered in it, whatever its next header says.
+def test_a_bad_header_gets_an_error_and_closes_the_connection(raw: socket.socket, name: str) -> None:
+    # A client that has used version 2 is answered in it, whatever version its next header names.
     assert lives_on(raw)
     raw.sendall(HEADERS[name] + b"{}")
     request, error = receive(raw)
@@ -69,12 +69,12 @@ def test_a_bad_header_is_told_and_the_connection_closed(raw: socket.socket, name
 
 
 @pytest.mark.parametrize("name", IN_STEP)
-def test_a_bad_header_of_a_known_length_is_told_at_once_and_its_frame_skipped(raw: socket.socket, name: str) -> None:
+def test_a_bad_header_with_a_valid_length_skips_its_frame(raw: socket.socket, name: str) -> None:
     assert lives_on(raw)
     start, length, version = IN_STEP[name]
     for _ in range(2):
         raw.sendall(start + struct.pack(">II", length, 1))
-        # Before the payload has come.
+        # Before the payload has arrived.
         header, payload = receive_frame(raw)
         assert header.version == version
         if version == 2:
@@ -83,7 +83,7 @@ def test_a_bad_header_of_a_known_length_is_told_at_once_and_its_frame_skipped(ra
         else:
             reply = decode_reply(header.kind, payload)
             assert isinstance(reply, Failure) and (reply.request_id, reply.code) == (bytes(8), Code.INTERNAL)
-        # A payload that looks like a frame is none.
+        # A payload that looks like a frame is not parsed as one.
         status = pack_frame(Kind.CONTROL, 5, b'{"op":"status"}')
         raw.sendall((status * (length // len(status) + 1))[:length])
         assert lives_on(raw)
@@ -115,7 +115,7 @@ PAYLOADS: dict[str, tuple[bytes, str | None]] = {
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
-def test_a_bad_payload_is_told_and_the_connection_lives_on(raw: socket.socket, name: str) -> None:
+def test_a_bad_payload_gets_an_error_and_the_connection_stays(raw: socket.socket, name: str) -> None:
     payload, field = PAYLOADS[name]
     send(raw, payload)
     request, error = receive(raw)
@@ -146,7 +146,7 @@ BOUNDS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_what_is_out_of_bounds_is_told_with_field_value_and_bound(raw: socket.socket, name: str) -> None:
+def test_an_out_of_bounds_error_names_field_value_and_bound(raw: socket.socket, name: str) -> None:
     changed, field = BOUNDS[name]
     send(raw, json.dumps(GENERATE | changed).encode())
     request, error = receive(raw)
@@ -161,7 +161,7 @@ def test_what_is_out_of_bounds_is_told_with_field_value_and_bound(raw: socket.so
     + [{"prompt": "x"}, {"prompt": "x" * 2048}, {"prompt": "\u20ac" * 2048}, {"negative_prompt": "y" * 2048}],
     ids=str,
 )
-def test_what_is_just_within_bounds_is_drawn(raw: socket.socket, changed: dict[str, Any]) -> None:
+def test_a_value_just_within_bounds_is_accepted(raw: socket.socket, changed: dict[str, Any]) -> None:
     send(raw, json.dumps({**GENERATE, "deliver": "fd", **changed}).encode())
     while (event := receive(raw)[1])["event"] != "done":
         assert event["event"] != "error", event
@@ -170,7 +170,7 @@ def test_what_is_just_within_bounds_is_drawn(raw: socket.socket, changed: dict[s
 @pytest.mark.parametrize(
     "model", ["nothing", "../../etc", "/etc/passwd", "shapes/../shapes", "", "x" * 1000, "shapes\0"]
 )
-def test_a_model_that_is_not_an_id_of_the_list_is_unknown(raw: socket.socket, model: str) -> None:
+def test_a_model_id_that_is_not_in_the_list_is_unknown(raw: socket.socket, model: str) -> None:
     for op in ("generate", "load_model"):
         message = {"op": op, "model": model} | ({"prompt": "x"} if op == "generate" else {})
         send(raw, json.dumps(message).encode())
@@ -179,7 +179,7 @@ def test_a_model_that_is_not_an_id_of_the_list_is_unknown(raw: socket.socket, mo
     assert lives_on(raw)
 
 
-def test_an_unknown_scheduler_is_told_with_those_there_are(raw: socket.socket) -> None:
+def test_an_unknown_scheduler_error_lists_the_known_ones(raw: socket.socket) -> None:
     send(raw, json.dumps(GENERATE | {"scheduler": "os.system"}).encode())
     error = receive(raw)[1]
     assert (error["code"], error["field"]) == ("out_of_bounds", "scheduler") and "ddim" in error["message"]
@@ -200,7 +200,7 @@ def test_a_frame_in_single_bytes_is_a_frame(raw: socket.socket) -> None:
     assert receive(raw)[1]["event"] == "status"
 
 
-def test_half_a_frame_and_then_nothing_is_dropped_without_harm(shared_daemon: Daemon, raw: socket.socket) -> None:
+def test_a_frame_that_stops_halfway_is_dropped(shared_daemon: Daemon, raw: socket.socket) -> None:
     raw.sendall(pack_frame(Kind.CONTROL, 7, b'{"op":"status"}')[:20])
     raw.shutdown(socket.SHUT_WR)
     assert raw.recv(1) == b""
@@ -208,7 +208,7 @@ def test_half_a_frame_and_then_nothing_is_dropped_without_harm(shared_daemon: Da
         assert client.status().version
 
 
-def test_a_flood_of_refusals_is_counted_and_does_not_fill_the_log(daemon: Daemon) -> None:
+def test_a_flood_of_refusals_is_counted_instead_of_logged(daemon: Daemon) -> None:
     with daemon.connect() as raw:
         for _ in range(500):
             send(raw, b'{"op":"exec"}')

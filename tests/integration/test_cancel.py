@@ -1,4 +1,4 @@
-"""Cancel, in every way and at every stage: the client is told, and the next picture is what it would have been."""
+"""Cancel, in every way and at every stage: the client gets an answer, and the next image is unchanged."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from tests.support.system import MODEL
 from weave.client import Answer, Client, WeaveError
 from weave.protocol.client_messages import Cancel, Generate, Loading, Progress, Queued
@@ -18,7 +18,7 @@ STAGES = ("queued", "loading", "running")
 
 
 def begin(stage: str, daemon: Daemon, holder: Client, client: Client) -> tuple[Answers, int]:
-    """A long job of `client`, now at `stage`, and its number. `holder` keeps the GPU while it is to be queued."""
+    """A long job of `client`, brought to `stage`, and its number. `holder` occupies the GPU for the stage "queued"."""
     if stage == "loading":
         holder.unload()
     if stage == "queued":
@@ -27,7 +27,7 @@ def begin(stage: str, daemon: Daemon, holder: Client, client: Client) -> tuple[A
     job = next(answer.event.job for answer in answers if isinstance(answer.event, Queued))
     if stage != "queued":
         reach({"loading": Loading, "running": Progress}[stage], answers)
-    if stage == "loading":  # which may be over soon
+    if stage == "loading":  # which may end soon
         return answers, job
     with daemon.client() as witness:
         assert {found.job: found.state for found in witness.status().jobs}[job] == stage
@@ -53,11 +53,11 @@ def by_disconnect(daemon: Daemon, client: Client, answers: Answers, job: int) ->
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("cancel", [by_request, by_job, by_disconnect])
-def test_a_cancelled_job_ends_and_the_next_picture_is_the_same(
+def test_after_a_cancel_the_next_image_is_the_same(
     shared_daemon: Daemon, stage: str, cancel: Callable[[Daemon, Client, Answers, int], None]
 ) -> None:
     with shared_daemon.client() as witness:
-        expected = images(draw(witness))[0].data
+        expected = images(generate(witness))[0].data
         with shared_daemon.client() as holder, shared_daemon.client() as client:
             answers, job = begin(stage, shared_daemon, holder, client)
             cancel(shared_daemon, client, answers, job)
@@ -67,34 +67,28 @@ def test_a_cancelled_job_ends_and_the_next_picture_is_the_same(
                 assert ended.value.code is ErrorCode.CANCELLED
             wait_for(lambda: job not in {found.job for found in witness.status().jobs})
         wait_for(lambda: witness.status().jobs == ())
-        assert images(draw(witness))[0].data == expected
+        assert images(generate(witness))[0].data == expected
 
 
 @pytest.mark.parametrize(
     "stage, limit",
     [("queued", "queued_seconds = 1.0"), ("loading", "load_seconds = 0.001"), ("running", "job_seconds = 6.0")],
 )
-def test_a_deadline_ends_a_job_and_the_next_picture_is_the_same(stage: str, limit: str) -> None:
-    daemon = Daemon(f"[limits]\n{limit if stage != 'loading' else ''}\n" + MODEL).wait_until_serving()
-    try:
-        with daemon.client() as witness, daemon.client() as holder, daemon.client() as client:
-            expected = images(draw(witness))[0].data
-            if stage == "loading":
-                reload(daemon, f"[limits]\n{limit}\n" + MODEL)
-            answers, _ = begin(stage, daemon, holder, client)
-            with pytest.raises(WeaveError) as ended:
-                list(answers)
-            assert ended.value.code is ErrorCode.TIMED_OUT
-            if stage == "loading":
-                reload(daemon, MODEL)
-            holder.close()
-            assert images(draw(witness))[0].data == expected
-    finally:
-        assert daemon.stop() == 0
+def test_after_a_deadline_the_next_image_is_the_same(reloadable: Daemon, stage: str, limit: str) -> None:
+    with reloadable.client() as witness, reloadable.client() as holder, reloadable.client() as client:
+        expected = images(generate(witness))[0].data
+        reloadable.reload(f"[limits]\n{limit}\n" + MODEL)
+        answers, _ = begin(stage, reloadable, holder, client)
+        with pytest.raises(WeaveError) as ended:
+            list(answers)
+        assert ended.value.code is ErrorCode.TIMED_OUT
+        reloadable.reload(MODEL)
+        holder.close()
+        assert images(generate(witness))[0].data == expected
 
 
-def reload(daemon: Daemon, config: str) -> None:
-    before = len(daemon.events("reloaded"))
-    daemon.config.write_text(config)
-    daemon.process.send_signal(1)
-    wait_for(lambda: len(daemon.events("reloaded")) > before)
+@pytest.fixture(scope="module")
+def reloadable() -> Iterator[Daemon]:
+    daemon = Daemon(MODEL).wait_until_serving()
+    yield daemon
+    assert daemon.stop() == 0

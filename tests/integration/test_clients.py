@@ -1,4 +1,4 @@
-"""The Python clients: they hold nothing that nobody reads, send nothing that cannot be said, and trust no daemon."""
+"""The Python clients: they buffer nothing unread, send nothing that cannot be encoded, and trust no daemon."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.daemon import Daemon, wait_for
 from tests.support.fake_daemon import STATUS, FakeDaemon, models
-from tests.support.pictures import PROMPT, draw
+from tests.support.generation import PROMPT, generate
 from weave.client import AsyncClient, Client, InvalidRequest, NotRunning, ProtocolError
 from weave.client.codec import Answer, Decoder, Inbox
 from weave.protocol.channel import sealed_memfd
@@ -39,20 +39,20 @@ def leave_after_the_first_image(client: Client, **parameters: Any) -> None:
             break
 
 
-def test_a_job_that_is_left_early_leaves_no_memfd_and_no_answer(shared_daemon: Daemon) -> None:
+def test_a_job_left_early_leaves_no_memfd_and_no_answer(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
         client.load_model("shapes")
         for deliver in ("fd", "inline"):
             leave_after_the_first_image(client, deliver=deliver)
             wait_for(lambda: client.status().worker == "idle")
             assert len(client._arrived) == 0 and image_memfds() == 0
-        assert isinstance(draw(client)[-2].event, Image)  # the connection is good for more
+        assert isinstance(generate(client)[-2].event, Image)  # the connection stays usable
 
 
-def test_what_a_closed_client_had_received_is_closed(shared_daemon: Daemon) -> None:
+def test_a_closed_client_closes_the_memfds_it_received(shared_daemon: Daemon) -> None:
     client = shared_daemon.client()
     answers = client.generate(PROMPT, **MANY, deliver="fd")
-    wait_for(lambda: next(answers).event.__class__ is Image)  # whose memfd is ours
+    wait_for(lambda: next(answers).event.__class__ is Image)  # the test owns its memfd
     wait_for(lambda: shared_daemon_is_idle(shared_daemon))
     client._receive()
     assert image_memfds() > 1
@@ -74,7 +74,7 @@ def no_memfd_of_another_test() -> Any:
                 os.close(int(number))
 
 
-def test_a_job_that_asyncio_s_client_leaves_early_leaves_no_memfd(shared_daemon: Daemon) -> None:
+def test_a_job_the_async_client_leaves_early_leaves_no_memfd(shared_daemon: Daemon) -> None:
     async def main() -> None:
         async with AsyncClient(shared_daemon.socket) as client:
             async with contextlib.aclosing(client.generate(PROMPT, **MANY, deliver="fd")) as answers:  # type: ignore[type-var]
@@ -90,7 +90,7 @@ def test_a_job_that_asyncio_s_client_leaves_early_leaves_no_memfd(shared_daemon:
     asyncio.run(main())
 
 
-def test_who_waits_when_asyncio_s_client_is_closed_is_told(tmp_path: Path) -> None:
+def test_closing_the_async_client_fails_pending_requests(tmp_path: Path) -> None:
     async def main(path: Path) -> None:
         async with AsyncClient(path) as client:
             asking = asyncio.create_task(client.status())
@@ -102,20 +102,20 @@ def test_who_waits_when_asyncio_s_client_is_closed_is_told(tmp_path: Path) -> No
         asyncio.run(main(silent.path))
 
 
-def test_of_answers_that_are_not_taken_old_previews_are_dropped_and_nothing_else() -> None:
+def test_only_old_previews_are_dropped_from_a_full_inbox() -> None:
     inbox = Inbox()
     inbox.expect(1)
     for step in range(1, 41):
         inbox.put(Answer(1, Progress(image=0, step=step, steps=40)))
         inbox.put(Answer(1, Preview(image=0, step=step, width=8, height=8, size=2**20), b"x" * 2**20))
-        inbox.put(Answer(2, Progress(image=0, step=step, steps=40)))  # of a request that nobody waits for
+        inbox.put(Answer(2, Progress(image=0, step=step, steps=40)))  # of a request without a reader
     held = list(iter(lambda: inbox.take(1), None))
     assert [a.event.step for a in held if isinstance(a.event, Progress)] == list(range(1, 41))
     assert [a.event.step for a in held if isinstance(a.event, Preview)] == list(range(25, 41))
     assert len(inbox) == 0
 
 
-def test_an_inbox_closes_the_memfds_that_nobody_took() -> None:
+def test_an_inbox_closes_untaken_memfds() -> None:
     inbox = Inbox()
     inbox.expect(1)
     event = Image(image=0, seed=1, format="raw", deliver="fd", width=1, height=1, channels=3, size=3)
@@ -129,7 +129,7 @@ def test_an_inbox_closes_the_memfds_that_nobody_took() -> None:
     os.close(taken.memfd)
 
 
-def test_an_image_that_is_not_the_announced_one_is_refused_before_it_is_held() -> None:
+def test_an_image_other_than_announced_is_refused_unbuffered() -> None:
     announcement = (
         b'{"event":"image","image":0,"seed":1,"format":"raw","deliver":"inline",'
         b'"width":1,"height":1,"channels":3,"size":3}'
@@ -145,7 +145,7 @@ def test_an_image_that_is_not_the_announced_one_is_refused_before_it_is_held() -
         list(Decoder().feed(pack_header(Kind.IMAGE, 1, 0xFFFFFFFF), []))
 
 
-def test_a_decoder_that_is_closed_holds_nothing() -> None:
+def test_a_closed_decoder_holds_nothing() -> None:
     decoder = Decoder()
     list(decoder.feed(pack_header(Kind.CONTROL, 1, 60_000) + b"x" * 50_000, [sealed_memfd("weave-image", b"abc")]))
     assert decoder._frames.held == 50_000 and image_memfds() == 1
@@ -171,7 +171,7 @@ UNSENDABLE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", UNSENDABLE)
-def test_what_cannot_be_said_is_refused_by_name_and_the_connection_lives_on(tmp_path: Path, name: str) -> None:
+def test_an_unencodable_request_is_refused_by_field_name(tmp_path: Path, name: str) -> None:
     parameters, message = UNSENDABLE[name]
 
     async def main(path: Path) -> None:
@@ -208,7 +208,7 @@ FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_name_that_is_none_is_taken_from_no_daemon(tmp_path: Path, field: str) -> None:
+def test_clients_refuse_a_malformed_name_from_a_daemon(tmp_path: Path, field: str) -> None:
     texts = iter(HOSTILE)
     with FakeDaemon(tmp_path / "socket", lambda _: [FIELDS[field](next(texts))]) as daemon:
         for _ in HOSTILE:
@@ -216,7 +216,7 @@ def test_a_name_that_is_none_is_taken_from_no_daemon(tmp_path: Path, field: str)
                 list(client.generate("x"))
 
 
-def test_a_title_that_a_terminal_obeys_is_taken_from_no_daemon(tmp_path: Path) -> None:
+def test_clients_refuse_a_title_with_terminal_escapes(tmp_path: Path) -> None:
     titles = iter(["a\x1b]0;x\x07", "a\x9b1m", "a\x7f", "a\u202eb", "a\nb", "x" * 257])
     with FakeDaemon(tmp_path / "socket", lambda _: [models(title=next(titles))]) as daemon:
         for _ in range(6):
@@ -224,14 +224,14 @@ def test_a_title_that_a_terminal_obeys_is_taken_from_no_daemon(tmp_path: Path) -
                 client.list_models()
 
 
-def test_who_listens_but_never_answers_costs_a_deadline(tmp_path: Path) -> None:
+def test_a_silent_listener_ends_in_a_timeout(tmp_path: Path) -> None:
     with FakeDaemon(tmp_path / "socket") as silent, Client(silent.path, timeout=0.2) as client:
         assert client.listener.pid == os.getpid() and client.listener.uid == os.getuid()
         with pytest.raises(TimeoutError):
             client.status()
 
 
-def test_a_backlog_that_is_full_costs_a_deadline_and_one_that_empties_does_not(tmp_path: Path) -> None:
+def test_a_full_backlog_ends_in_a_timeout_unless_it_empties(tmp_path: Path) -> None:
     with FakeDaemon(tmp_path / "socket", backlog=0) as silent, socket.socket(socket.AF_UNIX) as waiting:
         waiting.connect(str(silent.path))
         with pytest.raises(NotRunning, match=r"did not accept a connection in 0\.2 s"):
@@ -240,7 +240,7 @@ def test_a_backlog_that_is_full_costs_a_deadline_and_one_that_empties_does_not(t
         Client(silent.path, timeout=60).close()
 
 
-def test_an_empty_weave_socket_is_none(monkeypatch: pytest.MonkeyPatch, shared_daemon: Daemon) -> None:
+def test_an_empty_weave_socket_counts_as_unset(monkeypatch: pytest.MonkeyPatch, shared_daemon: Daemon) -> None:
     monkeypatch.setenv("WEAVE_SOCKET", "")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(shared_daemon.folder))
     with Client(timeout=60) as client:

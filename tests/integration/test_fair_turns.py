@@ -1,4 +1,4 @@
-"""Three real users ask at once: turns are fair, limits are each user's own, and nobody sees another's jobs."""
+"""Three real users send requests at the same time: turns are fair, limits are per user, and jobs are private."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import PROMPT
+from tests.support.generation import PROMPT
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, CAROL, as_user
 from weave.client import AsyncClient, Client, WeaveError
@@ -33,7 +33,7 @@ def system(users: None) -> Iterator[Daemon]:
 
 
 def in_parallel(*actions: Any) -> list[Any]:
-    """Each in a thread, which waits for a process of its own."""
+    """Each runs in a thread that waits for its own process."""
     results: list[Any] = [None] * len(actions)
 
     def run(number: int) -> None:
@@ -47,9 +47,9 @@ def in_parallel(*actions: Any) -> list[Any]:
     return results
 
 
-def test_three_users_take_turns_though_one_came_first_with_all_its_jobs(system: Daemon) -> None:
+def test_three_users_take_turns_though_one_queued_first(system: Daemon) -> None:
     def six_pictures(model: str) -> list[float]:
-        """When each of six jobs that wait together is done: one more than its user's worker may do in a row."""
+        """The end of each of six queued jobs: one more than a user's worker may run in a row."""
 
         async def one(client: AsyncClient) -> float:
             async for answer in client.generate(PROMPT, model=model, steps=2):
@@ -64,7 +64,7 @@ def test_three_users_take_turns_though_one_came_first_with_all_its_jobs(system: 
         return asyncio.run(main())
 
     with system.client() as holder:
-        # Something long runs while all of them queue up.
+        # A long job runs while all of them queue up.
         running = holder.generate(PROMPT, model="shapes", steps=100, images=8)
         wait_for(lambda: isinstance(next(running).event, Progress))
         users = threading.Thread(
@@ -86,14 +86,14 @@ def test_three_users_take_turns_though_one_came_first_with_all_its_jobs(system: 
             list(running)
         users.join()
     alice, bob, carol = (sorted(times) for times in finished)
-    # Nobody's first picture comes after anybody else's last, though each needs a worker of its own.
+    # No user's first image comes after another user's last, though each needs its own worker.
     assert max(alice[0], bob[0], carol[0]) < min(alice[5], bob[5], carol[5])
 
 
-def test_after_one_long_job_all_short_ones_of_another_user_are_done(users: None) -> None:
-    """Turns are by the seconds of GPU that each has used. One worker for all, so that nothing else counts."""
+def test_after_a_long_job_another_users_short_jobs_run(users: None) -> None:
+    """Turns follow the GPU seconds that each user has used. One worker serves all, so that nothing else counts."""
 
-    def pictures(count: int, **parameters: int) -> list[float]:
+    def ends(count: int, **parameters: int) -> list[float]:
         async def one(client: AsyncClient) -> float:
             async for _ in client.generate(PROMPT, model="shapes", **parameters):
                 pass
@@ -112,7 +112,7 @@ def test_after_one_long_job_all_short_ones_of_another_user_are_done(users: None)
 
     def ask() -> None:
         long, short = {"steps": 100, "images": 4}, {"steps": 1}
-        finished.extend(in_parallel((ALICE, lambda: pictures(3, **long)), (BOB, lambda: pictures(4, **short))))
+        finished.extend(in_parallel((ALICE, lambda: ends(3, **long)), (BOB, lambda: ends(4, **short))))
 
     try:
         with daemon.client() as holder, daemon.client() as watcher:

@@ -1,4 +1,4 @@
-"""System mode: a worker serves one user, status tells nobody about others, nobody unloads another's model."""
+"""System mode: a worker serves one user, status hides other users, and a user cannot unload another's model."""
 
 import os
 import tempfile
@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.builds import Changes, build
+from tests.support.builds import build
 from tests.support.crowd import crowd, sub_uids
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
+from tests.support.seams import Seams, before
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, GROUP, as_user, uid
 from weave.client import Client, WeaveError
@@ -25,9 +26,9 @@ LONG: dict[str, Any] = {"model": "shapes", "steps": 100, "images": 8}
 
 
 @contextmanager
-def system(*, isolate_users: bool, changes: Changes | None = None) -> Iterator[Daemon]:
+def system(*, isolate_users: bool, seams: Seams = ()) -> Iterator[Daemon]:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
-    more = {} if changes is None else {"command": readable(build(changes))}
+    more = {"command": readable(build(seams))} if seams else {}
     table = f'[system]\nisolate_users = {str(isolate_users).lower()}\nsocket_mode = "0666"'
     daemon = system_daemon(folder, SYSTEM.replace("[system]", table) + MODEL, **more).wait_until_serving()
     try:
@@ -37,7 +38,7 @@ def system(*, isolate_users: bool, changes: Changes | None = None) -> Iterator[D
 
 
 def readable(command: tuple[str, ...]) -> tuple[str, ...]:
-    """A build's folder is ours alone, but other users are to run it."""
+    """A build's folder is private, but other users run it."""
     Path(command[0]).parents[2].chmod(0o755)
     return command
 
@@ -55,7 +56,7 @@ def shared(users: None) -> Iterator[Daemon]:
 
 
 def by(name: str, daemon: Daemon, action: Callable[[Client], Any]) -> Any:
-    """What `action` returns, done by that user."""
+    """The result of `action`, run as that user."""
 
     def connected() -> Any:
         with Client(daemon.socket, timeout=100) as client:
@@ -64,12 +65,12 @@ def by(name: str, daemon: Daemon, action: Callable[[Client], Any]) -> Any:
     return as_user(name, connected)
 
 
-def a_picture(client: Client) -> int:
-    return len(images(draw(client)))
+def an_image(client: Client) -> int:
+    return len(images(generate(client)))
 
 
-def events_of_a_picture(client: Client) -> list[str]:
-    return [type(answer.event).__name__ for answer in draw(client)]
+def events_of_an_image(client: Client) -> list[str]:
+    return [type(answer.event).__name__ for answer in generate(client)]
 
 
 def unload(client: Client) -> list[Any]:
@@ -86,17 +87,17 @@ def told_of_the_worker(client: Client) -> list[Any]:
 
 
 def workers(daemon: Daemon, users: list[str]) -> list[int]:
-    """Which worker did the picture of each of these users, one after the other."""
+    """Which worker generated the image of each of these users, one after the other."""
     with daemon.client() as root:
         root.unload()
     found = []
     for name in users:
-        assert by(name, daemon, a_picture) == 1
+        assert by(name, daemon, an_image) == 1
         found.append(daemon.pid_of("worker"))
     return [sorted(set(found), key=found.index).index(worker) for worker in found]
 
 
-def test_each_user_s_jobs_are_done_by_a_worker_of_its_own(isolated: Daemon) -> None:
+def test_each_users_jobs_run_in_their_own_worker(isolated: Daemon) -> None:
     ended = len(isolated.events("worker_ended"))
     assert workers(isolated, [ALICE, ALICE, BOB, ALICE]) == [0, 0, 1, 2]
     causes = [line["cause"] for line in isolated.events("worker_ended")[ended:]]
@@ -108,7 +109,7 @@ def test_without_isolation_one_worker_serves_all(shared: Daemon) -> None:
 
 
 def test_uids_that_share_one_turn_do_not_share_a_worker(isolated: Daemon) -> None:
-    """Two that the daemon does not know by name."""
+    """Two UIDs without a name."""
     for sub_uid in sub_uids(2):
         with crowd(isolated.socket, [sub_uid], group=GROUP) as one:
             assert one.connect({"op": "load_model", "model": "shapes"}) == {"queued": 1}
@@ -116,48 +117,42 @@ def test_uids_that_share_one_turn_do_not_share_a_worker(isolated: Daemon) -> Non
     assert isolated.events("worker_ended")[-1]["cause"] == "another user is served"
 
 
-# A worker that was taken over by a job, and tells of every prompt that it gets to see from then on.
-CURIOUS: Changes = {
-    "gpu_worker/serve.py": [
-        (
-            "                tokens = run(Job(channel, pipeline, model.offer, message))\n",
-            "                SEEN.append(message.parameters.prompt)\n"
-            "                log.write('worker', 'seen', prompts=SEEN)\n"
-            "                tokens = run(Job(channel, pipeline, model.offer, message))\n",
-        ),
-        ("def serve(", "SEEN: list[str] = []\n\n\ndef serve("),
-    ]
-}
+# A compromised worker that logs every prompt it sees.
+NOTE_PROMPT = """
+    from weave import log
+    seen = globals().setdefault("seen", [])
+    seen.append(generation.run.parameters.prompt)
+    log.write("worker", "seen", prompts=seen)
+"""
+CURIOUS = (before("gpu_worker/generation.py", "generate", NOTE_PROMPT),)
 
 
 @pytest.mark.parametrize("isolate_users", [True, False])
-def test_a_worker_that_one_user_took_over_sees_another_users_prompts_only_without_isolation(
-    users: None, isolate_users: bool
-) -> None:
-    with system(isolate_users=isolate_users, changes=CURIOUS) as daemon:
-        assert by(ALICE, daemon, lambda client: len(draw(client, "hers")))
-        assert by(BOB, daemon, lambda client: len(draw(client, "his")))
+def test_a_hostile_worker_sees_other_prompts_only_unisolated(users: None, isolate_users: bool) -> None:
+    with system(isolate_users=isolate_users, seams=CURIOUS) as daemon:
+        assert by(ALICE, daemon, lambda client: len(generate(client, "hers")))
+        assert by(BOB, daemon, lambda client: len(generate(client, "his")))
         seen = wait_for(lambda: len(daemon.events("seen")) == 2 and daemon.events("seen"))
     assert [line["prompts"] for line in seen] == [["hers"], ["his"] if isolate_users else ["hers", "his"]]
 
 
-def test_a_model_that_one_user_loaded_is_loaded_again_for_the_next_and_nobody_learns_of_it(isolated: Daemon) -> None:
+def test_a_loaded_model_is_reloaded_for_the_next_user_unseen(isolated: Daemon) -> None:
     by(ALICE, isolated, lambda client: client.load_model("shapes").model)
     assert by(ALICE, isolated, told_of_the_worker) == ["idle", "shapes", "cpu", False, "shapes"]
     assert by(BOB, isolated, told_of_the_worker) == ["none", None, None, True, None]
     with isolated.client() as root:
         assert told_of_the_worker(root) == ["idle", "shapes", "cpu", False, None]
-    assert "Loading" not in by(ALICE, isolated, events_of_a_picture)
-    assert by(BOB, isolated, events_of_a_picture)[:2] == ["Queued", "Loading"]
+    assert "Loading" not in by(ALICE, isolated, events_of_an_image)
+    assert by(BOB, isolated, events_of_an_image)[:2] == ["Queued", "Loading"]
     assert by(BOB, isolated, told_of_the_worker) == ["idle", "shapes", "cpu", False, "shapes"]
     assert by(ALICE, isolated, told_of_the_worker) == ["none", None, None, True, None]
 
 
-def test_status_tells_a_user_its_own_and_root_everything(isolated: Daemon) -> None:
+def test_status_shows_a_user_its_own_jobs_and_root_all(isolated: Daemon) -> None:
     def numbers(client: Client) -> list[int]:
         found = []
         for _ in range(2):
-            found += [answer.event.job for answer in draw(client) if isinstance(answer.event, Queued)]
+            found += [answer.event.job for answer in generate(client) if isinstance(answer.event, Queued)]
         return found
 
     def told(client: Client) -> list[Any]:
@@ -168,8 +163,8 @@ def test_status_tells_a_user_its_own_and_root_everything(isolated: Daemon) -> No
             *(report.images_made, report.worker_restarts, sums.requests, sums.connections, sums.models_loaded),
         ]
 
-    by(BOB, isolated, a_picture)
-    # Whatever Bob and root have had done, hers begin at 1.
+    by(BOB, isolated, an_image)
+    # Her job numbers begin at 1, whatever Bob and root have run.
     assert sorted(set(by(ALICE, isolated, numbers))) == [1, 2]
     with isolated.client() as root:
         running = root.generate(PROMPT, **LONG)
@@ -182,7 +177,7 @@ def test_status_tells_a_user_its_own_and_root_everything(isolated: Daemon) -> No
         assert by(ALICE, isolated, lambda client: client.status().sandbox["worker"]) == []
 
 
-def test_a_worker_that_does_another_user_s_job_cannot_be_unloaded_and_an_idle_one_can(isolated: Daemon) -> None:
+def test_another_users_worker_can_be_unloaded_only_when_idle(isolated: Daemon) -> None:
     with isolated.client() as root:
         running = root.generate(PROMPT, **LONG)
         wait_for(lambda: isinstance(next(running).event, Progress))
@@ -201,14 +196,14 @@ def test_a_worker_that_does_another_user_s_job_cannot_be_unloaded_and_an_idle_on
         assert (line["peer"]["uid"], line["model"]) == (uid(BOB), "shapes")
 
 
-def test_who_unloads_behind_its_own_job_does_not_take_the_model_from_those_who_wait_for_it(shared: Daemon) -> None:
+def test_unload_after_a_job_keeps_the_model_for_waiting_users(shared: Daemon) -> None:
     told: list[list[str]] = []
 
-    def draw_behind(client: Client) -> list[str]:
+    def generate_behind(client: Client) -> list[str]:
         wait_for(lambda: client.status().worker == "running")
-        return events_of_a_picture(client)
+        return events_of_an_image(client)
 
-    bob = threading.Thread(target=lambda: told.append(by(BOB, shared, draw_behind)))
+    bob = threading.Thread(target=lambda: told.append(by(BOB, shared, generate_behind)))
 
     def alice(client: Client) -> list[Any]:
         running = client.generate(PROMPT, **LONG)

@@ -1,4 +1,4 @@
-"""Nothing that a job does shows in the next one's picture, in any family."""
+"""No job affects the next one's image, in any family."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,27 +8,24 @@ import pytest
 
 from tests.support.builds import build
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images, pixels
-from tests.support.plain_pictures import make_small_model, write_index
+from tests.support.generation import generate, images, pixels
+from tests.support.reference import make_small_model, write_index
+from tests.support.seams import before
 from weave.client import Client, WeaveError
 from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Progress
 from weave.protocol.errors import ErrorCode
 
-# The VAE of SDXL is float32 for a while in float16 only.
+# Only in float16 is the VAE of SDXL float32 for a while.
 CASES = (("sd1", "float32"), ("sdxl", "float32"), ("sdxl", "float16"), ("sd3", "float32"), ("flux", "float32"))
-# Of this width a job fails in the middle of the decoding.
+# A job of this width fails while it is decoded.
 FAILING = 128
-FAILURE = {
-    "gpu_worker/decode.py": [
-        ("        decoded = vae.decode(", f"        assert width != {FAILING}\n        decoded = vae.decode(")
-    ]
-}
+FAILURE = before("gpu_worker/decode.py", "decode", f"if width == {FAILING}:\n    latents = latents[:, :1]")
 
 
 @pytest.fixture(scope="module")
 def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Daemon]]:
-    folder, command = tmp_path_factory.mktemp("models"), build(FAILURE)
+    folder, command = tmp_path_factory.mktemp("models"), build((FAILURE,))
     tables = ""
     for name in ("sd1", "sdxl", "sd3", "flux"):
         write_index(name, make_small_model(name, folder / name))
@@ -45,29 +42,29 @@ def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Daem
 
 
 @pytest.mark.parametrize("name, dtype", CASES)
-def test_a_picture_is_the_same_whatever_was_drawn_before_it(daemons: dict[str, Daemon], name: str, dtype: str) -> None:
+def test_an_image_does_not_depend_on_earlier_jobs(daemons: dict[str, Daemon], name: str, dtype: str) -> None:
     daemon = daemons[dtype].wait_until_serving()
-    # The first step of each scheduler starts from a state of its own; four are enough to use what a step leaves.
+    # The first step of each scheduler starts from a fresh state. Four steps use what a step leaves behind.
     wanted = {"model": name, "width": 64, "height": 64, "steps": 4, "seed": 7, "cfg_scale": 4.0}
     with daemon.client() as client:
-        first = {scheduler: picture(client, **wanted, scheduler=scheduler) for scheduler in FAMILIES[name].schedulers}
+        first = {scheduler: image(client, **wanted, scheduler=scheduler) for scheduler in FAMILIES[name].schedulers}
         worker = daemon.pid_of("worker")
         for disturb in disturbances(client, wanted):
             disturb()
             for scheduler, expected in first.items():
-                assert np.array_equal(picture(client, **wanted, scheduler=scheduler), expected), scheduler
-        assert daemon.pid_of("worker") == worker  # it was one worker that drew all of them
+                assert np.array_equal(image(client, **wanted, scheduler=scheduler), expected), scheduler
+        assert daemon.pid_of("worker") == worker  # one worker generated all of them
 
 
-def picture(client: Client, **wanted: Any) -> np.ndarray:
-    drawn = pixels(images(draw(client, **wanted))[0])
-    assert drawn.std() > 0
-    return drawn
+def image(client: Client, **wanted: Any) -> np.ndarray:
+    generated = pixels(images(generate(client, **wanted))[0])
+    assert generated.std() > 0
+    return generated
 
 
 def disturbances(client: Client, wanted: dict[str, Any]) -> Iterator[Any]:
-    yield lambda: draw(client, **wanted, preview_every=1, negative_prompt="blurred")
-    yield lambda: draw(client, **wanted | {"width": 96, "height": 64, "steps": 1, "cfg_scale": 0.0, "images": 2})
+    yield lambda: generate(client, **wanted, preview_every=1, negative_prompt="blurred")
+    yield lambda: generate(client, **wanted | {"width": 96, "height": 64, "steps": 1, "cfg_scale": 0.0, "images": 2})
     yield lambda: fail(client, wanted)
     yield lambda: cancel(client, wanted)
 
@@ -75,14 +72,14 @@ def disturbances(client: Client, wanted: dict[str, Any]) -> Iterator[Any]:
 def fail(client: Client, wanted: dict[str, Any]) -> None:
     for preview_every in (0, 1):
         with pytest.raises(WeaveError) as failed:
-            draw(client, **wanted | {"width": FAILING, "preview_every": preview_every})
+            generate(client, **wanted | {"width": FAILING, "preview_every": preview_every})
         assert failed.value.code is ErrorCode.INTERNAL
 
 
 def cancel(client: Client, wanted: dict[str, Any]) -> None:
-    """Between two steps, with a hundred to go."""
-    drawing = client.generate("x", **wanted | {"steps": 100, "negative_prompt": "y"})
-    for answer in drawing:
+    """Between two steps, of a hundred."""
+    answers = client.generate("x", **wanted | {"steps": 100, "negative_prompt": "y"})
+    for answer in answers:
         if isinstance(answer.event, Progress):
             break
-    drawing.close()  # type: ignore[attr-defined]
+    answers.close()  # type: ignore[attr-defined]

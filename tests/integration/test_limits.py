@@ -1,4 +1,5 @@
-"""Every limit of the config, hit over the real socket: who hits it is told or dropped, and everybody else is served."""
+"""Every limit of the config, reached over the real socket: that client gets an error or is dropped, all others are
+served."""
 
 import array
 import json
@@ -8,13 +9,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
 from tests.support.builds import DUMPABLE, daemon_of, visible
 from tests.support.daemon import Daemon, descriptors_of, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
+from tests.support.seams import replaced
 from tests.support.system import MODEL
 from tests.support.wire import generate_1, receive_2, receive_frame, send_2
 from weave.client import WeaveError
@@ -31,11 +33,31 @@ GENERATE = {"op": "generate", "model": "shapes", "prompt": PROMPT, "steps": 1}
 
 @contextmanager
 def limited(limits: str) -> Iterator[Daemon]:
+    """A daemon that starts with these limits."""
     daemon = Daemon(f"[limits]\n{limits}\n" + MODEL, command=visible()).wait_until_serving()
     try:
         yield daemon
     finally:
         assert daemon.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def reloadable() -> Iterator[Daemon]:
+    """One daemon for all tests that set their limits by a reload."""
+    with limited("") as daemon:
+        yield daemon
+
+
+Reload: TypeAlias = Callable[[str], Daemon]
+
+
+@pytest.fixture
+def reload(reloadable: Daemon) -> Reload:
+    def with_limits(limits: str) -> Daemon:
+        reloadable.reload(f"[limits]\n{limits}\n" + MODEL)
+        return reloadable
+
+    return with_limits
 
 
 def is_closed(connection: socket.socket) -> bool:
@@ -47,20 +69,21 @@ def is_closed(connection: socket.socket) -> bool:
     return True
 
 
-def test_a_job_that_waits_too_long_is_told_so_and_the_running_one_goes_on() -> None:
-    with limited("queued_seconds = 1.0") as daemon, daemon.client() as client, daemon.client() as other:
+def test_a_job_queued_too_long_fails_and_the_running_one_stays(reload: Reload) -> None:
+    daemon = reload("queued_seconds = 1.0")
+    with daemon.client() as client, daemon.client() as other:
         running = client.generate(PROMPT, model="shapes", steps=100, images=8)
         wait_for(lambda: isinstance(next(running).event, Progress))
         with pytest.raises(WeaveError) as late:
-            draw(other)
+            generate(other)
         assert late.value.code is ErrorCode.TIMED_OUT and "1 s in the queue" in str(late.value)
         assert next(running).event
         assert wait_for(lambda: daemon.events("job_timed_out"))[0]["limit"] == "queued_seconds"
 
 
 @pytest.mark.parametrize("op", [GENERATE, {"op": "load_model", "model": "shapes"}, {"op": "unload"}])
-def test_a_rate_that_is_exceeded_tells_when_to_come_back_and_then_serves(op: dict[str, Any]) -> None:
-    with limited("burst_per_uid = 1\nrequests_per_second = 1.0") as daemon, daemon.connect() as connection:
+def test_a_rate_limit_error_says_when_to_retry(reload: Reload, op: dict[str, Any]) -> None:
+    with reload("burst_per_uid = 1\nrequests_per_second = 1.0").connect() as connection:
 
         def end(request: int) -> dict[str, Any]:
             send_2(connection, op, request)
@@ -78,9 +101,9 @@ def test_a_rate_that_is_exceeded_tells_when_to_come_back_and_then_serves(op: dic
         assert end(3)["event"] == "done"
 
 
-def test_a_full_queue_tells_its_limit_in_the_total_and_for_each_uid() -> None:
+def test_a_queue_full_error_names_the_total_or_per_uid_limit(reload: Reload) -> None:
     for limit in ("queue", "queue_per_uid"):
-        with limited(f"{limit} = 2") as daemon, daemon.connect() as connection:
+        with reload(f"{limit} = 2").connect() as connection:
             send_2(connection, GENERATE | {"steps": 100, "images": 8}, 1)
             while receive_2(connection)["event"] != "progress":
                 pass
@@ -101,7 +124,7 @@ SLOW: dict[str, Callable[[bytes], list[bytes]]] = {
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_a_frame_that_does_not_get_finished_is_dropped(slow_daemon: Daemon, name: str) -> None:
+def test_an_unfinished_frame_drops_the_client(slow_daemon: Daemon, name: str) -> None:
     frame = pack_frame(Kind.CONTROL, 7, json.dumps(GENERATE).encode())
     with slow_daemon.connect() as slow, slow_daemon.client() as client:
         dropped = len(slow_daemon.events("client_dropped"))
@@ -122,14 +145,14 @@ def slow_daemon() -> Iterator[Daemon]:
         yield daemon
 
 
-def test_a_frame_may_be_long_in_coming_once_it_is_whole(slow_daemon: Daemon) -> None:
+def test_a_connection_may_be_idle_before_a_frame(slow_daemon: Daemon) -> None:
     with slow_daemon.connect() as connection:
         time.sleep(0.6)
         send_2(connection, {"op": "status"})
         assert receive_2(connection)["event"] == "status"
 
 
-# What a client that asks for much and reads nothing leaves behind: itself, or images that hold descriptors.
+# What a client that requests much and reads nothing leaves in the broker: bytes, or images that hold descriptors.
 UNREAD = {
     "bytes": ("outgoing_bytes = 1048576", GENERATE | {"images": 8, "format": "raw", "preview_every": 1}),
     "images": ("outgoing_images = 20", GENERATE | {"images": 8, "deliver": "fd", "steps": 4, "preview_every": 1}),
@@ -137,26 +160,26 @@ UNREAD = {
 
 
 @pytest.mark.parametrize("name", UNREAD)
-def test_a_client_that_does_not_read_is_dropped_and_its_user_s_others_are_served(name: str) -> None:
+def test_a_client_that_does_not_read_is_dropped_alone(reload: Reload, name: str) -> None:
     limit, request = UNREAD[name]
-    with limited(f"{limit}\nburst_per_uid = 1000\nqueue_per_uid = 100") as daemon:
-        with daemon.client() as client, daemon.connect() as deaf:
-            expected = images(draw(client))[0].data
-            for number in range(30):
-                send_2(deaf, request, number)
-            # A connection of the same user, that reads, draws meanwhile and is not the one to go.
-            assert images(draw(client))[0].data == expected
-            dropped = wait_for(lambda: daemon.events("client_dropped"))
-            assert [f"{name} together" in line["reason"] for line in dropped] == [True]
-            assert images(draw(client))[0].data == expected
-            assert is_closed(deaf)
-        broker = daemon.pid_of("broker")
-        wait_for(lambda: not [link for link in descriptors_of(broker) if "memfd:weave-image" in link])
+    daemon = reload(f"{limit}\nburst_per_uid = 1000\nqueue_per_uid = 100")
+    with daemon.client() as client, daemon.connect() as deaf:
+        expected = images(generate(client))[0].data
+        for number in range(30):
+            send_2(deaf, request, number)
+        # Another connection of the same user, which reads, generates meanwhile and is not dropped.
+        assert images(generate(client))[0].data == expected
+        dropped = wait_for(lambda: daemon.events("client_dropped"))
+        assert [f"{name} together" in line["reason"] for line in dropped] == [True]
+        assert images(generate(client))[0].data == expected
+        assert is_closed(deaf)
+    broker = daemon.pid_of("broker")
+    wait_for(lambda: not [link for link in descriptors_of(broker) if "memfd:weave-image" in link])
 
 
-def test_all_connections_of_a_user_count_together() -> None:
-    limit = "outgoing_images = 20\nburst_per_uid = 1000\nqueue_per_uid = 100"
-    with limited(limit) as daemon, daemon.connect() as one, daemon.connect() as other:
+def test_all_connections_of_a_user_count_together(reload: Reload) -> None:
+    daemon = reload("outgoing_images = 20\nburst_per_uid = 1000\nqueue_per_uid = 100")
+    with daemon.connect() as one, daemon.connect() as other:
         fill_socket_buffers(one)
         fill_socket_buffers(other)
         for number in range(2):
@@ -168,31 +191,31 @@ def test_all_connections_of_a_user_count_together() -> None:
 
 
 def fill_socket_buffers(connection: socket.socket) -> None:
-    """Answers that nobody reads, as many as the kernel takes: what comes after them waits in the broker."""
+    """Unread answers, as many as the kernel buffers: later ones wait in the broker."""
     for number in range(300):
         send_2(connection, {"op": "list_models"}, number + 1000)
 
 
 def deliveries(daemon: Daemon, **parameters: Any) -> tuple[list[str], list[bytes]]:
-    """How each image came that was asked for as a descriptor, and its pixels."""
+    """How each image requested as a descriptor was delivered, and its pixels."""
     with daemon.client() as client:
-        drawn = images(draw(client, steps=1, format="raw", deliver="fd", **parameters))
-        found = [os.pread(image.memfd, image.event.size, 0) if image.memfd else image.data for image in drawn]
-        close_all([image.memfd for image in drawn if image.memfd])
-        return [image.event.deliver for image in drawn], found
+        generated = images(generate(client, steps=1, format="raw", deliver="fd", **parameters))
+        found = [os.pread(image.memfd, image.event.size, 0) if image.memfd else image.data for image in generated]
+        close_all([image.memfd for image in generated if image.memfd])
+        return [image.event.deliver for image in generated], found
 
 
-def test_descriptors_are_handed_out_for_so_many_bytes_and_then_images_come_inline() -> None:
+def test_beyond_the_delivered_bytes_limit_images_come_inline() -> None:
     size = 64 * 64 * 3
     with limited(f"delivered_bytes = {3 * size + 1}") as daemon:
         ways, first = deliveries(daemon, images=2)
         assert ways == ["fd", "fd"]
-        # Another connection is the same user's, and may hold what that one got.
+        # Another connection of the same user shares the limit.
         ways, second = deliveries(daemon, images=2)
         assert ways == ["fd", "inline"] and second == first and len(first[0]) == size
         with daemon.client() as client:
             client.unload()
-        # What a client still holds has not come back with the worker's memory; a reload changes nothing about it.
+        # Memory that a client holds is not returned with the worker, nor by a reload.
         daemon.process.send_signal(signal.SIGHUP)
         wait_for(lambda: daemon.events("reloaded"))
         assert deliveries(daemon, images=2) == (["inline", "inline"], first)
@@ -210,7 +233,7 @@ def send_descriptors(connection: socket.socket, count: int) -> None:
         connection.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
 
-@pytest.mark.skipif(not KERNEL_REFUSES, reason="SO_PASSRIGHTS is of Linux 6.16")
+@pytest.mark.skipif(not KERNEL_REFUSES, reason="SO_PASSRIGHTS needs Linux 6.16")
 def test_a_descriptor_from_a_client_never_arrives(shared_daemon: Daemon) -> None:
     with shared_daemon.connect() as connection:
         with pytest.raises(PermissionError):
@@ -221,9 +244,8 @@ def test_a_descriptor_from_a_client_never_arrives(shared_daemon: Daemon) -> None
 
 @pytest.fixture(scope="module")
 def older_kernel() -> Iterator[Daemon]:
-    """As on a kernel that cannot refuse descriptors for us."""
-    changes = {"protocol/peer.py": [("sock.setsockopt(", "raise OSError\n        sock.setsockopt(")]}
-    daemon = daemon_of(changes | DUMPABLE)
+    """Behaves as on a kernel that cannot refuse descriptors."""
+    daemon = daemon_of((replaced("protocol/peer.py", "refuse_descriptors", "return False"), *DUMPABLE))
     yield daemon
     assert daemon.stop() == 0
 
@@ -241,7 +263,7 @@ def test_a_client_that_sends_a_descriptor_is_dropped(older_kernel: Daemon, count
         assert older_kernel.events("client_dropped")[-1]["reason"] == "sent a descriptor"
 
 
-def test_requests_for_what_is_over_or_under_way_are_told_so(shared_daemon: Daemon) -> None:
+def test_cancelling_a_finished_job_is_an_error(shared_daemon: Daemon) -> None:
     def answer(connection: socket.socket, message: dict[str, Any], request: int) -> dict[str, Any]:
         send_2(connection, message, request)
         while (found := receive_frame(connection))[0].request != request or found[0].kind is Kind.IMAGE:
@@ -258,7 +280,7 @@ def test_requests_for_what_is_over_or_under_way_are_told_so(shared_daemon: Daemo
         for stale in ({"request": 5}, {"job": job}):
             refused = answer(connection, {"op": "cancel", **stale}, 6)
             assert (refused["code"], refused["value"]) == ("invalid_request", *stale.values())
-        # The number is free again, and taken while an unload waits for the running job.
+        # The number is free again, and in use while an unload waits for the running job.
         send_2(connection, GENERATE | {"steps": 50}, 5)
         while receive_2(connection)["event"] != "progress":
             pass

@@ -1,4 +1,4 @@
-"""Attached mode: the one client's model is loaded before it is asked for, and stays."""
+"""Attached mode: the client's model is loaded ahead and stays loaded."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from tests.support.system import MODEL
 from tests.support.wire import receive_2, send_2
 
 
-def events_of_a_picture(connection: socket.socket) -> list[str]:
+def events_of_an_image(connection: socket.socket) -> list[str]:
     send_2(connection, {"op": "generate", "model": "shapes", "prompt": "x", "steps": 1, "deliver": "fd"})
     events: list[str] = []
     while not events or events[-1] not in ("done", "error"):
@@ -26,29 +26,29 @@ def status_of(connection: socket.socket) -> dict[str, Any]:
     return receive_2(connection)
 
 
-def test_the_default_model_is_loaded_before_it_is_asked_for_and_stays_loaded() -> None:
+def test_the_default_model_is_loaded_ahead_and_stays_loaded() -> None:
     owner = Owner(config="[limits]\nidle_unload_seconds = 0.2\n" + MODEL)
     try:
         with owner.accept() as connection:
             (loaded,) = wait_for(lambda: owner.daemon.events("model_loaded"))
             assert (loaded["model"], loaded["ahead"]) == ("shapes", True)
             wait_for(lambda: status_of(connection)["worker"] == "idle")
-            assert "loading" not in events_of_a_picture(connection)
+            assert "loading" not in events_of_an_image(connection)
             time.sleep(1)
             status = status_of(connection)
             assert (status["worker"], status["model"], status["metrics"]["models_loaded"]) == ("idle", "shapes", 1)
-            # Asked to, it gives the memory back, and keeps it so until somebody asks for a picture.
+            # Unload returns the memory, until the next request for an image.
             send_2(connection, {"op": "unload"})
             assert receive_2(connection)["event"] == "done"
             assert status_of(connection)["worker"] == "none"
-            assert "loading" in events_of_a_picture(connection)
+            assert "loading" in events_of_an_image(connection)
         assert owner.all_gone([])
     finally:
         owner.daemon.process.kill()
         owner.listening.close()
 
 
-def test_it_is_loaded_again_after_a_reload_and_after_a_job_that_cost_the_worker() -> None:
+def test_load_ahead_repeats_after_a_reload_and_a_lost_worker() -> None:
     owner = Owner(config=MODEL)
     daemon = owner.daemon
 
@@ -68,14 +68,14 @@ def test_it_is_loaded_again_after_a_reload_and_after_a_job_that_cost_the_worker(
                 pass
             assert event["code"] == "worker_failed"
             wait_for(lambda: times_loaded() == 3)
-            assert "loading" not in events_of_a_picture(connection)
+            assert "loading" not in events_of_an_image(connection)
         assert owner.all_gone([])
     finally:
         daemon.process.kill()
         owner.listening.close()
 
 
-def test_it_is_loaded_again_after_a_reload_in_the_middle_of_a_job() -> None:
+def test_load_ahead_repeats_after_a_reload_during_a_job() -> None:
     owner = Owner(config=MODEL)
     daemon = owner.daemon
     try:
@@ -93,23 +93,23 @@ def test_it_is_loaded_again_after_a_reload_in_the_middle_of_a_job() -> None:
             loaded = len(daemon.events("model_loaded"))
             wait_for(lambda: len(daemon.events("model_loaded")) == loaded + 1)
             assert daemon.events("model_loaded")[-1]["ahead"] is True
-            assert "loading" not in events_of_a_picture(connection)
+            assert "loading" not in events_of_an_image(connection)
         assert owner.all_gone([])
     finally:
         daemon.process.kill()
         owner.listening.close()
 
 
-def test_a_default_model_that_cannot_be_loaded_is_told_when_it_is_asked_for_and_tried_again() -> None:
+def test_a_failed_load_ahead_is_retried_by_the_next_request() -> None:
     owner = Owner(config=MODEL.replace(str(DEMO_MODEL), "model"))
     model = owner.folder / "weave" / "model"
     try:
         with owner.accept() as connection:
             (failed,) = wait_for(lambda: owner.daemon.events("load_ahead_failed"))
             assert failed["model"] == "shapes" and failed["detail"]
-            assert events_of_a_picture(connection)[-1] == "error"
+            assert events_of_an_image(connection)[-1] == "error"
             shutil.copytree(DEMO_MODEL, model)
-            assert events_of_a_picture(connection)[-1] == "done"
+            assert events_of_an_image(connection)[-1] == "done"
         assert owner.all_gone([])
     finally:
         owner.daemon.process.kill()

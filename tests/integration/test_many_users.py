@@ -1,11 +1,11 @@
-"""One user with thousands of UIDs, and many users at once: the totals hold, and nobody keeps others out."""
+"""One user with thousands of UIDs, and many users at the same time: the totals hold, and no user keeps others out."""
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -13,7 +13,8 @@ from tests.integration.test_system_mode import knock
 from tests.support.builds import build
 from tests.support.crowd import crowd, sub_uids
 from tests.support.daemon import Daemon, descriptors_of, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
+from tests.support.seams import replaced
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, CAROL, EVE, GROUP, as_user, uid
 from weave.broker.admission.audit import LINES
@@ -37,15 +38,37 @@ def system(limits: str = "", **more: Any) -> Iterator[Daemon]:
         assert daemon.stop() == 0
 
 
-def picture(path: Path) -> Any:
+@pytest.fixture(scope="module")
+def reloadable(users: None) -> Iterator[Daemon]:
+    with system() as daemon:
+        yield daemon
+
+
+Reload: TypeAlias = Callable[[str], Daemon]
+
+
+@pytest.fixture
+def reload(reloadable: Daemon) -> Reload:
+    """For tests of one daemon with different limits. Before each it has no connections, and all rates start again."""
+
+    def with_limits(limits: str) -> Daemon:
+        with reloadable.client() as client:
+            wait_for(lambda: client.status().connections == 1)
+        reloadable.reload(f"[limits]\n{limits}\n" + OPEN + MODEL)
+        return reloadable
+
+    return with_limits
+
+
+def size_of_image(path: Path) -> Any:
     with Client(path, timeout=100) as client:
-        return len(images(draw(client, steps=1))[0].data)
+        return len(images(generate(client, steps=1))[0].data)
 
 
-def test_three_thousand_uids_of_one_user_count_as_one_and_known_users_are_served(users: None) -> None:
+def test_three_thousand_uids_of_one_user_count_as_one(users: None) -> None:
     with system("burst_per_uid = 1000") as daemon:
         with daemon.client() as client:
-            expected = len(images(draw(client, steps=1))[0].data)
+            expected = len(images(generate(client, steps=1))[0].data)
         before = len(descriptors_of(daemon.pid_of("broker")))
         with crowd(daemon.socket, sub_uids(UIDS), group=GROUP) as many:
             answers = many.connect(GENERATE)
@@ -57,23 +80,24 @@ def test_three_thousand_uids_of_one_user_count_as_one_and_known_users_are_served
                 assert status.connections == 65 and status.queue_length <= 32
             # Allowed by name, by supplementary group, by primary group.
             for name in (ALICE, CAROL, BOB):
-                assert as_user(name, lambda: picture(daemon.socket)) == expected
+                assert as_user(name, lambda: size_of_image(daemon.socket)) == expected
         wait_for(lambda: len(descriptors_of(daemon.pid_of("broker"))) <= before)
         with daemon.client() as client:
             assert client.status().connections == 1
 
 
 def test_if_each_uid_were_known_one_user_would_fill_the_totals(users: None) -> None:
-    command = build({"broker/admission/principal.py": [("if uid in access.known", "if True")]})
-    os.chmod(Path(command[0]).parents[2], 0o755)  # the children are other users
+    command = build((replaced("broker/admission/principal.py", "principal_of", "return Principal(uid)"),))
+    os.chmod(Path(command[0]).parents[2], 0o755)  # the children run as other users
     limits = "connections = 64\nconnections_per_uid = 2"
     for more, served in (({}, 2), ({"command": command}, 64)):
         with system(limits, **more) as daemon, crowd(daemon.socket, sub_uids(70), group=GROUP) as many:
             assert many.connect(STATUS)["status"] == served
 
 
-def test_totals_of_connections_hold_and_the_last_quarter_is_for_known_users_who_have_none(users: None) -> None:
-    with system("connections = 8\nconnections_per_uid = 8") as daemon, ExitStack() as stack:
+def test_the_last_quarter_of_connections_is_for_new_known_users(reload: Reload) -> None:
+    daemon = reload("connections = 8\nconnections_per_uid = 8")
+    with ExitStack() as stack:
 
         def connect(uids: list[int], each: int) -> dict[str, int]:
             new = stack.enter_context(crowd(daemon.socket, uids, group=GROUP))
@@ -82,7 +106,7 @@ def test_totals_of_connections_hold_and_the_last_quarter_is_for_known_users_who_
         assert connect(sub_uids(3), 3) == {"status": 6, "connections": 3}
         assert connect([uid(ALICE)], 2) == {"status": 1, "connections": 1}
         assert connect([uid(BOB)], 2) == {"status": 1, "connections": 1}
-        # Nobody at all is admitted beyond the total.
+        # No connection is accepted beyond the total.
         assert connect([uid(CAROL)], 1) == {"connections": 1}
     refused = daemon.events("connection_refused")
     assert {line["reason"] for line in refused} == {
@@ -91,19 +115,20 @@ def test_totals_of_connections_hold_and_the_last_quarter_is_for_known_users_who_
     }
 
 
-def test_a_known_user_is_kept_out_by_no_other_known_one(users: None) -> None:
+def test_one_known_user_cannot_keep_out_another(reload: Reload) -> None:
+    daemon = reload("connections = 8\nconnections_per_uid = 8")
     with (
-        system("connections = 8\nconnections_per_uid = 8") as daemon,
         crowd(daemon.socket, [uid(ALICE)], group=GROUP) as alice,
         crowd(daemon.socket, [uid(BOB)], group=GROUP) as bob,
     ):
         assert alice.connect(STATUS, each=8) == {"status": 6, "connections": 2}
         assert bob.connect(STATUS) == {"status": 1}
-        assert as_user(CAROL, lambda: picture(daemon.socket)) > 100
+        assert as_user(CAROL, lambda: size_of_image(daemon.socket)) > 100
 
 
-def test_totals_of_the_queue_hold_and_the_last_quarter_is_for_known_users_who_have_none(users: None) -> None:
-    with system("queue = 8\nqueue_per_uid = 8") as daemon, ExitStack() as stack:
+def test_the_last_quarter_of_the_queue_is_for_new_known_users(reload: Reload) -> None:
+    daemon = reload("queue = 8\nqueue_per_uid = 8")
+    with ExitStack() as stack:
         root = stack.enter_context(daemon.client())
         running = root.generate(PROMPT, model="shapes", steps=100, images=8)
         wait_for(lambda: isinstance(next(running).event, Progress))
@@ -119,9 +144,9 @@ def test_totals_of_the_queue_hold_and_the_last_quarter_is_for_known_users_who_ha
             assert watcher.status().queue_length == 8
 
 
-def test_unknown_uids_share_one_rate_and_known_ones_have_their_own(users: None) -> None:
+def test_unknown_uids_share_one_rate_known_ones_have_their_own(reload: Reload) -> None:
+    daemon = reload("burst_per_uid = 5\nrequests_per_second = 0.01")
     with (
-        system("burst_per_uid = 5\nrequests_per_second = 0.01") as daemon,
         crowd(daemon.socket, sub_uids(10), group=GROUP) as many,
         crowd(daemon.socket, [uid(ALICE)], group=GROUP) as alice,
     ):
@@ -130,10 +155,10 @@ def test_unknown_uids_share_one_rate_and_known_ones_have_their_own(users: None) 
         assert alice.connect(unload) == {"done": 1}
 
 
-def test_whatever_allowed_uids_are_refused_a_strangers_refusal_is_in_the_log(users: None) -> None:
+def test_a_strangers_refusal_is_logged_despite_a_flood_of_others(users: None) -> None:
     with system("connections_per_uid = 200") as daemon, crowd(daemon.socket, sub_uids(120), group=GROUP) as many:
         assert many.connect({"op": "exec"}) == {"op": 120}
-        # As each of them, and of more than one kind.
+        # From each of them, and of more than one kind.
         assert many.flood({"op": "exec"}, 25) == {"op": 3000}
         told = many.flood({"op": "generate", "model": "none", "prompt": "x"}, 25)
         assert told.keys() == {"model", "rate_limited"} and sum(told.values()) == 3000
@@ -148,7 +173,7 @@ def test_whatever_allowed_uids_are_refused_a_strangers_refusal_is_in_the_log(use
     assert sum(count["uids"] for count in counts) >= 120
 
 
-def test_a_crowd_of_strangers_is_counted_and_a_stranger_with_a_name_is_in_the_log(users: None) -> None:
+def test_unnamed_strangers_are_counted_and_a_named_one_logged(users: None) -> None:
     with system() as daemon:
         with crowd(daemon.socket, sub_uids(UIDS), group=None) as strangers:
             assert strangers.connect(STATUS) == {"closed": UIDS}
@@ -160,13 +185,13 @@ def test_a_crowd_of_strangers_is_counted_and_a_stranger_with_a_name_is_in_the_lo
     assert LINES + 1 <= len(lines) <= LINES * (len(counts) + 1) + 1
     assert len(lines) + sum(count["lines"] for count in counts) == UIDS + 1
     assert {count["of"] for count in counts} == {"connection_refused"}
-    # Each came once.
+    # Each UID occurred once.
     assert sum(count["uids"] for count in counts) == UIDS + 1 - len(lines)
 
 
-def test_what_all_clients_leave_unread_is_limited_and_who_has_left_the_most_goes(users: None) -> None:
-    limits = "outgoing_bytes = 4194304\noutgoing_bytes_total = 1048576"
-    with system(limits) as daemon, ExitStack() as stack:
+def test_the_client_with_most_unread_bytes_is_dropped(reload: Reload) -> None:
+    daemon = reload("outgoing_bytes = 4194304\noutgoing_bytes_total = 1048576")
+    with ExitStack() as stack:
         deaf = {}
         for name in (ALICE, BOB):
             deaf[name] = stack.enter_context(crowd(daemon.socket, [uid(name)], group=GROUP))
@@ -176,5 +201,5 @@ def test_what_all_clients_leave_unread_is_limited_and_who_has_left_the_most_goes
         (dropped,) = wait_for(lambda: daemon.events("client_dropped"))
         assert dropped["peer"]["uid"] == uid(ALICE)
         assert "all clients have more than 1048576 bytes together" in dropped["reason"]
-        assert as_user(CAROL, lambda: picture(daemon.socket)) > 100
+        assert as_user(CAROL, lambda: size_of_image(daemon.socket)) > 100
         assert [line["peer"]["uid"] for line in daemon.events("client_dropped")] == [uid(ALICE)]

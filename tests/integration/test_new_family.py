@@ -1,4 +1,4 @@
-"""A family is added as CONTRIBUTING.md says, to a build of the daemon: a description, an adapter, a line."""
+"""A family is added as CONTRIBUTING.md describes, to a build of the daemon: a description, an adapter, a line."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +13,9 @@ import transformers
 from tests.support import chroma, tiny_models
 from tests.support.builds import build
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images, pixels
-from tests.support.plain_pictures import one_thread
+from tests.support.generation import generate, images, pixels
+from tests.support.reference import one_thread
+from tests.support.seams import constant
 from weave.config.load import load
 from weave.config.schema import ConfigError
 from weave.protocol.client_messages import Done, EncoderTokens, Preview, Tokens
@@ -24,7 +25,7 @@ ADDED: dict[str, Path | str] = {
     "models/families/chroma.py": FILES / "family.py",
     "gpu_worker/pipelines/chroma.py": FILES / "adapter.py",
 }
-REGISTERED = {"models/families/__init__.py": [('    "flux",\n', '    "flux",\n    "chroma",\n')]}
+REGISTERED = (constant("models/families/__init__.py", "_MODULES", '(*_MODULES, "chroma")'),)
 PROMPT, SEED, STEPS = "a red circle", 5, 3
 
 
@@ -45,19 +46,17 @@ def daemon(model: Path) -> Iterator[Daemon]:
 
 
 @pytest.mark.parametrize("asked", [{}, {"negative_prompt": "blurred"}, {"cfg_scale": 1.0}], ids=str)
-def test_a_family_that_is_added_gives_the_image_of_plain_diffusers(
-    daemon: Daemon, model: Path, asked: dict[str, Any]
-) -> None:
+def test_an_added_family_gives_the_image_of_diffusers(daemon: Daemon, model: Path, asked: dict[str, Any]) -> None:
     wanted = {"model": "chroma", "width": 96, "height": 64, "steps": STEPS, "seed": SEED, "cfg_scale": 4.0}
     with daemon.client() as client:
-        answers = draw(client, PROMPT, preview_every=STEPS, **{**wanted, **asked})
+        answers = generate(client, PROMPT, preview_every=STEPS, **{**wanted, **asked})
     expected = plain(model, **asked)
     assert expected.std() > 0 and expected.shape == (64, 96, 3)
     assert np.array_equal(pixels(images(answers)[0]), expected)
     (preview,) = [answer for answer in answers if isinstance(answer.event, Preview)]
     assert np.array_equal(pixels(preview), expected)
     (done,) = [answer.event for answer in answers if isinstance(answer.event, Done)]
-    # A T5 token a character, a space before the first and an end after the last.
+    # T5 uses one token per character, one for a leading space and one for the end.
     negative = asked.get("negative_prompt", "")
     assert done.tokens == Tokens(prompt=counted(PROMPT), negative_prompt=counted(negative) if negative else ())
 
@@ -83,7 +82,7 @@ def plain(model: Path, cfg_scale: float = 4.0, **asked: Any) -> np.ndarray[Any, 
     return np.asarray(made.images[0])
 
 
-def test_the_product_does_not_have_that_family(model: Path, tmp_path: Path) -> None:
+def test_the_product_does_not_have_the_added_family(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(config(model))
     with pytest.raises(ConfigError, match=r"chroma\.family is 'chroma'; it must be one of sd1, sd2, sdxl, sd3, flux$"):

@@ -1,4 +1,4 @@
-"""Today's clients and a daemon of tomorrow, or of yesterday: docs/protocol.md, "How the protocol grows"."""
+"""Today's clients with newer and older daemons: docs/protocol.md, "How the protocol grows"."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from weave.protocol.client_messages import Done, Image, Progress
 from weave.protocol.errors import ErrorCode
 from weave.protocol.features import FEATURES
 
-# Of events that today's clients do not know; the last looks like one that they do.
+# Events that today's clients do not know; the last looks like one that they do.
 NEWS: list[dict[str, Any]] = [
     {"event": "upscaled"},
     {"event": "audio", "size": 3, "deliver": "inline"},
@@ -32,7 +32,7 @@ STRANGE = {"a field": {"of a newer daemon": [1, None]}}
 
 
 def answered(path: Path, *events: dict[str, Any] | bytes) -> list[list[Answer]]:
-    """What each of the two clients hears in answer to a generate."""
+    """The answers that each of the two clients gets to a generate."""
 
     async def all_of(daemon: Path) -> list[Answer]:
         async with AsyncClient(daemon) as client:
@@ -57,17 +57,17 @@ def test_events_and_fields_of_a_newer_daemon_are_skipped(tmp_path: Path) -> None
         assert heard[1].data == b"abc"
 
 
-def test_bytes_behind_an_event_that_is_skipped_break_the_protocol(tmp_path: Path) -> None:
+def test_bytes_after_a_skipped_event_break_the_protocol(tmp_path: Path) -> None:
     with pytest.raises(ProtocolError, match="not announced"):
         answered(tmp_path / "socket", NEWS[1], b"abc", DONE)
 
 
-def test_an_event_never_comes_between_an_announcement_and_its_bytes(tmp_path: Path) -> None:
+def test_no_event_comes_between_an_announcement_and_its_bytes(tmp_path: Path) -> None:
     with pytest.raises(ProtocolError, match="something else came"):
         answered(tmp_path / "socket", IMAGE, NEWS[0], b"abc", DONE)
 
 
-def test_an_error_of_an_unknown_code_ends_its_request_and_says_why(tmp_path: Path) -> None:
+def test_an_unknown_error_code_fails_its_request_with_the_reason(tmp_path: Path) -> None:
     error = {"event": "error", "code": "quota_used_up", "message": "no more today"} | STRANGE
 
     async def code_of(daemon: Path) -> str:
@@ -78,21 +78,21 @@ def test_an_error_of_an_unknown_code_ends_its_request_and_says_why(tmp_path: Pat
 
     with FakeDaemon(tmp_path / "socket", lambda _: [error]) as daemon:
         with Client(daemon.path, timeout=60) as client:
-            for _ in range(2):  # the connection lives on
+            for _ in range(2):  # the connection stays open
                 with pytest.raises(WeaveError, match="no more today") as refused:
                     list(client.generate("x"))
                 assert refused.value.code == "quota_used_up"
         assert asyncio.run(code_of(daemon.path)) == "quota_used_up"
 
 
-def test_a_code_that_is_known_is_one_of_ours(tmp_path: Path) -> None:
+def test_a_known_error_code_becomes_its_enum_member(tmp_path: Path) -> None:
     error = {"event": "error", "code": "queue_full", "message": "full"}
     with pytest.raises(WeaveError) as refused:
         told(tmp_path / "socket", error, lambda client: client.status())
     assert refused.value.code is ErrorCode.QUEUE_FULL
 
 
-def test_states_and_counts_of_a_newer_daemon_are_taken(tmp_path: Path) -> None:
+def test_states_and_counts_of_a_newer_daemon_are_accepted(tmp_path: Path) -> None:
     job = {"job": 1, "model": "m", "state": "paused", "position": 0}
     metrics = {"errors": {"quota_used_up": 2}, "uploads": 1, "queued_seconds": {"counts": [0] * 11, "sum": 0, "max": 1}}
     newer = STATUS | {"worker": "draining", "jobs": [job | STRANGE], "metrics": metrics} | STRANGE
@@ -101,7 +101,7 @@ def test_states_and_counts_of_a_newer_daemon_are_taken(tmp_path: Path) -> None:
     assert report.metrics.errors == {"quota_used_up": 2}
 
 
-def test_a_model_that_can_do_more_is_taken(tmp_path: Path) -> None:
+def test_a_model_with_more_tasks_is_accepted(tmp_path: Path) -> None:
     bounds = {**OFFER["bounds"], "strength": {"min": 0, "max": 1}, "width": {"min": 1, "max": 2, "usual": 1}}
     offer = models(tasks=["text-to-image", "image-to-image"], bounds=bounds, **STRANGE)
     (model,) = told(tmp_path / "socket", offer | STRANGE, lambda client: client.list_models()).models
@@ -115,7 +115,7 @@ def test_an_older_daemon_has_no_features_and_its_models_no_tasks(tmp_path: Path)
     assert model.tasks == ()
 
 
-def test_this_daemon_says_what_it_can_and_weavectl_passes_it_on(shared_daemon: Daemon) -> None:
+def test_the_daemon_lists_its_features_and_weavectl_shows_them(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
         assert client.status().features == tuple(FEATURES)
         assert {model.tasks for model in client.list_models().models} == {("text-to-image",)}

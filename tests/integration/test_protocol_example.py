@@ -1,4 +1,4 @@
-"""The example that docs/protocol.md begins with, said to the real daemon byte by byte."""
+"""The example at the start of docs/protocol.md, sent to the real daemon byte by byte."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from weave.protocol.frames import Kind
 
 PAGE = Path(__file__).parents[2] / "docs/protocol.md"
 FRAMES = re.findall(r"^    (client|daemon)  ([0-9a-f ]+)  (.+)$", PAGE.read_text(), re.MULTILINE)
-# What differs from one machine, or one run, to the next.
+# Values that differ between machines or runs.
 VARIES = ("job", "size", "timings")
 
 
@@ -20,7 +20,7 @@ def steady(payload: bytes) -> dict[str, Any]:
     return {name: value for name, value in json.loads(payload).items() if name not in VARIES}
 
 
-def test_the_example_is_what_the_daemon_says(shared_daemon: Daemon) -> None:
+def test_the_protocol_example_matches_the_daemon(shared_daemon: Daemon) -> None:
     assert [who for who, _, _ in FRAMES].count("client") == 2 and len(FRAMES) == 10
     with shared_daemon.client() as client:
         client.unload()

@@ -1,5 +1,5 @@
-"""Every family with every scheduler in every dtype, with and without a negative prompt: pixel by pixel what diffusers
-draws by itself with the same arguments. The last preview is the picture, and progress tells each step once."""
+"""Every family with every scheduler in every dtype, with and without a negative prompt: the image equals that of
+diffusers in every pixel. The last preview equals the image, and progress reports each step once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images, pixels
-from tests.support.plain_pictures import Plain, arguments, make_small_model, one_thread, write_index
+from tests.support.generation import generate, images, pixels
+from tests.support.reference import Reference, arguments, make_small_model, one_thread, write_index
 from weave.client import Answer
 from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Preview, Progress
 
-NAMES = tuple(name for name in FAMILIES if name != "sd2")  # which is sd1's pipeline
+NAMES = tuple(name for name in FAMILIES if name != "sd2")  # it has sd1's pipeline
 STEPS, SEED, SCALE = 3, 5, 4.0
 PROMPT, NEGATIVE = "a red circle", "blurred, blue"
 
@@ -31,7 +31,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
 def served(models: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Daemon, str]]:
     tables = "".join(f'[models.{name}]\npath = "{models / name}"\nfamily = "{name}"\n' for name in NAMES)
-    # With as many threads as here: how sums are split between them shows in the last bits.
+    # As many threads as in this process: how sums are split between threads shows in the last bits.
     daemon = Daemon(f'[device]\ndevice = "cpu"\nthreads = 1\ndtype = "{request.param}"\n{tables}')
     with one_thread():
         try:
@@ -41,19 +41,19 @@ def served(models: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Daemo
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_is_what_diffusers_draws(served: tuple[Daemon, str], models: Path, name: str) -> None:
+def test_an_image_equals_that_of_diffusers(served: tuple[Daemon, str], models: Path, name: str) -> None:
     daemon, dtype = served
-    plain = Plain(name, models / name, dtype)
+    plain = Reference(name, models / name, dtype)
     wanted = {"model": name, "width": 64, "height": 64, "steps": STEPS, "seed": SEED, "cfg_scale": SCALE}
     with daemon.client() as client:
         for scheduler in FAMILIES[name].schedulers:
             for negative in (None, NEGATIVE):
                 generator = torch.Generator("cpu").manual_seed(SEED)
-                expected = plain.draw(
+                expected = plain.generate(
                     PROMPT, plain.scheduler(scheduler), generator, **arguments(name, negative, steps=STEPS, scale=SCALE)
                 )
                 more = {} if negative is None else {"negative_prompt": negative}
-                answers = draw(client, PROMPT, scheduler=scheduler, preview_every=STEPS, **wanted, **more)
+                answers = generate(client, PROMPT, scheduler=scheduler, preview_every=STEPS, **wanted, **more)
                 assert expected.std() > 0
                 assert np.array_equal(pixels(images(answers)[0]), expected), (scheduler, negative)
                 check_progress(answers, scheduler)

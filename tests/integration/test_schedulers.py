@@ -1,4 +1,4 @@
-"""What a model's own scheduler_config.json says counts with every scheduler that is offered for it."""
+"""A model's own scheduler_config.json applies to every scheduler that is offered for it."""
 
 import json
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import draw, images, pixels
-from tests.support.plain_pictures import Plain, make_small_model, one_thread, write_index
+from tests.support.generation import generate, images, pixels
+from tests.support.reference import Reference, make_small_model, one_thread, write_index
 from weave.client import WeaveError
-from weave.gpu_worker.schedulers import FlowHeun, SchedulerUnfit, fresh_scheduler, steps_done
+from weave.gpu_worker.schedulers import FlowHeun, IncompatibleScheduler, fresh_scheduler, steps_done
 from weave.models.families import FAMILIES
 from weave.models.schedulers import SCHEDULERS
 from weave.protocol.client_messages import Preview, Progress
@@ -88,20 +88,18 @@ def served(models: Path) -> Iterator[Daemon]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_scheduler_that_is_offered_draws_what_diffusers_draws_with_it(
-    served: Daemon, models: Path, name: str
-) -> None:
+def test_every_offered_scheduler_gives_the_image_of_diffusers(served: Daemon, models: Path, name: str) -> None:
     family = CONFIGS[name][0]
-    plain = Plain(family, models / name)
+    plain = Reference(family, models / name)
     with served.client() as client:
         (offer,) = [model for model in client.list_models().models if model.id == name]
         assert offer.schedulers == FAMILIES[family].schedulers
         for scheduler in offer.schedulers:
             # With shift_terminal diffusers divides by zero where there is one step.
             for steps in (2, 5) if "shift_terminal" in CONFIGS[name][1] else (1, 2, 5):
-                expected = drawn_by_diffusers(plain, scheduler, steps)
+                expected = by_diffusers(plain, scheduler, steps)
                 wanted = {"width": 64, "height": 64, "steps": steps, "cfg_scale": SCALE, "preview_every": 1}
-                answers = draw(client, PROMPT, model=name, seed=SEED, scheduler=scheduler, **wanted)
+                answers = generate(client, PROMPT, model=name, seed=SEED, scheduler=scheduler, **wanted)
                 assert expected.std() > 0
                 assert np.array_equal(pixels(images(answers)[0]), expected), (scheduler, steps)
                 told = [
@@ -112,7 +110,7 @@ def test_every_scheduler_that_is_offered_draws_what_diffusers_draws_with_it(
                 assert told == [(kind, step) for step in range(1, steps + 1) for kind in (Progress, Preview)]
 
 
-def drawn_by_diffusers(plain: Plain, scheduler: str, steps: int) -> np.ndarray:
+def by_diffusers(plain: Reference, scheduler: str, steps: int) -> np.ndarray:
     config = plain.own.config
     if scheduler == "flow_heun" and config.get("_class_name") != "FlowMatchHeunDiscreteScheduler":
         made: Any = FlowHeun.from_config({k: v for k, v in config.items() if k != "_use_default_values"})
@@ -123,20 +121,20 @@ def drawn_by_diffusers(plain: Plain, scheduler: str, steps: int) -> np.ndarray:
         made = plain.scheduler(scheduler)
     torch.manual_seed(SEED)  # stochastic_sampling takes its noise from torch's own generator
     sizes = {"width": 64, "height": 64, "num_inference_steps": steps, "guidance_scale": SCALE}
-    return plain.draw(PROMPT, made, torch.Generator("cpu").manual_seed(SEED), **sizes)
+    return plain.generate(PROMPT, made, torch.Generator("cpu").manual_seed(SEED), **sizes)
 
 
 @pytest.mark.parametrize("name", RULED_OUT)
-def test_a_scheduler_that_the_models_config_rules_out_is_an_error_that_says_so(served: Daemon, name: str) -> None:
+def test_a_scheduler_the_models_config_rules_out_is_an_error(served: Daemon, name: str) -> None:
     family, config, scheduler = RULED_OUT[name]
     (reason,) = config.keys() - {"_class_name", "shift", *BASE}
     with served.client() as client:
-        with pytest.raises(WeaveError, match="scheduler is one that this model's own scheduler config rules out") as e:
-            draw(client, model=name, width=64, height=64, scheduler=scheduler)
+        with pytest.raises(WeaveError, match=r"scheduler is one that this model's scheduler_config\.json") as e:
+            generate(client, model=name, width=64, height=64, scheduler=scheduler)
         assert e.value.code is ErrorCode.OUT_OF_BOUNDS
         assert wait_for(lambda: [line for line in served.events("job_failed") if reason in line["detail"]])
-        # The worker goes on, and its other schedulers draw.
-        assert images(draw(client, model=name, width=64, height=64, scheduler=FAMILIES[family].schedulers[0]))
+        # The worker stays, and its other schedulers work.
+        assert images(generate(client, model=name, width=64, height=64, scheduler=FAMILIES[family].schedulers[0]))
 
 
 @pytest.mark.parametrize(
@@ -151,8 +149,8 @@ def test_a_scheduler_that_the_models_config_rules_out_is_an_error_that_says_so(s
         ("euler", {"timestep_spacing": "unknown"}),
     ],
 )
-def test_what_a_class_says_only_while_it_draws_is_known_before(name: str, change: dict[str, Any]) -> None:
-    with pytest.raises(SchedulerUnfit, match=rf"^{SCHEDULERS[name].class_name}: \w+Error: "):
+def test_errors_a_scheduler_raises_late_are_found_early(name: str, change: dict[str, Any]) -> None:
+    with pytest.raises(IncompatibleScheduler, match=rf"^{SCHEDULERS[name].class_name}: \w+Error: "):
         fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler.from_config({**BASE, **change}), name, 5)
     assert fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler(**BASE), name, 5).config.beta_end == 0.012
 
@@ -179,7 +177,7 @@ def test_heun_goes_by_the_sigmas_of_euler(config: dict[str, Any], steps: int) ->
     assert len(heun.timesteps) == 2 * steps - 1
 
 
-def test_heun_with_a_shift_is_diffusers_own_and_with_mu_a_shift_of_its_exponential() -> None:
+def test_heun_shifts_its_sigmas_as_diffusers_does() -> None:
     own = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
     ours = FlowHeun.from_config(FLOW)
     for scheduler in (own, ours):
@@ -205,5 +203,5 @@ def test_heun_with_a_shift_is_diffusers_own_and_with_mu_a_shift_of_its_exponenti
         (2, 4, 1, [1, 4]),  # fewer calls than steps
     ],
 )
-def test_steps_are_counted_and_not_calls(calls: int, steps: int, order: int, expected: list[int]) -> None:
+def test_progress_counts_steps_not_model_calls(calls: int, steps: int, order: int, expected: list[int]) -> None:
     assert [steps_done(call, calls, steps, order) for call in range(calls)] == expected

@@ -1,4 +1,4 @@
-"""The socket's path: whose it is, who may write above it, and the options that name it."""
+"""The socket's path: its owner, who may write above it, and the options that name it."""
 
 import grp
 import os
@@ -39,7 +39,7 @@ def bound(path: Path, kind: socket.SocketKind, *, backlog: int | None = None) ->
 def listening(path: Path) -> Iterator[socket.socket]:
     with bound(path, socket.SOCK_STREAM, backlog=5) as program:
         yield program
-        with pytest.raises(BlockingIOError):  # nobody has knocked
+        with pytest.raises(BlockingIOError):  # no client has connected
             program.accept()
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
@@ -73,7 +73,7 @@ PROGRAMS: dict[str, Callable[[Path], AbstractContextManager[socket.socket]]] = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_socket_that_a_program_has_open_is_never_taken(name: str) -> None:
+def test_a_socket_another_program_has_open_is_never_taken(name: str) -> None:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
     path = folder / "weave" / "weave.sock"
     with PROGRAMS[name](path):
@@ -82,14 +82,14 @@ def test_a_socket_that_a_program_has_open_is_never_taken(name: str) -> None:
         assert daemon.process.wait(60) == 78
         assert f"{path}: another program has this socket open" in daemon.log()
         assert path.stat().st_ino == inode
-    # And once it is gone, what it has left is replaced.
+    # After that program has exited, its socket is replaced.
     daemon = Daemon(folder=folder).wait_until_serving()
     with daemon.client() as client:
         assert client.status().version
     assert daemon.stop() == 0 and not path.exists()
 
 
-def test_a_program_that_takes_the_path_later_keeps_it_and_the_daemon_ends_and_says_so() -> None:
+def test_the_daemon_stops_when_another_program_takes_its_path() -> None:
     daemon = Daemon("[models]\n").wait_until_serving()
     daemon.socket.unlink()
     with listening(daemon.socket):
@@ -97,9 +97,9 @@ def test_a_program_that_takes_the_path_later_keeps_it_and_the_daemon_ends_and_sa
         assert f"{daemon.socket}: another program has this socket open" in daemon.log()
 
 
-def test_a_program_that_makes_the_folder_again_is_what_the_daemon_names() -> None:
+def test_the_daemon_names_a_recreated_socket_folder() -> None:
     daemon = Daemon("[models]\n").wait_until_serving()
-    daemon.process.send_signal(signal.SIGSTOP)  # it finds out when the program has done all of it
+    daemon.process.send_signal(signal.SIGSTOP)  # it notices only when the program has finished
     shutil.rmtree(daemon.socket.parent)
     daemon.socket.parent.mkdir(0o700)
     with listening(daemon.socket):
@@ -109,9 +109,9 @@ def test_a_program_that_makes_the_folder_again_is_what_the_daemon_names() -> Non
         assert daemon.socket.exists()
 
 
-def test_a_daemon_that_stops_leaves_another_programs_socket() -> None:
+def test_a_stopping_daemon_leaves_another_programs_socket() -> None:
     daemon = Daemon("[models]\n").wait_until_serving()
-    daemon.process.send_signal(signal.SIGSTOP)  # it finds out after the signal to end, not before
+    daemon.process.send_signal(signal.SIGSTOP)  # it notices after the signal to stop, not before
     daemon.socket.unlink()
     with listening(daemon.socket):
         daemon.process.send_signal(signal.SIGTERM)
@@ -120,25 +120,23 @@ def test_a_daemon_that_stops_leaves_another_programs_socket() -> None:
 
 
 @pytest.mark.parametrize("level", [0, 1], ids=["its parent", "further up"])
-def test_a_socket_below_a_folder_that_others_can_write_is_refused_and_nothing_made_there(
-    tmp_path: Path, level: int
-) -> None:
+def test_a_socket_below_a_folder_others_can_write_is_refused(tmp_path: Path, level: int) -> None:
     path = tmp_path / "a" / "b" / "weave" / "weave.sock"
     writable = path.parents[1 + level]
     path.parents[1].mkdir(parents=True)
     writable.chmod(0o777)
     refused = run("--socket", path)
     assert refused.returncode == 78
-    assert f"{writable}: mode 0777 lets others write to it; mend it with: chmod go-w {writable}" in refused.stderr
+    assert f"{writable}: mode 0777 lets others write to it; fix it with: chmod go-w {writable}" in refused.stderr
     assert not path.parent.exists()
-    # Made by whoever can write there, though it looks like ours.
+    # Another user could have created it, though it looks right.
     path.parent.mkdir(mode=0o700)
     assert run("--socket", path).returncode == 78
     assert os.listdir(path.parent) == []
 
 
 @root_only
-def test_root_gives_nothing_away_below_a_folder_of_another_user(users: None) -> None:
+def test_root_creates_nothing_below_another_users_folder(users: None) -> None:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
     os.chmod(folder, 0o755)
     theirs = folder / "theirs"
@@ -174,14 +172,14 @@ def test_an_empty_path_is_refused_by_the_name_of_its_option(option: str) -> None
     assert run(f"{option}=").stderr == refused.stderr
 
 
-def test_minus_s_is_socket_path_in_short(tmp_path: Path) -> None:
-    nobody = tmp_path / "none"
-    long, short = run("--socket-path", nobody), run("-s", nobody)
+def test_s_is_the_short_option_of_socket_path(tmp_path: Path) -> None:
+    missing = tmp_path / "none"
+    long, short = run("--socket-path", missing), run("-s", missing)
     assert long.returncode == short.returncode == 78
-    assert long.stderr == short.stderr == f"weave-compute: {nobody}: No such file or directory\n"
+    assert long.stderr == short.stderr == f"weave-compute: {missing}: No such file or directory\n"
 
 
-def test_a_path_that_is_too_long_is_refused_with_the_path(tmp_path: Path) -> None:
+def test_a_socket_path_too_long_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "weave" / ("x" * 120)
     refused = run("--socket", path)
     assert refused.returncode == 78 and f"{path}: AF_UNIX path too long" in refused.stderr

@@ -1,4 +1,4 @@
-"""Starting, stopping, and what happens when something dies."""
+"""Starting and stopping the daemon, and the death of a process."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from weave.client import WeaveError
 from weave.protocol.client_messages import Progress
 from weave.protocol.errors import ErrorCode
@@ -44,7 +44,7 @@ def test_a_stale_socket_is_replaced_but_a_file_is_not(tmp_path: pytest.TempPathF
     assert daemon.socket.read_text() == "not a socket"
 
 
-def test_sigterm_tells_the_clients_and_leaves_nothing(daemon: Daemon) -> None:
+def test_sigterm_notifies_clients_and_leaves_nothing(daemon: Daemon) -> None:
     with daemon.client() as client:
         answers = client.generate(PROMPT, model="shapes", steps=100, images=8)
         next(answer for answer in answers if isinstance(answer.event, Progress))
@@ -62,34 +62,34 @@ def test_sigterm_tells_the_clients_and_leaves_nothing(daemon: Daemon) -> None:
 def test_no_process_outlives_a_killed_supervisor() -> None:
     daemon = Daemon().wait_until_serving()
     with daemon.client() as client:
-        draw(client)
+        generate(client)
         processes = daemon.processes()
     daemon.process.kill()
     daemon.process.wait()
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in processes), seconds=10)
 
 
-def test_a_reload_with_an_error_changes_nothing_and_a_good_one_takes_effect() -> None:
+def test_a_reload_takes_effect_only_without_errors() -> None:
     small = "bounds = { width = { min = 64, max = 64 }, height = { min = 64, max = 64 } }"
     model = f'[models.NAME]\npath = "{DEMO_MODEL}"\nfamily = "sd1"\n{small}\ndefaults = {{ width = 64, height = 64 }}\n'
     daemon = Daemon(model.replace("NAME", "one")).wait_until_serving()
     try:
         with daemon.client() as client:
-            expected = images(draw(client, model="one"))[0]
+            expected = images(generate(client, model="one"))[0]
             daemon.config.write_text("[models.one]\nfamily = 5\n")
             daemon.process.send_signal(signal.SIGHUP)
             refused = wait_for(lambda: daemon.events("reload_refused"))[0]
             assert "models" in refused["detail"]
-            assert images(draw(client, model="one"))[0].data == expected.data
+            assert images(generate(client, model="one"))[0].data == expected.data
             daemon.config.write_text(model.replace("NAME", "two"))
             daemon.process.send_signal(signal.SIGHUP)
             wait_for(lambda: [model.id for model in client.list_models().models] == ["two"])
-            assert images(draw(client, model="two"))
+            assert images(generate(client, model="two"))
     finally:
         daemon.stop()
 
 
-def test_a_config_that_others_can_write_is_refused_with_the_command_that_mends_it() -> None:
+def test_a_config_others_can_write_is_refused_with_the_fix() -> None:
     daemon = Daemon(f'[models.one]\npath = "{DEMO_MODEL}"\nfamily = "sd1"\n')
     daemon.stop() if daemon.process.poll() is None else None
     daemon.config.chmod(0o666)

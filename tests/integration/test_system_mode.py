@@ -1,4 +1,4 @@
-"""System mode with real other users: who may connect, who runs as whom, what root keeps."""
+"""System mode with real users: who may connect, the account of each process, what root keeps."""
 
 import os
 import socket
@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, BROKER, CAROL, EVE, GROUP, WORKER, as_user, uid
 from weave.broker.admission import access as broker_access
 from weave.client import Client, NotRunning
-from weave.config.parts import Access
+from weave.config.child_configs import Access
 from weave.protocol.peer import Peer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
@@ -43,7 +43,7 @@ def ask_version(path: Path) -> str:
 
 
 def knock(path: Path) -> int:
-    """How many bytes a stranger gets."""
+    """The number of bytes that a stranger gets."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(60)
         connection.connect(str(path))
@@ -60,32 +60,32 @@ def identity(pid: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["root", ALICE, BOB, CAROL], ids=["root", "user", "primary group", "group"])
-def test_root_allowed_users_and_members_of_allowed_groups_are_served(system: Daemon, name: str) -> None:
+def test_root_allowed_users_and_group_members_are_served(system: Daemon, name: str) -> None:
     assert as_user(name, lambda: ask_version(system.socket))
 
 
-def test_whoever_is_neither_gets_no_byte_and_an_audit_line(system: Daemon) -> None:
+def test_other_users_get_no_byte_and_an_audit_line(system: Daemon) -> None:
     assert as_user(EVE, lambda: knock(system.socket)) == 0
     refused = wait_for(lambda: system.events("connection_refused"))[-1]
     assert refused["peer"]["uid"] == uid(EVE)
 
 
-def test_a_picture_is_made_for_each_user_and_jobs_are_their_own(system: Daemon) -> None:
-    def picture() -> Any:
+def test_each_user_gets_an_image_and_sees_only_its_own_jobs(system: Daemon) -> None:
+    def image() -> Any:
         with Client(system.socket, timeout=100) as client:
-            return len(images(draw(client))[0].data)
+            return len(images(generate(client))[0].data)
 
-    assert as_user(ALICE, picture) == as_user(CAROL, picture) > 100
+    assert as_user(ALICE, image) == as_user(CAROL, image) > 100
 
 
 def how_it_came(path: Path) -> Any:
     with Client(path, timeout=100) as client:
-        (image,) = images(draw(client, format="raw", deliver="fd"))
+        (image,) = images(generate(client, format="raw", deliver="fd"))
         offered = "fd-delivery" in client.status().features
         return [offered, image.event.deliver, image.memfd is not None, len(image.data)]
 
 
-def test_nobody_gets_a_descriptor_unless_the_config_says_so(system: Daemon, folder: Path) -> None:
+def test_descriptors_are_delivered_only_if_configured(system: Daemon, folder: Path) -> None:
     size = 64 * 64 * 3
     for name in ("root", ALICE, CAROL):
         assert as_user(name, lambda: how_it_came(system.socket)) == [False, "inline", False, size]
@@ -93,7 +93,7 @@ def test_nobody_gets_a_descriptor_unless_the_config_says_so(system: Daemon, fold
     config = limits + SYSTEM.replace("[system]", '[system]\nsocket_mode = "0666"\ndeliver_fds = true') + MODEL
     daemon = system_daemon(folder, config).wait_until_serving()
     try:
-        # As many bytes for each user, and not for all together.
+        # The limit is per user, not for all together.
         for name in (ALICE, CAROL):
             assert as_user(name, lambda: how_it_came(daemon.socket)) == [True, "fd", True, 0]
             assert as_user(name, lambda: how_it_came(daemon.socket)) == [True, "inline", False, size]
@@ -101,9 +101,9 @@ def test_nobody_gets_a_descriptor_unless_the_config_says_so(system: Daemon, fold
         assert daemon.stop() == 0
 
 
-def test_each_process_is_who_it_must_be_and_can_do_no_more(system: Daemon) -> None:
+def test_each_process_has_its_account_and_no_further_rights(system: Daemon) -> None:
     with system.client() as client:
-        draw(client)
+        generate(client)
         layers = client.status().sandbox["supervisor"]
     processes = system.processes()
     broker, zygote, worker = (
@@ -142,7 +142,7 @@ def test_started_as_an_ordinary_user_all_of_it_runs_as_that_user(users: None, fo
     daemon = system_daemon(folder, as_user=become).wait_until_serving()
     try:
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
         assert as_user(CAROL, lambda: ask_version(daemon.socket))
         for pid in (daemon.process.pid, *daemon.processes()):
             assert set(identity(pid)["Uid"].split()) == {str(uid(BROKER))}
@@ -154,10 +154,10 @@ def test_unload_ends_the_worker_of_another_user(users: None, folder: Path) -> No
     daemon = system_daemon(folder).wait_until_serving()
     try:
         with daemon.client() as client:
-            expected = images(draw(client))[0].data
+            expected = images(generate(client))[0].data
             client.unload()
             wait_for(lambda: "worker" not in daemon.processes().values())  # the zygote reaps it
-            assert images(draw(client))[0].data == expected
+            assert images(generate(client))[0].data == expected
     finally:
         assert daemon.stop() == 0
 
@@ -165,9 +165,7 @@ def test_unload_ends_the_worker_of_another_user(users: None, folder: Path) -> No
 @pytest.mark.parametrize(
     "field, command", [("broker_user", "useradd"), ("worker_user", "useradd"), ("socket_group", "groupadd")]
 )
-def test_an_account_that_is_not_there_is_named_with_the_command_that_makes_it(
-    users: None, folder: Path, field: str, command: str
-) -> None:
+def test_a_missing_account_is_refused_with_the_fix(users: None, folder: Path, field: str, command: str) -> None:
     lines = [f'{field} = "weave-test-nobody"' if line.startswith(field) else line for line in SYSTEM.splitlines()]
     daemon = system_daemon(folder, "\n".join(lines) + MODEL)
     assert daemon.process.wait(60) == 78
@@ -186,7 +184,7 @@ def test_children_that_would_be_root_or_one_user_are_refused(users: None, folder
     assert f"system.{field}" in daemon.log() and ("which is root" in daemon.log() or "two users" in daemon.log())
 
 
-def test_who_is_not_allowed_any_more_after_a_reload_is_disconnected(users: None, folder: Path) -> None:
+def test_a_reload_disconnects_users_no_longer_allowed(users: None, folder: Path) -> None:
     config = SYSTEM.replace("[system]", '[system]\nsocket_mode = "0666"') + MODEL
     daemon = system_daemon(folder, config).wait_until_serving()
     told: list[str] = []
@@ -211,7 +209,7 @@ def test_who_is_not_allowed_any_more_after_a_reload_is_disconnected(users: None,
         daemon.process.send_signal(1)
         alice.join()
         assert "closed the connection" in told[0]
-        assert wait_for(lambda: daemon.events("client_dropped"))[0]["reason"] == "its user is not allowed any more"
+        assert wait_for(lambda: daemon.events("client_dropped"))[0]["reason"] == "its user is no longer allowed"
         with pytest.raises(RuntimeError, match="NotRunning"):
             as_user(ALICE, lambda: ask_version(daemon.socket))
     finally:
@@ -230,7 +228,7 @@ def test_supplementary_groups_are_the_kernels_word_as_of_connect() -> None:
             os.setgroups(groups)
 
 
-def test_where_the_kernel_tells_no_groups_the_group_database_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peer_groups_the_group_database_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker_access, "supplementary_groups", lambda _: None)
     access = Access(uids=(0,), gids=(50,), members=(1001,))
     with socket.socket() as unused:
@@ -238,15 +236,15 @@ def test_where_the_kernel_tells_no_groups_the_group_database_decides(monkeypatch
         assert not broker_access.is_allowed(access, Peer(1, 1002, 100), unused)
 
 
-def test_a_peer_whom_the_kernel_has_no_number_for_is_nobody_whatever_its_groups() -> None:
-    """As one of a user namespace in which its group is mapped and its UID is not."""
+def test_a_peer_with_an_unmapped_uid_is_refused() -> None:
+    """Like a peer in a user namespace that maps its group but not its UID."""
     access = Access(uids=(0, 65533), gids=(50,), unmapped=65533)
     with socket.socket() as unused:
         assert not broker_access.is_allowed(access, Peer(1, 65533, 50), unused)
         assert broker_access.is_allowed(access, Peer(1, 65534, 50), unused)
 
 
-def test_systemd_is_told_of_every_turn(users: None, folder: Path) -> None:
+def test_systemd_is_notified_of_every_state_change(users: None, folder: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(folder / "notify"))
         os.chmod(folder / "notify", 0o777)

@@ -1,4 +1,4 @@
-"""What of a prompt each text encoder got, and what was cut: in `done`, in the PNG, and by weavectl."""
+"""The tokens that each text encoder used and cut: in `done`, in the PNG, and by weavectl."""
 
 import io
 import json
@@ -12,14 +12,14 @@ from PIL import Image as Pillow
 
 from tests.integration.test_weavectl import weavectl
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images
-from tests.support.plain_pictures import make_small_model
+from tests.support.generation import generate, images
+from tests.support.reference import make_small_model
 from weave.client import Client
 from weave.protocol.client_messages import Done
 
 NAMES = ("sd1", "sdxl", "sd3", "flux")
-# A word is one token of these CLIP tokenizers, which take 32 with a start and an end; a T5 one takes a token a
-# character, with a space before the first and an end after the last.
+# These CLIP tokenizers have one token per word and take 32 with start and end. T5 has one per character,
+# one for a leading space and one for the end.
 SHORT, LONG = "a red circle", "red circle " * 20 + "on a blue background"
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -42,8 +42,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 
 def told(client: Client, prompt: str, **wanted: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Of the prompt, of the negative prompt, and all of it as the PNG has it."""
-    answers = draw(client, prompt, width=64, height=64, steps=1, **wanted)
+    """Tokens of the prompt and of the negative prompt, and all of them as in the PNG."""
+    answers = generate(client, prompt, width=64, height=64, steps=1, **wanted)
     (tokens,) = [answer.event.tokens for answer in answers if isinstance(answer.event, Done)]
     assert tokens is not None
     png = Pillow.open(io.BytesIO(images(answers)[0].data))
@@ -83,19 +83,19 @@ def test_tokens_are_counted_as_the_pipeline_cuts_them(
             assert (used, avoided) == expected
             for kind, counted in (("prompt", used), ("negative_prompt", avoided)):
                 assert [tuple(one.values()) for one in png[kind]] == counted
-        # Where nothing is guided, the negative prompt goes through no encoder.
+        # Without guidance the negative prompt goes through no encoder.
         assert told(client, SHORT, model=model, negative_prompt=LONG, cfg_scale=1.0)[:2] == (short, [])
 
 
 @pytest.mark.parametrize("model, limit", [("sd3", 256), ("flux", 512)])
-def test_a_t5_encoder_takes_what_its_pipeline_lets_it(served: Daemon, model: str, limit: int) -> None:
+def test_a_t5_encoder_takes_as_many_tokens_as_its_pipeline(served: Daemon, model: str, limit: int) -> None:
     with served.client() as client:
         fits, too_long = "x" * (limit - 2), "x" * (limit + 7)
         assert told(client, fits, model=model)[0][-1][1:] == (limit, 0)
         assert told(client, too_long, model=model)[0][-1][1:] == (limit, 9)
 
 
-def test_weavectl_warns_of_what_was_cut_and_scripts_get_the_numbers(served: Daemon, tmp_path: Path) -> None:
+def test_weavectl_warns_of_cut_prompts_and_json_has_the_numbers(served: Daemon, tmp_path: Path) -> None:
     options = ("--model=sdxl", "--width=64", "--height=64", "--steps=1", "--negative-prompt", LONG, "--force")
     ended = weavectl(served, "generate", SHORT, *options, folder=tmp_path)
     assert ended.returncode == 0, ended.stderr

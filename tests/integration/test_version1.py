@@ -1,4 +1,4 @@
-"""Version 1 over the real socket. The golden frames have every field and error; here is what takes a daemon's life."""
+"""Version 1 over the real socket. The golden frames cover every field and error; these tests need a running daemon."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import tiny_models
 from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.wire import PROMPT, generate_1, receive_1, receive_2, send_2
 from weave.protocol.client_messages import Progress
 from weave.protocol.version1 import Code, Failure, Response
@@ -36,9 +36,7 @@ def code_of(connection: socket.socket, frame: bytes) -> Code:
 
 
 @pytest.mark.parametrize("bad", GOLDEN["bad"], ids=[bad["name"] for bad in GOLDEN["bad"]])
-def test_a_bad_version_1_frame_gets_its_code_and_closes_only_if_the_next_one_cannot_be_found(
-    raw: socket.socket, bad: dict[str, object]
-) -> None:
+def test_a_bad_version_1_frame_closes_only_if_unrecoverable(raw: socket.socket, bad: dict[str, object]) -> None:
     frame = bytes.fromhex(str(bad["hex"]))
     raw.sendall(frame)
     reply = receive_1(raw)
@@ -52,11 +50,11 @@ def test_a_bad_version_1_frame_gets_its_code_and_closes_only_if_the_next_one_can
         assert code_of(raw, generate_1(steps=0)) is Code.BAD_STEPS
 
 
-def test_a_picture_of_version_1_is_that_of_version_2(shared_daemon: Daemon, raw: socket.socket) -> None:
+def test_both_versions_give_the_same_image(shared_daemon: Daemon, raw: socket.socket) -> None:
     reply = ask(raw, generate_1(steps=4))
     assert (reply.request_id, reply.width, reply.height) == (b"REQUEST1", 64, 64) and reply.milliseconds > 0
     with shared_daemon.client() as client:
-        same = draw(client, PROMPT.decode(), steps=4, seed=1, cfg_scale=3.0, format="raw")
+        same = generate(client, PROMPT.decode(), steps=4, seed=1, cfg_scale=3.0, format="raw")
     assert reply.pixels == images(same)[0].data
 
 
@@ -64,7 +62,7 @@ def test_seed_0_is_random(raw: socket.socket) -> None:
     assert ask(raw, generate_1(seed=0)).pixels != ask(raw, generate_1(seed=0)).pixels
 
 
-def test_many_requests_in_flight_each_get_their_own_picture(raw: socket.socket) -> None:
+def test_many_requests_in_flight_each_get_their_own_image(raw: socket.socket) -> None:
     alone = {seed: ask(raw, generate_1(seed=seed)).pixels for seed in range(1, 7)}
     for seed in alone:
         raw.sendall(generate_1(seed=seed, request_id=seed.to_bytes(8, "little")))
@@ -74,7 +72,7 @@ def test_many_requests_in_flight_each_get_their_own_picture(raw: socket.socket) 
         assert reply.pixels == alone[int.from_bytes(reply.request_id, "little")]
 
 
-def test_both_versions_share_a_connection_and_a_bad_header_is_told_in_the_one_last_spoken(raw: socket.socket) -> None:
+def test_a_bad_header_is_answered_in_the_version_last_used(raw: socket.socket) -> None:
     ask(raw, generate_1())
     send_2(raw, {"op": "status"})
     assert receive_2(raw)["event"] == "status"
@@ -82,13 +80,13 @@ def test_both_versions_share_a_connection_and_a_bad_header_is_told_in_the_one_la
     assert code_of(raw, b"HTTP" + bytes(12)) is Code.BAD_MAGIC
 
 
-def test_an_unsupported_version_is_told_with_those_that_are(raw: socket.socket) -> None:
+def test_an_unsupported_version_error_lists_the_supported_ones(raw: socket.socket) -> None:
     raw.sendall(b"WEVE\0\7" + bytes(10))
     reply = receive_1(raw)
     assert isinstance(reply, Failure) and reply.code is Code.UNSUPPORTED_VERSION and "1, 2" in reply.message
 
 
-def test_ten_mebibytes_of_rubbish_in_a_good_frame_are_refused_and_the_connection_lives_on(raw: socket.socket) -> None:
+def test_ten_mebibytes_of_garbage_are_refused_and_skipped(raw: socket.socket) -> None:
     raw.sendall(generate_1(data=b"x" * (10 * 1024 * 1024 - 60), slices=[(0, 5)] * 3))
     reply = receive_1(raw)
     assert isinstance(reply, Failure) and reply.code is Code.BAD_PROMPT and "6144" in reply.message
@@ -137,7 +135,7 @@ def test_a_full_queue_is_code_99(families: Daemon) -> None:
         assert codes and set(codes) == {Code.INTERNAL}
 
 
-def test_what_is_not_done_in_time_is_code_10_and_the_next_request_is_served() -> None:
+def test_a_timeout_is_code_10_and_the_next_request_is_served() -> None:
     model = f'[models.shapes]\npath = "{DEMO_MODEL}"\nfamily = "sd1"\n'
     daemon = Daemon(f"[limits]\nv1_seconds = 3.0\n{model}").wait_until_serving()
     try:
@@ -150,14 +148,14 @@ def test_what_is_not_done_in_time_is_code_10_and_the_next_request_is_served() ->
         daemon.stop()
 
 
-def test_a_worker_that_dies_is_code_99_and_the_next_request_gets_a_new_one(daemon: Daemon) -> None:
+def test_a_killed_worker_is_code_99_and_the_next_request_served(daemon: Daemon) -> None:
     with daemon.connect() as raw, daemon.client() as client:
         expected = ask(raw, generate_1()).pixels
         raw.sendall(generate_1(steps=100))
         killed = None
-        # One that is killed before it has begun on the job is replaced, and nobody told.
+        # A worker killed before it has begun the job is replaced without an error.
         while not select.select([raw], [], [], 0.05)[0]:
-            with suppress(StopIteration, FileNotFoundError, ProcessLookupError):  # the last one is being reaped
+            with suppress(StopIteration, FileNotFoundError, ProcessLookupError):  # the previous one is being reaped
                 if client.status().worker == "running" and (worker := daemon.pid_of("worker")) != killed:
                     os.kill(worker, signal.SIGKILL)
                     killed = worker
@@ -172,4 +170,4 @@ def test_a_client_that_leaves_takes_its_version_1_job_along(shared_daemon: Daemo
             raw.sendall(generate_1(steps=100) * 8)
             wait_for(lambda: client.status().queue_length >= 5)
         wait_for(lambda: client.status().queue_length == 0)
-        assert any(isinstance(answer.event, Progress) for answer in draw(client))
+        assert any(isinstance(answer.event, Progress) for answer in generate(client))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import PROMPT
+from tests.support.generation import PROMPT
 from weave.client import AsyncClient, WeaveError
 from weave.weavectl.options import parser
 from weave.weavectl.output import Output
@@ -27,7 +27,7 @@ def weavectl(daemon: Daemon, *arguments: str, folder: Path | None = None) -> sub
     )
 
 
-def test_generate_writes_the_picture_and_says_where(shared_daemon: Daemon, tmp_path: Path) -> None:
+def test_generate_writes_the_image_and_prints_its_path(shared_daemon: Daemon, tmp_path: Path) -> None:
     ended = weavectl(
         shared_daemon, "generate", PROMPT, "--model", "shapes", "-o", "a.png", "--seed", "7", folder=tmp_path
     )
@@ -43,7 +43,7 @@ def test_generate_without_a_model_takes_the_default_one(daemon: Daemon, tmp_path
     assert os.listdir(tmp_path) == ["weave.png"]
 
 
-def test_several_images_are_numbered_and_nothing_is_overwritten_unasked(shared_daemon: Daemon, tmp_path: Path) -> None:
+def test_images_are_numbered_and_nothing_is_overwritten(shared_daemon: Daemon, tmp_path: Path) -> None:
     options = ("generate", PROMPT, "--model=shapes", "--steps=2", "--images=2", "--preview=1", "-o", "a.png")
     assert weavectl(shared_daemon, *options, folder=tmp_path).returncode == 0
     assert sorted(os.listdir(tmp_path)) == ["a-1.png", "a-2.png"]
@@ -95,7 +95,7 @@ def test_load_status_cancel_and_unload(shared_daemon: Daemon) -> None:
     assert json.loads(weavectl(shared_daemon, "--json", "status").stdout)["model"] is None
 
 
-def test_doctor_is_content_with_a_good_daemon_and_not_without_one(daemon: Daemon) -> None:
+def test_doctor_passes_with_a_good_daemon_and_fails_without(daemon: Daemon) -> None:
     good = weavectl(daemon, "doctor")
     assert good.returncode == 0, good.stdout
     assert {"socket", "daemon", "config", "model", "gpu", "landlock"} <= {
@@ -112,7 +112,7 @@ def test_doctor_is_content_with_a_good_daemon_and_not_without_one(daemon: Daemon
 
 @pytest.fixture
 def a_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine with the packages on it, and no daemon that listens: a config that asks for AppArmor or SELinux."""
+    """A machine with the packages installed and no running daemon: the config requires AppArmor or SELinux."""
     config = tmp_path / "etc" / "weave-compute.toml"
     config.parent.mkdir()
     config.write_text("[system]\nrequire_mac = true\n[models]\n")
@@ -129,17 +129,17 @@ def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_where_only_the_system_s_daemon_is_installed_doctor_tells_why_it_may_not_serve(
+def test_doctor_explains_why_the_system_daemon_may_not_serve(
     a_system: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = asked(capsys, "doctor")
     assert f"{a_system}, 0 models" in told and "fail  daemon" in told
-    assert "with require_mac it ends where neither AppArmor nor SELinux holds it" in told
+    assert "with require_mac the daemon exits unless AppArmor or SELinux confines it" in told
     assert "systemctl reset-failed" in told and "systemctl enable --now weave-compute.socket" in told
     assert asked(capsys, "check-config") == f"good: {a_system}: \n"
 
 
-def test_a_user_s_own_config_is_the_one_that_is_meant(a_system: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_prefers_the_users_own_config(a_system: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = a_system.parents[1] / "home" / "weave" / "weave-compute.toml"
     own.parent.mkdir(parents=True)
     own.write_text("[models]\n")
@@ -152,7 +152,7 @@ def test_no_daemon_is_exit_status_3(tmp_path: Path) -> None:
     assert ended.returncode == 3 and str(tmp_path / "s") in ended.stderr
 
 
-def test_one_connection_too_many_is_told_why_by_either_client() -> None:
+def test_both_clients_explain_a_refused_connection() -> None:
     daemon = Daemon("[limits]\nconnections_per_uid = 1\n[models]\n").wait_until_serving()
 
     async def ask() -> None:

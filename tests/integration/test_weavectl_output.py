@@ -1,4 +1,4 @@
-"""Where weavectl writes, and what it shows: whatever goes wrong is told in a line, and nothing foreign is obeyed."""
+"""Where weavectl writes, and what it shows: each error is one line, and the terminal obeys no text of a daemon."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.support.fake_daemon import STATUS, FakeDaemon, models
-from tests.support.pictures import PROMPT
+from tests.support.generation import PROMPT
 from weave.weavectl.image_files import open_image_files
 from weave.weavectl.output import UsageError
 
@@ -33,8 +33,8 @@ def run(socket: Path, *arguments: Any, **more: Any) -> subprocess.CompletedProce
 
 
 @pytest.fixture
-def nobody(tmp_path: Path) -> Path:
-    """No daemon: what is told is told before one is asked."""
+def no_daemon(tmp_path: Path) -> Path:
+    """A path without a daemon: the error comes before one is contacted."""
     return tmp_path / "no-socket"
 
 
@@ -53,7 +53,7 @@ BEFORE: dict[str, tuple[tuple[Any, ...], int, str]] = {
     "a link to nothing": (("generate", "x", "-o", "dangling"), 1, "dangling exists"),
     "several on standard output": (("generate", "x", "-o", "-", "--images=2"), 2, "takes one image"),
     "previews of a device": (("generate", "x", "-o", "/dev/null", "--preview=1"), 2, "takes one image"),
-    "JSON beside the image": (("generate", "x", "-o", "-", "--json"), 2, "-o - and --json"),
+    "JSON with the image": (("generate", "x", "-o", "-", "--json"), 2, "-o - and --json"),
     "cfg-scale nan": (("generate", "x", "--cfg-scale", "nan"), 2, "'nan' is not a finite number"),
     "cfg-scale inf": (("generate", "x", "--cfg-scale=-inf"), 2, "'-inf' is not a finite number"),
     "no socket": (("--socket", "", "status"), 2, "the path is empty"),
@@ -64,14 +64,14 @@ BEFORE: dict[str, tuple[tuple[Any, ...], int, str]] = {
 
 
 @pytest.mark.parametrize("name", BEFORE)
-def test_what_cannot_be_is_told_before_the_daemon_is_asked(nobody: Path, name: str) -> None:
+def test_invalid_options_fail_before_the_daemon_is_contacted(no_daemon: Path, name: str) -> None:
     arguments, status, message = BEFORE[name]
-    folder = nobody.parent
+    folder = no_daemon.parent
     (folder / "file").write_text("kept")
     (folder / "a-7.png").write_text("kept")
     (folder / "link").symlink_to("file")
     (folder / "dangling").symlink_to("nothing")
-    done = run(nobody, *arguments, cwd=folder)
+    done = run(no_daemon, *arguments, cwd=folder)
     assert (done.returncode, message in done.stderr.decode()) == (status, True), done.stderr
     assert (folder / "file").read_text() == (folder / "a-7.png").read_text() == "kept"
     assert {path.name for path in folder.iterdir()} == {"file", "a-7.png", "link", "dangling"}
@@ -94,14 +94,14 @@ ASKED: dict[str, tuple[tuple[Any, ...], int, str]] = {
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_what_is_refused_is_told_once_with_its_bound(shared_daemon: Daemon, tmp_path: Path, name: str) -> None:
+def test_a_refusal_is_printed_once_with_its_bound(shared_daemon: Daemon, tmp_path: Path, name: str) -> None:
     arguments, status, message = ASKED[name]
     done = run(shared_daemon.socket, *arguments, cwd=tmp_path)
     assert (done.returncode, message in done.stderr.decode()) == (status, True), done.stderr
     assert done.stderr.count(b"\n") == 1 and os.listdir(tmp_path) == []
 
 
-def test_a_disk_that_is_full_leaves_no_file(shared_daemon: Daemon, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_file(shared_daemon: Daemon, tmp_path: Path) -> None:
     def little_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
 
@@ -133,7 +133,7 @@ def test_a_pipe_gets_the_image_and_so_does_standard_output(shared_daemon: Daemon
     assert os.listdir(tmp_path) == ["pipe"]
 
 
-def test_the_image_alone_is_on_standard_output_by_whatever_name(shared_daemon: Daemon, tmp_path: Path) -> None:
+def test_standard_output_has_only_the_image_by_any_name(shared_daemon: Daemon, tmp_path: Path) -> None:
     name = tmp_path / "image"
     for output in ("-", "/dev/stdout", "/dev/fd/1", str(name)):
         with open(name, "wb") as file:
@@ -150,7 +150,7 @@ def test_the_image_alone_is_on_standard_output_by_whatever_name(shared_daemon: D
         )
 
 
-def test_lines_go_to_the_file_even_where_a_terminal_shows_the_bar(shared_daemon: Daemon, tmp_path: Path) -> None:
+def test_messages_go_to_the_file_while_a_terminal_shows_the_bar(shared_daemon: Daemon, tmp_path: Path) -> None:
     ours, terminal = os.openpty()
     with open(tmp_path / "lines", "wb") as lines:
         run(
@@ -168,8 +168,8 @@ def test_lines_go_to_the_file_even_where_a_terminal_shows_the_bar(shared_daemon:
     assert (tmp_path / "lines").read_bytes().startswith(b"a.png (seed ")
 
 
-def test_a_terminal_without_a_size_shows_what_is_wrong(nobody: Path) -> None:
-    done = run(nobody, "status", env=os.environ | {"COLUMNS": "0"})
+def test_a_terminal_without_a_size_shows_the_error(no_daemon: Path) -> None:
+    done = run(no_daemon, "status", env=os.environ | {"COLUMNS": "0"})
     assert (done.returncode, b"no-socket: No such file or directory" in done.stderr) == (3, True), done.stderr
 
 
@@ -180,9 +180,7 @@ def test_a_file_is_as_open_as_the_umask_says(shared_daemon: Daemon, tmp_path: Pa
         assert stat.S_IMODE(file.stat().st_mode) == mode and file.read_bytes().startswith(PNG)
 
 
-def test_no_link_is_followed_and_nothing_that_was_made_meanwhile_is_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_link_is_followed_and_no_new_file_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     victim = tmp_path / "victim"
     victim.write_text("kept")
     monkeypatch.setattr("secrets.token_hex", lambda _: "foreseen")
@@ -191,7 +189,7 @@ def test_no_link_is_followed_and_nothing_that_was_made_meanwhile_is_overwritten(
     with pytest.raises(FileExistsError):
         files.write(0, b"image")
     monkeypatch.undo()
-    (tmp_path / "a.png").symlink_to(victim)  # made while the daemon was at work
+    (tmp_path / "a.png").symlink_to(victim)  # created while the daemon was generating
     with pytest.raises(FileExistsError, match=r"a\.png exists; --force overwrites it"):
         files.write(0, b"image")
     forced = open_image_files(str(tmp_path / "b.png"), 1, force=True, previews=False)
@@ -203,7 +201,7 @@ def test_no_link_is_followed_and_nothing_that_was_made_meanwhile_is_overwritten(
     assert victim.read_text() == "kept"
 
 
-def test_a_preview_is_replaced_by_the_image_and_a_folder_that_is_moved_is_still_the_one(tmp_path: Path) -> None:
+def test_the_image_replaces_its_preview_in_a_moved_folder_too(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     files = open_image_files(str(tmp_path / "folder/a.png"), 2, force=False, previews=True)
     files.write(1, b"preview")
@@ -214,9 +212,7 @@ def test_a_preview_is_replaced_by_the_image_and_a_folder_that_is_moved_is_still_
     assert (tmp_path / "moved/a-2.png").read_bytes() == b"image"
 
 
-def test_where_there_are_no_hard_links_nothing_is_overwritten_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_hard_links_nothing_is_overwritten_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*_: object, **__: object) -> None:
         raise PermissionError(1, "as FAT says")
 
@@ -245,7 +241,7 @@ def shell(socket: Path, script: str) -> subprocess.CompletedProcess[bytes]:
     return done
 
 
-def test_a_standard_output_that_is_closed_or_full_is_told_or_silent(shared_daemon: Daemon, tmp_path: Path) -> None:
+def test_a_full_standard_output_is_an_error_a_closed_one_silent(shared_daemon: Daemon, tmp_path: Path) -> None:
     socket = shared_daemon.socket
     closed = shell(socket, "set -o pipefail; $W status | head -c0; echo ${PIPESTATUS[0]}")
     assert closed.stdout in (b"141\n", b"0\n") and closed.stderr == b""
@@ -253,7 +249,7 @@ def test_a_standard_output_that_is_closed_or_full_is_told_or_silent(shared_daemo
     assert shell(socket, "$W status >&- 2>&- <&-; echo $?").stdout == b"0\n"
     full = shell(socket, "$W status >/dev/full")
     assert full.returncode == 1 and full.stderr == b"weavectl: standard output: No space left on device\n"
-    # argparse says nothing of it where Python does not buffer.
+    # argparse does not report it if Python does not buffer.
     assert shell(socket, "PYTHONUNBUFFERED= $W --help >/dev/full").returncode == 1
     lost = shell(socket, "$W generate x --steps=1 -o - >&-")
     assert (lost.returncode, lost.stderr) == (1, b"weavectl: standard output: Bad file descriptor\n")
@@ -272,7 +268,7 @@ SHOWN = rb"\x1b]0;x\x07\x1b[31m\x9b1m\x7f\u202e[link=x]y[/link]:skull:"
 
 
 @pytest.mark.parametrize("json_too", [False, True])
-def test_what_a_daemon_says_is_shown_and_not_obeyed(tmp_path: Path, json_too: bool) -> None:
+def test_the_terminal_shows_but_does_not_obey_a_daemons_text(tmp_path: Path, json_too: bool) -> None:
     error = {"event": "error", "code": "internal", "message": EVIL, "value": EVIL}
     with FakeDaemon(tmp_path / "socket", lambda _: [error]) as daemon:
         for command in (("models",), ("generate", "x")):
@@ -283,14 +279,14 @@ def test_what_a_daemon_says_is_shown_and_not_obeyed(tmp_path: Path, json_too: bo
                 assert json.loads(done.stdout)["message"] == EVIL
 
 
-def test_a_model_s_name_that_a_terminal_obeys_is_not_shown(tmp_path: Path) -> None:
+def test_a_model_name_with_terminal_escapes_is_not_shown(tmp_path: Path) -> None:
     with FakeDaemon(tmp_path / "socket", lambda _: [models(id=EVIL)]) as daemon:
         done = run(daemon.path, "models")
     assert (done.returncode, done.stdout) == (3, b"")
     assert b"does not speak our protocol" in done.stderr and done.stderr.decode().replace("\n", "").isprintable()
 
 
-def test_who_listens_but_does_not_answer_is_named(tmp_path: Path) -> None:
+def test_a_listener_that_does_not_answer_is_named(tmp_path: Path) -> None:
     commands = (["status"], ["models"], ["load", "m"], ["unload"], ["cancel", "1"], ["generate", "x"])
     with FakeDaemon(tmp_path / "socket") as silent:
         for command in commands:
@@ -307,14 +303,14 @@ def comm() -> str:
     return Path("/proc/self/comm").read_text().strip()
 
 
-def test_who_answers_otherwise_is_named(tmp_path: Path) -> None:
+def test_a_listener_of_another_protocol_is_named(tmp_path: Path) -> None:
     with FakeDaemon(tmp_path / "socket", lambda _: [{"event": "loading", "model": "m", "more": 1}]) as other:
         done = run(other.path, "status")
         assert done.returncode == 3 and f"(PID {os.getpid()}, ".encode() in done.stderr
         assert b"another program listens" in run(other.path, "doctor").stdout
 
 
-def test_who_closes_the_connection_is_named(tmp_path: Path) -> None:
+def test_a_listener_that_closes_the_connection_is_named(tmp_path: Path) -> None:
     def close(_: dict[str, Any]) -> list[dict[str, Any]]:
         raise ConnectionAbortedError
 
@@ -331,18 +327,18 @@ def test_a_socket_of_another_kind_is_not_blamed_on_a_group(tmp_path: Path) -> No
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.bind(str(tmp_path / "socket"))
         told = run(tmp_path / "socket", "doctor").stdout.decode()
-    assert "Protocol wrong type for socket; weave-compute does not listen there; give either another socket" in told
+    assert "wrong type for socket; weave-compute does not listen there; give it or weave-compute another socket" in told
     assert "group" not in told.splitlines()[0]
 
 
-def test_nobody_who_listens_any_more_and_nobody_who_accepts_are_told_apart(tmp_path: Path) -> None:
+def test_a_dead_socket_and_a_full_backlog_differ_in_the_error(tmp_path: Path) -> None:
     with FakeDaemon(tmp_path / "socket") as gone:
         pass
-    assert b"nobody listens on it any more" in run(gone.path, "doctor").stdout
+    assert b"no process listens on it" in run(gone.path, "doctor").stdout
 
 
 def test_a_job_may_wait_for_longer_than_the_first_answer(tmp_path: Path) -> None:
-    """Its model is loaded when the fake daemon gets round to it."""
+    """The fake daemon loads its model after a while."""
 
     def slow() -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
         def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -357,8 +353,8 @@ def test_a_job_may_wait_for_longer_than_the_first_answer(tmp_path: Path) -> None
         assert run(daemon.path, "load", "m", "--timeout=3").stdout == b"m is loaded\n"
 
 
-def test_sums_that_the_daemon_does_not_tell_this_user_are_not_shown(tmp_path: Path) -> None:
-    """In system mode they are root's: what every other user is told is 0, which would be a lie as a count."""
+def test_totals_hidden_from_this_user_are_not_shown(tmp_path: Path) -> None:
+    """In system mode only root sees them. Other users get 0, which would be wrong as a count."""
     for requests in (0, 1):
         status = STATUS | {"mode": "system", "metrics": {"requests": requests}}
         with FakeDaemon(tmp_path / f"socket-{requests}", lambda _, status=status: [status]) as daemon:

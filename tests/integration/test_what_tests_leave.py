@@ -1,17 +1,15 @@
-"""What tests start is ended whatever happens to them, and whoever starts them may ignore or block signals."""
+"""What a test starts ends with it, even if the test fails or pytest is killed."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import draw
-from tests.support.processes import children, start
+from tests.support.daemon import wait_for
+from tests.support.processes import start
 
 ROOT = Path(__file__).resolve().parents[2]
-# Each notes its processes and folders, and never stops what it has started.
+# Each test notes its processes and folders and never stops anything.
 CARELESS = """
 import os, subprocess, tempfile
 from pathlib import Path
@@ -20,7 +18,7 @@ import pytest
 
 from tests.support.builds import daemon_of
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw
+from tests.support.generation import generate
 
 NOTES = Path({notes!r})
 
@@ -32,7 +30,7 @@ def note(*words):
 
 def note_daemon(daemon):
     with daemon.client() as client:
-        draw(client)
+        generate(client)
     note("processes", daemon.process.pid, *daemon.processes())
     note("folder", daemon.folder)
     return daemon
@@ -46,7 +44,7 @@ def kept():
 
 
 def test_fails(kept):
-    note_daemon(daemon_of({{}}))
+    note_daemon(daemon_of(()))
     sleeping = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
     note("processes", sleeping.pid, sleeping.stdout.readline().strip())
     if (forked := os.fork()) == 0:
@@ -63,7 +61,7 @@ def test_another_still_has_what_is_kept(kept):
 
 
 class Run:
-    """pytest on CARELESS, in a process of its own."""
+    """pytest on CARELESS, in its own process."""
 
     def __init__(self, folder: Path, then: str) -> None:
         self._notes = folder / "notes"
@@ -90,7 +88,7 @@ def test_a_test_that_fails_leaves_no_process_and_no_folder(tmp_path: Path) -> No
     assert run.has_kept() and "1 failed, 1 passed, 1 error" in said, said
     # Two daemons of four processes, a shell and its child, a fork.
     assert len(set(run.noted("processes"))) == 11 and len(run.noted("folder")) == 2
-    wait_for(lambda: not run.left(), seconds=10)  # the grandchildren are for init to wait for
+    wait_for(lambda: not run.left(), seconds=10)  # init reaps the grandchildren
     assert not any(os.path.exists(folder) for folder in run.noted("folder"))
 
 
@@ -102,57 +100,3 @@ def test_where_the_tests_are_killed_their_daemons_end(tmp_path: Path) -> None:
     run.process.kill()
     run.process.communicate()
     wait_for(lambda: not set(kept) & set(run.left()), seconds=10)
-
-
-STARTED_BADLY = """
-import os, signal, sys
-for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-    try:
-        signal.signal(number, signal.SIG_IGN)
-    except OSError:
-        pass
-signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
-SAY_WHAT_A_CHILD_HAS = """
-import subprocess
-from tests.support.processes import reset_signals
-reset_signals()
-print(subprocess.run(["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"], capture_output=True, text=True).stdout)
-"""
-
-
-def test_a_child_has_its_signals_although_we_were_started_with_all_ignored_and_blocked() -> None:
-    command = [sys.executable, "-c", STARTED_BADLY, sys.executable, "-c", SAY_WHAT_A_CHILD_HAS]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    _, blocked, _, ignored = said.split()
-    # 32 and 33 are libc's own: posix_spawn(3), as make uses it, leaves them ignored for good (nptl(7)).
-    assert int(blocked, 16) == 0 and int(ignored, 16) & ~(0b11 << 31) == 0
-
-
-def test_a_daemon_that_was_started_so_ends_by_sigterm_and_knows_how_its_children_end() -> None:
-    daemon = Daemon(prefix=(sys.executable, "-c", STARTED_BADLY)).wait_until_serving()
-    os.kill(daemon.pid_of("broker"), signal.SIGKILL)
-    wait_for(lambda: len(daemon.events("serving")) == 2)
-    assert [line["cause"] for line in daemon.events("broker_ended")] == ["signal SIGKILL"]
-    with daemon.client() as client:
-        draw(client)
-        os.kill(daemon.pid_of("worker"), signal.SIGKILL)
-        wait_for(lambda: daemon.events("worker_ended"))
-        draw(client)  # the zygote has waited for its child too
-    assert daemon.stop() == 0
-
-
-def test_sigint_stops_a_daemon_unless_it_was_started_with_it_ignored() -> None:
-    in_background = Daemon(prefix=("sh", "-c", '"$@" & wait', "sh")).wait_until_serving()
-    (supervisor,) = children(in_background.process.pid)
-    os.kill(supervisor, signal.SIGINT)
-    with in_background.client() as client:
-        assert client.status().version
-    daemon = Daemon().wait_until_serving()
-    daemon.process.send_signal(signal.SIGINT)
-    assert daemon.process.wait(60) == 0
-    with in_background.client() as client:
-        assert client.status().version
-    os.kill(supervisor, signal.SIGTERM)
-    assert in_background.process.wait(60) == 0

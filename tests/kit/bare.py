@@ -46,7 +46,7 @@ class Bare:
         return done
 
     def path(self, path: str) -> Path:
-        """Where a file that a run has made is from here."""
+        """The path, outside the namespace, of a file that a run has made."""
         return self._folder / "changed" / path.lstrip("/")
 
     def changed(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""What gpu-kit/run does on a machine that is not ours: a rehearsal, without a GPU."""
+"""gpu-kit/run on another machine: a rehearsal, without a GPU."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.packages.tree import ROOT, USERS
 from tests.support.processes import start
 
 KIT = ROOT / "gpu-kit"
-# What useradd leaves of users that are gone again.
+# What useradd leaves behind of removed users.
 GONE = USERS | {f"etc/{name}{backup}" for name in ("subuid", "subgid") for backup in ("", "-")}
 NO_ROUTE = """
 import errno, socket
@@ -47,7 +47,6 @@ def bare(kit: Path, tmp_path: Path) -> Iterator[Bare]:
 
 
 def planned(folder: Path) -> list[str]:
-    """All tests for a GPU, by pytest's names."""
     command = [sys.executable, "-m", "pytest", "tests/gpu", "--collect-only", f"--report-folder={folder}"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [line for line in listed.splitlines() if line.startswith("tests/gpu/")]
@@ -65,7 +64,7 @@ def judged(report: Path) -> dict[str, Any]:
     return said
 
 
-def test_on_a_bare_machine_every_step_runs_and_nothing_else_is_written(bare: Bare, tmp_path: Path) -> None:
+def test_every_step_runs_on_a_bare_machine_and_writes_only_there(bare: Bare, tmp_path: Path) -> None:
     """torch is not on PATH."""
     four, six = bare.run("python3", "-B", "-c", NO_ROUTE).stdout.split()
     assert four == "ENETUNREACH"
@@ -76,7 +75,7 @@ def test_on_a_bare_machine_every_step_runs_and_nothing_else_is_written(bare: Bar
     assert "cannot open shared object file" in bare.run(*alone).stderr
     before = bare.changed()
 
-    done = bare.run("/mnt/gpu-kit/run", "--seconds=3000")  # a busy machine may be slow
+    done = bare.run("/mnt/gpu-kit/run", "--seconds=3000")  # the machine may be busy
 
     assert done.returncode == 0
     assert f"of {TORCH}/bin/python" in done.stdout
@@ -136,18 +135,18 @@ def test_a_named_python_without_torch_is_not_replaced(kit: Path, tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_there_is_not_worked_in(kit: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_used(kit: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     variables = {"PATH": os.environ["PATH"], "TORCH_PYTHON": sys.executable}
     done = run(kit, tmp_path, variables, "--work", str(tmp_path))
     assert done.returncode == 2
-    assert "is there already" in done.stderr
+    assert "exists, and the kit would remove it" in done.stderr
     assert (tmp_path / "precious").read_text() == "kept"
 
 
 def test_stopped_at_any_time_it_leaves_nothing(kit: Path, tmp_path: Path) -> None:
     variables = {"PATH": "/usr/bin:/bin", "TORCH_PYTHON": sys.executable}
-    for reached in ("torch 2", "its own:", "ready after", "test session starts"):
+    for reached in ("torch 2", "from the kit:", "ready after", "test session starts"):
         with tempfile.TemporaryDirectory(prefix="k-", dir="/tmp") as temporary:
             started = start(
                 [kit / "run", "-k", "machine"],

@@ -1,4 +1,4 @@
-"""The AppArmor profiles as their compiler sees them. What they hold back is for tests/vm, where they are enforced."""
+"""The AppArmor profiles as their compiler sees them. tests/vm tests what they forbid, where they are enforced."""
 
 import re
 import shutil
@@ -42,7 +42,7 @@ def test_they_compile_and_are_the_four_that_the_daemon_names(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("own", sorted(NAMES - {"weave-compute"}))
-def test_the_outer_wall_has_every_rule_of_a_process_s_own(own: str) -> None:
+def test_the_outer_profile_has_every_rule_of_the_inner_ones(own: str) -> None:
     """Both must allow what a process does: a rule that only its own has would never take effect."""
     outer = {line.strip() for line in profiles()["weave-compute"].splitlines()}
     missing = {line.strip() for line in profiles()[own].splitlines()} - outer
@@ -51,7 +51,7 @@ def test_the_outer_wall_has_every_rule_of_a_process_s_own(own: str) -> None:
     assert missing <= wider
 
 
-def test_only_the_worker_has_devices_and_models_and_only_the_supervisor_capabilities_and_config() -> None:
+def test_each_profile_has_only_what_its_process_needs() -> None:
     for name, rules in profiles().items():
         holds = {word for word in ("nvidia", "kfd", "weave_models", "capability", "/etc/weave") if word in rules}
         assert (
@@ -65,7 +65,7 @@ def test_only_the_worker_has_devices_and_models_and_only_the_supervisor_capabili
         )
 
 
-# Every rule there is has one of these shapes. What is not foreseen is what no reader has thought about.
+# Every rule has one of these shapes. A shape that is not listed here has not been reviewed.
 SHAPES = (
     r"include (if exists )?<[\w/-]+>",
     r"(/|@\{)\S* [rwkmc]+,",
@@ -92,7 +92,7 @@ HARMFUL = (
 )
 
 
-# What may be written to, and nothing else.
+# The only writable paths.
 WRITTEN = {
     "abstractions/weave-compute": {"/dev/null", "@{PROC}/@{pid}/task/@{tid}/comm"},
     "weave-compute-supervisor": {
@@ -106,7 +106,7 @@ WRITTEN = {
     "weave-compute-broker": set(),
     "weave-compute-worker": {"/dev/nvidia{ctl,-uvm,[0-9],[0-9][0-9]}", "/dev/dri/{,renderD*}", "/dev/kfd"},
 }
-# Not below what these name may anybody read everything: users' files, and secrets.
+# No profile may read everything below these: users' files, and secrets.
 PRIVATE = re.compile(r"/(\*|\{|home|root|tmp|var/\*|etc/(\*|shadow|ssl|ssh))|@\{HOME")
 
 
@@ -119,12 +119,12 @@ def unforeseen(rules: str) -> list[str]:
 
 
 def paths(rules: str, permissions: str) -> set[str]:
-    """What a rule names that gives all of `permissions`."""
+    """The path of a rule that gives all of `permissions`."""
     found = (re.fullmatch(r"(?:owner )?([/@]\S*) ([a-z]+),", line) for line in lines_of(rules))
     return {match[1] for match in found if match and set(permissions) <= set(match[2])}
 
 
-def test_every_rule_is_of_a_kind_that_is_foreseen() -> None:
+def test_every_rule_is_of_an_expected_kind() -> None:
     """No network but unix, nothing to execute, no capability beside the supervisor's, no way out."""
     assert unforeseen("\n".join([common(), *profiles().values()])) == []
 
@@ -135,8 +135,7 @@ def test_a_harmful_rule_would_be_found(rule: str) -> None:
 
 
 def misplaced(rules: dict[str, str]) -> set[str]:
-    """Paths that are written to though they are not of those that may be, that are written and mapped as code, or that
-    have in them what is nobody's business."""
+    """Paths that break a rule: written to but not listed, both writable and mapped as code, or private."""
     found = set()
     for name, text in rules.items():
         found |= (paths(text, "w") | paths(text, "a")) - WRITTEN[name]
@@ -145,7 +144,7 @@ def misplaced(rules: dict[str, str]) -> set[str]:
     return found
 
 
-def test_only_socket_log_and_devices_are_written_to_and_nobody_s_own_files_read() -> None:
+def test_only_socket_log_and_devices_are_writable() -> None:
     all_rules = profiles() | {"abstractions/weave-compute": common()}
     outer = all_rules.pop("weave-compute")
     assert misplaced(all_rules) == set()

@@ -1,7 +1,5 @@
-"""What the SELinux policy never allows, asked of the whole policy as it would be loaded.
-
-For each there is a rule that would allow it: added to the module, it must be found. The policy is Debian's.
-"""
+"""What the SELinux policy never allows, checked in the whole policy as it would be loaded. Each check has a rule that
+would break it: added to the module, it must be found. The policy is Debian's."""
 
 from collections.abc import Callable, Iterable, Iterator
 

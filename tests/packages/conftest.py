@@ -34,7 +34,7 @@ def build(folder: Path, *packages: str, **variables: str) -> Path:
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
-    """With what the daemon's .deb depends on, torch apart. Copied by whoever installs into it."""
+    """With the dependencies of the daemon's .deb, except torch. Tests that install into it copy it."""
     if os.geteuid() != 0:
         pytest.skip("only root can install packages")
     depends = run("dpkg-deb", "--field", built("weave-compute_*.deb"), "Depends")

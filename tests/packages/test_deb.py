@@ -41,7 +41,7 @@ def installed(tree: Tree, bare: dict[str, str], tmp_path_factory: pytest.TempPat
     run("rm", "-rf", own.path)
 
 
-def test_files_belong_to_root_and_nobody_else_can_write_them(installed: Tree, bare: dict[str, str]) -> None:
+def test_files_belong_to_root_and_only_root_can_write_them(installed: Tree, bare: dict[str, str]) -> None:
     ours = {name: kind for name, kind in installed.files().items() if name not in bare.keys() | USERS}
     assert len(ours) > 10_000
     assert {kind.split()[0] for kind in ours.values()} == {"0:0"}
@@ -50,7 +50,7 @@ def test_files_belong_to_root_and_nobody_else_can_write_them(installed: Tree, ba
     assert writable == set()
 
 
-def test_torch_must_be_of_the_locked_version_and_for_the_same_python() -> None:
+def test_torch_must_have_the_locked_version_and_python() -> None:
     torch = re.findall(r"^torch==([^\s;]+)", (ROOT / "requirements-torch.lock").read_text(), re.MULTILINE)[0]
     depends, provides = (
         run("dpkg-deb", "--field", built(package), field).strip().split(", ")
@@ -61,7 +61,7 @@ def test_torch_must_be_of_the_locked_version_and_for_the_same_python() -> None:
     assert wanted in provides and wanted.endswith(f"-{torch}-{python}")
 
 
-def test_a_library_that_is_needed_is_inside_or_depended_on(installed: Tree) -> None:
+def test_every_needed_library_is_included_or_a_dependency(installed: Tree) -> None:
     listed = {name: installed.run("dpkg-query", "--listfiles", name).split() for name in names()[:2]}
     libraries = {name: [file for file in files if re.search(r"\.so(\.|$)", file)] for name, files in listed.items()}
     inside = {Path(file).name for files in libraries.values() for file in files}
@@ -72,7 +72,7 @@ def test_a_library_that_is_needed_is_inside_or_depended_on(installed: Tree) -> N
         assert "libc.so.6" in outside and {OWNERS[library] for library in outside} <= set(depends)
 
 
-def test_folders_and_users_are_what_the_daemon_demands(installed: Tree) -> None:
+def test_folders_and_users_are_as_the_daemon_requires(installed: Tree) -> None:
     files = installed.files()
     for folder in ("etc/weave", "etc/weave/conf.d", "run/weave", "var/log/weave", "var/lib/weave/models"):
         assert files[folder] == "0:0 40755"
@@ -97,7 +97,7 @@ def test_without_apparmor_the_daemon_refuses_to_serve(installed: Tree) -> None:
         installed.run("weave-compute", "--system")
 
 
-def test_the_installed_daemon_draws(installed: Tree) -> None:
+def test_the_installed_daemon_generates_an_image(installed: Tree) -> None:
     drop_in = installed.path / "etc/weave/conf.d/no-mac.toml"
     drop_in.write_text("[system]\nrequire_mac = false\n")
     try:
@@ -108,7 +108,7 @@ def test_the_installed_daemon_draws(installed: Tree) -> None:
     assert json.loads(said.splitlines()[-1])["version"]
 
 
-def test_upgrade_keeps_the_config_removal_too_and_purge_leaves_nothing(
+def test_upgrade_and_removal_keep_the_config_and_purge_does_not(
     installed: Tree, bare: dict[str, str], later: Path
 ) -> None:
     config = installed.path / CONFIG

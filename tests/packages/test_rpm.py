@@ -45,7 +45,7 @@ def said_by(package: Path, what: str) -> set[str]:
     return {line for line in lines if not line.startswith("rpmlib(")}
 
 
-def test_they_require_what_they_need_under_fedoras_names_and_torch_for_the_same_python() -> None:
+def test_requirements_have_fedoras_names_and_the_same_python() -> None:
     torch = built("weave-compute-torch-*.rpm")
     (abi,) = (name for name in said_by(torch, "--provides") if name.endswith("-python3.11"))
     assert said_by(torch, "--requires") == {"libgcc", "libstdc++"}
@@ -71,9 +71,7 @@ def test_selinux_has_the_module_and_apparmor_no_profile(installed: Tree) -> None
     assert "etc/apparmor.d/weave-compute" not in files
 
 
-def test_upgrade_keeps_the_config_and_erasing_leaves_it_and_the_audit_and_nothing_else(
-    installed: Tree, bare: dict[str, str], later: Path
-) -> None:
+def test_erasing_leaves_only_the_config_and_the_audit(installed: Tree, bare: dict[str, str], later: Path) -> None:
     config = installed.path / CONFIG
     mine = config.read_text() + 'allowed_users = ["0"]\n'
     config.write_text(mine)

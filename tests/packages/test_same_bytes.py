@@ -1,4 +1,4 @@
-"""Two builds of one commit, in two folders."""
+"""Two builds of one commit, in two folders, are the same bytes."""
 
 import hashlib
 from pathlib import Path

@@ -21,7 +21,7 @@ USERS |= {"etc/.pwd.lock"}
 
 
 def run(*command: str | Path, **more: object) -> str:
-    """What it says on standard output; fails with all it said."""
+    """Its standard output; fails with all of its output."""
     done = subprocess.run(command, check=False, text=True, capture_output=True, **more)  # type: ignore[call-overload]
     assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout}{done.stderr}"
     return str(done.stdout)
@@ -34,7 +34,7 @@ class Tree:
         self.path = path
 
     def run(self, *command: str) -> str:
-        """In there, as root."""
+        """Runs there, as root."""
         inside = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
         variables = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
         unshared = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", inside, str(self.path))
@@ -61,7 +61,7 @@ class Tree:
 
 
 def differences(before: dict[str, str], after: dict[str, str]) -> set[str]:
-    """What has come, gone, or changed its owner or mode; for the log, too."""
+    """Paths added, removed, or with another owner or mode; also printed."""
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     print("left behind or changed:", sorted(changed))
     return changed
@@ -92,7 +92,7 @@ def cached(file: Path, make: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """For us alone, until the end."""
+    """Locked by this process until it exits."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

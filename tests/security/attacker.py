@@ -1,9 +1,7 @@
-"""Attacks from inside: a child goes through a real process's own steps up to and including its lock_down(), then
-attacks. Run as `python -m tests.security.attacker ROLE [--without LAYER]`; prints one JSON line an attack.
-
-An attack returns what it gained; it raises OSError where it was refused; the parent, in the supervisor's place,
-reports a violation and kills. LAYER is taken away to show that the attack would work without it.
-"""
+"""Attacks from inside: a child runs a real process's own steps up to and including its lock_down(), then attacks. Run
+as `python -m tests.security.attacker ROLE [--without LAYER]`; prints one JSON line per attack. An attack returns what
+it gained, or raises OSError if it was refused. The parent acts as the supervisor: it reports a violation and kills.
+LAYER is taken away to show that the attack works without it."""
 
 import argparse
 import ctypes
@@ -28,14 +26,14 @@ from tests.security.file_attacks import PARENT, WORKER_ONLY, read
 from tests.support.daemon import DEMO_MODEL
 from weave.protocol.channel import Channel, ChannelClosed, socket_pair
 from weave.protocol.control_messages import FromWorkerStart, LockedDown
-from weave.sandbox import attestation, broker_calls, landlock, process, seccomp, worker_calls, worker_files
-from weave.sandbox.process import Account
+from weave.sandbox import attestation, broker_calls, hardening, landlock, seccomp, worker_calls, worker_files
+from weave.sandbox.account import Account
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def syscall(name: str, *arguments: int) -> int:
-    """By number, as injected code would, past every wrapper of libc and Python."""
+    """By number, as injected code would, without any wrapper of libc or Python."""
     import pyseccomp
 
     number = pyseccomp.resolve_syscall(pyseccomp.system_arch(), name)
@@ -142,13 +140,13 @@ BROKER_ONLY: dict[str, Callable[[], object]] = {
 
 
 def take_away(layer: str | None) -> None:
-    """Put nothing in the place of one layer's one function."""
+    """Replace the one function of a layer by nothing."""
     if layer == "landlock":
         landlock.restrict = lambda **_: "landlock-0"
     elif layer == "capabilities":
-        process.drop_capabilities = lambda: "no-capabilities"
+        hardening.drop_capabilities = lambda: "no-capabilities"
     elif layer == "seccomp":
-        # A listener must come along all the same: one that watches a call nobody makes.
+        # A listener must be sent all the same: it watches a call that no process makes.
         original = seccomp.install
 
         def install(_: object) -> int:
@@ -157,7 +155,7 @@ def take_away(layer: str | None) -> None:
             seccomp.pyseccomp.NOTIFY, kept = pyseccomp.ALLOW, pyseccomp.NOTIFY
             seccomp.pyseccomp.ALLOW, allow = kept, pyseccomp.ALLOW
             try:
-                return original([seccomp.Call("uselib", "nobody calls it")])
+                return original([seccomp.Call("uselib", "never called")])
             finally:
                 seccomp.pyseccomp.NOTIFY, seccomp.pyseccomp.ALLOW = kept, allow
 
@@ -165,7 +163,7 @@ def take_away(layer: str | None) -> None:
 
 
 def let_through(name: str) -> None:
-    """Whatever its arguments are."""
+    """With any arguments."""
     original = seccomp.install
 
     def install(calls: Iterable[seccomp.Call | seccomp.Refusal]) -> int:
@@ -178,26 +176,26 @@ def lock_down_as_broker(control: int) -> None:
     """weave/broker/__main__.py, from its first line to lock_down()."""
     from weave.broker import __main__ as broker
 
-    broker.drop_capabilities = process.drop_capabilities
-    process.harden(parent=os.getppid())
+    broker.drop_capabilities = hardening.drop_capabilities
+    hardening.harden(parent=os.getppid())
     broker.lock_down(Channel.from_fd(control, None))
 
 
 def lock_down_as_worker_with_a_gpu(control: int) -> None:
-    """Where there is one; /dev/null stands for it, as there is no driver to be had."""
+    """A worker with a GPU. /dev/null stands in for it, as there is no driver here."""
     worker_files.NVIDIA = (Path("/dev/null"),)
     lock_down_as_worker(control, gpu=True)
 
 
 def lock_down_as_worker(control: int, *, gpu: bool, device: str = "cpu") -> None:
     """weave/gpu_worker/worker.py, from its first line to lock_down()."""
-    from weave.config.children import worker_config
     from weave.config.schema import Config, DeviceConfig, ModelConfig
+    from weave.config.split import worker_config
     from weave.gpu_worker import worker
 
-    worker.drop_capabilities = process.drop_capabilities
-    worker.keep_only(control)
-    process.harden(parent=os.getppid())
+    worker.drop_capabilities = hardening.drop_capabilities
+    worker.close_descriptors_except(control)
+    hardening.harden(parent=os.getppid())
     config = Config(models={"shapes": ModelConfig(path=str(DEMO_MODEL), family="sd1")})  # a build has no demo model
     layers = worker.confine(worker_config(config).models[0])
     warm = worker.warm_up(DeviceConfig(device=device))
@@ -212,14 +210,14 @@ WORKERS: dict[str, Callable[[int], None]] = {
 
 
 def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[str, object]:
-    """One attack in a process of its own."""
+    """One attack, in its own process."""
     ours, theirs = socket_pair()
     reading, writing = os.pipe()
     starter, start = socket_pair()
     pid = os.fork()
     if pid == 0:
         os.dup2(writing, 2)
-        os.dup2(start.fileno(), 0)  # the standard streams are what keep_only leaves
+        os.dup2(start.fileno(), 0)  # close_descriptors_except leaves the standard streams
         started = socket.socket(fileno=0)
         lock_down(theirs.fileno())
         started.recvmsg(1, 0, socket.MSG_CMSG_CLOEXEC)
@@ -245,9 +243,9 @@ def run(attack: Callable[[], object], lock_down: Callable[[int], None]) -> dict[
     except attestation.AttestationFailed as error:
         outcome["attestation"] = str(error)
     with starter:
-        starter.send(b"!")  # a process that died of its attack already could not be attested
+        starter.send(b"!")  # a process that has died of its attack could not be attested
     told, violation = b"", None
-    # Its result comes last, after whatever a library had to warn of.
+    # Its result comes last, after any warnings of a library.
     while not told.rpartition(b"\n")[2].startswith((b"gained: ", b"refused: ")):
         ready, _, _ = select.select([listener, reading], [], [], 60)
         violation = seccomp.receive_violation(listener) if listener in ready else None
@@ -287,7 +285,7 @@ def main() -> None:
 
         environment.apply()
         if chosen.role == "worker-on-cuda":
-            os.environ["CUDA_MODULE_LOADING"] = "LAZY"  # each attack starts CUDA, and may do no more by it
+            os.environ["CUDA_MODULE_LOADING"] = "LAZY"  # each attack starts CUDA, and should do no more
         import weave.gpu_worker.worker
 
         assert weave.gpu_worker.worker

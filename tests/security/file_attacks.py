@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.support.daemon import DEMO_MODEL
 
-# Asked for before lock_down, which refuses the question too.
+# Looked up before lock_down, which refuses that call too.
 PARENT = os.getpid()
 
 

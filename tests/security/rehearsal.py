@@ -1,6 +1,6 @@
-"""Put into a build as weave/gpu_worker/rehearsal.py: what CUDA asks of the kernel when it starts and when it starts a
-thread later, as reports on other sandboxes and snapd's interface for CUDA tell. It stands in for a driver, which
-cannot be here."""
+"""Added to a build as weave/gpu_worker/rehearsal.py: the requests that CUDA makes of the kernel at its start and when
+it starts a thread later, according to reports on other sandboxes and snapd's interface for CUDA. It stands in for a
+driver, which cannot be installed here."""
 
 import ctypes
 import os
@@ -41,7 +41,7 @@ def name_a_thread() -> None:
 
 
 def listen_for_unified_memory() -> None:
-    """By which other processes could be handed its descriptor."""
+    """Through it other processes could get its descriptor."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(f"\0cuda-uvmfd-4026531836-{os.getpid()}")
         listening.listen()
@@ -53,7 +53,7 @@ def read_files() -> None:
 
 
 def name_the_supervisor() -> None:
-    """Which CUDA does not: what the rule for its threads must not reach."""
+    """CUDA does not do this: the rule for its threads must not reach so far."""
     os.close(os.open(f"/proc/{os.getppid()}/comm", os.O_RDWR))
 
 

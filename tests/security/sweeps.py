@@ -1,6 +1,6 @@
-"""Every call, and every argument of those that are listed by their arguments, made from inside one locked-in process.
-The parent, in the supervisor's place, answers each notification with an error of its own instead of killing: what got
-another answer has passed the filter."""
+"""Every call, and every argument of the calls listed by their arguments, made from inside one locked-down process. The
+parent acts as the supervisor and answers each notification with a certain error instead of killing: a call with another
+result has passed the filter."""
 
 import ctypes
 import errno
@@ -71,7 +71,7 @@ SWEEPS = (
     Sweep("prctl", 0, (*range(80), 0x53564D41, 0x59616D61), (0, 1, 0, 0, 0, 0), errno.EINVAL),
     Sweep("prlimit64", 0, (0, 1)),
     Sweep("prlimit64", 2, (1, 1 << 40)),
-    # Not that of a thread itself, which would be made
+    # Not the flags of a thread itself, which would be created
     Sweep("clone", 0, (0, 17, *(0x003D0F00 ^ bit for bit in BITS)), refused=0),
     Sweep("eventfd2", 1, (0, *BITS)),
     Sweep("pipe2", 1, (0, *BITS)),
@@ -112,7 +112,7 @@ def make(calls: list[tuple[int, ...]], lock_down: Callable[[int], None]) -> tupl
         else:
             break
     os.waitpid(pid, 0)
-    return json.loads(told.rpartition(b"\n")[2]), noticed  # before it, a library's warnings
+    return json.loads(told.rpartition(b"\n")[2]), noticed  # after any warnings of a library
 
 
 def _answer(listener: int) -> int:

@@ -1,5 +1,5 @@
-"""Which arguments pass, of the calls that are listed by their arguments: swept from inside the real broker and worker,
-and compared with what is meant. A value more is a hole, one less a worker that is killed for nothing."""
+"""Which arguments pass, of the calls listed by their arguments: swept from inside the real broker and worker, and
+compared with the intended ones. One value more is a hole, one less kills a worker for nothing."""
 
 import os
 from typing import Any
@@ -11,7 +11,7 @@ from tests.security.test_attacks import attack
 
 NOSIGNAL, CMSG_CLOEXEC, CLOEXEC = 0x4000, 0x40000000, 0x80000
 PRIVATE, CLOCK_REALTIME = 128, 256
-# For reading, with whatever else open(2) knows, but not O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_TMPFILE.
+# For reading, with any other flag of open(2), but not O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_TMPFILE.
 READING = [0, *(bit for bit in BITS if bit not in (1, 2, 0o100, 0o1000, os.O_TMPFILE & ~os.O_DIRECTORY))]
 # The same for reading and writing, and not O_APPEND either.
 READING_AND_WRITING = [2 | bit for bit in READING if bit != 0o2000]
@@ -67,7 +67,7 @@ WORKER: dict[str, list[int]] = {
 }
 WORKER_WITH_A_GPU = WORKER | {
     "openat 2": [*READING, *READING_AND_WRITING],
-    # Those of its drivers are by type (0xFF00); of the swept ones none is of such a type
+    # Those of its drivers are allowed by type (0xFF00); the sweep has none of such a type
     "ioctl 1": [],
     "eventfd2 1": [0, 1, 0o4000, CLOEXEC],
     "pipe2 1": [0, 0o4000, CLOEXEC],
@@ -79,14 +79,14 @@ WORKER_WITH_A_GPU = WORKER | {
     [("broker", BROKER), ("worker", WORKER), ("worker-with-a-gpu", WORKER_WITH_A_GPU)],
     ids=["broker", "worker", "worker with a GPU"],
 )
-def test_of_each_listed_call_just_the_arguments_that_are_meant_pass(role: str, expected: dict[str, Any]) -> None:
+def test_each_listed_call_passes_only_the_intended_arguments(role: str, expected: dict[str, Any]) -> None:
     swept = attack(role, "--sweep=arguments")["sweep"]
     assert {name: sorted(passed) for name, passed in swept.items() if name != "attack"} == {
         name: sorted(passed) for name, passed in expected.items()
     }
 
 
-def test_an_argument_that_was_let_through_would_be_seen() -> None:
+def test_the_sweep_finds_an_argument_that_passes() -> None:
     """Of a process whose filter lets every futex(2) through, each operation is seen to pass."""
     swept = attack("worker", "--sweep=arguments", "--let-through=futex")["sweep"]
     assert len(swept["futex 1"]) == 80

@@ -38,17 +38,17 @@ def test_the_worker_gains_nothing_by(outcomes: dict[str, dict[str, dict[str, Any
 
 def check(outcome: dict[str, Any]) -> None:
     assert "attestation" not in outcome, outcome
-    # Another error would be the call's own: it was made.
+    # Another error would come from the call itself: it was made.
     refused = ("refused: EACCES", "refused: EPERM", "refused: ENOSYS")
     assert "violation" in outcome or outcome["result"] in refused, outcome
 
 
 @pytest.mark.parametrize("role", ["broker", "worker"])
-def test_no_call_that_is_not_on_the_list_is_made(role: str) -> None:
+def test_no_unlisted_call_is_made(role: str) -> None:
     assert attack(role, "--sweep=calls")["sweep"] == {"attack": "sweep", "made": [], "unnoticed": []}
 
 
-def test_a_call_that_was_let_through_would_be_seen() -> None:
+def test_the_sweep_finds_a_call_that_passes() -> None:
     swept = attack("broker", "--sweep=calls", "--as-if-not-on-the-list=getpid")["sweep"]
     assert swept["made"] == ["getpid"] and len(swept["unnoticed"]) == 1
 
@@ -60,25 +60,32 @@ def test_without_seccomp_a_socket_is_gained(role: str) -> None:
     )
 
 
-def test_without_landlock_the_worker_reads_a_foreign_file() -> None:
-    name = "read /etc/passwd"
-    assert attack("worker", "--without=landlock", "--only", name)[name]["result"].startswith("gained")
+CHANGING = ("write a file", "write to the model", *WRITING)
 
 
-def test_without_landlock_seccomp_alone_keeps_the_worker_from_making_and_changing_files() -> None:
-    names = ["write a file", "write to the model", *WRITING]
-    tried = attack("worker", "--without=landlock", "--only", *names)
-    assert {name: tried[name]["result"] for name in names} == dict.fromkeys(names, "refused: EACCES")
+@pytest.fixture(scope="module")
+def without_landlock() -> dict[str, str]:
+    """The results of a worker's attacks on files."""
+    tried = attack("worker", "--without=landlock", "--only", "read /etc/passwd", *CHANGING)
+    return {name: outcome["result"] for name, outcome in tried.items()}
 
 
-def test_without_landlock_a_worker_with_a_gpu_still_makes_extends_and_empties_no_file() -> None:
-    """Its devices are opened for reading and writing, so what is there already can be: docs/threat-model.md says so."""
+def test_without_landlock_the_worker_reads_other_files(without_landlock: dict[str, str]) -> None:
+    assert without_landlock["read /etc/passwd"].startswith("gained")
+
+
+def test_without_landlock_seccomp_still_forbids_changing_files(without_landlock: dict[str, str]) -> None:
+    assert {name: without_landlock[name] for name in CHANGING} == dict.fromkeys(CHANGING, "refused: EACCES")
+
+
+def test_without_landlock_a_gpu_worker_creates_no_file() -> None:
+    """Its devices are opened for reading and writing, so existing files can be written: docs/threat-model.md."""
     tried = attack("worker-with-a-gpu", "--without=landlock", "--only", *WRITING)
     assert {name for name in WRITING if tried[name]["result"] != "refused: EACCES"} == {"overwrite and read", "resize"}
 
 
-def test_a_worker_with_a_gpu_reaches_files_of_its_own_threads_by_name_and_lists_none() -> None:
-    """What the names of CUDA's threads cost: docs/threat-model.md says so."""
+def test_a_gpu_worker_reaches_only_its_own_threads_files() -> None:
+    """The price of naming CUDA's threads: docs/threat-model.md says so."""
     check_files_of_threads(attack("worker-with-a-gpu", "--only", *TASK_ATTACKS, *WRITING))
 
 
@@ -86,7 +93,7 @@ def check_files_of_threads(tried: dict[str, dict[str, Any]]) -> None:
     """Of a worker with a GPU: the outcomes of TASK_ATTACKS and WRITING."""
     gained = {name for name, found in tried.items() if found["result"].startswith("gained")}
     left = {f"read task/{name}" for name in READABLE_TASK_FILES} | {"write task/comm"}
-    # Of these the mode decides, or whether there is an AppArmor or SELinux.
+    # For these the file's mode decides, or AppArmor or SELinux.
     others = {f"{do} task/{name}" for do in ("read", "write") for name in ("attr/current", "environ", "mem")}
     others |= {f"write task/{name}" for name in ("attr/exec", "oom_score_adj", "uid_map", "setgroups")}
     assert left <= gained <= left | others
@@ -94,27 +101,27 @@ def check_files_of_threads(tried: dict[str, dict[str, Any]]) -> None:
         assert tried[name]["result"] == "refused: EACCES", name
 
 
-def test_a_worker_with_a_gpu_makes_no_call_that_is_not_on_its_list() -> None:
+def test_a_worker_with_a_gpu_makes_no_unlisted_call() -> None:
     assert attack("worker-with-a-gpu", "--sweep=calls")["sweep"] == {"attack": "sweep", "made": [], "unnoticed": []}
 
 
-def test_without_landlock_seccomp_alone_keeps_files_from_the_broker() -> None:
+def test_without_landlock_seccomp_keeps_files_from_the_broker() -> None:
     name = "read /etc/passwd"
     assert attack("broker", "--without=landlock", "--only", name)[name]["result"] == "refused: EACCES"
 
 
-def test_without_seccomp_landlock_alone_keeps_files_from_the_broker() -> None:
+def test_without_seccomp_landlock_keeps_files_from_the_broker() -> None:
     name = "read /etc/passwd"
     assert attack("broker", "--without=seccomp", "--only", name)[name]["result"] == "refused: EACCES"
 
 
 @pytest.mark.skipif("os.geteuid() != 0", reason="only root has capabilities to keep")
-def test_attestation_refuses_a_process_that_kept_its_capabilities() -> None:
+def test_attestation_refuses_a_process_with_capabilities() -> None:
     outcome = attack("worker", "--without=capabilities", "--only", "bpf")["bpf"]
     assert "CapPrm" in outcome["attestation"] or "CapBnd" in outcome["attestation"]
 
 
-def test_the_attacks_run_where_there_is_no_pytest() -> None:
-    """As in tests/vm's machines, which have the package and nothing else."""
+def test_the_attacks_run_without_pytest() -> None:
+    """As in the machines of tests/vm, which have only the package."""
     without = "import sys; sys.modules['pytest'] = None; import tests.security.attacker"
     subprocess.run([sys.executable, "-c", without], check=True, timeout=100, cwd=Path(__file__).parents[2])

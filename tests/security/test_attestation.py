@@ -1,10 +1,8 @@
-"""What the supervisor looks for in a child: each is taken away from a real one, which then serves nobody. Again inside
-other seccomp filters, as the shipped unit has them: what is attested is what a child has more than the supervisor."""
+"""What attestation requires of a child: each requirement is broken in a real child, which then serves no client. Again
+inside other seccomp filters, as in the shipped unit: the child must have one filter more than the supervisor."""
 
 import ctypes
-import grp
 import os
-import pwd
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,22 +11,21 @@ from pathlib import Path
 import pytest
 
 from tests.support import inside
-from tests.support.builds import Changes, build, daemon_of
-from tests.support.daemon import COMMAND, Daemon, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.builds import build, daemon_of
+from tests.support.daemon import Daemon, wait_for
+from tests.support.generation import PROMPT, generate, images
+from tests.support.seams import after, before, constant, replaced
 from tests.support.system import MODEL
 from weave.client import WeaveError
-from weave.config.schema import ConfigError, SystemConfig
 from weave.protocol.client_messages import Generate
 from weave.protocol.errors import ErrorCode
 from weave.sandbox import attestation
+from weave.sandbox.account import Account
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
-from weave.sandbox.process import Account, unmapped_gid, unmapped_uid
-from weave.supervisor import accounts
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may trace what is not dumpable, or has two users")
-FORGOT_TSYNC: Changes = {"sandbox/seccomp.py": [("pyseccomp.Attr.CTL_TSYNC, 1)", "pyseccomp.Attr.CTL_TSYNC, 0)")]}
-# Neither this process nor the tests' own surroundings need be without filters.
+FORGOT_TSYNC = (after("sandbox/seccomp.py", "_empty_filter", "result.set_attr(pyseccomp.Attr.CTL_TSYNC, 0)"),)
+# This process may already run inside filters.
 OUTER = int(attestation._status(Path("/proc/thread-self"))["Seccomp_filters"])
 
 
@@ -37,11 +34,11 @@ def surrounded(filters: int) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("filters", [0, 1, 2])
-def test_inside_other_filters_the_daemon_draws(filters: int) -> None:
+def test_the_daemon_generates_inside_other_seccomp_filters(filters: int) -> None:
     daemon = Daemon(MODEL, prefix=surrounded(filters)).wait_until_serving()
     try:
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
         for role, more in (("broker", 1), ("gpu_worker", 0), ("worker", 1)):
             for thread in Path(f"/proc/{daemon.pid_of(role)}/task").iterdir():
                 status = (thread / "status").read_text()
@@ -51,11 +48,11 @@ def test_inside_other_filters_the_daemon_draws(filters: int) -> None:
 
 
 @pytest.mark.parametrize("filters", [0, 1, 2])
-def test_a_worker_with_one_thread_that_is_not_locked_in_is_not_attested(filters: int) -> None:
+def test_a_worker_with_an_unconfined_thread_is_not_attested(filters: int) -> None:
     daemon = daemon_of(FORGOT_TSYNC, MODEL, prefix=surrounded(filters))
     try:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
-            draw(client)
+            generate(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
         told = f"Seccomp_filters is {OUTER + filters}, not {OUTER + filters + 1}" if filters else "Seccomp is 0, not 2"
         assert told in daemon.events("worker_ended")[-1]["cause"]
@@ -64,25 +61,21 @@ def test_a_worker_with_one_thread_that_is_not_locked_in_is_not_attested(filters:
 
 
 @pytest.mark.parametrize("filters", [0, 1])
-def test_a_broker_that_comes_with_the_listener_of_another_process_is_not_attested(filters: int) -> None:
-    """It has a filter of its own installed by a child, and sends the listener of that."""
-    elsewhere: Changes = {
-        "broker/__main__.py": [
-            (
-                "    listener = seccomp.install(broker_calls.CALLS)\n",
-                "    import os, socket\n"
-                "    here, there = socket.socketpair()\n"
-                "    if os.fork() == 0:\n"
-                "        here.close()\n"
-                "        socket.send_fds(there, [b'!'], [seccomp.install(broker_calls.CALLS)], socket.MSG_NOSIGNAL)\n"
-                "        there.recvmsg(1)\n"
-                "        os._exit(0)\n"
-                "    there.close()\n"
-                "    listener = socket.recv_fds(here, 1, 1)[1][0]\n",
-            )
-        ]
-    }
-    daemon = Daemon(MODEL, prefix=surrounded(filters), command=build(elsewhere))
+def test_a_broker_with_another_processs_listener_is_not_attested(filters: int) -> None:
+    """A child of the broker installs the filter, and the broker sends that child's listener."""
+    in_a_child = """
+        import socket
+        here, there = socket.socketpair()
+        if os.fork() == 0:
+            here.close()
+            socket.send_fds(there, [b'!'], [original(calls)], socket.MSG_NOSIGNAL)
+            there.recvmsg(1)
+            os._exit(0)
+        there.close()
+        return socket.recv_fds(here, 1, 1)[1][0]
+    """
+    command = build((replaced("sandbox/seccomp.py", "install", in_a_child),))
+    daemon = Daemon(MODEL, prefix=surrounded(filters), command=command)
     try:
         told = f"Seccomp_filters is {OUTER + filters}, not {OUTER + filters + 1}" if filters else "Seccomp is 0, not 2"
         wait_for(lambda: [line for line in daemon.events("broker_violation") if told in line["detail"]])
@@ -91,10 +84,9 @@ def test_a_broker_that_comes_with_the_listener_of_another_process_is_not_atteste
         daemon.stop()
 
 
-# PTRACE_SEIZE by a child of the process itself, which asks for it (PR_SET_PTRACER) where Yama would refuse. The tracer
-# sees it to its end: nobody else could.
-TRACED = """
-def be_traced():
+# PTRACE_SEIZE by a child of the process itself, which allows it (PR_SET_PTRACER) where Yama would refuse. The tracer
+# waits for its end, as no other process can.
+BE_TRACED = """
     import ctypes, os
     libc = ctypes.CDLL(None)
     libc.prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
@@ -110,28 +102,18 @@ def be_traced():
     assert os.read(reading, 9) == b"0"
     os.close(reading)
 """
-BROKER_TRACED: Changes = {
-    "broker/__main__.py": [
-        ("    harden(parent=inherited.parent)\n", "    be_traced()\n    harden(parent=inherited.parent)\n"),
-        ("\n\ndef main()", TRACED + "\n\ndef main()"),
-    ]
-}
+BROKER_TRACED = (before("broker/__main__.py", "main", BE_TRACED),)
 # A worker is never dumpable, so only root can trace it: it waits until the test does.
-WORKER_TRACED: Changes = {
-    "gpu_worker/worker.py": [
-        (
-            "        harden(parent=parent)\n",
-            "        import time\n"
-            "        while 'TracerPid:\\t0\\n' in open('/proc/self/status').read():\n"
-            "            time.sleep(0.01)\n"
-            "        harden(parent=parent)\n",
-        )
-    ]
-}
+AWAIT_TRACER = """
+    import time
+    while "TracerPid:\\t0\\n" in open("/proc/self/status").read():
+        time.sleep(0.01)
+"""
+WORKER_TRACED = (after("gpu_worker/worker.py", "close_descriptors_except", AWAIT_TRACER),)
 
 
 def trace(pid: int) -> int:
-    """In a process of its own, which sees it to its end."""
+    """In a separate process, which waits for its end."""
     tracer = os.fork()
     if tracer == 0:
         libc = ctypes.CDLL(None)
@@ -142,7 +124,7 @@ def trace(pid: int) -> int:
     return tracer
 
 
-def test_a_broker_that_is_traced_from_before_it_was_not_dumpable_is_not_attested() -> None:
+def test_a_broker_traced_before_hardening_is_not_attested() -> None:
     daemon = Daemon(MODEL, command=build(BROKER_TRACED))
     try:
         refused = wait_for(lambda: daemon.events("broker_violation"))[0]
@@ -153,7 +135,7 @@ def test_a_broker_that_is_traced_from_before_it_was_not_dumpable_is_not_attested
 
 
 @root_only
-def test_a_worker_that_is_traced_is_not_attested() -> None:
+def test_a_traced_worker_is_not_attested() -> None:
     daemon = daemon_of(WORKER_TRACED)
     try:
         with daemon.client() as client:
@@ -168,9 +150,9 @@ def test_a_worker_that_is_traced_is_not_attested() -> None:
         daemon.stop()
 
 
-def test_without_that_look_a_traced_broker_would_serve() -> None:
-    unlooked: Changes = {"sandbox/attestation.py": [('    "TracerPid": "0",\n', "")]}
-    daemon = daemon_of(BROKER_TRACED | unlooked)
+def test_without_the_tracer_check_a_traced_broker_serves() -> None:
+    others = "{field: value for field, value in _REQUIRED.items() if field != 'TracerPid'}"
+    daemon = daemon_of((*BROKER_TRACED, constant("sandbox/attestation.py", "_REQUIRED", others)))
     try:
         with daemon.client() as client:
             assert client.status().version
@@ -178,12 +160,13 @@ def test_without_that_look_a_traced_broker_would_serve() -> None:
         daemon.stop()
 
 
-def test_without_counting_filters_the_threads_that_are_not_locked_in_would_be_attested() -> None:
-    uncounted: Changes = {"sandbox/attestation.py": [(" | _REQUIRED | locked_in\n", " | _REQUIRED\n")]}
-    daemon = daemon_of(FORGOT_TSYNC | uncounted, MODEL, prefix=surrounded(1))
+def test_without_filter_counting_unconfined_threads_pass() -> None:
+    others = "required = {field: value for field, value in required.items() if field != 'Seccomp_filters'}"
+    uncounted = before("sandbox/attestation.py", "_attest_thread", others)
+    daemon = daemon_of((*FORGOT_TSYNC, uncounted), MODEL, prefix=surrounded(1))
     try:
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
     finally:
         daemon.stop()
 
@@ -195,7 +178,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
         child.kill()
 
 
-def test_a_kernel_that_does_not_tell_the_filters_attests_nobody(
+def test_attestation_fails_without_the_kernels_filter_count(
     monkeypatch: pytest.MonkeyPatch, sleeper: "subprocess.Popen[bytes]"
 ) -> None:
     told = attestation._status
@@ -206,45 +189,8 @@ def test_a_kernel_that_does_not_tell_the_filters_attests_nobody(
         attest(sleeper.pid, Confinement("broker", Account.own(), False, None), parent=os.getpid())
 
 
-def test_a_child_that_has_new_threads_at_each_look_is_not_attested(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_keeps_starting_threads_is_not_attested(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = iter(range(10**9))
     monkeypatch.setattr(attestation, "_threads", lambda _: [Path(f"/proc/none/{next(threads)}")])
     with pytest.raises(AttestationFailed, match="faster than they can be looked at"):
         attest(1, Confinement("broker", Account.own(), False, None), parent=os.getpid())
-
-
-@pytest.mark.parametrize("field", ["allowed_users", "broker_user", "worker_user"])
-def test_a_user_whose_uid_is_shown_for_others_too_is_refused_by_the_name_of_its_field(field: str) -> None:
-    name = pwd.getpwuid(unmapped_uid()).pw_name
-    ask = {"broker_user": accounts.broker_account, "worker_user": lambda system: accounts.worker_account(system, ())}
-    system = SystemConfig(allowed_groups=(), **{field: (name,) if field == "allowed_users" else name})
-    with pytest.raises(
-        ConfigError, match=rf"system\.{field}: '{name}' is UID \d+, which the kernel shows for everybody"
-    ):
-        ask.get(field, accounts.system_access)(system)
-
-
-@pytest.mark.parametrize("field", ["allowed_groups", "socket_group"])
-def test_a_group_whose_gid_is_shown_for_others_too_is_refused_by_the_name_of_its_field(field: str) -> None:
-    name = grp.getgrgid(unmapped_gid()).gr_name
-    system = SystemConfig(**{field: (name,) if field == "allowed_groups" else name})
-    ask = accounts.system_access if field == "allowed_groups" else accounts.socket_group
-    with pytest.raises(
-        ConfigError, match=rf"system\.{field}: '{name}' is GID \d+, which the kernel shows for everybody"
-    ):
-        ask(system)
-
-
-def test_a_daemon_whose_uid_is_shown_for_others_too_is_refused() -> None:
-    """In a user namespace without a mapping everybody's UID is 65534, and so is each peer's."""
-    unmapped = ("unshare", "--user")
-    if subprocess.run([*unmapped, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no user namespace may be made here")
-    told = Path("/proc/sys/kernel/overflowuid").read_text().strip()
-    refused = subprocess.run(
-        [*unmapped, COMMAND, "--check-config"], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert refused.returncode == 78
-    assert refused.stderr.startswith(f"weave-compute: our UID is {told}, which the kernel shows for everybody")
-    mapped = subprocess.run([*unmapped, "--map-root-user", COMMAND, "--check-config"], capture_output=True, check=False)
-    assert mapped.returncode == 0, mapped.stderr

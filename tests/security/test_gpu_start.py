@@ -1,4 +1,4 @@
-"""What a GPU's driver needs of the sandbox, where there is no driver: the same calls, made in the real worker."""
+"""What a GPU's driver needs of the sandbox, without a driver: the same calls, made in the real worker."""
 
 import os
 import tempfile
@@ -6,27 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.builds import Changes, build
+from tests.support.builds import build
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
+from tests.support.seams import before, constant
 from tests.support.system import MODEL, system_daemon
 
 REHEARSAL: dict[str, Path | str] = {"gpu_worker/rehearsal.py": Path(__file__).with_name("rehearsal.py")}
-REHEARSED: Changes = {
-    "gpu_worker/worker.py": [
-        ("    if config.threads:\n", '    rehearsal.run("start", rehearsal.START)\n    if config.threads:\n'),
-        ("        serve(channel,", '        rehearsal.run("later", rehearsal.LATER)\n        serve(channel,'),
-        (
-            "from weave.gpu_worker.serve import serve\n",
-            "from weave.gpu_worker import rehearsal\nfrom weave.gpu_worker.serve import serve\n",
-        ),
-    ]
-}
+IMPORT = "from weave.gpu_worker import rehearsal\n"
+REHEARSED = (
+    before("gpu_worker/worker.py", "warm_up", IMPORT + 'rehearsal.run("start", rehearsal.START)'),
+    before("gpu_worker/serve.py", "serve", IMPORT + 'rehearsal.run("later", rehearsal.LATER)'),
+)
 # /dev/null stands for the GPU.
-A_GPU: Changes = {
-    "sandbox/worker_files.py": [("NVIDIA = nvidia()", 'NVIDIA = (Path("/dev/null"),)')],
-    "gpu_worker/worker.py": [*REHEARSED["gpu_worker/worker.py"], ('gpu=device.type == "cuda"', "gpu=True")],
-}
+A_GPU = (
+    constant("sandbox/worker_files.py", "NVIDIA", '(Path("/dev/null"),)'),
+    before("sandbox/worker_calls.py", "calls", "gpu = True"),
+)
 
 
 MAY = {"name_a_thread": "done", "listen_for_unified_memory": "done", "read_files": "done"}
@@ -41,16 +37,16 @@ def folder() -> Path:
 def start(command: tuple[str, ...], folder: Path, *, system: bool) -> Daemon:
     if not system:
         return Daemon(MODEL, command=command, folder=folder)
-    os.chmod(Path(command[0]).parents[2], 0o755)  # the build, which the children are to read
+    os.chmod(Path(command[0]).parents[2], 0o755)  # the build, which the children read
     return system_daemon(folder, command=command)
 
 
 def rehearse(daemon: Daemon) -> dict[str, dict[str, str]]:
-    """What came of each step, at the start and later."""
+    """The result of each step, at the start and later."""
     daemon.wait_until_serving()
     try:
         with daemon.client() as client:
-            assert images(draw(client))
+            assert images(generate(client))
     finally:
         assert daemon.stop() == 0
     told: dict[str, dict[str, str]] = {"start": {}, "later": {}}
@@ -60,20 +56,20 @@ def rehearse(daemon: Daemon) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("system", [False, True], ids=["user mode", "system mode"])
-def test_where_there_is_a_gpu_a_worker_can_do_what_cuda_does_at_its_start(
+def test_a_gpu_worker_can_do_what_cuda_does_at_its_start(
     request: pytest.FixtureRequest, folder: Path, system: bool
 ) -> None:
     if system:
         request.getfixturevalue("users")
-    daemon = start(build(REHEARSED | A_GPU, REHEARSAL), folder, system=system)
+    daemon = start(build((*REHEARSED, *A_GPU), REHEARSAL), folder, system=system)
     told = rehearse(daemon)
     assert told["start"] == MAY | {"name_the_supervisor": REFUSED}
     assert told["later"] == {"name_a_thread": "done", "read_files": "done"}
-    # torch's build for processors: the daemon draws there, and says why.
+    # torch's CPU build: the daemon generates on the CPU, and logs why.
     assert "CUDA" in daemon.events("gpu_not_used")[0]["reason"]
 
 
-def test_where_there_is_none_nothing_in_proc_is_left_to_write(folder: Path) -> None:
+def test_without_a_gpu_nothing_in_proc_is_writable(folder: Path) -> None:
     daemon = start(build(REHEARSED, REHEARSAL), folder, system=False)
     told = rehearse(daemon)
     assert told["start"] == MAY | {"name_a_thread": REFUSED, "name_the_supervisor": REFUSED}
@@ -81,9 +77,9 @@ def test_where_there_is_none_nothing_in_proc_is_left_to_write(folder: Path) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has the kernel drop its caches")
-def test_a_worker_can_read_its_files_after_the_kernel_has_dropped_its_caches(shared_daemon: Daemon) -> None:
+def test_a_worker_can_read_its_files_after_drop_caches(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
-        expected = images(draw(client))[0].data
+        expected = images(generate(client))[0].data
         Path("/proc/sys/vm/drop_caches").write_text("2")
-        assert images(draw(client))[0].data == expected
+        assert images(generate(client))[0].data == expected
         assert client.status().memory_used

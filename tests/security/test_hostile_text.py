@@ -1,16 +1,21 @@
-"""A worker that was taken over names things so that whoever's terminal shows them obeys."""
+"""A compromised worker sends text with terminal escapes."""
 
 import pytest
 
 from tests.support.builds import daemon_of
 from tests.support.daemon import Daemon, wait_for
+from tests.support.seams import before, constant, replaced
 from weave.client import ProtocolError, WeaveError
 from weave.protocol.errors import ErrorCode
 
 HOSTILE = r"cpu\x1b]0;x\x07\x9b31m\u202e"
-DEVICE = {"gpu_worker/serve.py": [("device=str(device)", f'device="{HOSTILE}"')]}
-UNCHECKED = {"protocol/worker_messages.py": [("    device: Device\n", "    device: str\n")]}
-DETAIL = {"gpu_worker/serve.py": [("pipeline = _load(model, device, dtype)", f'raise RuntimeError("{HOSTILE}")')]}
+NAME_DEVICE = f"""
+    if type(message).__name__ == "Loaded":
+        message = msgspec.structs.replace(message, device="{HOSTILE}")
+"""
+DEVICE = (before("protocol/channel.py", "Channel.send", NAME_DEVICE),)
+UNCHECKED = (constant("protocol/worker_messages.py", "Device", "str"),)
+DETAIL = (replaced("gpu_worker/serve.py", "_load", f'raise RuntimeError("{HOSTILE}")'),)
 
 
 def load(daemon: Daemon) -> ErrorCode | None:
@@ -22,7 +27,7 @@ def load(daemon: Daemon) -> ErrorCode | None:
     return None
 
 
-def test_a_device_that_a_terminal_obeys_ends_the_worker() -> None:
+def test_a_device_name_with_terminal_escapes_ends_the_worker() -> None:
     daemon = daemon_of(DEVICE)
     try:
         assert load(daemon) is ErrorCode.WORKER_FAILED
@@ -35,8 +40,8 @@ def test_a_device_that_a_terminal_obeys_ends_the_worker() -> None:
         daemon.stop()
 
 
-def test_without_the_broker_s_check_the_client_refuses_it_alone() -> None:
-    daemon = daemon_of(DEVICE | UNCHECKED)
+def test_without_the_brokers_check_the_client_refuses_escapes() -> None:
+    daemon = daemon_of(DEVICE + UNCHECKED)
     try:
         assert load(daemon) is None
         with daemon.client() as client, pytest.raises(ProtocolError, match="device"):
@@ -45,7 +50,7 @@ def test_without_the_broker_s_check_the_client_refuses_it_alone() -> None:
         daemon.stop()
 
 
-def test_what_a_worker_says_of_its_failure_is_in_the_log_with_its_escapes_shown() -> None:
+def test_a_workers_failure_is_logged_with_escapes_shown() -> None:
     daemon = daemon_of(DETAIL)
     try:
         assert load(daemon) is ErrorCode.INTERNAL

@@ -1,4 +1,4 @@
-"""A worker that was taken over, against the broker's real link: every message out of turn is a violation."""
+"""A compromised worker against the broker's real link: every message out of turn is a violation."""
 
 import asyncio
 import os
@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 
 from weave.broker.schedule.worker_link import WorkerLink
-from weave.protocol.bounds import Parameters
 from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd, socket_pair
 from weave.protocol.client_messages import EncoderTokens, Tokens
+from weave.protocol.parameters import Parameters
 from weave.protocol.worker_messages import (
     Failed,
     Finished,
@@ -42,7 +42,7 @@ FORGERIES: dict[str, list[tuple[Any, Any]]] = {
     "another job's end": [(Finished(job=6, memory=MEMORY), None)],
     "a step twice": [STEP, STEP],
     "a step left out": [(Progressed(job=5, image=0, step=2), None)],
-    "a step too many": [STEP, STEP_2, (Progressed(job=5, image=0, step=3), None)],
+    "one step too many": [STEP, STEP_2, (Progressed(job=5, image=0, step=3), None)],
     "another image's step": [(Progressed(job=5, image=1, step=1), None)],
     "another image": [(Made(job=5, image=1, size=PIXELS), PIXELS)],
     "an image twice": [IMAGE, IMAGE],
@@ -50,27 +50,27 @@ FORGERIES: dict[str, list[tuple[Any, Any]]] = {
     "a memfd with a step": [(STEP[0], PIXELS)],
     "a memfd with the end": [IMAGE, (FINISHED[0], PIXELS)],
     "an image of another size": [(Made(job=5, image=0, size=PIXELS + 3), PIXELS + 3)],
-    "an image of a giant size": [(Made(job=5, image=0, size=2**40), PIXELS)],
+    "an image of a huge size": [(Made(job=5, image=0, size=2**40), PIXELS)],
     "an image of a negative size": [(Made(job=5, image=0, size=-1), PIXELS)],
-    "a memfd shorter than said": [(IMAGE[0], PIXELS - 1)],
+    "a memfd shorter than announced": [(IMAGE[0], PIXELS - 1)],
     "an unsealed memfd": [(IMAGE[0], "unsealed")],
-    "a preview that nobody asked for": [STEP, (Previewed(job=5, image=0, step=1, width=8, height=8, size=9), 9)],
+    "a preview that was not requested": [STEP, (Previewed(job=5, image=0, step=1, width=8, height=8, size=9), 9)],
     "a preview twice": [STEP, STEP_2, PREVIEW, PREVIEW],
     "the end before the image": [FINISHED],
-    "tokens of an encoder with a name that a terminal obeys": [IMAGE, finished(encoder="\x1b[2J")],
-    "tokens of an encoder that there is not": [IMAGE, finished(encoder="text_encoder_4")],
+    "tokens of an encoder with an escape in its name": [IMAGE, finished(encoder="\x1b[2J")],
+    "tokens of an unknown encoder": [IMAGE, finished(encoder="text_encoder_4")],
     "tokens of one encoder twice": [IMAGE, finished(times=2)],
-    "less than no tokens": [IMAGE, finished(cut=-1)],
+    "a negative number of tokens": [IMAGE, finished(cut=-1)],
     "more tokens than a prompt can have": [IMAGE, finished(used=2**20 + 1)],
-    "less than no memory": [IMAGE, (Finished(job=5, memory=Memory(-1, 2)), None)],
-    "memory that no client can count": [IMAGE, (Finished(job=5, memory=Memory(1, 2**64 - 1)), None)],
+    "negative memory": [IMAGE, (Finished(job=5, memory=Memory(-1, 2)), None)],
+    "memory beyond 63 bits": [IMAGE, (Finished(job=5, memory=Memory(1, 2**64 - 1)), None)],
     "loaded again": [(Loaded(device="cpu", dtype="float32", memory=MEMORY), None)],
     "a failure of loading": [(Failed(job=0, reason="internal", detail=""), None)],
 }
 
 
 def run(messages: list[tuple[Any, Any]]) -> list[Any]:
-    """What the broker made of it."""
+    """The updates that the broker accepted."""
 
     async def main() -> list[Any]:
         parameters = Parameters(
@@ -83,8 +83,10 @@ def run(messages: list[tuple[Any, Any]]) -> list[Any]:
             seed=1,
             scheduler="ddim",
             images=1,
+            format="raw",
+            preview_every=2,
         )
-        asked = Run(job=5, parameters=parameters, format="raw", preview_every=2)
+        asked = Run(job=5, parameters=parameters)
         ours, theirs = socket_pair()
         link = WorkerLink(1, "m", ours.detach())
         hostile: Channel[ToWorker] = Channel(theirs, ToWorker)

@@ -1,5 +1,5 @@
-"""The real daemon with one layer taken away: what that layer alone was holding back then happens, or the daemon sees
-that the layer is missing and serves nobody."""
+"""The real daemon with one layer taken away: the attack that only this layer stops succeeds, or the daemon notices that
+the layer is missing and serves no client."""
 
 import os
 import socket
@@ -11,29 +11,27 @@ from typing import Any
 import prctl
 import pytest
 
+from tests.security.test_attestation import FORGOT_TSYNC
 from tests.security.test_boundaries import CONNECT_AND_READ
 from tests.security.test_hostile_processes import HOSTILE, WORKER, Hostile
-from tests.support.builds import Changes, build, daemon_of, without
+from tests.support.builds import build, daemon_of
 from tests.support.daemon import Daemon, wait_for
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
+from tests.support.seams import Seams, before, constant, replaced, without
 from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.protocol.errors import ErrorCode
-from weave.sandbox.process import harden
+from weave.sandbox.hardening import harden
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user, or has capabilities to keep")
-NO_BOUNDS_IN_THE_BROKER: Changes = {"broker/front/requests.py": [without("check_bounds")]}
-NO_BOUNDS_AT_ALL: Changes = NO_BOUNDS_IN_THE_BROKER | {
-    "gpu_worker/serve.py": [
-        ("                check_parameters(message.parameters, model.offer.bounds, model.offer.schedulers)\n", "")
-    ]
-}
+NO_BOUNDS_IN_THE_BROKER = (without("broker/front/requests.py", "check_bounds"),)
+# The worker's check is this function alone.
+NO_BOUNDS_AT_ALL = (*NO_BOUNDS_IN_THE_BROKER, without("protocol/parameters.py", "check_parameters"))
 
 
 @root_only
-def test_without_the_peer_check_a_stranger_would_be_answered() -> None:
-    check = "    if peer.uid == access.unmapped:\n        return False\n    if peer.uid in access.uids"
-    daemon = daemon_of({"broker/admission/access.py": [(check, "    if True")]})
+def test_without_the_peer_check_a_stranger_is_answered() -> None:
+    daemon = daemon_of((replaced("broker/admission/access.py", "is_allowed", "return True"),))
     try:
         for path, mode in ((daemon.folder, 0o755), (daemon.socket.parent, 0o755), (daemon.socket, 0o666)):
             path.chmod(mode)
@@ -44,61 +42,57 @@ def test_without_the_peer_check_a_stranger_would_be_answered() -> None:
         daemon.stop()
 
 
-def test_without_bounds_in_the_broker_the_worker_refuses_alone() -> None:
+def test_without_the_brokers_bounds_the_worker_refuses() -> None:
     daemon = daemon_of(NO_BOUNDS_IN_THE_BROKER)
     try:
         with daemon.client() as client:
             with pytest.raises(WeaveError) as refused:
-                draw(client, steps=101)
+                generate(client, steps=101)
             assert refused.value.code is ErrorCode.WORKER_FAILED
             wait_for(lambda: [line for line in daemon.events("job_failed") if "steps is 101" in line["detail"]])
-            assert images(draw(client))
+            assert images(generate(client))
     finally:
         daemon.stop()
 
 
-def test_without_bounds_in_either_it_would_be_drawn() -> None:
+def test_without_any_bounds_the_request_is_served() -> None:
     daemon = daemon_of(NO_BOUNDS_AT_ALL)
     try:
         with daemon.client() as client:
-            assert images(draw(client, steps=101))
+            assert images(generate(client, steps=101))
     finally:
         daemon.stop()
 
 
-def test_without_the_check_of_seals_a_client_would_get_what_the_worker_can_still_change() -> None:
-    unchecked: Changes = {
-        "broker/schedule/worker_link.py": [("    check_sealed_memfd(descriptors[0], message.size)\n", "")]
-    }
-    hostile = Hostile(WORKER | unchecked, {"gpu_worker/hostile.py": HOSTILE / "worker.py"}, MODEL)
+def test_without_the_seal_check_a_client_gets_a_writable_image() -> None:
+    unchecked = without("protocol/channel.py", "check_sealed_memfd")
+    hostile = Hostile((*WORKER, unchecked), {"gpu_worker/hostile.py": HOSTILE / "worker.py"}, MODEL)
     try:
         with hostile.daemon.client() as client:
             client.unload()
             hostile.arm("a memfd that can be written to")
-            assert images(draw(client, format="raw"))[0].data != hostile.expected
+            assert images(generate(client, format="raw"))[0].data != hostile.expected
     finally:
         hostile.daemon.stop()
 
 
-UNATTESTED: dict[str, tuple[Changes, str]] = {
-    "seccomp on the first thread only": (
-        {"sandbox/seccomp.py": [("pyseccomp.Attr.CTL_TSYNC, 1)", "pyseccomp.Attr.CTL_TSYNC, 0)")]},
-        "Seccomp is 0, not 2",
-    ),
+def keeps_capabilities(*modules: str) -> Seams:
+    """Their processes still claim the layer."""
+    return tuple(constant(module, "drop_capabilities", 'lambda **_: "no-capabilities"') for module in modules)
+
+
+UNATTESTED: dict[str, tuple[Seams, str]] = {
+    "seccomp on the first thread only": (FORGOT_TSYNC, "Seccomp is 0, not 2"),
     "capabilities in the worker": (
-        {
-            "gpu_worker/worker.py": [("return (layer, drop_capabilities())", "return (layer,)")],
-            "gpu_worker/__main__.py": [("    drop_capabilities()\n", "")],
-            "supervisor/main.py": [("drop_capabilities(keep=keep)", '"none"')],
-        },
+        keeps_capabilities("gpu_worker/worker.py", "gpu_worker/__main__.py", "supervisor/main.py"),
         "Cap",
     ),
-    "a layer of its own words": (
-        {"gpu_worker/worker.py": [('"no-new-privs")', '"approved by the administrator")')]},
+    "a layer that does not exist": (
+        (before("gpu_worker/worker.py", "lock_down", 'layers = (*layers, "approved by the administrator")'),),
         "not a message of this channel",
     ),
     "a worker of another parent": (
-        {"supervisor/worker.py": [("parent=zygote.pid", "parent=1")]},
+        (before("sandbox/attestation.py", "attest", 'parent = 1 if confinement.role == "worker" else parent'),),
         "is not a child of process 1",
     ),
 }
@@ -107,12 +101,12 @@ UNATTESTED: dict[str, tuple[Changes, str]] = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=root_only if "capabilities" in name else ()) for name in UNATTESTED]
 )
-def test_a_worker_that_lacks_a_layer_is_not_attested_and_draws_nothing(name: str) -> None:
-    changes, reason = UNATTESTED[name]
-    daemon = daemon_of(changes)
+def test_a_worker_lacking_a_layer_is_not_attested(name: str) -> None:
+    seams, reason = UNATTESTED[name]
+    daemon = daemon_of(seams)
     try:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
-            draw(client)
+            generate(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
         assert reason in daemon.events("worker_ended")[-1]["cause"]
     finally:
@@ -120,12 +114,8 @@ def test_a_worker_that_lacks_a_layer_is_not_attested_and_draws_nothing(name: str
 
 
 @root_only
-def test_a_broker_that_kept_its_capabilities_is_not_attested_and_serves_nobody() -> None:
-    kept: Changes = {
-        "broker/__main__.py": [("(landlock.restrict(), drop_capabilities(), ", "(landlock.restrict(), ")],
-        "supervisor/main.py": [("drop_capabilities(keep=keep)", '"none"')],
-    }
-    daemon = Daemon(MODEL, command=build(kept))
+def test_a_broker_with_capabilities_is_not_attested() -> None:
+    daemon = Daemon(MODEL, command=build(keeps_capabilities("broker/__main__.py", "supervisor/main.py")))
     try:
         wait_for(lambda: [line for line in daemon.events("broker_violation") if "Cap" in line["detail"]])
         assert not daemon.events("serving")
@@ -135,8 +125,8 @@ def test_a_broker_that_kept_its_capabilities_is_not_attested_and_serves_nobody()
 
 @root_only
 @pytest.mark.parametrize("hardened", [True, False])
-def test_only_what_is_not_dumpable_is_closed_to_another_process_of_its_user(hardened: bool) -> None:
-    """/proc/PID/mem is where a process could be read and changed without a system call of its own."""
+def test_a_dumpable_process_is_open_to_others_of_its_user(hardened: bool) -> None:
+    """Through /proc/PID/mem a process could be read and changed without making a system call itself."""
 
     def as_4001(action: Callable[[], Any]) -> int:
         pid = os.fork()
@@ -144,7 +134,7 @@ def test_only_what_is_not_dumpable_is_closed_to_another_process_of_its_user(hard
             os.setgroups([])
             os.setresgid(4001, 4001, 4001)
             os.setresuid(4001, 4001, 4001)
-            prctl.set_dumpable(1)  # as an exec would; changing users has taken it away
+            prctl.set_dumpable(1)  # as an exec would; changing users has cleared it
             action()
             os._exit(0)
         return pid

@@ -1,5 +1,5 @@
-"""Where a worker may read libraries from: wherever Python imports installed packages from, and the shared libraries of
-LD_LIBRARY_PATH; not what lies beside them. Shown in the real, locked-down worker."""
+"""The places that a worker may read libraries from: those that Python imports installed packages from, and the shared
+libraries of LD_LIBRARY_PATH; not their neighbours. Shown in the real, locked-down worker."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,48 +7,45 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.builds import Changes, build
+from tests.support.builds import build
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
+from tests.support.seams import Seams, before, replaced
 from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.sandbox import worker_files
 
 # Once the worker is confined it loads a library, as CUDA does; below lock_down() it imports a package's module.
-USES_THEM: Changes = {
-    "gpu_worker/device.py": [
-        (
-            "    picture = torch.randn(1, 8",
-            "    __import__('ctypes').CDLL('libodd.so.1')\n    picture = torch.randn(1, 8",
-        ),
-    ],
-    "gpu_worker/serve.py": [("path = Path(model.path)\n", "path = Path(__import__('late').model(model.path))\n")],
-}
-# The module: a model's path, once nothing that lies beside could be opened.
+USES_THEM: Seams = (
+    before("gpu_worker/device.py", "warm_up", "import ctypes\nctypes.CDLL('libodd.so.1')"),
+    before("gpu_worker/serve.py", "_load", "import late\nlate.look_around()"),
+)
+# The module.
 LATE = """
 import os
 
-def model(path):
+def look_around():
     for closed in {closed}:
         try:
             os.close(os.open(closed, os.O_RDONLY))
         except PermissionError:
             continue
         raise RuntimeError(closed + " was opened")
-    return path
 """
-RULES = {
-    "packages": ("*packages(sys.path)", "*packages(entry for entry in sys.path if '/odd/' not in entry)"),
-    "libraries": ('    *libraries(os.environ.get("LD_LIBRARY_PATH", "")),\n', ""),
+WITHOUT_RULE = {
+    "packages": before(
+        "sandbox/worker_files.py", "packages", "search = [entry for entry in search if '/odd/' not in entry]"
+    ),
+    "libraries": replaced("sandbox/worker_files.py", "libraries", "return ()"),
 }
 
 
 class Place:
-    """An odd folder, outside every environment, with a package and a library; and a build that a .pth file leads
-    there."""
+    """An odd folder, outside every environment, with a package and a library; and a build with a .pth file that points
+    to it."""
 
-    def __init__(self, folder: Path, changes: Changes) -> None:
-        self.command = build(changes)
+    def __init__(self, folder: Path, seams: Seams) -> None:
+        self.command = build(seams)
         environment = Path(self.command[0]).parents[1]
         checkout = environment.with_name("src")
         packages, drivers = folder / "odd" / "site-packages", folder / "odd" / "drivers"
@@ -70,42 +67,43 @@ class Place:
 @pytest.fixture
 def expected(shared_daemon: Daemon) -> Iterator[bytes]:
     with shared_daemon.client() as client:
-        yield images(draw(client, format="raw"))[0].data
+        yield images(generate(client, format="raw"))[0].data
         client.unload()
 
 
-def test_libraries_in_odd_places_are_used_and_what_lies_beside_stays_closed(tmp_path: Path, expected: bytes) -> None:
+def test_libraries_in_odd_places_load_but_not_their_neighbours(tmp_path: Path, expected: bytes) -> None:
     daemon = Place(tmp_path, USES_THEM).daemon()
     try:
         with daemon.client() as client:
-            assert images(draw(client, format="raw"))[0].data == expected
+            assert images(generate(client, format="raw"))[0].data == expected
     finally:
         daemon.stop()
 
 
 @pytest.mark.parametrize("rule, told", [("packages", "odd/site-packages/late.py'"), ("libraries", "libodd.so.1")])
-def test_without_the_rule_they_could_not_be_read(tmp_path: Path, rule: str, told: str) -> None:
-    daemon = Place(tmp_path, USES_THEM | {"sandbox/worker_files.py": [RULES[rule]]}).daemon()
+def test_without_the_rule_such_libraries_cannot_be_read(tmp_path: Path, rule: str, told: str) -> None:
+    daemon = Place(tmp_path, (*USES_THEM, WITHOUT_RULE[rule])).daemon()
     try:
         with daemon.client() as client, pytest.raises(WeaveError):
-            draw(client)
+            generate(client)
         assert told in daemon.log()
     finally:
         daemon.stop()
 
 
-def test_a_checkout_that_is_imported_from_would_be_noticed_if_it_could_be_read(tmp_path: Path) -> None:
-    everything = ('path.name in ("site-packages", "dist-packages")', "True")
-    daemon = Place(tmp_path, USES_THEM | {"sandbox/worker_files.py": [everything]}).daemon()
+def test_a_readable_checkout_would_be_noticed(tmp_path: Path) -> None:
+    everything = "return tuple(Path(entry) for entry in search if entry.startswith('/') and os.path.isdir(entry))"
+    seam = replaced("sandbox/worker_files.py", "packages", everything)
+    daemon = Place(tmp_path, (*USES_THEM, seam)).daemon()
     try:
         with daemon.client() as client, pytest.raises(WeaveError):
-            draw(client)
+            generate(client)
         assert "src/notes was opened" in daemon.log()
     finally:
         daemon.stop()
 
 
-def test_of_a_librarys_folder_only_shared_libraries_are_taken(tmp_path: Path) -> None:
+def test_only_shared_libraries_of_a_library_folder_are_allowed(tmp_path: Path) -> None:
     for name in ("libcuda.so.1", "libcuda.so", "libnvidia-ml.so.570.86.15", "id_rsa", "libx.so.conf", ".source"):
         (tmp_path / name).touch()
     (tmp_path / "folder.so").mkdir()
@@ -113,7 +111,7 @@ def test_of_a_librarys_folder_only_shared_libraries_are_taken(tmp_path: Path) ->
     assert [path.name for path in found] == ["libcuda.so", "libcuda.so.1", "libnvidia-ml.so.570.86.15"]
 
 
-def test_of_what_python_imports_from_only_installed_packages_are_taken(tmp_path: Path) -> None:
+def test_only_installed_packages_of_the_import_path_are_allowed(tmp_path: Path) -> None:
     for name in ("site-packages", "dist-packages", "checkout"):
         (tmp_path / name).mkdir()
     (tmp_path / "file" / "site-packages").parent.mkdir()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support import tiny_models
-from tests.support.plain import drawn
+from tests.support.reference import generated
 from weave.gpu_worker.loading import load_pipeline
 from weave.models.families import FAMILIES
 from weave.models.files import ModelFilesRefused
@@ -74,21 +74,21 @@ def test_a_key_that_could_choose_code_is_refused_by_name(
     config = json.loads(changed.read_text()) if changed.exists() else {}
     for value in ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "evil/code", "sdpa", 1, True):
         changed.write_text(json.dumps(config | {key: value}))
-        with pytest.raises(ModelFilesRefused, match=rf"^{file}: '{key}' is no key that is known here; remove it$"):
+        with pytest.raises(ModelFilesRefused, match=rf"^{file}: '{key}' is not a known key; remove it$"):
             load_on_cpu(family, model)
 
 
-def test_files_that_name_another_model_are_not_read(models: Path, tmp_path: Path) -> None:
+def test_files_that_refer_to_another_model_are_not_read(models: Path, tmp_path: Path) -> None:
     model = copy_of(models / "flux", tmp_path)
     for part in ("text_encoder", "text_encoder_2", "transformer", "vae"):
         for file in ("adapter_config.json", "generation_config.json", "quantize_config.json", "processor_config.json"):
             (model / part / file).write_text(json.dumps({"base_model_name_or_path": "evil/code", "auto_map": {}}))
     assert np.array_equal(
-        drawn(load_on_cpu("flux", model), "flux"), drawn(load_on_cpu("flux", models / "flux"), "flux")
+        generated(load_on_cpu("flux", model), "flux"), generated(load_on_cpu("flux", models / "flux"), "flux")
     )
 
 
-def test_tokens_that_the_encoder_does_not_have_are_refused(models: Path, tmp_path: Path) -> None:
+def test_tokens_beyond_the_encoders_vocabulary_are_refused(models: Path, tmp_path: Path) -> None:
     model = copy_of(models / "sd1", tmp_path)
     added = {"570": {"content": "<|endoftext|>"}, "571": {"content": "<new>"}}
     file = model / "tokenizer" / "tokenizer_config.json"
@@ -97,7 +97,7 @@ def test_tokens_that_the_encoder_does_not_have_are_refused(models: Path, tmp_pat
         load_on_cpu("sd1", model)
 
 
-def test_a_prompt_is_cut_at_the_encoder_s_length_where_the_tokenizer_says_none(models: Path, tmp_path: Path) -> None:
+def test_a_prompt_is_cut_at_the_encoders_length_by_default(models: Path, tmp_path: Path) -> None:
     model = copy_of(models / "sd1", tmp_path)
     (model / "tokenizer" / "tokenizer_config.json").unlink()
     assert load_on_cpu("sd1", model).tokenizer.model_max_length == 32

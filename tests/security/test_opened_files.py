@@ -1,4 +1,4 @@
-"""The supervisor reads a name in the memory of a worker that may be hostile: nothing that is there does harm."""
+"""The supervisor reads a file name in the memory of a worker that may be hostile: no content does harm."""
 
 import ctypes
 import mmap
@@ -15,8 +15,8 @@ import pytest
 from weave.protocol.channel import Channel, socket_pair
 from weave.protocol.control_messages import Recording
 from weave.sandbox import seccomp, worker_calls
-from weave.sandbox.process import harden
-from weave.supervisor.opened_files import Opened, opened
+from weave.sandbox.hardening import harden
+from weave.supervisor.record_mode.opened_files import Opened, opened
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
@@ -25,7 +25,7 @@ _mapped: list[mmap.mmap] = []
 
 
 def call(name: str, *arguments: int | bytes) -> None:
-    """As an attacker would: whatever the arguments are."""
+    """As an attacker would, with any arguments."""
     number = seccomp.pyseccomp.resolve_syscall(seccomp.pyseccomp.system_arch(), name)
     given = [ctypes.c_long(value) if isinstance(value, int) else ctypes.c_char_p(value) for value in arguments]
     _libc.syscall(ctypes.c_long(number), *given)
@@ -101,20 +101,20 @@ def folder(tmp_path: Path) -> Path:
     ],
     ids=lambda name: name[:20].decode(),
 )
-def test_a_name_that_the_kernel_would_not_open_is_none(folder: Path, name: bytes) -> None:
+def test_a_name_the_kernel_would_not_open_gives_none(folder: Path, name: bytes) -> None:
     os.chdir(folder)
     assert found(lambda: call("openat", _AT_FDCWD, name, os.O_RDONLY)) is None
 
 
 @pytest.mark.parametrize("address", [0, 1, _PAGE, 2**47, 2**63 - 1, -1, -(2**63)])
-def test_an_address_at_which_nothing_is_mapped_is_none(address: int) -> None:
+def test_an_unmapped_address_gives_none(address: int) -> None:
     assert found(lambda: call("openat", _AT_FDCWD, address, os.O_RDONLY)) is None
     assert found(lambda: call("openat2", _AT_FDCWD, b"/etc/passwd", address, 24)) == Opened(
         "/etc/passwd", "/etc/passwd", False
     )
 
 
-def test_a_name_without_an_end_is_none_and_one_that_ends_with_its_page_is_read() -> None:
+def test_an_unterminated_name_gives_none_at_the_end_of_a_page() -> None:
     assert found(lambda: call("openat", _AT_FDCWD, at_the_end_of_a_page(b"/etc/passwd"), os.O_RDONLY)) is None
     complete = found(lambda: call("openat", _AT_FDCWD, at_the_end_of_a_page(b"/etc/passwd\0"), os.O_RDONLY))
     assert complete == Opened("/etc/passwd", "/etc/passwd", False)
@@ -138,7 +138,7 @@ def test_names_are_followed_as_the_worker_would(folder: Path) -> None:
     assert found(lambda: call("openat", inside, os.fsencode(file), os.O_RDONLY)) == Opened(file, file, False)
     for directory in (pipe, 900, -1):
         assert found(lambda directory=directory: call("openat", directory, b"file", os.O_RDONLY)) is None
-    # Not those of the process that asks.
+    # Not those of the asking process.
     own = found(lambda: call("openat", _AT_FDCWD, b"/proc/self/maps", os.O_RDONLY))
     assert own is not None and own.path != f"/proc/{os.getpid()}/maps" and own.path.endswith("/maps")
     thread = found(lambda: call("openat", _AT_FDCWD, b"/proc/thread-self/comm", os.O_RDWR))
@@ -158,20 +158,20 @@ def test_names_are_followed_as_the_worker_would(folder: Path) -> None:
         ("openat", (_AT_FDCWD, b"file", os.O_RDONLY | os.O_TRUNC), True),
     ],
 )
-def test_each_call_that_opens_files_is_understood(
+def test_each_call_that_opens_files_is_decoded(
     folder: Path, name: str, arguments: tuple[int | bytes, ...], writes: bool
 ) -> None:
     os.chdir(folder)
     assert found(lambda: call(name, *arguments)) == Opened("file", str(folder / "file"), writes)
 
 
-def test_what_is_opened_with_o_path_or_cannot_be_opened_is_none(folder: Path) -> None:
+def test_o_path_and_unopenable_files_give_none(folder: Path) -> None:
     os.chdir(folder)
     assert found(lambda: call("openat", _AT_FDCWD, b"file", os.O_PATH)) is None
     assert found(lambda: call("openat", _AT_FDCWD, b"folder", os.O_RDWR)) is None
 
 
-def test_a_thread_that_does_not_wait_any_more_is_known() -> None:
+def test_a_thread_that_no_longer_waits_is_detected() -> None:
     with waiting(lambda: call("openat", _AT_FDCWD, b"/etc/passwd", os.O_RDONLY)) as (pid, listener):
         violation = seccomp.receive_violation(listener)
         assert violation is not None and seccomp.still_waits(listener, violation)
@@ -181,7 +181,7 @@ def test_a_thread_that_does_not_wait_any_more_is_known() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read what is not dumpable")
-def test_memory_that_the_kernel_does_not_show_is_an_error() -> None:
+def test_memory_the_kernel_does_not_show_is_an_error() -> None:
     with waiting(lambda: call("openat", _AT_FDCWD, b"/etc/passwd", os.O_RDONLY), dumpable=False) as (pid, listener):
         violation = seccomp.receive_violation(listener)
         assert violation is not None

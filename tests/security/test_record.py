@@ -1,4 +1,4 @@
-"""Record mode: what it lets through, what it notes, and that nothing but --record in user mode turns it on."""
+"""Record mode: what it lets through, what it logs, and that only --record in user mode turns it on."""
 
 import os
 import select
@@ -15,29 +15,40 @@ import pytest
 from tests.integration.test_weavectl import weavectl
 from tests.security.hostile.worker import CALLS_OF_A_NEW_DRIVER, LISTED_IOCTL, UNLISTED_IOCTL
 from tests.security.test_hostile_processes import BROKER, HOSTILE, WORKER, Hostile, attack, attack_as_broker
-from tests.support.builds import Changes, daemon_of
+from tests.support.builds import daemon_of
 from tests.support.daemon import COMMAND
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
+from tests.support.seams import before, constant
 from tests.support.system import MODEL
 from weave.client import WeaveError
 from weave.protocol.channel import received_descriptors
 from weave.protocol.client_messages import StatusReport
 from weave.protocol.errors import ErrorCode
 from weave.sandbox import broker_calls, seccomp, worker_calls
-from weave.sandbox.process import harden
-from weave.supervisor import recorder as recorders
-from weave.supervisor.findings import call_found
-from weave.supervisor.recorder import Recorder
+from weave.sandbox.hardening import harden
+from weave.supervisor.record_mode import recorder as recorders
+from weave.supervisor.record_mode.findings import call_found
+from weave.supervisor.record_mode.recorder import Recorder
 from weave.supervisor.supervisor import Supervisor
 
 HOSTILE_WORKER: dict[str, Path | str] = {"gpu_worker/hostile.py": HOSTILE / "worker.py"}
-TOLD_TO_RECORD: Changes = {"supervisor/worker.py": [("record=self._recorder is not None", "record=True")]}
+ASKED_TO_RECORD = before(
+    "supervisor/children/zygote.py",
+    "ZygoteProcess.send",
+    "from msgspec import structs\nmessage = structs.replace(message, record=True)",
+)
+# worker_calls as the worker's module sees it.
+LIST_OF_RECORD_MODE = constant(
+    "gpu_worker/worker.py",
+    "worker_calls",
+    "__import__('types').SimpleNamespace(calls=lambda pid, gpu, of=worker_calls.recording: of(pid))",
+)
 
 
 class Recorded(NamedTuple):
-    """What a daemon that recorded had to say."""
+    """The results of a daemon in record mode."""
 
-    picture_is_right: bool
+    image_is_right: bool
     status: StatusReport
     doctor: str
     events: list[dict[str, Any]]
@@ -52,25 +63,25 @@ def recorded() -> Recorded:
     with daemon.client() as client:
         client.unload()
         hostile.arm("a new driver")
-        picture = images(draw(client, format="raw"))[0].data
+        image = images(generate(client, format="raw"))[0].data
         status = client.status()
     doctor = weavectl(daemon, "doctor").stdout
     exit_status = daemon.stop()
-    return Recorded(picture == hostile.expected, status, doctor, daemon.all_events(), daemon.output(), exit_status)
+    return Recorded(image == hostile.expected, status, doctor, daemon.all_events(), daemon.output(), exit_status)
 
 
 def named(recorded: Recorded, event: str) -> list[dict[str, Any]]:
     return [line for line in recorded.events if line["event"] == event]
 
 
-def test_a_worker_that_makes_forbidden_calls_draws_its_picture_in_record_mode(recorded: Recorded) -> None:
-    assert recorded.picture_is_right and recorded.exit_status == 0
+def test_record_mode_lets_forbidden_calls_through(recorded: Recorded) -> None:
+    assert recorded.image_is_right and recorded.exit_status == 0
     assert named(recorded, "recording") and not named(recorded, "sandbox_violation")
-    # The supervisor did not keep the broker waiting for all those calls.
+    # Answering all those calls did not delay the supervisor's answers to the broker.
     assert not named(recorded, "broker_hung")
 
 
-def test_each_finding_is_logged_once_by_name_and_an_ioctl_by_its_request(recorded: Recorded) -> None:
+def test_each_finding_is_logged_once_an_ioctl_by_its_request(recorded: Recorded) -> None:
     found = [
         (line["call"], line.get("request"), line.get("type"), line["listed"])
         for line in named(recorded, "sandbox_recorded")
@@ -82,7 +93,7 @@ def test_each_finding_is_logged_once_by_name_and_an_ioctl_by_its_request(recorde
     ]
 
 
-def test_the_summary_has_a_line_for_each_finding_and_nothing_else(recorded: Recorded) -> None:
+def test_the_summary_has_one_line_for_each_finding(recorded: Recorded) -> None:
     summary, _, to_add = recorded.output.partition("To add:\n")
     assert [line.split() for line in summary.splitlines()] == [
         ["not", "listed", "getpgid", str(CALLS_OF_A_NEW_DRIVER)],
@@ -104,12 +115,12 @@ def test_status_and_doctor_say_that_the_worker_is_recorded(recorded: Recorded) -
     assert len(warned) == 1 and warned[0].startswith("warn") and "instead of enforcing" in warned[0]
 
 
-def test_a_worker_that_records_where_the_supervisor_does_not_is_never_attested() -> None:
-    """Not even its channel is handed on."""
-    daemon = daemon_of(TOLD_TO_RECORD)
+def test_a_worker_that_records_by_itself_is_never_attested() -> None:
+    """Its channel does not reach the broker."""
+    daemon = daemon_of((ASKED_TO_RECORD,))
     try:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
-            draw(client)
+            generate(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
         assert "not a message of this channel" in daemon.events("worker_ended")[-1]["cause"]
     finally:
@@ -117,13 +128,12 @@ def test_a_worker_that_records_where_the_supervisor_does_not_is_never_attested()
     assert daemon.output() == "" and not daemon.events("sandbox_recorded") and not daemon.events("worker_started")
 
 
-def test_a_worker_whose_filter_is_that_of_record_mode_is_killed_by_the_first_file_that_it_opens() -> None:
-    """What lets a call through is the supervisor's answer alone."""
-    lists = ('worker_calls.calls(os.getpid(), gpu=device.type == "cuda")', "worker_calls.recording(os.getpid())")
-    daemon = daemon_of({"gpu_worker/worker.py": [lists]})
+def test_the_filter_of_record_mode_alone_lets_nothing_through() -> None:
+    """Only the supervisor's answer lets a call through."""
+    daemon = daemon_of((LIST_OF_RECORD_MODE,))
     try:
         with daemon.client() as client, pytest.raises(WeaveError) as failed:
-            draw(client)
+            generate(client)
         assert failed.value.code is ErrorCode.WORKER_FAILED
         assert [line["call"] for line in daemon.events("sandbox_violation")] == ["openat"]
     finally:
@@ -131,7 +141,7 @@ def test_a_worker_whose_filter_is_that_of_record_mode_is_killed_by_the_first_fil
     assert daemon.output() == "" and not daemon.events("sandbox_recorded")
 
 
-def test_a_worker_that_makes_a_forbidden_call_is_killed_where_the_supervisor_does_not_record() -> None:
+def test_without_record_mode_a_forbidden_call_is_fatal() -> None:
     hostile = Hostile(WORKER, HOSTILE_WORKER, MODEL)
     try:
         error, events = attack(hostile, "a new driver")
@@ -142,7 +152,7 @@ def test_a_worker_that_makes_a_forbidden_call_is_killed_where_the_supervisor_doe
     assert hostile.daemon.output() == "" and not hostile.daemon.events("sandbox_recorded")
 
 
-def test_a_broker_that_makes_a_forbidden_call_is_killed_in_record_mode_too() -> None:
+def test_record_mode_still_kills_a_broker_for_a_forbidden_call() -> None:
     hostile = Hostile(BROKER, {"broker/hostile.py": HOSTILE / "broker.py"}, MODEL, options=("--record",))
     try:
         events = attack_as_broker(hostile, "call: ")
@@ -151,7 +161,7 @@ def test_a_broker_that_makes_a_forbidden_call_is_killed_in_record_mode_too() -> 
         assert not [line for line in events if line["event"] == "attacked"]
     finally:
         hostile.daemon.stop()
-    # And the workers, who were honest, asked for nothing that is not on their list.
+    # The honest workers made no unlisted call.
     assert hostile.daemon.output() == ""
 
 
@@ -168,7 +178,7 @@ def test_a_supervisor_outside_user_mode_takes_no_recorder(mode: str) -> None:
 
 
 @pytest.mark.parametrize("table", ["", "[device]\n", "[limits]\n", "[system]\n"])
-def test_the_config_cannot_turn_it_on(tmp_path: Path, table: str) -> None:
+def test_the_config_cannot_turn_record_mode_on(tmp_path: Path, table: str) -> None:
     config = tmp_path / "weave-compute.toml"
     config.write_text(f"{table}record = true\n{MODEL}")
     ended = subprocess.run(
@@ -179,7 +189,7 @@ def test_the_config_cannot_turn_it_on(tmp_path: Path, table: str) -> None:
 
 @pytest.fixture
 def waiting() -> Iterator[tuple[int, int]]:
-    """A process that makes a forbidden call, and its listener. It ends with status 7 once the call is made."""
+    """A process that makes a forbidden call, and its listener. It exits with status 7 after the call."""
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
@@ -195,7 +205,7 @@ def waiting() -> Iterator[tuple[int, int]]:
     os.close(listener)
 
 
-def test_a_call_that_is_let_through_is_made(waiting: tuple[int, int]) -> None:
+def test_a_call_let_through_is_made(waiting: tuple[int, int]) -> None:
     pid, listener = waiting
     violation = seccomp.receive_violation(listener)
     assert violation is not None and violation.call == "getpgid"
@@ -203,7 +213,7 @@ def test_a_call_that_is_let_through_is_made(waiting: tuple[int, int]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
-def test_a_call_whose_thread_has_ended_meanwhile_harms_nobody(waiting: tuple[int, int]) -> None:
+def test_answering_an_exited_thread_is_harmless(waiting: tuple[int, int]) -> None:
     pid, listener = waiting
     violation = seccomp.receive_violation(listener)
     os.kill(pid, signal.SIGKILL)
@@ -226,12 +236,12 @@ def test_a_call_whose_thread_has_ended_meanwhile_harms_nobody(waiting: tuple[int
         (0x1_3000_0001, True),
     ],
 )
-def test_an_ioctl_is_judged_as_the_filter_of_a_worker_with_a_gpu_would(request_number: int, listed: bool) -> None:
+def test_an_ioctl_is_judged_as_a_gpu_workers_filter_would(request_number: int, listed: bool) -> None:
     line = seccomp.find(worker_calls.calls(0, gpu=True), "ioctl", (3, request_number, 0, 0, 0, 0))
     assert isinstance(line, seccomp.Call) == listed
 
 
-def test_findings_without_end_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_beyond_the_limit_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorders, "_MOST_FINDINGS", 2)
     recorder = Recorder()
     for request in (0x5A00, 0x5A01, 0x5A02, 0x5A03, 0x5A01):

@@ -1,4 +1,4 @@
-"""Record mode finds all that a driver needs in one run, and what it says is to be added makes the driver work."""
+"""Record mode finds everything that a driver needs in one run, and with the lines to add the driver works."""
 
 import hashlib
 import os
@@ -12,49 +12,36 @@ import pytest
 from tests.security.hostile import new_driver
 from tests.security.hostile.new_driver import CALLS, LATER, LIBRARY, ODD, VERSION
 from tests.security.test_gpu_start import A_GPU
-from tests.support.builds import Changes, build
+from tests.support.builds import build
 from tests.support.daemon import Daemon
-from tests.support.pictures import draw, images
+from tests.support.generation import generate, images
 from tests.support.recorded import additions, to_add
+from tests.support.seams import Seams, before
 from tests.support.system import MODEL, reachable
 from tests.support.users import ALICE, as_user, uid
 from weave.client import WeaveError
 
-WITH_A_NEW_DRIVER: Changes = {
-    "gpu_worker/worker.py": [
-        ('gpu=device.type == "cuda"', "gpu=True"),
-        ("    if config.threads:\n", "    new_driver.start()\n    if config.threads:\n"),
-        (
-            "from weave.gpu_worker import device",
-            "from weave.gpu_worker import new_driver\nfrom weave.gpu_worker import device",
-        ),
-    ],
-    "gpu_worker/serve.py": [
-        ("    check_sha256(path,", "    new_driver.later()\n    check_sha256(path,"),
-        (
-            "from weave.gpu_worker import device",
-            "from weave.gpu_worker import new_driver\nfrom weave.gpu_worker import device",
-        ),
-    ],
-    "sandbox/worker_files.py": A_GPU["sandbox/worker_files.py"],
-}
+IMPORT = "from weave.gpu_worker import new_driver\n"
+WITH_A_NEW_DRIVER: Seams = (
+    before("gpu_worker/worker.py", "warm_up", IMPORT + "new_driver.start()"),
+    before("gpu_worker/serve.py", "_load", IMPORT + "new_driver.later()"),
+    *A_GPU,
+)
 
 
 class Machine(NamedTuple):
-    """One with a new driver, for one user: None for ourselves."""
+    """A machine with a new driver, for one user; None is the current user."""
 
     folder: Path
     user: str | None
 
-    def run(self, changes: Changes, *options: str) -> tuple[str, Daemon]:
-        """What the daemon of such a build generates, as a digest, or by what error it fails; it has ended then."""
-        changed = {
-            name: [*WITH_A_NEW_DRIVER.get(name, []), *changes.get(name, [])] for name in WITH_A_NEW_DRIVER | changes
-        }
+    def run(self, seams: Seams, *options: str) -> tuple[str, Daemon]:
+        """The digest of the image that the build's daemon generates, or its error's code; the daemon has exited by
+        then."""
         module = Path(new_driver.__file__).read_text().replace("/folder/", str(self.folder))
-        command = build(changed, {"gpu_worker/new_driver.py": module})
+        command = build((*WITH_A_NEW_DRIVER, *seams), {"gpu_worker/new_driver.py": module})
         daemon = self.start(command, options)
-        digest = self.act(lambda: generate(daemon))
+        digest = self.act(lambda: digest_of(daemon))
         assert daemon.stop() == 0
         return digest, daemon
 
@@ -72,10 +59,10 @@ class Machine(NamedTuple):
         return action() if self.user is None else as_user(self.user, action)
 
 
-def generate(daemon: Daemon) -> str:
+def digest_of(daemon: Daemon) -> str:
     with daemon.client() as client:
         try:
-            return hashlib.sha256(images(draw(client, format="raw"))[0].data).hexdigest()
+            return hashlib.sha256(images(generate(client, format="raw"))[0].data).hexdigest()
         except WeaveError as error:
             return error.code.value
 
@@ -97,19 +84,19 @@ def machine(request: pytest.FixtureRequest) -> Machine:
 
 @pytest.fixture(scope="module")
 def recorded(machine: Machine) -> tuple[str, Daemon]:
-    return machine.run({}, "--record")
+    return machine.run((), "--record")
 
 
 @pytest.fixture(scope="module")
 def expected() -> Iterator[str]:
-    """Of a machine whose driver is not new."""
+    """The digest on a machine with a known driver."""
     daemon = Daemon(MODEL).wait_until_serving()
-    yield generate(daemon)
+    yield digest_of(daemon)
     daemon.stop()
 
 
 def python(text: str) -> str:
-    """Of a file's name, as it comes in Python's source."""
+    """A file's name as Python source."""
     return '"' + ascii(text)[1:-1].replace('"', '\\"') + '"'
 
 
@@ -119,7 +106,7 @@ def test_a_recorded_worker_with_a_new_driver_generates_its_image(recorded: tuple
     assert not daemon.events("sandbox_violation") and not daemon.events("broker_hung")
 
 
-def test_all_that_the_lists_lack_is_found_and_nothing_else(machine: Machine, recorded: tuple[str, Daemon]) -> None:
+def test_everything_missing_from_the_lists_is_found(machine: Machine, recorded: tuple[str, Daemon]) -> None:
     lines = recorded[1].output().partition("To add:\n")[0].splitlines()
     assert {tuple(line.rsplit(None, 1)) for line in map(" ".join, map(str.split, lines))} == {
         ("not listed getpgid", str(CALLS)),
@@ -133,14 +120,14 @@ def test_all_that_the_lists_lack_is_found_and_nothing_else(machine: Machine, rec
         (f"not listed read {python(str(machine.folder / LATER))}", "1"),
         ('not listed read "/proc/self/cgroup"', "1"),
         ('not listed write "/dev/zero"', "1"),
-        # What no list could have
+        # Findings that no list can have
         (f"not listed write {python(str(machine.folder / 'written'))}", "1"),
         ('not listed read "/proc/1/status"', "1"),
         ('not listed read "/"', "1"),
     }
 
 
-def test_each_is_told_in_the_form_in_which_it_is_added(machine: Machine, recorded: tuple[str, Daemon]) -> None:
+def test_each_finding_is_printed_as_the_line_to_add(machine: Machine, recorded: tuple[str, Daemon]) -> None:
     _, daemon = recorded
     found = to_add(daemon.output())
     read = sorted(f"    Path({python(str(machine.folder / name))})," for name in (LIBRARY, ODD, LATER))
@@ -162,25 +149,26 @@ def test_each_is_told_in_the_form_in_which_it_is_added(machine: Machine, recorde
     ]
 
 
-def test_without_record_mode_the_driver_is_refused_and_with_what_is_to_be_added_it_works(
+def test_the_new_driver_works_only_with_the_lines_to_add(
     machine: Machine, recorded: tuple[str, Daemon], expected: str
 ) -> None:
-    refused, daemon = machine.run({})
+    refused, daemon = machine.run(())
     assert refused == "worker_failed"
     assert LIBRARY in str(daemon.events("crashed")[0]["detail"])
-    # With the files alone it starts, and its first call ends it.
+    # With the files alone it starts, and its first unlisted call ends it.
     lists = additions(recorded[1].output())
-    refused, daemon = machine.run({"sandbox/worker_files.py": lists["sandbox/worker_files.py"]})
+    files = tuple(seam for seam in lists if seam.module == "sandbox/worker_files.py")
+    refused, daemon = machine.run(files)
     assert (refused, daemon.events("sandbox_violation")[0]["call"]) == ("worker_failed", "getpgid")
     digest, daemon = machine.run(lists)
     assert digest == expected
     assert not daemon.events("sandbox_violation") and not daemon.events("crashed")
 
 
-def test_a_recorded_worker_starts_no_program_and_makes_and_changes_no_file(
+def test_a_recorded_worker_starts_no_program_and_changes_no_file(
     machine: Machine, recorded: tuple[str, Daemon]
 ) -> None:
-    """What no list could allow is refused in record mode too: by Landlock, ours and the supervisor's."""
+    """What no list can allow is refused in record mode too: by Landlock, in the worker and the supervisor."""
     told = {line["what"]: line["result"] for line in recorded[1].events("attempted")}
     refused = "errno 13"
     assert {told[what] for what in ("a program", "a connection", "a new file", "a new folder", "write a file")} == {

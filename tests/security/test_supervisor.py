@@ -1,4 +1,4 @@
-"""The supervisor locked in: attacks from inside a process that has gone through its real lock_down()."""
+"""The supervisor locked down: attacks from inside a process that has run its real lock_down()."""
 
 import os
 import socket
@@ -14,17 +14,18 @@ import pytest
 from tests.support.users import as_user
 from weave.config.load import default_config
 from weave.config.schema import AuditConfig, Config
+from weave.sandbox.account import Account
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
-from weave.sandbox.process import Account, harden
+from weave.sandbox.hardening import harden
 from weave.supervisor import main as supervisor
-from weave.supervisor.socket import ListeningSocket
+from weave.supervisor.sockets.listening import ListeningSocket
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="what is left of root is the question")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="tests what is left of root's powers")
 
 
 def locked_in(attack: Callable[[Path], Any], *, other_users: bool = True, without: str | None = None) -> Any:
-    """What `attack` returns in a supervisor's process, with one layer taken away where told. The folder that it is
-    given is the socket's; OSError comes back as its errno's name."""
+    """The result of `attack` in a supervisor's process, with one layer taken away if given. Its folder is the socket's;
+    an OSError is returned as its errno's name."""
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
     outside = folder / "outside"
     outside.mkdir()
@@ -68,29 +69,29 @@ POWERS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_the_supervisor_changes_no_file_but_its_own(name: str) -> None:
+def test_the_supervisor_changes_only_its_own_files(name: str) -> None:
     assert str(locked_in(CHANGES[name])).startswith("refused: ")
 
 
 @pytest.mark.parametrize("name", [name for name in CHANGES if name != "write memory of the kernel"])
-def test_without_landlock_root_would_change_it(name: str) -> None:
+def test_without_landlock_root_changes_other_files(name: str) -> None:
     without = locked_in(CHANGES[name], without="landlock")
-    # A device takes CAP_MKNOD as well: the other layer holds there.
+    # Creating a device needs CAP_MKNOD too, so the other layer still forbids it.
     assert str(without).startswith("refused: ") == (name == "make a device")
 
 
 @pytest.mark.parametrize("name", POWERS)
 @pytest.mark.parametrize("other_users", [True, False])
-def test_the_supervisor_has_root_s_powers_no_more(name: str, other_users: bool) -> None:
+def test_the_supervisor_has_no_root_powers(name: str, other_users: bool) -> None:
     assert locked_in(POWERS[name], other_users=other_users) == "refused: Operation not permitted"
 
 
 @pytest.mark.parametrize("name", POWERS)
-def test_without_dropping_capabilities_it_would_have_them(name: str) -> None:
+def test_without_dropping_capabilities_it_has_root_powers(name: str) -> None:
     assert locked_in(POWERS[name], without="capabilities") is None
 
 
-def test_what_the_supervisor_needs_it_still_can() -> None:
+def test_the_supervisor_keeps_the_powers_it_needs() -> None:
     def needed(folder: Path) -> list[bool]:
         (folder / "log" / "audit.log").write_text("line")
         (folder / "weave" / "weave.sock").unlink()
@@ -104,9 +105,9 @@ def test_what_the_supervisor_needs_it_still_can() -> None:
     assert locked_in(needed) == [True, True, True]
 
 
-def test_without_other_users_it_cannot_become_one() -> None:
+def test_without_other_users_it_cannot_change_its_user() -> None:
     assert locked_in(lambda _: os.setresuid(4001, 4001, 4001), other_users=False) == "refused: Operation not permitted"
-    assert not prctl.get_no_new_privs()  # and none of this has happened to the test itself
+    assert not prctl.get_no_new_privs()  # and the test's own process is unchanged
 
 
 def test_attestation_refuses_a_child_that_runs_as_another_user() -> None:

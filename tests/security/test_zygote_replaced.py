@@ -1,4 +1,4 @@
-"""Workers that are forked from one zygote have its address layout. One that was attacked leaves a new one behind."""
+"""Workers forked from one zygote share its address layout. After an attack the next worker has a new one."""
 
 import os
 import signal
@@ -7,29 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.security.test_hostile_processes import HOSTILE, WORKER, Hostile
-from tests.support.builds import Changes
+from tests.security.test_hostile_processes import ARMED_WORKER, HOSTILE, SAME_ZYGOTE, Hostile
 from tests.support.daemon import wait_for
-from tests.support.pictures import draw
+from tests.support.generation import generate
+from tests.support.seams import Seams, after
 from tests.support.system import MODEL
 from weave.client import WeaveError
 
 pytestmark = pytest.mark.skipif(
     Path("/proc/sys/kernel/randomize_va_space").read_text() == "0\n", reason="this kernel randomizes no layout"
 )
-# A worker that tells where libc lies in it.
-TELLS: tuple[str, str] = (
-    "        keep_only(jobs, control)\n",
-    "        keep_only(jobs, control)\n"
-    "        from ctypes import CDLL, c_void_p, cast\n"
-    "        log.write('worker', 'layout', address=cast(CDLL(None).getpid, c_void_p).value)\n",
-)
-REPLACED: Changes = {"gpu_worker/worker.py": [*WORKER["gpu_worker/worker.py"], TELLS]}
-NOT_REPLACED: Changes = REPLACED | {"supervisor/zygote.py": WORKER["supervisor/zygote.py"]}
+# The worker logs where libc lies in it.
+LOG_LAYOUT = """
+    from ctypes import CDLL, c_void_p, cast
+    log.write("worker", "layout", address=cast(CDLL(None).getpid, c_void_p).value)
+"""
+REPLACED: Seams = (*ARMED_WORKER, after("gpu_worker/worker.py", "close_descriptors_except", LOG_LAYOUT))
+NOT_REPLACED: Seams = (*REPLACED, SAME_ZYGOTE)
 
 
-def start(changes: Changes) -> Hostile:
-    return Hostile(changes, {"gpu_worker/hostile.py": HOSTILE / "worker.py"}, MODEL)
+def start(seams: Seams) -> Hostile:
+    return Hostile(seams, {"gpu_worker/hostile.py": HOSTILE / "worker.py"}, MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +38,11 @@ def hostile() -> Iterator[Hostile]:
 
 
 def layout(hostile: Hostile) -> tuple[int, int]:
-    """The zygote, and the address that the next worker tells."""
+    """The zygote, and the address that the next worker logs."""
     with hostile.daemon.client() as client:
         client.unload()
         before = len(hostile.daemon.events("layout"))
-        draw(client)
+        generate(client)
     address = wait_for(lambda: hostile.daemon.events("layout")[before:])[0]["address"]
     return hostile.daemon.pid_of("gpu_worker"), address
 
@@ -54,12 +52,12 @@ def attack(hostile: Hostile, name: str) -> None:
         client.unload()
         hostile.arm(name)
         with pytest.raises(WeaveError):
-            draw(client)
+            generate(client)
         assert hostile.has_begun
 
 
 @pytest.mark.parametrize("name", ["socket", "not msgpack", "a fault"])
-def test_after_an_attack_the_next_worker_has_another_address_layout(hostile: Hostile, name: str) -> None:
+def test_after_an_attack_the_next_worker_has_a_new_layout(hostile: Hostile, name: str) -> None:
     zygote, address = layout(hostile)
     replaced = len(hostile.daemon.events("zygote_replaced"))
     attack(hostile, name)
@@ -68,7 +66,7 @@ def test_after_an_attack_the_next_worker_has_another_address_layout(hostile: Hos
     assert len(hostile.daemon.events("zygote_replaced")) > replaced
 
 
-def test_a_zygote_that_cannot_tell_how_its_worker_ended_is_replaced(hostile: Hostile) -> None:
+def test_a_zygote_that_cannot_report_an_exit_status_is_replaced(hostile: Hostile) -> None:
     zygote, address = layout(hostile)
     before = len(hostile.daemon.events("zygote_replaced"))
     os.kill(zygote, signal.SIGSTOP)
@@ -78,7 +76,7 @@ def test_a_zygote_that_cannot_tell_how_its_worker_ended_is_replaced(hostile: Hos
     assert next_zygote != zygote and next_address != address
 
 
-def test_after_any_other_end_it_has_the_same_and_need_not_wait_for_torch(hostile: Hostile) -> None:
+def test_after_a_normal_exit_the_next_worker_keeps_the_layout(hostile: Hostile) -> None:
     before = layout(hostile)
     assert layout(hostile) == before  # after unload
     os.kill(hostile.daemon.pid_of("worker"), signal.SIGKILL)
@@ -86,7 +84,7 @@ def test_after_any_other_end_it_has_the_same_and_need_not_wait_for_torch(hostile
     assert layout(hostile) == before
 
 
-def test_without_the_replacement_the_next_worker_has_the_layout_that_was_attacked() -> None:
+def test_without_replacement_the_attacked_layout_stays() -> None:
     hostile = start(NOT_REPLACED)
     try:
         before = layout(hostile)

@@ -1,4 +1,4 @@
-"""Many UIDs from one process. As user namespaces and /etc/subuid make them: without a name, all with the same group."""
+"""Many UIDs from one process, as with user namespaces and /etc/subuid: without a name, all with the same group."""
 
 import grp
 import json
@@ -24,7 +24,7 @@ def sub_uids(count: int) -> list[int]:
 
 
 class Crowd:
-    """Needs root. Its process connects from its UIDs when it is told to, and holds the connections."""
+    """Needs root. Its process connects from its UIDs on request, and holds the connections."""
 
     def __init__(self, orders: socket.socket, answers: IO[str]) -> None:
         self._orders = orders
@@ -36,7 +36,7 @@ class Crowd:
         return self._ask("connect", message, each)
 
     def flood(self, message: dict[str, Any], times: int) -> dict[str, int]:
-        """Each connection that there is sends the message so many times. The answers to all of it, counted."""
+        """Each open connection sends the message so many times. Returns the answers, counted."""
         return self._ask("flood", message, times)
 
     def send(self, message: dict[str, Any], times: int) -> None:
@@ -46,7 +46,7 @@ class Crowd:
     def _ask(self, *order: Any) -> dict[str, int]:
         self._orders.sendall(json.dumps(order).encode() + b"\n")
         answer = self._answers.readline()
-        assert answer, "the crowd is gone"
+        assert answer, "the crowd has exited"
         counts: dict[str, int] = json.loads(answer)
         return counts
 
@@ -96,10 +96,10 @@ def _obey(orders: socket.socket, path: Path, uids: list[int], groups: list[int])
 
 def _connect(path: Path, uid: int, data: bytes) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    os.seteuid(uid)  # which is what SO_PEERCRED tells
+    os.seteuid(uid)  # SO_PEERCRED reports this one
     connection.connect(str(path))
     os.seteuid(0)
-    connection.settimeout(60)  # not before: with a full backlog, connecting would fail instead of waiting
+    connection.settimeout(60)  # not earlier: with a full backlog, connecting would fail instead of waiting
     _send(connection, data)
     return connection
 

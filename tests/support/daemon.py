@@ -1,4 +1,4 @@
-"""The real daemon, as a user starts it, in a runtime folder of its own."""
+"""The real daemon, as a user starts it, in its own runtime folder."""
 
 import contextlib
 import json
@@ -22,6 +22,8 @@ DEMO_MODEL = Path(__file__).resolve().parents[2] / "models" / "shapes"
 class Daemon:
     """`config` is TOML; none means the built-in default. `prefix` goes before the command (unshare, ...), `options`
     after it, `variables` into its environment. `command` is another build's (tests/support/builds.py)."""
+
+    _forgotten = 0  # events before the last reload()
 
     def __init__(
         self,
@@ -73,13 +75,21 @@ class Daemon:
 
     def all_events(self) -> list[dict[str, Any]]:
         whole = self.log().rpartition("\n")[0]  # the last line may be half written
-        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")][self._forgotten :]
+
+    def reload(self, config: str) -> None:
+        """SIGHUP with another config. Then events() returns only later events, for tests that share a daemon."""
+        before = len(self.events("reloaded"))
+        self.config.write_text(config)
+        self.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(self.events("reloaded")) > before)
+        self._forgotten += len(self.all_events())
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [line for line in self.all_events() if line["event"] == name]
 
     def processes(self) -> dict[int, str]:
-        """Every process of this daemon, by what it is."""
+        """Every process of this daemon, with its role."""
         found = {}
         for pid in descendants(self.process.pid):
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -99,22 +109,22 @@ class Daemon:
 
 
 def descriptors_of(pid: int) -> list[str]:
-    """What each of its descriptors is. Others than root see them in tests.support.builds.visible() alone."""
+    """The target of each of its descriptors. Other users than root need tests.support.builds.visible() to see them."""
     try:
         descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
     except PermissionError:
-        import pytest  # not where tests/vm has the attacks run: there is none
+        import pytest  # the machines of tests/vm, which run the attacks, have no pytest
 
         pytest.skip("needs root to read /proc/PID/fd of a process that is not dumpable")
     found = []
     for descriptor in descriptors:
-        with contextlib.suppress(FileNotFoundError):  # closed since
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             found.append(os.readlink(descriptor))
     return found
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """The condition's value once it holds; fails where it never does."""
+    """The condition's value once it holds; fails after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -123,4 +133,4 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
         except (NotRunning, ProcessLookupError, FileNotFoundError, StopIteration):
             pass
         time.sleep(0.02)
-    raise AssertionError("it never came to that")
+    raise AssertionError("the condition never held")

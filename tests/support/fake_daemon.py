@@ -1,4 +1,4 @@
-"""Somebody who listens where weave-compute should, and says what a test makes it say."""
+"""A listener in place of weave-compute that sends what a test makes it send."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ def models(**changed: Any) -> dict[str, Any]:
 
 
 class FakeDaemon:
-    """Answers each request by `answers`; without it, accepts nothing."""
+    """Answers each request by `answers`. Without them it accepts no connection."""
 
     def __init__(self, path: Path, answers: Answers | None = None, *, backlog: int = 16) -> None:
         self.path = path

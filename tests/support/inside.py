@@ -1,5 +1,5 @@
-"""Starts a program inside seccomp filters that forbid it nothing it needs, as systemd's SystemCallFilter= does:
-`python inside.py COUNT PROGRAM...`."""
+"""Starts a program inside seccomp filters that forbid nothing it needs, as systemd's SystemCallFilter= does: `python
+inside.py COUNT PROGRAM...`."""
 
 import os
 import sys

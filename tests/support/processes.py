@@ -1,4 +1,4 @@
-"""Processes that tests, benchmarks and soak start: with signals as from a login shell, and ended whatever happens."""
+"""Processes that tests, benchmarks and soak start: with the signals of a login shell, and always ended."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ import prctl
 
 
 def start(command: list[str | Path] | tuple[str | Path, ...], **options: Any) -> "subprocess.Popen[Any]":
-    """Popen, for what runs until it is stopped: it ends with us even where we are killed."""
+    """Popen for a process that runs until it is stopped: it dies with this process, even if that is killed."""
     parent = os.getpid()
 
     def with_parent() -> None:
@@ -25,10 +25,8 @@ def start(command: list[str | Path] | tuple[str | Path, ...], **options: Any) ->
 
 
 def reset_signals() -> None:
-    """A shell's background, nohup and others ignore or block signals for us, and our children would inherit it.
-
-    What is handled is not inherited through exec, and we go on ignoring what we were told to ignore.
-    """
+    """A shell's background jobs, nohup and others ignore or block signals for this process, and its children would
+    inherit that. Handlers are not inherited through exec, and this process keeps its own settings."""
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python's own; Popen restores them
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
@@ -36,7 +34,7 @@ def reset_signals() -> None:
 
 
 def children(pid: int | str = "self") -> set[int]:
-    """Of all its threads; also those that have ended and that nobody has waited for."""
+    """The children of all its threads, including unreaped ones."""
     found: set[int] = set()
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -45,12 +43,11 @@ def children(pid: int | str = "self") -> set[int]:
 
 
 def descendants(pid: int) -> list[int]:
-    """Children, and theirs."""
     return [found for child in children(pid) for found in (child, *descendants(child))]
 
 
 def end(pids: set[int]) -> None:
-    """These children of ours and all that they have started."""
+    """These children and all their descendants."""
     for pid in pids:
         for descendant in (pid, *descendants(pid)):
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -61,7 +58,7 @@ def end(pids: set[int]) -> None:
 
 
 class Started:
-    """What was started within the `with` statement; but for what a `with` statement inside it has taken."""
+    """What was started within the `with` statement, except in an inner one."""
 
     _taken: ClassVar[set[int]] = set()
 
@@ -77,14 +74,13 @@ class Started:
         Started._taken |= self._pids
 
     def end(self) -> None:
-        """All of it."""
         end(self._pids & children())
         Started._taken -= self._pids
 
 
 @contextlib.contextmanager
 def all_ended() -> Iterator[None]:
-    """Whatever is started within is gone afterwards."""
+    """Whatever is started within it has exited afterwards."""
     started = Started()
     try:
         with started:
@@ -95,9 +91,9 @@ def all_ended() -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary_folders() -> Iterator[None]:
-    """Whatever tempfile makes within is gone afterwards."""
+    """Whatever tempfile creates within it is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="weave-test-", ignore_cleanup_errors=True) as folder:
-        os.chmod(folder, 0o1777)  # as /tmp: the tests' users come here too
+        os.chmod(folder, 0o1777)  # as /tmp: the tests' users use it too
         before, tempfile.tempdir = tempfile.tempdir, folder
         try:
             yield

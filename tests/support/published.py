@@ -1,6 +1,6 @@
 """The JSON files of models as their makers published them, with the keys of many years: they must go on loading.
 
-published_models.json has one line for each file. Vocabularies are empty: nobody reads them here.
+published_models.json has one line for each file. Vocabularies are empty: the tests do not read them.
 """
 
 import json

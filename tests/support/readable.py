@@ -1,8 +1,6 @@
-"""Run a command where every user can reach some folders, even if they lie in one that only root may enter.
-
-`unshare --mount python readable.py FOLDER... -- COMMAND...`: in a mount namespace of our own, each closed folder above
-is covered, and what was asked for is put back in its place.
-"""
+"""Run a command that sees some folders which every user can reach, even below a folder that only root may enter.
+`unshare --mount python readable.py FOLDER... -- COMMAND...`: in its own mount namespace, each closed parent folder is
+covered, and the given folders are mounted there again."""
 
 import os
 import subprocess

@@ -1,10 +1,8 @@
-"""What `weave-compute --record` says is to be added, put into a build."""
+"""Puts the lines that `weave-compute --record` prints into a build."""
 
 import re
-from pathlib import Path
 
-import weave
-from tests.support.builds import Changes
+from tests.support.seams import Seams, constant
 
 _HEADING = re.compile(r"weave/(?P<file>\S+): at the end of (?P<place>\w+)")
 
@@ -20,13 +18,9 @@ def to_add(output: str) -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def additions(output: str) -> Changes:
+def additions(output: str) -> Seams:
     """For tests.support.builds.build()."""
-    changes: Changes = {}
-    for (file, place), lines in to_add(output).items():
-        source = (Path(weave.__file__).parent / file).read_text()
-        whole = re.search(rf"^{place}\b[^\n]*\(\n.*?^\)\n", source, re.MULTILINE | re.DOTALL)
-        assert whole is not None, f"{file} has no tuple {place}"
-        last = "".join(whole[0].splitlines(keepends=True)[-2:])
-        changes.setdefault(file, []).append((last, last.removesuffix(")\n") + "\n".join(lines) + "\n)\n"))
-    return changes
+    return tuple(
+        constant(file, place, "\n".join([f"(*{place},", *lines, ")"]))
+        for (file, place), lines in to_add(output).items()
+    )

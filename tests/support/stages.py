@@ -1,11 +1,11 @@
-"""A daemon brought to a stage of its work, hurt there, and looked at afterwards."""
+"""A daemon brought to a stage of its work, damaged there, and checked afterwards."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.support.daemon import Daemon, descriptors_of, wait_for
-from tests.support.pictures import PROMPT, draw, images
+from tests.support.generation import PROMPT, generate, images
 from weave.client import Client, NotRunning, WeaveError
 from weave.protocol.client_messages import Event, Generate, Loading, Progress, Unload
 from weave.protocol.errors import ErrorCode
@@ -16,8 +16,8 @@ LONG = Generate(prompt=PROMPT, model="shapes", steps=100, images=8)
 
 @contextmanager
 def at_stage(daemon: Daemon, stage: str) -> Iterator[tuple[Client, int | None]]:
-    """A client, and its request that is under way: `idle` has no worker, `loaded` one with nothing to do, `queued` a
-    job behind a running one, `unloading` an unload that waits for it."""
+    """A client and its request in progress: `idle` has no worker, `loaded` an idle one, `queued` a job behind a running
+    one, `unloading` an unload that waits for the running job."""
     with ExitStack() as stack:
         client, other = (stack.enter_context(daemon.client()) for _ in range(2))
         if stage in ("idle", "loading"):
@@ -40,7 +40,7 @@ def reach(client: Client, request: int, kind: type[Event]) -> None:
 
 
 def end_of(client: Client, request: int | None) -> ErrorCode | str | None:
-    """What the client is told in the end; None where its connection ended, or it had asked for nothing."""
+    """The client's last answer; None if its connection ended or it had sent no request."""
     if request is None:
         return None
     try:
@@ -49,21 +49,20 @@ def end_of(client: Client, request: int | None) -> ErrorCode | str | None:
         return error.code
     except NotRunning:
         return None
-    raise AssertionError("it was done all the same")
+    raise AssertionError("the job finished all the same")
 
 
-def draws_right(daemon: Daemon, expected: bytes) -> bool:
-    """Once the daemon serves again, the same picture as ever, with no process too many and none dead among them."""
+def generates_right(daemon: Daemon, expected: bytes) -> bool:
+    """Once the daemon serves again: the same image as before, no extra process, and no zombie."""
     with wait_for_client(daemon) as client:
-        right = images(draw(client))[0].data == expected
+        right = images(generate(client))[0].data == expected
     wait_for(lambda: sorted(daemon.processes().values()) == ["broker", "gpu_worker", "worker"])
     states = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] for pid in daemon.processes()]
     return right and "Z" not in states
 
 
 def wait_until_alone(daemon: Daemon) -> None:
-    """Until the broker has no client's connection any more, but the listening socket, its channels to supervisor and
-    worker, and its event loop's pair."""
+    """Until the broker has only the listening socket, its two channels, and its event loop's pair."""
     sockets = 4 + ("worker" in daemon.processes().values())
     broker = daemon.pid_of("broker")
     wait_for(lambda: sum(link.startswith("socket:") for link in descriptors_of(broker)) == sockets)

@@ -29,18 +29,20 @@ defaults = {{ width = 64, height = 64, steps = 20, cfg_scale = 3.0, scheduler = 
 
 
 def reachable() -> tuple[str, ...]:
-    """What goes before a command, for Python, its libraries and this project may lie where only root may look."""
+    """The prefix of a command if Python, its libraries or this project lie in a folder that only root can enter."""
     folders = {ROOT / "weave", ROOT / "models", Path(sys.prefix), Path(sys.base_prefix)}
     folders |= set(worker_files.packages(sys.path))
     if all(above.stat().st_mode & 0o001 for folder in folders for above in folder.parents):
-        return ()  # so that it runs too where nobody may mount
+        return ()  # so that it also runs where mounting is not allowed
     return ("unshare", "--mount", sys.executable, str(ROOT / "tests/support/readable.py"), *map(str, folders), "--")
 
 
 def system_daemon(folder: Path, config: str = SYSTEM + MODEL, *, as_user: tuple[str, ...] = (), **more: Any) -> Daemon:
-    """With its socket and config in `folder`, which others may enter, as they may /run and /etc."""
+    """With its socket and config in `folder`, which others may enter, like /run and /etc."""
     os.chmod(folder, 0o755)
     path = folder / "weave-compute.toml"
     path.write_text(config)
     options = ("--system", "--config", str(path), "--socket", str(folder / "weave" / "weave.sock"))
-    return Daemon(prefix=(*reachable(), *as_user), folder=folder, options=options, **more)
+    daemon = Daemon(prefix=(*reachable(), *as_user), folder=folder, options=options, **more)
+    daemon.config = path
+    return daemon

@@ -39,7 +39,7 @@ def small_unet(width: int) -> Any:
 
 
 def make_small_sd(folder: Path) -> Path:
-    """One of sd1's family that draws in a tenth of the demo model's time, and nothing that can be recognised."""
+    """A model of sd1's family that takes a tenth of the demo model's time. Its images show nothing."""
     torch.manual_seed(0)
     parts = {
         "tokenizer": _clip_tokenizer(),

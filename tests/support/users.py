@@ -1,4 +1,4 @@
-"""Real users and groups, made for the tests and removed after them, and code run as one of them."""
+"""Real users and groups, created for the tests and removed after them, and code run as one of them."""
 
 import fcntl
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-# Their own for each run, so that two may run at once.
+# Different for each run, so that two runs can overlap.
 _RUN = f"weave-test-{os.getpid()}"
 GROUP = _RUN
 BROKER, WORKER = f"{_RUN}-b", f"{_RUN}-w"
@@ -34,7 +34,7 @@ def users() -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """useradd does not wait for another that has the user database locked."""
+    """useradd does not wait for another one that has locked the user database."""
     lock = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -58,7 +58,7 @@ def remove() -> None:
 
 
 def as_user(name: str, action: Callable[[], Any]) -> Any:
-    """What `action` returns (as JSON would) in a process of that user's. Raises RuntimeError with its traceback."""
+    """The result of `action`, passed as JSON, in a process of that user. Raises RuntimeError with its traceback."""
     user = pwd.getpwnam(name)
     groups = os.getgrouplist(name, user.pw_gid)
     reading, writing = os.pipe()

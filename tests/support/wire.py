@@ -13,7 +13,7 @@ DEFAULTS = {"request_id": b"REQUEST1", "model": 0, "width": 64, "height": 64, "s
 
 
 def generate_1(*, data: bytes = PROMPT, slices: list[tuple[int, int]] | None = None, **changed: Any) -> bytes:
-    """A version 1 request; each slice is (offset, length), all of the data unless told."""
+    """A version 1 request. Each slice is (offset, length); the default is all of the data."""
     fields = (DEFAULTS | changed).values()
     flat = [number for pair in slices or [(0, len(data))] * 3 for number in pair]
     payload = struct.pack(">8sIIIIfQ6I", *fields, *flat) + data

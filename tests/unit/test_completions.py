@@ -1,4 +1,4 @@
-"""Completion runs in the shell of whoever presses Tab, on text that comes from the daemon."""
+"""Completion runs in the user's shell, on text that comes from the daemon."""
 
 import os
 import pty
@@ -12,7 +12,7 @@ import pytest
 
 from scripts.completions import FOLDER, PARSERS, SHELLS, completion
 
-# What a hostile daemon may have weavectl print. Whatever of it is run makes a file.
+# Text that a hostile daemon makes weavectl print. Any part that is executed creates a file.
 HOSTILE = r"""good-model              sd1     A model
 $(>made-1)              sd1     A model
 `>made-2`               sd1     A model
@@ -38,14 +38,14 @@ LOAD = {
 
 @pytest.mark.parametrize("command", PARSERS)
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_completions_are_what_the_options_give(command: str, shell: str) -> None:
+def test_the_completions_are_generated_from_the_options(command: str, shell: str) -> None:
     made = completion(command, shell)
     assert (FOLDER / f"{command}.{shell}").read_text() == made, "run: python -m scripts.completions"
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """With a weavectl that prints what a hostile daemon makes it print."""
+    """With a weavectl that prints the text of a hostile daemon."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "text").write_text(HOSTILE)
@@ -59,7 +59,7 @@ def made_files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("shell", INTERACTIVE)
-def test_what_a_daemon_says_is_completed_but_never_run(shell: str, environment: dict[str, str], tmp_path: Path) -> None:
+def test_completions_never_run_a_daemons_text(shell: str, environment: dict[str, str], tmp_path: Path) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     with interactive(INTERACTIVE[shell], environment, tmp_path) as terminal:
@@ -74,7 +74,7 @@ def test_what_a_daemon_says_is_completed_but_never_run(shell: str, environment: 
     assert made_files(tmp_path) == []
 
 
-def test_fish_completes_it_but_never_runs_it(environment: dict[str, str], tmp_path: Path) -> None:
+def test_fish_completions_never_run_a_daemons_text(environment: dict[str, str], tmp_path: Path) -> None:
     if shutil.which("fish") is None:
         pytest.skip("fish is not installed")
     script = f"source {FOLDER}/weavectl.fish; complete -C 'weavectl load '"
@@ -101,7 +101,7 @@ def test_bash_offers_ids_and_job_numbers_alone(environment: dict[str, str], tmp_
 
 
 class interactive:
-    """The shell on a terminal of its own."""
+    """The shell, on its own terminal."""
 
     def __init__(self, command: tuple[str, ...], environment: dict[str, str], folder: Path) -> None:
         self._terminal, inner = pty.openpty()

@@ -1,4 +1,4 @@
-"""Config files: who may have written them, and in which order they count."""
+"""Config files: who may have written them, and their order."""
 
 import os
 import socket
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from weave.config.files import read_checked
 from weave.config.load import default_path, load
+from weave.config.ownership import read_checked
 from weave.config.schema import ConfigError
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -32,43 +32,43 @@ def refusal(path: Path) -> str:
     return str(refused.value)
 
 
-def test_a_file_of_ours_that_only_we_can_write_is_read(file: Path) -> None:
+def test_a_file_only_its_owner_can_write_is_read(file: Path) -> None:
     assert read_checked(file) == MODEL.encode()
 
 
 @pytest.mark.parametrize("mode", [0o660, 0o646, 0o777])
-def test_a_file_that_others_can_write_is_refused_with_its_mode_and_the_command(file: Path, mode: int) -> None:
+def test_a_file_others_can_write_is_refused_with_the_fix(file: Path, mode: int) -> None:
     file.chmod(mode)
-    assert refusal(file) == f"{file}: mode {mode:04o} lets others write to it; mend it with: chmod go-w {file}"
+    assert refusal(file) == f"{file}: mode {mode:04o} lets others write to it; fix it with: chmod go-w {file}"
 
 
 @pytest.mark.parametrize("level", [0, 1])
-def test_a_folder_that_others_can_write_is_refused(file: Path, level: int) -> None:
+def test_a_folder_others_can_write_is_refused(file: Path, level: int) -> None:
     folder = file.parents[level]
     folder.chmod(0o775)
-    assert refusal(file) == f"{folder}: mode 0775 lets others write to it; mend it with: chmod go-w {folder}"
+    assert refusal(file) == f"{folder}: mode 0775 lets others write to it; fix it with: chmod go-w {folder}"
 
 
 @root_only
-def test_a_file_or_folder_of_another_user_is_refused_with_its_owner(file: Path) -> None:
+def test_another_users_file_or_folder_is_refused_with_its_owner(file: Path) -> None:
     os.chown(file, 4001, -1)
-    assert refusal(file) == f"{file}: belongs to UID 4001; mend it with: chown 0 {file}"
+    assert refusal(file) == f"{file}: belongs to UID 4001; fix it with: chown 0 {file}"
     os.chown(file, 0, -1)
     os.chown(file.parent, 4001, -1)
-    assert refusal(file) == f"{file.parent}: belongs to UID 4001; mend it with: chown 0 {file.parent}"
+    assert refusal(file) == f"{file.parent}: belongs to UID 4001; fix it with: chown 0 {file.parent}"
 
 
-def test_a_link_is_not_followed_but_a_linked_folder_is_checked_itself(file: Path, tmp_path: Path) -> None:
+def test_file_links_are_refused_and_linked_folders_checked(file: Path, tmp_path: Path) -> None:
     link = file.with_name("link.toml")
     link.symlink_to(file)
-    assert "a link is not followed" in refusal(link)
+    assert "symbolic links are not followed" in refusal(link)
     (tmp_path / "linked").symlink_to(file.parent)
     assert read_checked(tmp_path / "linked" / file.name)
     file.parent.chmod(0o777)
     assert str(file.parent) in refusal(tmp_path / "linked" / file.name)
 
 
-def test_what_is_not_a_regular_file_is_refused_and_not_waited_for(file: Path) -> None:
+def test_a_file_that_is_not_regular_is_refused_without_blocking(file: Path) -> None:
     file.unlink()
     os.mkfifo(file)
     assert refusal(file) == f"{file}: not a regular file"
@@ -83,12 +83,12 @@ def test_what_is_not_a_regular_file_is_refused_and_not_waited_for(file: Path) ->
     assert str(file) in refusal(file)
 
 
-def test_a_file_that_is_too_large_is_refused(file: Path) -> None:
+def test_a_file_too_large_is_refused(file: Path) -> None:
     file.write_text("#" * (1024 * 1024 + 1))
     assert "larger than 1048576 bytes" in refusal(file)
 
 
-def test_drop_ins_count_in_the_order_of_their_names_and_later_ones_win(file: Path) -> None:
+def test_drop_ins_apply_in_the_order_of_their_names(file: Path) -> None:
     folder = file.parent / "conf.d"
     folder.mkdir()
     (folder / "20-last.toml").write_text('default_model = "two"\n[limits]\nqueue = 3\n')
@@ -101,7 +101,7 @@ def test_drop_ins_count_in_the_order_of_their_names_and_later_ones_win(file: Pat
     assert set(config.models) == {"one", "two"} and config.models["one"].path == str(file.parent / "m")
 
 
-def test_a_drop_in_is_checked_like_any_file_and_named(file: Path) -> None:
+def test_a_drop_in_is_checked_like_any_file_and_named_in_errors(file: Path) -> None:
     folder = file.parent / "conf.d"
     folder.mkdir()
     drop_in = folder / "10.toml"
@@ -115,10 +115,10 @@ def test_a_drop_in_is_checked_like_any_file_and_named(file: Path) -> None:
 
 
 @pytest.mark.parametrize("drop_in", [False, True])
-def test_in_system_mode_a_missing_config_is_refused_with_the_command_that_makes_it(
+def test_a_missing_system_config_is_refused_with_the_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drop_in: bool
 ) -> None:
-    """Without it nothing would ask for require_mac; a drop-in alone, which is about something else, changes nothing."""
+    """Without the main file nothing would set require_mac. A drop-in alone, about something else, changes nothing."""
     path = tmp_path / "weave-compute.toml"
     monkeypatch.setattr(sys.modules[load.__module__], "_SYSTEM_PATH", path)
     if drop_in:
@@ -131,13 +131,13 @@ def test_in_system_mode_a_missing_config_is_refused_with_the_command_that_makes_
     assert load(system=True).system.require_mac
 
 
-def test_the_systems_config_is_looked_for_in_etc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_system_config_is_read_from_etc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nowhere")
     assert default_path(system=True) == Path("/etc/weave/weave-compute.toml")
     assert default_path() == Path("/nowhere/weave/weave-compute.toml")
 
 
-def test_a_config_without_models_serves_the_demo_model_with_what_else_it_says(file: Path) -> None:
+def test_a_config_without_models_serves_the_demo_model(file: Path) -> None:
     file.write_text("[limits]\nqueue = 3\n")
     config = load(file)
     assert (list(config.models), config.default_model, config.limits.queue) == (["shapes"], "shapes", 3)

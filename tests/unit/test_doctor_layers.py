@@ -1,4 +1,4 @@
-"""What doctor advises for what holds the daemon; the layers themselves are for tests/vm, where they are real."""
+"""The advice of doctor on AppArmor and SELinux. The layers themselves are tested in tests/vm, where they are real."""
 
 import subprocess
 
@@ -7,7 +7,8 @@ import pytest
 
 from weave.config.schema import Config, SystemConfig
 from weave.protocol.client_messages import StatusReport
-from weave.weavectl import doctor, layers
+from weave.weavectl import doctor
+from weave.weavectl import doctor_sandbox as layers
 from weave.weavectl.finding import Finding
 
 MAC = "mandatory access control"
@@ -48,13 +49,13 @@ def test_each_state_of_mandatory_access_control_has_its_advice(
     assert found.verdict == verdict and advice in found.advice
 
 
-def test_where_it_is_enforced_and_required_there_is_nothing_to_advise() -> None:
+def test_there_is_no_advice_when_mac_is_enforced_and_required() -> None:
     assert finding("apparmor", required=True) == Finding(
-        MAC, "ok", "apparmor holds each process, and it would not serve otherwise"
+        MAC, "ok", "apparmor confines each process, and the daemon serves only if it does"
     )
 
 
-def test_the_kernels_own_system_is_the_one_to_turn_on(monkeypatch: pytest.MonkeyPatch, tmp_path: layers.Path) -> None:
+def test_the_advice_is_for_the_system_the_kernel_has(monkeypatch: pytest.MonkeyPatch, tmp_path: layers.Path) -> None:
     (tmp_path / "enabled").write_text("Y\n")
     monkeypatch.setattr(layers, "_APPARMOR_ON", tmp_path / "enabled")
     assert "apparmor_parser --replace" in finding(None).advice
@@ -65,7 +66,7 @@ def test_the_kernels_own_system_is_the_one_to_turn_on(monkeypatch: pytest.Monkey
     assert "setenforce 1" in finding(None).advice
 
 
-def test_where_nothing_answers_what_require_mac_needs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_daemon_the_advice_covers_require_mac(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "_APPARMOR_ON", layers.Path("/nonexistent"))
     monkeypatch.setattr(layers, "_SELINUX_ON", layers.Path("/nonexistent"))
 
@@ -81,8 +82,8 @@ def test_where_nothing_answers_what_require_mac_needs_is_told(monkeypatch: pytes
 @pytest.mark.parametrize(
     "flags", ["attach_disconnected,complain", "attach_disconnected, complain", "complain, attach_disconnected"]
 )
-def test_the_advice_undoes_what_makes_apparmor_complain(tmp_path: layers.Path, flags: str) -> None:
-    """Only the file: what the kernel has loaded is for tests/vm."""
+def test_the_advice_takes_apparmor_out_of_complain_mode(tmp_path: layers.Path, flags: str) -> None:
+    """Only the file: the profiles in the kernel are tested in tests/vm."""
     profiles = layers.Path(__file__).resolve().parents[2] / "apparmor" / "profiles" / "weave-compute"
     complaining = tmp_path / "weave-compute"
     complaining.write_text(profiles.read_text().replace("flags=(attach_disconnected)", f"flags=({flags})"))
@@ -96,7 +97,7 @@ def test_user_mode_needs_no_profile() -> None:
     assert finding(None, "user").verdict == "ok"
 
 
-def test_a_gpu_that_cannot_be_used_or_is_not_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: layers.Path) -> None:
+def test_doctor_reports_a_gpu_that_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: layers.Path) -> None:
     for name in ("_NVIDIA", "_NVIDIA_UVM", "_KFD"):
         monkeypatch.setattr(doctor, name, tmp_path / name)
     assert "no NVIDIA or ROCm device" in doctor._check_gpu(None, system=True).detail

@@ -1,4 +1,4 @@
-"""Every input that fuzzing kept, and every one that broke something once, through its target (`make fuzz`)."""
+"""Every input that fuzzing kept, and every input that once crashed a target, through its target (`make fuzz`)."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -30,11 +30,11 @@ def test_nothing_in_the_corpus_breaks(target: str) -> None:
 
 
 @pytest.mark.parametrize("path", inputs("crashes"))
-def test_what_broke_once_breaks_nothing_now(path: Path) -> None:
+def test_former_crashes_stay_fixed(path: Path) -> None:
     TARGETS[path.parent.name](path.read_bytes())
 
 
-def test_every_kept_input_has_a_target_and_git_need_not_carry_much() -> None:
+def test_every_kept_input_has_a_target_and_the_corpus_is_small() -> None:
     kept = [path for folder in ("corpus", "crashes") for path in (FUZZ / folder).glob("*/*")]
     assert {path.parent.name for path in kept} <= set(TARGETS)
     assert sum(path.stat().st_size for path in kept) < 200 * 1024
@@ -48,7 +48,7 @@ def believing(*_: Any, **__: Any) -> None:
     """A check that refuses nothing."""
 
 
-# A decoder that raises what it must not, or a check that lets everything through: the target must tell.
+# A decoder that raises a wrong exception, or a check that lets everything through: the target must notice.
 BROKEN: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "frames raise": ("frames", "weave.protocol.frames:parse_header", raising),
     "operations raise": ("operations", "weave.protocol.client_messages:decode_op", raising),
@@ -79,5 +79,5 @@ def test_the_harness_can_fail(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
             TARGETS[target](path.read_bytes())
 
 
-def test_each_target_has_one_that_is_broken_on_purpose() -> None:
+def test_each_target_has_a_twin_broken_on_purpose() -> None:
     assert {target for target, *_ in BROKEN.values()} == set(TARGETS)

@@ -84,7 +84,7 @@ def test_a_version_2_event(golden: dict[str, Any]) -> None:
 
 
 def says(encoded: Any, message: Any) -> bool:
-    """Whether it is the same, but for fields that are newer than the frame: those are empty."""
+    """Whether they are equal, except for fields newer than the frame: those are empty."""
     if isinstance(message, dict):
         newer = [value for name, value in encoded.items() if name not in message]
         return not any(newer) and all(says(encoded[name], value) for name, value in message.items())
@@ -94,7 +94,7 @@ def says(encoded: Any, message: Any) -> bool:
 
 
 @cases(TWO["skipped"], "daemon")
-def test_a_version_2_event_that_is_skipped(golden: dict[str, Any]) -> None:
+def test_a_skipped_version_2_event(golden: dict[str, Any]) -> None:
     queued = next(frame for frame in TWO["frames"] if frame["name"] == "queued")
     answers = list(Decoder().feed(bytes.fromhex(golden["hex"] + queued["hex"]), []))
     assert [json.loads(encode(answer.event)) for answer in answers] == [queued["message"]]

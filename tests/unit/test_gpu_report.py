@@ -1,4 +1,4 @@
-"""The report of tests/gpu has what each test found, also of one that fails, and of a visit that ends in the middle."""
+"""The report of tests/gpu has the result of each test, including failed ones, even if the visit ends early."""
 
 import json
 import socket

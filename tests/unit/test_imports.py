@@ -1,5 +1,7 @@
-"""Who imports whom: layers are what import-linter checks (pyproject.toml); this is that there is no way back."""
+"""There are no import cycles, and a process imports only what it needs. import-linter checks the layers."""
 
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 
 import grimp
@@ -12,13 +14,33 @@ def order(graph: grimp.ImportGraph) -> list[str]:
     return list(TopologicalSorter(imports).static_order())
 
 
-def test_no_module_imports_itself_by_way_of_others_not_even_for_its_types() -> None:
+def test_there_are_no_import_cycles_not_even_for_types() -> None:
     graph = grimp.build_graph("weave", exclude_type_checking_imports=False, cache_dir=None)
     assert "weave.broker.server" in order(graph)
 
 
-def test_a_circle_would_be_found() -> None:
+def test_an_import_cycle_would_be_found() -> None:
     graph = grimp.build_graph("weave", cache_dir=None)
     graph.add_import(importer="weave.protocol.frames", imported="weave.broker.server")
     with pytest.raises(CycleError):
         order(graph)
+
+
+def test_importing_every_family_leaves_one_thread_and_no_cuda() -> None:
+    code = (
+        "import os; from weave.gpu_worker.environment import OFFLINE_ENVIRONMENT as e; os.environ.update(e);"
+        "from weave.gpu_worker.classes import import_family; from weave.models.families import FAMILIES;"
+        "[import_family(name) for name in FAMILIES];"
+        "import torch; print(len(os.listdir('/proc/self/task')), torch.cuda.is_initialized())"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["1", "False"]
+
+
+@pytest.mark.parametrize(
+    "module, families", [("broker.__main__", False), ("supervisor.main", True), ("weavectl.doctor", True)]
+)
+def test_only_the_worker_imports_torch_and_families(module: str, families: bool) -> None:
+    code = f"import weave.{module}, sys; print('torch' in sys.modules, 'weave.models' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["False", str(families)]

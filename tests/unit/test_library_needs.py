@@ -1,4 +1,4 @@
-"""The table of what the zygote asks of torch and the others is the code's own: what the code uses is in it."""
+"""The zygote's table of required names (libraries.py) has every name of torch and the others that the code uses."""
 
 import ast
 import errno
@@ -13,10 +13,10 @@ import weave
 from weave.gpu_worker import libraries
 from weave.models.families import FAMILIES
 
-NEEDS = libraries.needs_of(FAMILIES) | libraries._static()
+NEEDS = libraries.needs_of(FAMILIES) | libraries.common_needs()
 ROOM = Path(weave.__file__).parent / "gpu_worker"
 SOURCES = {str(path.relative_to(ROOM)): ast.parse(path.read_text()) for path in sorted(ROOM.rglob("*.py"))}
-# Calls of theirs whose keywords are looked at, by the function's name; `pipeline` is what a family's pipeline is.
+# Calls whose keywords are checked, by the function's name; `pipeline` is a family's pipeline.
 CALLED = (
     *("decode", "from_pretrained", "load_state_dict", "named_buffers", "pipeline", "postprocess", "safe_open"),
     *("set_timesteps", "step", "tokenizer"),
@@ -24,7 +24,7 @@ CALLED = (
 
 
 def imported(tree: ast.Module) -> dict[str, str]:
-    """What each name at hand is of the libraries, dotted."""
+    """The dotted library name of each imported name."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -47,7 +47,7 @@ def used(tree: ast.Module) -> Iterator[str]:
 
 
 def private(tree: ast.Module) -> Iterator[str]:
-    """Private attributes of what is not our own: of a job's pipeline, a model, a class."""
+    """Private attributes of objects of the libraries: a job's pipeline, a model, a class."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
             owner = node.value.id if isinstance(node.value, ast.Name) else ""
@@ -65,17 +65,17 @@ def keywords(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_every_name_that_the_code_uses_is_asked_for(source: str) -> None:
+def test_every_name_the_code_uses_is_checked(source: str) -> None:
     names = set(used(SOURCES[source]))
     assert {name for name in names if not any(f"{need}.".startswith(f"{name}.") for need in NEEDS)} == set()
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_every_private_attribute_that_the_code_uses_is_asked_for(source: str) -> None:
+def test_every_private_attribute_the_code_uses_is_checked(source: str) -> None:
     assert set(private(SOURCES[source])) <= {need.rpartition(".")[2] for need in NEEDS}
 
 
-def test_every_keyword_that_the_code_passes_is_asked_for() -> None:
+def test_every_keyword_the_code_passes_is_checked() -> None:
     called = {"pipeline": "__call__", "tokenizer": "__call__"}
     found = {pair for tree in SOURCES.values() for pair in keywords(tree)}
     assert {name for name, _ in found} == set(CALLED)
@@ -83,18 +83,19 @@ def test_every_keyword_that_the_code_passes_is_asked_for() -> None:
     assert {pair for pair in found if (called.get(pair[0], pair[0]), pair[1]) not in asked} == set()
 
 
-def test_the_libraries_that_we_lock_have_it_all() -> None:
-    assert libraries.lacking(FAMILIES) == []
+def test_the_locked_libraries_have_everything() -> None:
+    assert libraries.lacking_for_all() == []
+    assert [found for name in FAMILIES for found in libraries.lacking_for(name)] == []
     for need in NEEDS:
         assert list(libraries.check({f"{need}_gone": ()})) == [(f"{need}_gone", f"{need}_gone")]
 
 
-def test_a_parameter_that_is_gone_is_named() -> None:
+def test_a_missing_parameter_is_named() -> None:
     name = "diffusers.AutoencoderKL.decode"
     assert list(libraries.check({name: ("return_dict", "a", "b")})) == [(name, f"{name}(a=, b=)")]
 
 
-def test_what_fails_when_it_is_first_asked_for_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_error_is_reported_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise RuntimeError("libx.so.1: cannot open\nshared object file") from causes[-1]
 
@@ -109,7 +110,7 @@ def test_what_fails_when_it_is_first_asked_for_is_told_with_its_reason(monkeypat
             list(libraries.check({"diffusers.X": ()}))
 
 
-def test_what_is_asked_for_is_known_without_the_libraries() -> None:
+def test_the_checked_names_are_known_without_the_libraries() -> None:
     code = "import sys, weave.gpu_worker.libraries as it; print(set(it.LIBRARIES) & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "set()\n"

@@ -1,16 +1,16 @@
-"""Which label each process must have; that the kernel gives it and holds them by it is for tests/vm."""
+"""The label that each process must have. That the kernel enforces it is tested in tests/vm."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+from weave.sandbox.account import Account
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
 from weave.sandbox.mac import Mac, Role, apparmor_labels, selinux_labels
-from weave.sandbox.process import Account
 
 
-def test_apparmor_stacks_each_process_s_profile_on_the_one_the_daemon_was_started_in() -> None:
+def test_apparmor_stacks_each_profile_on_the_daemons() -> None:
     assert apparmor_labels("weave-compute (enforce)") == {
         "supervisor": "weave-compute//&weave-compute-supervisor (enforce)",
         "broker": "weave-compute//&weave-compute-broker (enforce)",
@@ -28,7 +28,7 @@ def test_selinux_changes_the_type_and_keeps_user_role_and_level() -> None:
 @pytest.mark.parametrize(
     "label", ["unconfined", "firefox (enforce)", "weave-compute-worker (enforce)", "a:b:c_t:s0", ""]
 )
-def test_started_in_another_s_profile_or_domain_there_is_nothing_of_ours(label: str) -> None:
+def test_in_another_profile_or_domain_mac_is_not_ours(label: str) -> None:
     assert apparmor_labels(label) is None and selinux_labels(label) is None
 
 
@@ -47,7 +47,7 @@ def held_by(labels: dict[Role, str] | None) -> Confinement:
 
 
 def test_a_child_with_another_label_is_not_attested(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the label is wrong: what is not the label's is shown first to hold but for this process's seccomp."""
+    """Only the label is wrong: the rest is first shown to be right except for this process's seccomp."""
     monkeypatch.setattr("weave.sandbox.attestation._REQUIRED", {})
     monkeypatch.setattr("weave.sandbox.attestation._own_filters", lambda: -1)
     monkeypatch.setattr("weave.sandbox.attestation.label_of", lambda task: "weave-compute (enforce)")

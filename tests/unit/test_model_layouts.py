@@ -1,12 +1,15 @@
-"""Which folders are a model of their family, by their JSON files alone: published ones are, altered ones are not."""
+"""Which folders are valid models of a family, by their JSON files alone: published ones are, altered ones are not."""
 
 import dataclasses
 import inspect
 import json
+import types
+import typing
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import transformers
 
@@ -15,6 +18,7 @@ from weave.gpu_worker import pipelines
 from weave.gpu_worker.classes import component_class, pipeline_class
 from weave.models import families
 from weave.models.components import T5_ENCODER, ModelClass
+from weave.models.configs import Rule
 from weave.models.families import FAMILIES
 from weave.models.files import ModelFilesRefused
 from weave.models.layouts import check_layout
@@ -40,8 +44,24 @@ def parameters(class_name: str) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(config_class)}
 
 
+def annotations(class_name: str) -> dict[str, Any]:
+    """The types of the same arguments."""
+    if hasattr(diffusers, class_name):
+        signature = inspect.signature(getattr(diffusers, class_name).__init__).parameters.values()
+        return {argument.name: argument.annotation for argument in signature if argument.name != "self"}
+    return {field.name: field.type for field in dataclasses.fields(getattr(transformers, class_name).config_class)}
+
+
+def rule_of(kind: str, annotation: Any) -> Rule:
+    """The rule that a type amounts to, for a key of this kind."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    options = set(typing.get_args(annotation)) if is_union else {annotation}
+    lists = {option for option in options if option is np.ndarray or typing.get_origin(option) in (list, tuple)}
+    return Rule(kind, single=bool(options - lists - {type(None)}), listed=bool(lists), null=type(None) in options)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_is_one_that_the_installed_libraries_can_run(name: str) -> None:
+def test_the_installed_libraries_can_run_each_family(name: str) -> None:
     family = FAMILIES[name]
     for component in family.components.values():
         assert inspect.isclass(component_class(component))
@@ -67,7 +87,7 @@ def test_every_module_of_families_and_adapters_is_in_use() -> None:
 
 
 @pytest.mark.parametrize("class_name", MODEL_CLASSES)
-def test_every_key_that_a_class_takes_is_known_and_no_other_is_passed_on(class_name: str) -> None:
+def test_every_key_of_a_class_is_known_and_no_other_passed_on(class_name: str) -> None:
     known = MODEL_CLASSES[class_name].config
     taken = parameters(class_name)
     assert taken.keys() <= known.keys.keys() | known.ignored
@@ -75,21 +95,55 @@ def test_every_key_that_a_class_takes_is_known_and_no_other_is_passed_on(class_n
     assert known.keys.keys() - taken.keys() <= {"dense_act_fn", "is_gated_act", "bos_token_id"}
 
 
+# Where null or a list is accepted by the type, and the class then fails: when it loads, or at each image.
+STRICTER = {
+    "CLIPTextModel": {"eos_token_id", "layer_norm_eps"},
+    "CLIPTextModelWithProjection": {"eos_token_id", "layer_norm_eps"},
+    "scheduler": {"base_shift", "max_shift", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas"},
+}
+
+
 @pytest.mark.parametrize("class_name", MODEL_CLASSES)
-def test_what_a_config_lacks_is_checked_as_the_class_has_it(class_name: str) -> None:
+def test_null_and_lists_fit_where_the_class_takes_them(class_name: str) -> None:
+    rules, theirs = MODEL_CLASSES[class_name].config.keys, annotations(class_name)
+    for key in rules.keys() & theirs.keys():
+        if key in STRICTER.get(class_name, ()):
+            assert rules[key] == Rule(rules[key].kind) != rule_of(rules[key].kind, theirs[key]), key
+        else:
+            assert rules[key] == rule_of(rules[key].kind, theirs[key]), key
+
+
+def test_null_and_lists_fit_where_a_scheduler_takes_them() -> None:
+    """A key fits if one of the classes takes it: diffusers makes a scheduler from the config of another."""
+    theirs: dict[str, list[Rule]] = {}
+    for scheduler in SCHEDULERS.values():
+        for key, annotation in annotations(scheduler.class_name).items():
+            if key in SCHEDULER_RULES.keys:
+                theirs.setdefault(key, []).append(rule_of(SCHEDULER_RULES.keys[key].kind, annotation))
+    for key, found in theirs.items():
+        rule = SCHEDULER_RULES.keys[key]
+        if key in STRICTER["scheduler"]:
+            assert rule == Rule(rule.kind) and any(other != rule for other in found), key
+        else:
+            options = ("single", "listed", "null")
+            assert rule == Rule(rule.kind, *(any(getattr(o, option) for o in found) for option in options)), key
+
+
+@pytest.mark.parametrize("class_name", MODEL_CLASSES)
+def test_missing_config_keys_are_checked_with_the_class_defaults(class_name: str) -> None:
     theirs = parameters(class_name)
     for key, value in MODEL_CLASSES[class_name].defaults.items():
         assert theirs[key] == (tuple(value) if isinstance(value, list) else value), key
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_key_that_a_scheduler_takes_is_known(name: str) -> None:
+def test_every_key_of_a_scheduler_is_known(name: str) -> None:
     class_name = SCHEDULERS[name].class_name
     assert parameters(class_name).keys() <= SCHEDULER_RULES.keys.keys() | SCHEDULER_RULES.ignored
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_model_is_of_its_family(tmp_path: Path, name: str) -> None:
+def test_a_published_model_matches_its_family(tmp_path: Path, name: str) -> None:
     family, files = PUBLISHED[name]
     configs, settings = check_layout(family, write(files, tmp_path))
     assert {"scheduler", "vae"} < configs.keys()
@@ -99,7 +153,7 @@ def test_a_published_model_is_of_its_family(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("index", [True, False], ids=["with model_index.json", "without"])
-def test_a_published_model_is_of_no_other_family(tmp_path: Path, name: str, family: str, index: bool) -> None:
+def test_a_published_model_matches_no_other_family(tmp_path: Path, name: str, family: str, index: bool) -> None:
     own, files = PUBLISHED[name]
     if family == own:
         return
@@ -108,7 +162,7 @@ def test_a_published_model_is_of_no_other_family(tmp_path: Path, name: str, fami
         check_layout(family, write(kept, tmp_path))
 
 
-def test_a_scheduler_config_may_hold_what_other_classes_and_older_versions_left(tmp_path: Path) -> None:
+def test_a_scheduler_config_may_have_keys_of_other_classes(tmp_path: Path) -> None:
     """diffusers keeps the keys of the scheduler that one was made from."""
     name = "scheduler/scheduler_config.json"
     left = {
@@ -168,13 +222,13 @@ MISFITS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_what_does_not_fit_is_refused_by_field_value_and_what_was_expected(tmp_path: Path, name: str) -> None:
+def test_a_mismatch_is_refused_with_the_expected_value(tmp_path: Path, name: str) -> None:
     family, files, changed, change, told = MISFITS[name]
     with pytest.raises(ModelFilesRefused, match=told):
         check_layout(family, write(files | {changed: files[changed] | change}, tmp_path))
 
 
-def test_what_comes_together_is_refused_alone_and_no_tokenizer_is_made_of_nothing(tmp_path: Path) -> None:
+def test_an_incomplete_set_of_files_is_refused(tmp_path: Path) -> None:
     half = {name: file for name, file in SD3.items() if not name.startswith("tokenizer_3")}
     with pytest.raises(ModelFilesRefused, match="tokenizer_3: this family needs the folder"):
         check_layout("sd3", write(half, tmp_path / "half"))
@@ -190,15 +244,15 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "zero": (UNET, '"block_out_channels": [0]', r"block_out_channels is \[0\]"),
     "huge": (UNET, '"block_out_channels": [1000000000]', r"is \[1000000000\], expected a whole number"),
     "many layers": (UNET, '"layers_per_block": 100000', "layers_per_block is 100000, expected .* from 0 to 1024"),
-    "a digit too many": (UNET, '"in_channels": ' + "9" * 5000, "unet/config.json: no sound JSON"),
+    "a digit too many": (UNET, '"in_channels": ' + "9" * 5000, "unet/config.json: not valid JSON"),
     "negative epsilon": (UNET, '"norm_eps": -1', "norm_eps is -1, expected a number from 0 to 1"),
     "text for a number": (UNET, '"in_channels": "4"', "in_channels is '4'"),
     "a number for a flag": (UNET, '"use_linear_projection": 1', "use_linear_projection is 1, expected true or false"),
     "a path for a name": (UNET, '"act_fn": "../../x"', "act_fn is '../../x', expected a plain name"),
     "an object": (UNET, '"act_fn": {"a": {}}', "act_fn is {'a': {}}"),
     "deep": (UNET, '"act_fn": ' + "[" * 90 + "]" * 90, "act_fn is"),
-    "deeper": (UNET, '"act_fn": ' + "[" * 200_000 + "]" * 200_000, "no sound JSON"),
-    "twice": (UNET, '"act_fn": "silu", "act_fn": "silu"', "a key comes twice"),
+    "deeper": (UNET, '"act_fn": ' + "[" * 200_000 + "]" * 200_000, "not valid JSON"),
+    "twice": (UNET, '"act_fn": "silu", "act_fn": "silu"', "duplicate key"),
     "an escape": (UNET, '"act_fn": "\\u001b[2J"', r"act_fn is '\\x1b\[2J'"),
     "negative betas": ("scheduler/scheduler_config.json", '"beta_end": -1', "beta_end is -1"),
     "many steps": ("scheduler/scheduler_config.json", '"num_train_timesteps": 10000000', "is 10000000, expected"),
@@ -207,7 +261,7 @@ VALUES: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_a_value_that_cannot_be_is_refused_by_field_value_and_bound(tmp_path: Path, name: str) -> None:
+def test_an_impossible_value_is_refused_by_field_and_bound(tmp_path: Path, name: str) -> None:
     file, text, told = VALUES[name]
     write(SD1, tmp_path)
     key = text.split('"')[1]
@@ -219,14 +273,14 @@ def test_a_value_that_cannot_be_is_refused_by_field_value_and_bound(tmp_path: Pa
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"7", b'"text"', b"\xff\xfe{}", b"{}{}", b"\x00" * 100])
 @pytest.mark.parametrize("file", [name for name in SDXL if name.endswith(".json") and "vocab" not in name])
-def test_a_file_that_is_no_object_is_refused_by_name(tmp_path: Path, file: str, data: bytes) -> None:
+def test_a_file_without_a_json_object_is_refused_by_name(tmp_path: Path, file: str, data: bytes) -> None:
     write(SDXL, tmp_path)
     (tmp_path / file).write_bytes(data)
     with pytest.raises(ModelFilesRefused, match=f"^{file}: "):
         check_layout("sdxl", tmp_path)
 
 
-def test_a_config_that_is_missing_or_a_folder_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_missing_config_or_a_folder_is_refused_by_name(tmp_path: Path) -> None:
     write(SD1, tmp_path)
     (tmp_path / UNET).unlink()
     with pytest.raises(ModelFilesRefused, match=r"^unet/config.json: No such file"):
@@ -236,7 +290,7 @@ def test_a_config_that_is_missing_or_a_folder_is_refused_by_name(tmp_path: Path)
         check_layout("sd1", tmp_path)
 
 
-def test_what_the_file_marks_as_default_is_the_class_s_own(tmp_path: Path) -> None:
+def test_keys_marked_as_default_get_the_class_default(tmp_path: Path) -> None:
     """diffusers leaves such keys out, and so must the checks."""
     marked = SD1[UNET] | {"in_channels": 9, "_use_default_values": ["in_channels"]}
     configs, _ = check_layout("sd1", write(SD1 | {UNET: marked}, tmp_path))

@@ -1,4 +1,4 @@
-"""The kit's stand-in does to a process what python-prctl does."""
+"""The kit's stand-in for python-prctl has the same effect on a process."""
 
 import json
 import os
@@ -42,7 +42,7 @@ STEPS: dict[str, Step] = {
 
 
 def state() -> dict[str, str]:
-    """What the kernel says of this process; of what is not in /proc, what prctl(2) says."""
+    """This process's state in /proc, or from prctl(2) where /proc does not have it."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     found = {name: lines[name].strip() for name in LINES}
     return found | {"dumpable": str(prctl.get_dumpable()), "pdeathsig": str(prctl.get_pdeathsig())}
@@ -56,7 +56,7 @@ def outcome(module: ModuleType, step: Step) -> Any:
 
 
 def after_each_step(module: ModuleType, uid: int) -> list[list[Any]]:
-    """In a child of its own: the step, its outcome, and the state that it leaves."""
+    """In a child process: the step, its outcome, and the resulting state."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -77,7 +77,7 @@ def after_each_step(module: ModuleType, uid: int) -> list[list[Any]]:
 
 
 @pytest.mark.parametrize("uid", sorted({os.geteuid(), NOBODY if os.geteuid() == 0 else os.geteuid()}))
-def test_each_call_has_the_same_effect(uid: int) -> None:
+def test_each_call_of_the_stand_in_has_the_same_effect(uid: int) -> None:
     real = after_each_step(prctl, uid)
     assert after_each_step(stand_in, uid) == real
     start, end = real[0][2], real[-1][2]
@@ -88,7 +88,7 @@ def test_each_call_has_the_same_effect(uid: int) -> None:
         assert int(end["CapBnd"], 16) == sum(1 << capability for capability in ALL_KEPT)
 
 
-def test_it_has_all_that_is_used() -> None:
+def test_the_stand_in_has_every_function_in_use() -> None:
     """fuzz/, benchmarks/ and the stand-in's own test are not in the kit."""
     files = [
         file
@@ -103,7 +103,7 @@ def test_it_has_all_that_is_used() -> None:
         assert not attribute or hasattr(getattr(stand_in, name), attribute), f"{name}.{attribute}"
 
 
-def test_the_constants_and_what_is_read_are_the_same() -> None:
+def test_the_stand_ins_constants_and_getters_match() -> None:
     for name in ("CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP"):
         assert getattr(stand_in, name) == getattr(prctl, name)
     for name in ("get_no_new_privs", "get_dumpable", "get_pdeathsig"):

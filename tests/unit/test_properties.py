@@ -1,4 +1,4 @@
-"""Both decoders against anything: any bytes in any pieces are frames or one of the defined errors."""
+"""Both decoders with arbitrary input: any bytes in any pieces are frames or one of the defined errors."""
 
 import json
 import math
@@ -24,6 +24,7 @@ from weave.protocol.frames import (
     pack_header,
 )
 from weave.protocol.metrics import Histogram, Metrics
+from weave.protocol.parameters import Defaults
 from weave.protocol.text import MODEL_ID
 
 settings.register_profile("weave", max_examples=150, deadline=None, derandomize=True)
@@ -67,7 +68,7 @@ valid = st.one_of(
 )
 streams = st.lists(st.one_of(valid, headers, st.binary(max_size=100)), max_size=6).map(b"".join)
 
-# Nor of its patterns. Whatever can be a model's ID can be a name or a title, too.
+# Nor its patterns. Any valid model ID is also a valid name or title.
 IDS = st.from_regex(MODEL_ID, alphabet=st.characters(codec="ascii"))
 MAYBE = st.none() | IDS
 NAMES = st.lists(IDS, max_size=3).map(tuple)
@@ -88,7 +89,7 @@ PATTERNED: dict[type, dict[str, Any]] = {
         **dict.fromkeys(("model", "device", "dtype"), MAYBE),
         "sandbox": st.dictionaries(IDS, NAMES, max_size=3),
     },
-    client_messages.Defaults: {"scheduler": IDS},
+    Defaults: {"scheduler": IDS},
     client_messages.ModelOffer: {
         **dict.fromkeys(("id", "family", "title"), IDS),
         "schedulers": NAMES,
@@ -107,7 +108,7 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 def read(data: bytes, cuts: list[int], *, from_client: bool) -> tuple[list[Any], str | None]:
-    """Every frame, or why it is skipped, then why the stream ended where it did."""
+    """Every frame, or the reason why it is skipped, then the reason why the stream ended."""
     reader, frames = FrameReader(from_client=from_client), []
     for piece in pieces(data, cuts):
         for part in (piece[at : at + PIECE] for at in range(0, len(piece), PIECE)):
@@ -136,7 +137,7 @@ def frames_of(reader: FrameReader) -> Iterator[Any]:
 
 
 @given(streams, st.lists(st.integers(0, 2**20), max_size=12), st.booleans())
-def test_the_pieces_make_no_difference(data: bytes, cuts: list[int], from_client: bool) -> None:
+def test_a_stream_decodes_the_same_in_any_pieces(data: bytes, cuts: list[int], from_client: bool) -> None:
     assert read(data, cuts, from_client=from_client) == read(data, [], from_client=from_client)
 
 
@@ -152,7 +153,7 @@ def test_ten_mebibytes_of_a_request_are_never_held() -> None:
     assert error is None and frames[0][0].length == size and len(frames[0][1]) < 7000
 
 
-def test_nothing_is_held_of_a_frame_that_is_refused_and_the_next_one_comes_out() -> None:
+def test_a_refused_frame_is_not_buffered_and_the_next_decodes() -> None:
     size, reader = 10 * 1024 * 1024, FrameReader(from_client=True)
     reader.feed(pack_header(Kind.GENERATE, 0, size, version=3))
     with pytest.raises(FrameError, match="unsupported version 3") as refused:
@@ -226,7 +227,7 @@ def test_every_event_survives_the_round_trip(kind: type) -> None:
 
 
 def grown(value: Any) -> Any:
-    """A message with a further field in each of its objects, except where the keys are data."""
+    """A message with an additional field in each of its objects, except where the keys are data."""
     if isinstance(value, dict):
         kept = {name: one if name in ("sandbox", "errors") else grown(one) for name, one in value.items()}
         return kept | {"of_a_newer_daemon": [{"": None}]}
@@ -234,7 +235,7 @@ def grown(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", get_args(client_messages.Event), ids=lambda kind: kind.__name__)
-def test_a_field_that_a_client_does_not_know_changes_no_event(kind: type) -> None:
+def test_an_unknown_field_changes_no_event(kind: type) -> None:
     @settings(max_examples=40)
     @given(st.from_type(kind))
     def is_skipped(message: Any) -> None:

@@ -1,4 +1,4 @@
-"""Whose turn it is: the queue alone, with jobs that nobody runs."""
+"""The order of turns: the queue alone, with jobs that never run."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from weave.protocol.peer import Peer
 
 
 class Told:
-    """Stands for a reply: remembers what the client was told."""
+    """Stands in for a reply and records the client's events."""
 
     request = 1
 
@@ -37,7 +37,7 @@ class Model:
 
 
 class Clock:
-    """Stands still unless a test moves it."""
+    """A clock that only a test moves."""
 
     now = 0.0
 
@@ -68,7 +68,7 @@ def nothing_fits(_: Job) -> bool:
 
 
 class Gpu:
-    """Does one job after the other; each takes as many seconds as `seconds` has for its UID."""
+    """Runs one job after the other; each takes as many seconds as `seconds` has for its UID."""
 
     def __init__(self, seconds: dict[int, float]) -> None:
         self.clock = Clock()
@@ -83,7 +83,7 @@ class Gpu:
         return asked
 
     def do(self, jobs: int = 1, fits: Callable[[Job], bool] = nothing_fits) -> list[int]:
-        """Whose they were."""
+        """The UIDs of the jobs."""
         done = []
         for _ in range(jobs):
             done.append(self.begin(fits))
@@ -105,7 +105,7 @@ class Gpu:
         self.queue.bill(self.running, Principal(uid))
 
 
-def test_users_share_the_gpus_seconds_not_the_number_of_their_jobs() -> None:
+def test_users_share_gpu_seconds_not_job_counts() -> None:
     gpu = Gpu({1: 10.0, 2: 2.0, 3: 1.0})
     for uid, jobs in ((1, 10), (2, 50), (3, 100)):
         gpu.ask(uid, jobs)
@@ -113,7 +113,7 @@ def test_users_share_the_gpus_seconds_not_the_number_of_their_jobs() -> None:
     assert [done.count(1) * 10, done.count(2) * 2, done.count(3)] == [50, 50, 50]
 
 
-def test_a_newcomer_is_served_next_and_is_not_owed_what_others_had_before() -> None:
+def test_a_newcomer_is_next_but_owed_nothing() -> None:
     gpu = Gpu({1: 100.0, 2: 50.0})
     gpu.ask(1, 10)
     gpu.do(5)
@@ -126,20 +126,20 @@ def test_a_newcomer_is_served_next_and_is_not_owed_what_others_had_before() -> N
     assert gpu.do(8) == [2, 2, 1, 2, 2, 1, 2, 2]
 
 
-def test_a_debt_outlives_an_absence_while_others_wait_and_is_forgiven_when_nobody_does() -> None:
+def test_a_debt_lasts_until_no_user_waits() -> None:
     gpu = Gpu({1: 30.0, 2: 10.0})
     gpu.ask(2, 6)
     gpu.ask(1)
     assert gpu.do(2) == [2, 1]
-    gpu.ask(1)  # gone meanwhile; the others have used 10
+    gpu.ask(1)  # it left meanwhile; the others have used 10
     assert gpu.do(4) == [2, 2, 1, 2]
-    assert gpu.do(2) == [2, 2]  # and nobody is left
+    assert gpu.do(2) == [2, 2]  # and no user is left
     gpu.ask(1)
     gpu.ask(2)
     assert gpu.do(2) == [1, 2]
 
 
-def test_whose_job_cost_the_worker_pays_for_the_next_ones_start() -> None:
+def test_the_job_that_lost_the_worker_pays_for_the_next_start() -> None:
     gpu = Gpu({1: 1.0, 2: 1.0})
     gpu.ask(1, 3)
     gpu.ask(2, 9)
@@ -152,7 +152,7 @@ def test_whose_job_cost_the_worker_pays_for_the_next_ones_start() -> None:
     assert gpu.do(9) == [2] * 6 + [1, 2, 1]
 
 
-def test_who_has_two_devices_at_once_pays_for_both() -> None:
+def test_a_user_of_two_devices_pays_for_both() -> None:
     gpu = Gpu({1: 5.0, 2: 5.0})
     gpu.ask(1, 3)
     both = [gpu.queue.take(nothing_fits) for _ in range(2)]
@@ -163,7 +163,7 @@ def test_who_has_two_devices_at_once_pays_for_both() -> None:
     assert gpu.do(6) == [2, 2, 2, 2, 1, 2]
 
 
-def test_the_worker_that_there_is_goes_first_only_while_its_user_is_not_far_ahead() -> None:
+def test_the_current_worker_is_preferred_within_a_bound() -> None:
     for seconds, expected in ((10.0, [1, 1, 1, 1, 1, 2]), (MAX_AHEAD_SECONDS + 1, [1, 2, 1, 2])):
         gpu = Gpu({1: seconds, 2: seconds})
         gpu.ask(1, 9)
@@ -171,7 +171,7 @@ def test_the_worker_that_there_is_goes_first_only_while_its_user_is_not_far_ahea
         assert gpu.do(len(expected), fits=lambda job: job.uid == 1) == expected
 
 
-def test_nobody_is_kept_from_the_gpu_by_the_longest_jobs_of_four_others_until_his_own_is_given_up() -> None:
+def test_four_users_long_jobs_do_not_time_out_a_fifths() -> None:
     limits = Limits()
     longest = limits.start_seconds + limits.load_seconds + limits.job_seconds
     others = range(1, 5)
@@ -185,11 +185,11 @@ def test_nobody_is_kept_from_the_gpu_by_the_longest_jobs_of_four_others_until_hi
     gpu.end(running)
     while 9 not in gpu.do(fits=lambda job: job.uid == running):
         pass
-    # However bad the moment: one that runs, and each of the others once.
+    # In the worst case: the running job, and one of each other user.
     assert gpu.clock.now - began <= 5 * longest < limits.queued_seconds
 
 
-def test_positions_are_told_by_what_each_has_used_and_jobs_usually_take() -> None:
+def test_positions_follow_used_and_expected_seconds() -> None:
     gpu = Gpu({1: 8.0, 2: 8.0, 3: 8.0})
     gpu.ask(3, 30)
     gpu.do(30)  # a job takes eight seconds
@@ -206,7 +206,7 @@ def test_positions_are_told_by_what_each_has_used_and_jobs_usually_take() -> Non
     assert gpu.do(6) == [2, 2, 2, 2, 1, 1]
 
 
-def test_the_loaded_model_goes_first_but_nobody_is_overtaken_for_ever() -> None:
+def test_the_loaded_model_goes_first_within_a_bound() -> None:
     queue = JobQueue(Clock())
     queue.add(job(0, 1, "b"))
     for number in range(1, 20):
@@ -214,7 +214,7 @@ def test_the_loaded_model_goes_first_but_nobody_is_overtaken_for_ever() -> None:
     assert [queue.take(of_model("a")).model.id for _ in range(MAX_BYPASSED + 1)] == ["a"] * MAX_BYPASSED + ["b"]
 
 
-def test_a_line_in_front_that_always_has_a_new_head_does_not_let_others_be_overtaken_for_ever() -> None:
+def test_a_busy_line_in_front_does_not_delay_others_forever() -> None:
     queue = JobQueue(Clock())
     front = [job(number, 1, "b") for number in range(20)]
     for waiting in front:
@@ -231,7 +231,7 @@ def test_a_line_in_front_that_always_has_a_new_head_does_not_let_others_be_overt
     assert 50 in taken[: MAX_BYPASSED + 2]
 
 
-def test_a_client_is_told_its_position_only_when_it_changes() -> None:
+def test_a_position_is_sent_only_when_it_changes() -> None:
     queue = JobQueue(Clock())
     jobs = [job(number, 1) for number in range(3)]
     for waiting in jobs:
@@ -249,7 +249,7 @@ happenings = st.lists(
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(happenings)
-def test_within_a_uid_the_order_is_kept_and_whoever_is_next_in_line_waits_a_bounded_number_of_turns(
+def test_a_uids_order_is_kept_and_its_next_job_waits_bounded(
     happened: list[tuple[int, str] | None],
 ) -> None:
     queue = JobQueue(Clock())
@@ -272,7 +272,7 @@ def test_within_a_uid_the_order_is_kept_and_whoever_is_next_in_line_waits_a_boun
     assert len(queue) == 0
 
 
-def test_uids_with_different_models_cause_fewer_changes_than_strict_turns_would() -> None:
+def test_affinity_causes_fewer_model_changes_than_strict_turns() -> None:
     queue = JobQueue(Clock())
     for number in range(60):
         queue.add(job(number, 1 + number % 3, MODELS[number % 2]))

@@ -1,4 +1,4 @@
-"""What is installed is what requirements*.lock say, to the byte."""
+"""Exactly the files of requirements*.lock are installed, by hash."""
 
 import hashlib
 import os
@@ -13,14 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_locks_have_all_that_is_needed_with_hashes() -> None:
+def test_the_locks_have_every_requirement_with_hashes() -> None:
     run = subprocess.run(
         [sys.executable, "scripts/lock.py", "--check"], cwd=ROOT, check=False, capture_output=True, text=True
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-def test_a_lock_without_a_dependency_or_a_hash_is_found_out(tmp_path: Path) -> None:
+def test_a_lock_missing_a_dependency_or_a_hash_is_detected(tmp_path: Path) -> None:
     for name in ("pyproject.toml", *(lock.name for lock in ROOT.glob("requirements*.lock"))):
         (tmp_path / name).write_text((ROOT / name).read_text())
     build = tmp_path / "requirements-build.lock"
@@ -32,7 +32,7 @@ def test_a_lock_without_a_dependency_or_a_hash_is_found_out(tmp_path: Path) -> N
     assert "setuptools>=77 is locked as 1.0: make lock" in run.stderr
 
 
-def test_pip_builds_and_installs_nothing_without_a_hash_from_the_locks() -> None:
+def test_pip_installs_nothing_without_a_hash_from_the_locks() -> None:
     for file in ("Makefile", "scripts/packages.py"):
         text = (ROOT / file).read_text()
         assert "--no-build-isolation" in text and "requirements-build.lock" in text
@@ -42,7 +42,7 @@ def test_pip_builds_and_installs_nothing_without_a_hash_from_the_locks() -> None
 
 
 class Torch:
-    """A wheel by that name, in the only folder that pip looks into, and an environment without any."""
+    """A wheel of that name in the only folder that pip searches, and an environment without one."""
 
     def __init__(self, folder: Path) -> None:
         self.wheels = folder / "wheels"
@@ -61,7 +61,7 @@ class Torch:
         self._python = folder / "venv/bin/python"
 
     def install(self, digest: str, **variables: str) -> tuple[int, str]:
-        """The exit status, and what it says."""
+        """The exit status and the output."""
         self._lock.write_text(f"torch==2.13.0 \\\n    --hash=sha256:{digest}\n")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")} | variables
         environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels), "PIP_CONFIG_FILE": os.devnull}
@@ -78,7 +78,7 @@ def torch(tmp_path: Path) -> Torch:
     return Torch(tmp_path)
 
 
-def test_a_build_of_torch_that_is_not_listed_is_installed_only_where_that_is_asked_for(torch: Torch) -> None:
+def test_an_unlisted_torch_build_is_installed_only_on_request(torch: Torch) -> None:
     status, said = torch.install("0" * 64)
     assert status == 1 and "no hash of this build of torch:\n  torch 2.13.0+other from file:///" in said
     assert not torch.is_there()
@@ -86,6 +86,6 @@ def test_a_build_of_torch_that_is_not_listed_is_installed_only_where_that_is_ask
     assert torch.is_there()
 
 
-def test_a_build_of_torch_that_is_listed_is_installed(torch: Torch) -> None:
+def test_a_listed_torch_build_is_installed(torch: Torch) -> None:
     assert torch.install(torch.digest) == (0, "")
     assert torch.is_there()

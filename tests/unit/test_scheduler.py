@@ -1,4 +1,4 @@
-"""The scheduler alone, with a supervisor that only says what a real one would."""
+"""The scheduler alone, with a stand-in for the supervisor."""
 
 import asyncio
 from typing import Any, cast
@@ -13,7 +13,7 @@ from weave.broker.schedule import scheduler as scheduler_module
 from weave.broker.schedule.job import JobNumber, LoadJob
 from weave.broker.schedule.scheduler import Scheduler
 from weave.broker.schedule.snapshot import ScheduleSnapshot, SlotSnapshot
-from weave.config.parts import Access, BrokerConfig
+from weave.config.child_configs import Access, BrokerConfig
 from weave.config.schema import Limits
 from weave.protocol.control_messages import StartWorker, StopWorker, WorkerEnded
 from weave.protocol.errors import ErrorCode
@@ -31,7 +31,7 @@ CONFIG = BrokerConfig(
 
 
 class SlowSupervisor:
-    """Takes a while to end a worker, and cannot start any."""
+    """Ends a worker slowly, and cannot start one."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -67,7 +67,7 @@ class OldWorker:
         """Nothing to let go of."""
 
 
-def test_a_job_whose_time_is_up_while_the_former_worker_ends_hears_of_it_once_and_gets_no_worker() -> None:
+def test_a_job_timed_out_during_a_worker_change_gets_one_error() -> None:
     async def main() -> tuple[list[ErrorCode], list[int]]:
         supervisor, told = SlowSupervisor(0.3), Told()
         scheduler = scheduler_of(supervisor)
@@ -82,7 +82,7 @@ def test_a_job_whose_time_is_up_while_the_former_worker_ends_hears_of_it_once_an
     assert asyncio.run(main()) == ([ErrorCode.TIMED_OUT], [])
 
 
-def test_each_device_takes_a_job_of_its_own_and_hears_of_its_own_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_device_has_its_own_job_and_worker_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler_module, "DEVICES", 2)
 
     async def main() -> None:
@@ -95,7 +95,7 @@ def test_each_device_takes_a_job_of_its_own_and_hears_of_its_own_worker(monkeypa
         await asyncio.sleep(0)
         assert supervisor.started == [1, 2]
         assert [slot.state for slot in scheduler.slots] == ["starting"] * 2 and len(scheduler.queue) == 1
-        # The first worker ends, and its slot alone takes the job that waits.
+        # The first worker ends, and only its slot takes the waiting job.
         scheduler.on_worker(WorkerEnded(worker=1, cause=""), [])
         while len(supervisor.started) < 3:
             await asyncio.sleep(0)
@@ -106,7 +106,7 @@ def test_each_device_takes_a_job_of_its_own_and_hears_of_its_own_worker(monkeypa
     asyncio.run(main())
 
 
-def test_a_snapshot_is_a_plain_value_that_later_events_do_not_change() -> None:
+def test_later_events_do_not_change_a_snapshot() -> None:
     async def main() -> None:
         supervisor = SlowSupervisor(60)
         scheduler = scheduler_of(supervisor)
@@ -117,7 +117,7 @@ def test_a_snapshot_is_a_plain_value_that_later_events_do_not_change() -> None:
             await asyncio.sleep(0)
         taken = scheduler.snapshot()
         encoded = msgspec.msgpack.encode(taken)
-        # Nothing that is alive would survive this.
+        # A live object would not survive this.
         assert msgspec.msgpack.decode(encoded, type=ScheduleSnapshot) == taken
         assert taken.slots == (SlotSnapshot(state="starting", runs_for=1, worker=None),) and taken.waiting == 1
         assert [(job.user_number, job.state, job.position) for job in taken.jobs] == [
@@ -133,5 +133,5 @@ def test_a_snapshot_is_a_plain_value_that_later_events_do_not_change() -> None:
     asyncio.run(main())
 
 
-def test_a_version_1_client_is_told_just_before_it_gives_up_after_120_seconds() -> None:
+def test_a_version_1_client_gets_an_answer_before_120_seconds() -> None:
     assert 115 <= Limits().v1_seconds < 120

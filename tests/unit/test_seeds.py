@@ -1,4 +1,4 @@
-"""From a seed to noise: docs/protocol.md, "Seeds", to the last bit."""
+"""From a seed to noise, to the last bit: docs/protocol.md, "Seeds"."""
 
 import random
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from weave.gpu_worker.seeds import generator, seed_everything_else
+from weave.gpu_worker.seeds import generator, seed_global_generators
 
 
 def noise(seed: int) -> torch.Tensor:
@@ -14,7 +14,7 @@ def noise(seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 5, 2**31, 2**32 - 1])
-def test_a_seed_of_32_bits_is_torchs_own(seed: int) -> None:
+def test_a_32_bit_seed_equals_torchs(seed: int) -> None:
     assert torch.equal(noise(seed), torch.randn(64, generator=torch.Generator().manual_seed(seed)))
 
 
@@ -30,13 +30,13 @@ def test_a_seed_of_32_bits_is_torchs_own(seed: int) -> None:
         (2**64 - 1, [-0.328151, -0.989487, 1.340984]),
     ],
 )
-def test_noise_stays_what_it_is(seed: int, expected: list[float]) -> None:
+def test_noise_does_not_change_between_releases(seed: int, expected: list[float]) -> None:
     assert torch.allclose(torch.randn(3, generator=generator(seed)), torch.tensor(expected), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", [2**32, 5 + 2**32, 2**64 - 1])
-def test_a_longer_seed_is_the_twister_s_key_of_two_words(seed: int) -> None:
-    """numpy, Python and torch give one stream of words for it."""
+def test_a_longer_seed_is_the_twisters_key_of_two_words(seed: int) -> None:
+    """numpy, Python and torch give the same stream of words for it."""
     words = [seed % 2**32, seed >> 32]
     ours = torch.empty(1000, dtype=torch.int64).random_(0, 2**20, generator=generator(seed))
     numpys = np.random.RandomState(words).randint(0, 2**32, size=2000, dtype=np.uint32)
@@ -54,5 +54,5 @@ def test_each_bit_of_a_seed_counts() -> None:
 def test_torchs_own_generator_starts_from_the_seed_too() -> None:
     for seed in (7, 7 + 2**40):
         torch.randn(3)
-        seed_everything_else(seed)
+        seed_global_generators(seed)
         assert torch.equal(torch.randn(64), noise(seed))

@@ -7,7 +7,7 @@ from training.shapes.data import draw, scenes
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_checker_sees_what_was_drawn(seed: int) -> None:
+def test_the_checker_recognises_rendered_shapes(seed: int) -> None:
     everything = [scene for part in scenes() for scene in part]
     rng = random.Random(seed)
     wrong = [(scene, look(draw(scene, rng))) for scene in everything]

@@ -1,4 +1,4 @@
-"""What several tests, in processes of their own, find cached or make."""
+"""Trees that several test processes share: one builds, the others wait."""
 
 import multiprocessing
 import time
@@ -22,7 +22,7 @@ def make(file: str, log: str, started: "multiprocessing.synchronize.Barrier") ->
     assert cached(Path(file), slowly).read_text() == "half"
 
 
-def test_what_two_want_at_once_is_made_once_and_seen_whole_only(tmp_path: Path) -> None:
+def test_concurrent_requests_build_a_cached_tree_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     file, log, started = tmp_path / "cache" / "tree.tar", tmp_path / "log", context.Barrier(4)
     makers = [context.Process(target=make, args=(str(file), str(log), started)) for _ in range(4)]
@@ -35,13 +35,13 @@ def test_what_two_want_at_once_is_made_once_and_seen_whole_only(tmp_path: Path) 
     assert [found.name for found in file.parent.iterdir()] == ["tree.tar"]
 
 
-def test_what_was_given_up_is_made_again(tmp_path: Path) -> None:
+def test_an_abandoned_build_is_made_again(tmp_path: Path) -> None:
     def gives_up(part: Path) -> None:
         part.write_text("half")
-        raise RuntimeError("the mirror is gone")
+        raise RuntimeError("the mirror is down")
 
     file = tmp_path / "tree.tar"
-    with pytest.raises(RuntimeError, match="the mirror is gone"):
+    with pytest.raises(RuntimeError, match="the mirror is down"):
         cached(file, gives_up)
     assert list(tmp_path.iterdir()) == []
     assert cached(file, lambda part: part.write_text("whole")).read_text() == "whole"

@@ -1,4 +1,4 @@
-"""The systemd units, as systemd itself judges them."""
+"""The systemd units, as systemd-analyze judges them."""
 
 import json
 import os
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason=
 
 
 def version() -> str:
-    """Each version judges a little otherwise."""
+    """Versions of systemd differ a little."""
     return analyze("--version").stdout.split()[1] if shutil.which("systemd-analyze") else ""
 
 
@@ -36,17 +36,17 @@ def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
 
 
-judged_by_252 = pytest.mark.skipif(version() != "252", reason="the figures and names are systemd 252's")
+judged_by_252 = pytest.mark.skipif(version() != "252", reason="the figures and names are those of systemd 252")
 
 
 @judged_by_252
-def test_exposure_of_the_system_service_is_at_most_one_and_a_half() -> None:
+def test_the_exposure_of_the_system_service_is_at_most_1_5() -> None:
     done = analyze("security", "--offline=true", "--threshold=15", UNITS / "system/weave-compute.service")
     assert done.returncode == 0, done.stdout
 
 
 @judged_by_252
-def test_each_directive_that_is_looser_than_it_could_be_has_its_reason() -> None:
+def test_each_loose_directive_has_its_reason() -> None:
     service = UNITS / "system/weave-compute.service"
     judged = json.loads(analyze("security", "--offline=true", "--json=short", service).stdout)
     loose = {item["json_field"] for item in judged if item["exposure"]}
@@ -56,9 +56,9 @@ def test_each_directive_that_is_looser_than_it_could_be_has_its_reason() -> None
 
 
 @pytest.mark.parametrize("manager", ["system", "user"])
-def test_the_units_have_no_mistake(manager: str, tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(manager: str, tmp_path: Path) -> None:
     for unit in (UNITS / manager).iterdir():
-        # The program need not be installed here.
+        # The program is not installed here.
         (tmp_path / unit.name).write_text(unit.read_text().replace("/usr/bin/weave-compute", "/bin/true"))
     command = ["systemd-analyze", f"--{manager}", "--man=no", "--recursive-errors=no", "verify"]
     done = subprocess.run(

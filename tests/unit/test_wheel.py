@@ -1,4 +1,4 @@
-"""What a wheel of the project holds besides its modules."""
+"""The contents of the project's wheel."""
 
 import shutil
 import subprocess
@@ -25,12 +25,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(made)
 
 
-def test_it_has_every_module_and_tells_type_checkers_so(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_has_every_module_and_py_typed(wheel: zipfile.ZipFile) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "weave").rglob("*.py")}
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == {*modules, "weave/py.typed"}
 
 
-def test_it_has_the_licence(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_has_the_licence(wheel: zipfile.ZipFile) -> None:
     (text,) = [name for name in wheel.namelist() if name.endswith("/licenses/LICENSE")]
     assert wheel.read(text) == (ROOT / "LICENSE").read_bytes()
     (metadata,) = [name for name in wheel.namelist() if name.endswith("/METADATA")]

@@ -1,4 +1,4 @@
-"""A worker whose asker is gone: it is killed whenever it comes, for it would keep the GPU."""
+"""A worker whose requester has disconnected is killed when it arrives, since it would keep the GPU."""
 
 import asyncio
 import os
@@ -7,12 +7,12 @@ import subprocess
 import pytest
 
 from weave.protocol.control_messages import Forked
-from weave.supervisor.zygote import Zygote
+from weave.supervisor.children.zygote import ZygoteProcess
 
 
 @pytest.mark.parametrize("comes", ["before the cancel", "after it"])
-def test_a_worker_that_is_forked_for_nobody_is_killed_and_the_next_of_its_number_is_not(comes: str) -> None:
-    zygote = Zygote.__new__(Zygote)  # without its process
+def test_an_unwanted_worker_is_killed_but_not_its_successor(comes: str) -> None:
+    zygote = ZygoteProcess.__new__(ZygoteProcess)  # without its process
     zygote._forked, zygote._exited, zygote._unwanted = {}, {}, []
     workers = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
 

@@ -1,5 +1,5 @@
-"""Put into the installed daemon as weave/attack.py: each process, before it locks itself in, tries what only AppArmor
-or SELinux can still refuse, and logs what came of it."""
+"""Added to the installed daemon as weave/attack.py: each process, before it locks itself down, tries what only AppArmor
+or SELinux can still refuse, and logs the outcome."""
 
 import os
 import socket

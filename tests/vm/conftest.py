@@ -1,4 +1,4 @@
-"""The two machines: each is made, booted and asked once, by whichever of its tests comes first."""
+"""The two machines: each is built, booted and queried once, for the first of its tests."""
 
 import re
 import shutil
@@ -10,10 +10,19 @@ import pytest
 
 from tests.packages.conftest import built
 from tests.packages.tree import ROOT, run
+from tests.support.seams import applied, before, replaced
 from tests.vm import machine
 from tests.vm.guest import CONFIG
 
 Answers = dict[str, Any]
+IMPORT = "from weave import attack\n"
+# Each process attacks before it locks itself in. The supervisor's Landlock, which the others inherit, is taken away.
+ARMED = (
+    before("broker/__main__.py", "main", IMPORT + "attack.run('broker')"),
+    before("gpu_worker/worker.py", "close_descriptors_except", IMPORT + "attack.run('worker')"),
+    before("supervisor/main.py", "open_client_socket", IMPORT + "attack.run('supervisor')"),
+    replaced("sandbox/landlock.py", "restrict_changes", "return 'none'"),
+)
 USERS = (
     ("groupadd", "--system", "weave"),
     ("useradd", "--create-home", "--groups", "weave", "alice"),
@@ -42,6 +51,9 @@ def put_tests(tree: Path, mac: str, *packages: Path) -> None:
         shutil.copy(package, home / "packages")
     for name in ("guest.py", "attack.py"):
         shutil.copy(ROOT / "tests" / "vm" / name, home)
+    for module, changed in applied(ARMED).items():
+        (home / "armed" / module).parent.mkdir(parents=True, exist_ok=True)
+        (home / "armed" / module).write_text(changed)
     for name in ("tests", "models"):
         shutil.copytree(ROOT / name, home / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
     units = tree / "etc" / "systemd" / "system"

@@ -1,5 +1,5 @@
-"""What runs inside the virtual machine, as a unit of its own after boot. Each step tells on the second serial port, one
-JSON line, what it saw; the tests outside judge it. The argument is the system of mandatory access control."""
+"""Runs inside the virtual machine, as a unit after boot. Each step writes one JSON line with its result to the second
+serial port; the tests outside check it. The argument is the system of mandatory access control."""
 
 import base64
 import json
@@ -14,24 +14,8 @@ from typing import Any
 
 HOME = Path("/opt/weave-vm")
 PACKAGE = Path("/usr/lib/weave-compute/lib/python3.11/site-packages/weave")
-PICTURE = Path("/home/alice/picture.png")
-# What makes each process attack, before it locks itself in. The supervisor's Landlock, which the others inherit, goes.
-ARMED = {
-    "broker/__main__.py": (
-        "    harden(parent",
-        "    from weave import attack\n    attack.run('broker')\n    harden(parent",
-    ),
-    "gpu_worker/worker.py": (
-        "        keep_only(jobs, c",
-        "        from weave import attack\n        attack.run('worker')\n        keep_only(jobs, c",
-    ),
-    "supervisor/main.py": (
-        "        entrance = open_",
-        "        from weave import attack\n        attack.run('supervisor')\n        entrance = open_",
-    ),
-    "sandbox/landlock.py": ("def restrict_changes(", "def restrict_changes(**_): return 'none'\ndef unused("),
-}
-# A translated processor is slow, and a thousand times so where it multiplies: one step, without guidance.
+IMAGE = Path("/home/alice/image.png")
+# An emulated processor is slow, most of all at multiplying: one step, without guidance.
 PROMPT = "a red circle on a blue background"
 PARAMETERS = {"seed": 1, "steps": 1, "cfg_scale": 1.0, "model": "shapes"}
 CONFIG = """
@@ -57,11 +41,11 @@ def as_user(name: str, command: str) -> dict[str, Any]:
     return sh(f"setpriv --reuid={name} --regid={name} --init-groups env HOME=/home/{name} {command}")
 
 
-def draw() -> dict[str, Any]:
+def generate() -> dict[str, Any]:
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in PARAMETERS.items())
-    done = as_user("alice", f"weavectl --timeout 600 --json generate '{PROMPT}' {options} --output {PICTURE}")
-    picture = base64.b64encode(PICTURE.read_bytes()).decode() if PICTURE.exists() else None
-    return done | {"picture": picture}
+    done = as_user("alice", f"weavectl --timeout 600 --json generate '{PROMPT}' {options} --output {IMAGE}")
+    image = base64.b64encode(IMAGE.read_bytes()).decode() if IMAGE.exists() else None
+    return done | {"image": image}
 
 
 def labels() -> dict[str, list[str]]:
@@ -106,7 +90,7 @@ def reload() -> dict[str, Any]:
 
 
 def after(command: str) -> dict[str, Any]:
-    """What became of the service that ran before that command: how often it was started anew, and how it runs."""
+    """The service after that command: how often it was restarted, and its state."""
     count = "journalctl --unit=weave-compute --output=cat --grep=^Started | wc --lines"
     before = int(sh(count)["output"])
     done = sh(command)
@@ -147,7 +131,7 @@ def users_own() -> dict[str, Any]:
 
 
 def purge() -> dict[str, Any]:
-    """What is left: of profiles in the kernel, units that run, and files by their name."""
+    """What is left: profiles in the kernel, running units, and files by name."""
     (PACKAGE / "attack.py").unlink()
     purged = sh("dpkg --purge weave-compute weave-compute-model-shapes")
     profiles = sh("grep --count weave-compute /sys/kernel/security/apparmor/profiles")
@@ -157,7 +141,7 @@ def purge() -> dict[str, Any]:
 
 
 def erase() -> dict[str, Any]:
-    """What is left: of SELinux's modules, units that run, and labels of what the administrator keeps."""
+    """What is left: SELinux's modules, running units, and labels of the administrator's files."""
     (PACKAGE / "attack.py").unlink()
     erased = sh("HOME=/root rpm --erase weave-compute weave-compute-model-shapes")
     modules = sh("semodule --list-modules | grep weave")["output"]
@@ -171,7 +155,7 @@ def a_stranger() -> dict[str, Any]:
 
 
 def denied() -> list[str]:
-    """What the audit log has of denials, from the boot on."""
+    """The denials in the audit log since boot."""
     text = Path("/var/log/audit/audit.log").read_text(errors="replace")
     return [line for line in text.splitlines() if 'apparmor="DENIED"' in line or "avc:  denied" in line]
 
@@ -191,20 +175,16 @@ def attacks(properties: str) -> dict[str, Any]:
 
 
 def arm() -> dict[str, Any]:
-    """From now on each process attacks."""
     (PACKAGE / "attack.py").write_text((HOME / "attack.py").read_text())
-    for name, (line, instead) in ARMED.items():
-        source = (PACKAGE / name).read_text()
-        assert source.count(line) == 1, name
-        (PACKAGE / name).write_text(source.replace(line, instead))
+    shutil.copytree(HOME / "armed", PACKAGE, dirs_exist_ok=True)
     for compiled in PACKAGE.glob("**/__pycache__"):
         shutil.rmtree(compiled)
-    # A device that is not a GPU, and one that is by its name. Anybody may open both, as far as modes go.
+    # One device that is not a GPU, and one that is by its name. Their modes let every user open both.
     return sh("mknod --mode=666 /dev/nvidia0 c 1 3; mknod --mode=666 /dev/weave-test c 1 3; restorecon /dev/nvidia0")
 
 
 def refusals(units: dict[str, str]) -> dict[str, Any]:
-    """How the daemon ends where it would be held by nothing: by the way it is started."""
+    """How the daemon exits where mandatory access control would not confine it, by the way it is started."""
     found = {}
     for name, start in units.items():
         sh(start)
@@ -228,7 +208,7 @@ FILES = "cat /var/log/weave/audit.log /var/lib/weave/metrics/weave.prom"
 
 SERVING: dict[str, Callable[[], Any]] = {
     "service": service,
-    "picture": draw,
+    "image": generate,
     "files": lambda: sh(FILES),
     "labels": labels,
     "status": status,

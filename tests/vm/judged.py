@@ -1,4 +1,4 @@
-"""What both machines' answers are judged by."""
+"""The checks that both machines' answers share."""
 
 import base64
 import io
@@ -9,18 +9,18 @@ import numpy as np
 from PIL import Image
 
 from tests.support.daemon import Daemon
-from tests.support.pictures import images, pixels
+from tests.support.generation import images, pixels
 from tests.vm.guest import PARAMETERS, PROMPT
 
-# Of 255.
+# The largest difference of a pixel's value, of 255.
 ROUNDING = 3
 # Its name in the log.
 LOGGED_AS = {"worker": "gpu_worker"}
 PROCESSES = ("supervisor", "broker", "worker")
 # By what is in its command line.
 ROLES = {"/usr/bin/weave-compute": "supervisor", "weave.broker": "broker", "weave.gpu_worker": "worker"}
-# What each process is there for, and so may do under its profile or domain as well.
-# What CUDA does at its start reaches nobody else: on Debian the other two may do it as well.
+# The purpose of each process, which its profile or domain allows too.
+# What CUDA does at its start affects no other process: on Debian the other two may do it as well.
 CUDA = {"name a thread as CUDA does", "listen as CUDA does"}
 ALLOWED = {
     "supervisor": {"read the config"} | CUDA,
@@ -29,13 +29,14 @@ ALLOWED = {
 }
 
 
-def is_the_picture(found: dict[str, Any], daemon: Daemon) -> bool:
-    """Whether it is what the daemon draws outside the machine, but for what another processor rounds otherwise."""
-    assert found["picture"] is not None, found
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["picture"]))))
+def is_the_image(found: dict[str, Any], daemon: Daemon) -> bool:
+    """Whether it equals the image that the daemon generates outside the machine, up to rounding differences of another
+    processor."""
+    assert found["image"] is not None, found
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["image"]))))
     with daemon.client() as client:
         (same,) = images(list(client.generate(PROMPT, **PARAMETERS)))
-    return float(np.abs(picture.astype(int) - pixels(same)).max()) <= ROUNDING
+    return float(np.abs(image.astype(int) - pixels(same)).max()) <= ROUNDING
 
 
 def gained(found: dict[str, Any], process: str) -> set[str]:
@@ -46,7 +47,7 @@ def gained(found: dict[str, Any], process: str) -> set[str]:
 
 
 def was_started_once(found: dict[str, Any]) -> bool:
-    """And is in order: whether a command that succeeded has had the service that ran start anew."""
+    """Whether the command succeeded and restarted the running service once."""
     assert found["status"] == 0 and found["serves"]["status"] == 0 and "ActiveState=active" in found["state"], found
     return bool(found["starts"] == 1)
 

@@ -1,4 +1,4 @@
-"""A virtual machine of a Debian tree: made without loop devices, booted by QEMU, asked by its serial ports."""
+"""A virtual machine of a Debian tree: built without loop devices, booted by QEMU, queried through its serial ports."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from typing import Any
 from tests.packages.tree import ROOT, base, locked, run
 
 CACHE = ROOT / ".cache" / "vm"
-# What a service manager, a boot and the two systems of mandatory access control need; the daemon's own needs are its
-# package's to say.
+# Packages for a service manager, a boot and the two systems of mandatory access control; the daemon's own needs are in
+# its package.
 DEBIAN = (
     *("systemd", "systemd-sysv", "udev", "dbus", "libnss-systemd", "libpam-systemd", "kmod", "procps", "adduser"),
     *("linux-image-cloud-amd64", "initramfs-tools", "python3", "libcap2", "libseccomp2", "apparmor", "auditd"),

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.vm.conftest import Answers
-from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_picture, status_of, was_started_once
+from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_image, status_of, was_started_once
 
 # AppArmor knows nothing of connect(2) to a path before Linux 6.17 (Ubuntu's kernels do): there seccomp stands alone.
 NOT_HELD = {"connect to another daemon"}
@@ -35,17 +35,17 @@ def test_the_package_installs_and_its_service_serves(apparmor: Answers) -> None:
     assert "ActiveState=active" in apparmor["service"]["output"], apparmor["service"]
 
 
-def test_an_allowed_user_gets_a_picture_and_a_stranger_gets_nothing(apparmor: Answers, shared_daemon: Daemon) -> None:
-    assert is_the_picture(apparmor["picture"], shared_daemon), apparmor["picture"]
+def test_an_allowed_user_gets_an_image_and_a_stranger_nothing(apparmor: Answers, shared_daemon: Daemon) -> None:
+    assert is_the_image(apparmor["image"], shared_daemon), apparmor["image"]
     assert apparmor["a stranger"]["status"] == 3 and apparmor["a stranger"]["output"] == ""
 
 
-def test_a_user_has_a_daemon_of_her_own_by_the_user_units(apparmor: Answers) -> None:
+def test_the_user_units_start_a_users_own_daemon(apparmor: Answers) -> None:
     status = status_of(apparmor["a user's own"])
     assert (status["mode"], "apparmor" in status["sandbox"]["broker"]) == ("user", False)
 
 
-def test_purging_from_a_running_system_leaves_torch_and_what_the_administrator_made(apparmor: Answers) -> None:
+def test_purging_leaves_torch_and_the_administrators_files(apparmor: Answers) -> None:
     left = apparmor["purge"]
     assert (left["status"], left["profiles"], left["units"]) == (0, "0\n", ""), left
     ours = ("weave-vm", "weave-attack", "weave-compute-torch-")  # the tests', and the other package's
@@ -58,25 +58,25 @@ def test_audit_and_metrics_are_written(apparmor: Answers) -> None:
     assert '"event":"model_loaded"' in files and "weave_images_total" in files, apparmor["files"]
 
 
-def test_a_reload_opens_the_audit_anew_and_the_daemon_serves_on(apparmor: Answers) -> None:
+def test_a_reload_reopens_the_audit_and_keeps_serving(apparmor: Answers) -> None:
     reloaded = apparmor["reload"]
     assert reloaded["status"] == 0 and '"reloaded"' in reloaded["output"], reloaded
     assert reloaded["serves"]["status"] == 0, reloaded
 
 
-def test_an_upgrade_restarts_what_runs_once_and_keeps_the_config(apparmor: Answers) -> None:
+def test_an_upgrade_restarts_the_daemon_and_keeps_the_config(apparmor: Answers) -> None:
     upgraded = apparmor["upgrade"]
     assert was_started_once(upgraded) and upgraded["version"].endswith(".later") and upgraded["kept"]
     assert "weave-later (enforce)" in upgraded["profiles"].splitlines()
     assert_each_in_its_profile(upgraded["labels"])
 
 
-def test_another_model_restarts_what_runs_but_where_policy_rc_d_refuses(apparmor: Answers) -> None:
+def test_another_model_restarts_the_daemon_unless_policy_forbids(apparmor: Answers) -> None:
     assert was_started_once(apparmor["another model"])
     assert not was_started_once(apparmor["another model, refused"])
 
 
-def test_nothing_that_the_daemon_does_is_denied(apparmor: Answers) -> None:
+def test_apparmor_denies_nothing_the_daemon_does(apparmor: Answers) -> None:
     assert apparmor["denied"] == []
 
 
@@ -86,7 +86,7 @@ def assert_each_in_its_profile(found: dict[str, list[str]]) -> None:
         assert set(labels) == {f"weave-compute//&weave-compute-{ROLES[program]} (enforce)"}
 
 
-def test_each_process_is_in_a_profile_of_its_own_that_is_enforced(apparmor: Answers) -> None:
+def test_each_process_has_its_own_enforced_profile(apparmor: Answers) -> None:
     assert_each_in_its_profile(apparmor["labels"])
     assert len(apparmor["labels"]["weave.gpu_worker"]) == 2  # the zygote and its worker
     sandbox = status_of(apparmor["status"])["sandbox"]
@@ -94,7 +94,7 @@ def test_each_process_is_in_a_profile_of_its_own_that_is_enforced(apparmor: Answ
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_under_its_profile_alone_a_process_gains_only_what_it_is_for(apparmor: Answers, process: str) -> None:
+def test_a_profile_alone_gives_a_process_only_what_it_needs(apparmor: Answers, process: str) -> None:
     assert gained(apparmor["attacks"], process) == ALLOWED[process] | NOT_HELD
     assert apparmor["attacks"]["load"]["status"] == 0, apparmor["attacks"]
 
@@ -124,7 +124,7 @@ def test_without_apparmor_the_same_attacks_succeed(apparmor: Answers, process: s
     assert gained(apparmor["attacks, unconfined"], process) >= set(DENIALS)
 
 
-def test_where_it_is_required_the_daemon_does_not_serve_unconfined_or_under_a_profile_that_only_complains(
+def test_require_mac_refuses_no_profile_and_complain_mode(
     apparmor: Answers,
 ) -> None:
     labels = {"unconfined": "unconfined", "one complaining": "supervisor", "complaining": "supervisor (complain)"}
@@ -142,7 +142,9 @@ def test_the_older_landlock_holds_broker_and_worker(apparmor: Answers) -> None:
         assert [outcome for outcome in outcomes if outcome["result"].startswith("gained")] == []
 
 
-def test_doctor_says_that_apparmor_holds_and_is_required_and_that_systemd_does(apparmor: Answers) -> None:
+def test_doctor_reports_apparmor_and_systemds_hardening(apparmor: Answers) -> None:
     lines = apparmor["doctor"]["output"].splitlines()
-    assert "ok    mandatory access control: apparmor holds each process, and it would not serve otherwise" in lines
+    assert (
+        "ok    mandatory access control: apparmor confines each process, and the daemon serves only if it does" in lines
+    )
     assert any(line.startswith("ok    service: weave-compute.service is active") for line in lines), lines

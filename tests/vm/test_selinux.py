@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.vm.conftest import Answers
-from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_picture, status_of, was_started_once
+from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_image, status_of, was_started_once
 
 DOMAINS = {"supervisor": "weave_t", "broker": "weave_broker_t", "worker": "weave_worker_t"}
 # What a denial of each attack looks like in the audit log, beside the process's domain.
@@ -22,18 +22,16 @@ DENIALS = {
 }
 
 
-def test_where_selinux_is_off_the_package_compiles_its_module_for_this_policy_without_an_error(
+def test_the_package_compiles_its_module_while_selinux_is_off(
     selinux: Answers,
 ) -> None:
     said = selinux["install"]
     assert "Compiling default weave_compute module" in said and "rror" not in said and "not loaded" not in said, said
 
 
-def test_the_service_serves_and_an_allowed_user_gets_a_picture_and_a_stranger_nothing(
-    selinux: Answers, shared_daemon: Daemon
-) -> None:
+def test_the_service_serves_an_allowed_user_and_no_stranger(selinux: Answers, shared_daemon: Daemon) -> None:
     assert "ActiveState=active" in selinux["service"]["output"], selinux["service"]
-    assert is_the_picture(selinux["picture"], shared_daemon), selinux["picture"]
+    assert is_the_image(selinux["image"], shared_daemon), selinux["image"]
     assert selinux["a stranger"]["status"] == 3 and selinux["a stranger"]["output"] == ""
 
 
@@ -47,18 +45,18 @@ def assert_each_in_its_domain(found: dict[str, list[str]]) -> None:
         assert {label.split(":")[2] for label in found[program]} == {DOMAINS[role]}
 
 
-def test_a_reload_opens_the_audit_anew_and_the_daemon_serves_on(selinux: Answers) -> None:
+def test_a_reload_reopens_the_audit_and_keeps_serving(selinux: Answers) -> None:
     reloaded = selinux["reload"]
     assert reloaded["status"] == 0 and '"reloaded"' in reloaded["output"], reloaded
     assert reloaded["serves"]["status"] == 0, reloaded
 
 
-def test_another_model_restarts_what_runs(selinux: Answers) -> None:
+def test_another_model_restarts_the_daemon(selinux: Answers) -> None:
     assert was_started_once(selinux["another model"])
     assert_each_in_its_domain(selinux["another model"]["labels"])
 
 
-def test_erasing_takes_the_module_and_its_labels_and_leaves_config_and_audit(selinux: Answers) -> None:
+def test_erasing_removes_the_module_and_keeps_config_and_audit(selinux: Answers) -> None:
     erased = selinux["erase"]
     assert (erased["status"], erased["units"], erased["modules"]) == (0, "", ""), erased
     labels = dict(line.split(" ") for line in erased["left"])
@@ -66,14 +64,14 @@ def test_erasing_takes_the_module_and_its_labels_and_leaves_config_and_audit(sel
     assert {label.split(":")[2] for label in labels.values()} == {"etc_t", "var_log_t"}
 
 
-def test_each_process_is_in_a_domain_of_its_own(selinux: Answers) -> None:
+def test_each_process_has_its_own_domain(selinux: Answers) -> None:
     assert_each_in_its_domain(selinux["labels"])
     sandbox = status_of(selinux["status"])["sandbox"]
     assert all("selinux" in sandbox[process] for process in PROCESSES), sandbox
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_in_its_domain_alone_a_process_gains_only_what_it_is_for(selinux: Answers, process: str) -> None:
+def test_a_domain_alone_gives_a_process_only_what_it_needs(selinux: Answers, process: str) -> None:
     assert gained(selinux["attacks"], process) == ALLOWED[process]
     assert selinux["attacks"]["load"]["status"] == 0, selinux["attacks"]
 
@@ -87,21 +85,23 @@ def test_each_denial_is_in_the_audit_log_with_its_domain(selinux: Answers, proce
         assert any(all(part in line for part in DENIALS[attack]) for line in denied), (attack, denied)
 
 
-def test_nothing_that_the_daemon_does_is_denied_by_selinux(selinux: Answers) -> None:
+def test_selinux_denies_nothing_the_daemon_does(selinux: Answers) -> None:
     assert [line for line in selinux["denied"] if "weave" in line] == []
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_where_selinux_is_permissive_the_same_attacks_succeed(selinux: Answers, process: str) -> None:
+def test_the_same_attacks_succeed_where_selinux_is_permissive(selinux: Answers, process: str) -> None:
     assert gained(selinux["attacks, permissive"], process) >= set(DENIALS)
 
 
-def test_where_it_is_required_the_daemon_does_not_serve_under_a_permissive_policy(selinux: Answers) -> None:
+def test_require_mac_refuses_a_permissive_policy(selinux: Answers) -> None:
     text = selinux["refusals"]["permissive"]
     assert "system.require_mac is true" in text and "ExecMainStatus=78" in text
 
 
-def test_doctor_says_that_selinux_holds_and_is_required_and_that_systemd_does(selinux: Answers) -> None:
+def test_doctor_reports_selinux_and_systemds_hardening(selinux: Answers) -> None:
     lines = selinux["doctor"]["output"].splitlines()
-    assert "ok    mandatory access control: selinux holds each process, and it would not serve otherwise" in lines
+    assert (
+        "ok    mandatory access control: selinux confines each process, and the daemon serves only if it does" in lines
+    )
     assert any(line.startswith("ok    service: weave-compute.service is active") for line in lines), lines

@@ -1,1 +1,1 @@
-"""The broker: the only process that reads a client's bytes. It has no files, no GPU and no right to get any."""
+"""The broker: the only process that reads clients' bytes. It has no access to files or to the GPU."""

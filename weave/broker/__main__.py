@@ -1,4 +1,4 @@
-"""python -m weave.broker: started by the supervisor with its channel, its config and a socket."""
+"""python -m weave.broker: the supervisor starts it, with a channel, a config and a socket as inherited descriptors."""
 
 import argparse
 import asyncio
@@ -6,25 +6,25 @@ import resource
 import socket
 
 from weave.broker.server import Server
-from weave.config.parts import BrokerConfig, from_memfd
+from weave.config.child_configs import BrokerConfig, from_memfd
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import CLIENT_DROPPED_STATUS, Attested, LockedDown, ToBroker
 from weave.protocol.waiting import receive
 from weave.sandbox import broker_calls, landlock, seccomp
-from weave.sandbox.process import drop_capabilities, harden
+from weave.sandbox.hardening import drop_capabilities, harden
 
 
 def main() -> None:
-    """Serve until the supervisor says stop or is gone."""
+    """Serve until the supervisor sends Stop or closes the channel."""
     options = argparse.ArgumentParser()
     for name in ("parent", "control", "config"):
         options.add_argument(f"--{name}", type=int, required=True)
-    entrance = options.add_mutually_exclusive_group(required=True)
-    entrance.add_argument("--listen", type=int)
-    entrance.add_argument("--client", type=int)
+    sockets = options.add_mutually_exclusive_group(required=True)
+    sockets.add_argument("--listen", type=int)
+    sockets.add_argument("--client", type=int)
     inherited = options.parse_args()
     harden(parent=inherited.parent)
-    # Connections and unread images are descriptors; how many there may be is for the config's limits to say.
+    # Connections and unread images are descriptors; the config's limits bound their number.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     config = from_memfd(inherited.config, BrokerConfig)
@@ -37,13 +37,13 @@ def main() -> None:
 
 
 async def serve(config: BrokerConfig, supervisor: Channel[ToBroker], sock: socket.socket, *, attached: bool) -> int:
-    """The event loop has its descriptors by now. The first client is accepted only below lock_down(), and when
-    the supervisor has attested us. Returns the exit status."""
+    """The event loop already has its descriptors. No client is accepted before lock_down() and the supervisor's
+    attestation. Returns the exit status."""
     lock_down(supervisor)
     try:
         message, descriptors = await receive(supervisor)
         if descriptors or not isinstance(message, Attested):
-            raise ChannelViolation("the supervisor spoke before it attested")
+            raise ChannelViolation("the supervisor sent a message before Attested")
         sandbox = {"supervisor": message.supervisor, "broker": message.broker}
         server = Server(config, sandbox, supervisor, sock, attached=attached)
         await server.run()
@@ -53,7 +53,7 @@ async def serve(config: BrokerConfig, supervisor: Channel[ToBroker], sock: socke
 
 
 def lock_down(supervisor: Channel[ToBroker]) -> None:
-    """No file, no capability, and only the calls of the allow list. After this line nothing is privileged."""
+    """Give up all files and capabilities, and all system calls but those of the allow list."""
     layers = (landlock.restrict(), drop_capabilities(), "seccomp", "no-new-privs")
     listener = seccomp.install(broker_calls.CALLS)
     supervisor.send(LockedDown(layers=layers), (listener,))

@@ -1,4 +1,4 @@
-"""The broker's parts put together, what it does when the supervisor says something, and its end."""
+"""The broker as a whole: its parts, its messages from the supervisor, and its shutdown."""
 
 import asyncio
 import socket
@@ -10,7 +10,7 @@ from weave.broker.front.dispatch import Dispatcher
 from weave.broker.front.listener import Listener
 from weave.broker.front.status import DaemonSnapshot
 from weave.broker.schedule.scheduler import Scheduler
-from weave.config.parts import BrokerConfig, from_memfd
+from weave.config.child_configs import BrokerConfig, from_memfd
 from weave.protocol.channel import Channel, ChannelViolation, close_all
 from weave.protocol.control_messages import (
     Alive,
@@ -41,8 +41,8 @@ class Server:
         *,
         attached: bool,
     ) -> None:
-        """`sandbox` is what supervisor and broker are held by; `sock` is one to accept clients on; attached, it is
-        the one client."""
+        """`sandbox`: the layers of the supervisor and the broker. `sock`: the listening socket; in attached mode, the
+        one client's connection."""
         self._config = config
         self._sandbox = sandbox
         self._supervisor = supervisor
@@ -61,11 +61,11 @@ class Server:
 
     @property
     def client_dropped(self) -> bool:
-        """Attached: the one client was dropped by us, and did not go by itself."""
+        """Attached mode: the broker dropped the one client, which had not disconnected."""
         return self._attached and self._clients.last_was_dropped
 
     async def run(self) -> None:
-        """Serve until the supervisor says stop or the client that we are attached to is gone.
+        """Serve until the supervisor sends Stop or, in attached mode, the client disconnects.
 
         Raises ChannelClosed, ChannelViolation.
         """
@@ -99,10 +99,10 @@ class Server:
                     self._scheduler.on_worker(message, descriptors)
                 case _:
                     close_all(descriptors)
-                    raise ChannelViolation("descriptors out of place")
+                    raise ChannelViolation("unexpected descriptors")
 
     def _reconfigure(self, config: BrokerConfig) -> None:
-        """Connections and jobs live on, but for those of users who are not allowed any more."""
+        """Connections and jobs continue, except those of users who are no longer allowed."""
         self._config = config
         self._admission.reconfigure(config)
         self._audit.reconfigure(config.access)
@@ -122,7 +122,7 @@ class Server:
         )
 
     async def _shut_down(self) -> None:
-        """Every job and every client gets its last event, as far as clients read."""
+        """Send every job's last event to every client that reads."""
         for job in list(self._scheduler.jobs()):
             job.fail(ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
         await self._clients.flush(seconds=_FLUSH_SECONDS)

@@ -1,4 +1,4 @@
-"""The Python client: `Client` for plain code, `AsyncClient` for asyncio. See docs/protocol.md."""
+"""The Python client: `Client` for synchronous code, `AsyncClient` for asyncio. See docs/protocol.md."""
 
 from weave.client.asynchronous import AsyncClient
 from weave.client.codec import (

@@ -1,4 +1,4 @@
-"""The client for asyncio: many requests at once over one connection."""
+"""The client for asyncio: concurrent requests over one connection."""
 
 import asyncio
 import contextlib
@@ -43,8 +43,8 @@ _RETRY_SECONDS = 0.01
 
 
 class AsyncClient:
-    """`async with AsyncClient() as client`. Raises NotRunning; requests raise InvalidRequest, WeaveError and
-    ProtocolError. Deadlines are asyncio.timeout's."""
+    """Used as `async with AsyncClient() as client`. Raises NotRunning; requests raise InvalidRequest, WeaveError and
+    ProtocolError. For deadlines use asyncio.timeout."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or default_socket_path()
@@ -71,8 +71,8 @@ class AsyncClient:
         return self
 
     async def _connect(self) -> None:
-        """A daemon with too many waiting to be accepted says EAGAIN, and there is nothing to wait on (unix(7)):
-        asyncio's sock_connect would take the socket for connected."""
+        """With a full backlog connect(2) fails with EAGAIN, and there is no event to wait for (unix(7)). asyncio's
+        sock_connect would then treat the socket as connected."""
         while True:
             try:
                 self._socket.connect(str(self._path))
@@ -94,11 +94,11 @@ class AsyncClient:
         self._decoder.close()
 
     async def status(self) -> StatusReport:
-        """What the daemon is doing."""
+        """The daemon's state."""
         return await self._expect(Status(), StatusReport)
 
     async def list_models(self) -> Models:
-        """The models that can be asked for."""
+        """The models on offer."""
         return await self._expect(ListModels(), Models)
 
     async def load_model(self, model: str) -> Done:
@@ -106,17 +106,17 @@ class AsyncClient:
         return await self._expect(LoadModel(model=model), Done)
 
     async def unload(self) -> Done:
-        """Returns when the worker and all of its memory are gone."""
+        """Returns when the worker has exited and all of its memory is free."""
         return await self._expect(Unload(), Done)
 
     async def cancel(self, *, job: int) -> Done:
-        """Cancel a job of the same user, of whatever connection."""
+        """Cancel a job of the same user, from any connection."""
         return await self._expect(Cancel(job=job), Done)
 
     async def generate(self, prompt: str, **parameters: Any) -> AsyncIterator[Answer]:
-        """Draw; `parameters` are the fields of Generate. The last answer is Done. Cancelling the task that iterates
-        cancels the job, and what it still sends is dropped; so does leaving the iterator, once it is closed
-        (contextlib.aclosing closes it at once)."""
+        """Generate images; `parameters` are the fields of Generate. The last answer is Done. Cancelling the task that
+        iterates cancels the job and drops its further answers. So does leaving the iterator, once it is closed;
+        contextlib.aclosing closes it immediately."""
         request = next(self._numbers)
         finished = False
         try:
@@ -129,7 +129,7 @@ class AsyncClient:
             raise
         finally:
             if not finished and self._ended is None:
-                # Whoever leaves need not wait until the daemon reads it.
+                # In its own task: the caller need not wait until the daemon reads it.
                 self._start(self._write(request_frame(next(self._numbers), Cancel(request=request))))
 
     async def _answers(self, request: int, message: ClientMessage) -> AsyncGenerator[Answer, None]:
@@ -169,13 +169,13 @@ class AsyncClient:
         return task
 
     async def _write(self, frame: bytes) -> None:
-        """In a task of its own: a frame that was begun is finished even where whoever asked is cancelled, since what
-        follows it must be understood."""
+        """Runs in its own task: a frame that has begun must be completed even if the caller is cancelled, or the daemon
+        could not parse the frames after it."""
         try:
             async with self._sending:
                 await asyncio.get_running_loop().sock_sendall(self._socket, frame)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # of a connection that the daemon has closed the reader finds the end, and why
+            pass  # the daemon closed the connection; _read finds out why
         except OSError as error:
             self._end(error)
 
@@ -195,7 +195,7 @@ class AsyncClient:
             self._end(error)
 
     def _deliver(self, answer: Answer) -> None:
-        """An error with number 0 concerns the connection, and so every request."""
+        """An error with request number 0 concerns the connection, and so every request."""
         if answer.request == 0 and isinstance(answer.event, Error):
             self._end(WeaveError(answer.event))
             return
@@ -204,7 +204,7 @@ class AsyncClient:
             arrived.set()
 
     def _end(self, error: Exception) -> None:
-        """The first reason counts. What has come already can still be taken."""
+        """Record the first error. Answers that have arrived can still be taken."""
         self._ended = self._ended or error
         for arrived in self._arrived.values():
             arrived.set()

@@ -1,4 +1,4 @@
-"""Version 2 from the client's side, without any input or output: bytes and descriptors in, answers out."""
+"""The client side of version 2, without I/O: turns bytes and descriptors into answers."""
 
 import math
 import os
@@ -26,27 +26,27 @@ from weave.protocol.client_messages import (
 from weave.protocol.errors import UNDECODABLE, ErrorCode, FrameError
 from weave.protocol.frames import MAX_CONTROL_BYTES, FrameReader, Header, Kind, pack_frame
 
-# What ends a request that went well.
+# The last event of a request that succeeded.
 Last = TypeVar("Last", Done, StatusReport, Models)
 
-# Of one read from the daemon.
+# The most that is read from the socket at a time.
 READ_BYTES = 1024 * 1024
 MAX_DESCRIPTORS = 16
-# Of one request, that nobody has taken yet.
-_MOST_PREVIEW_BYTES = 16 * 1024 * 1024
+# The most that is kept of previews of one request that have not been taken.
+_MAX_PREVIEW_BYTES = 16 * 1024 * 1024
 _KNOWN_CODES = {code.value: code for code in ErrorCode}
 
 
 class NotRunning(Exception):
-    """No daemon answers; the message says where it was looked for."""
+    """No daemon answers; the message names the socket."""
 
 
 class ProtocolError(Exception):
-    """The other side does not speak version 2; the connection is closed."""
+    """The other side does not speak version 2. The connection is closed."""
 
 
 class WeaveError(Exception):
-    """The daemon refused or failed a request. `error` has, for a bound, the field and its limits. A `code` that only a
+    """The daemon refused or failed a request. For a bound, `error` has the field and its limits. A `code` that only a
     newer daemon has is a plain string."""
 
     def __init__(self, error: Error) -> None:
@@ -56,12 +56,12 @@ class WeaveError(Exception):
 
 
 class InvalidRequest(ValueError):
-    """The request cannot be sent as it is; the message names the field, and nothing was sent."""
+    """The request cannot be sent. The message names the field; nothing was sent."""
 
 
 class Answer(NamedTuple):
-    """One event of one request. An image or preview has its bytes in `data`, or a sealed memfd in `memfd`,
-    which is the caller's to close."""
+    """One event of one request. The bytes of an image or preview are in `data`, or in the sealed `memfd`, which the
+    caller owns."""
 
     request: int
     event: Event
@@ -70,17 +70,17 @@ class Answer(NamedTuple):
 
 
 def default_socket_path() -> Path:
-    """`$WEAVE_SOCKET`, else the user's daemon, else the system's."""
+    """`$WEAVE_SOCKET`, else the socket of the user's daemon, else that of the system's."""
     if given := os.environ.get("WEAVE_SOCKET"):
         return Path(given)
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     own = Path(runtime) / "weave" / "weave.sock"
-    # Unlike Path.exists(), this answers for a folder that may not be looked into, too.
+    # Unlike Path.exists(), this also works for a folder that the user may not search.
     return SYSTEM_SOCKET_PATH if os.path.exists(SYSTEM_SOCKET_PATH) and not os.path.exists(own) else own
 
 
 def request_frame(request: int, message: ClientMessage) -> bytes:
-    """A whole frame, ready to send. Raises InvalidRequest."""
+    """A complete frame. Raises InvalidRequest."""
     for field in message.__struct_fields__:
         _check_sendable(field, getattr(message, field))
     payload = encode(message)
@@ -90,7 +90,7 @@ def request_frame(request: int, message: ClientMessage) -> bytes:
 
 
 def _check_sendable(field: str, value: object) -> None:
-    """JSON has no word for NaN and the infinities: msgspec writes null, which would mean the model's default."""
+    """JSON has no NaN or infinities: msgspec writes null, which would mean the model's default."""
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidRequest(f"{field} is {value}; it must be a finite number")
     if isinstance(value, int) and not -(2**63) <= value <= MAX_SEED:
@@ -103,21 +103,21 @@ def _check_sendable(field: str, value: object) -> None:
 
 
 class Inbox:
-    """Answers that somebody may still take, by request. All others are dropped, and their memfds closed."""
+    """The answers that may still be taken, by request. All others are dropped, and their memfds closed."""
 
     def __init__(self) -> None:
         self._held: dict[int, deque[Answer]] = {}
 
     def expect(self, request: int) -> None:
-        """Hold the answers to this request until they are taken."""
+        """Keep the answers to this request until they are taken."""
         self._held[request] = deque()
 
     def expects(self, request: int) -> bool:
-        """Whether answers to it are held."""
+        """Whether answers to this request are kept."""
         return request in self._held
 
     def put(self, answer: Answer) -> None:
-        """Takes ownership of its memfd. Of previews that nobody takes only the newest are held."""
+        """Takes ownership of the answer's memfd. Of previews that are not taken, only the newest are kept."""
         answers = self._held.get(answer.request)
         if answers is None:
             _drop(answer)
@@ -125,24 +125,24 @@ class Inbox:
         answers.append(answer)
         if isinstance(answer.event, Preview):
             previews = [held for held in answers if isinstance(held.event, Preview)]
-            excess = sum(len(held.data) for held in previews) - _MOST_PREVIEW_BYTES
+            excess = sum(len(held.data) for held in previews) - _MAX_PREVIEW_BYTES
             for oldest in previews[:-1]:
                 if excess > 0:
                     answers.remove(oldest)
                     excess -= len(oldest.data)
 
     def take(self, request: int) -> Answer | None:
-        """The oldest, which is the caller's; None where there is none."""
+        """The oldest answer, or None. The caller owns its memfd."""
         answers = self._held.get(request)
         return answers.popleft() if answers else None
 
     def forget(self, request: int) -> None:
-        """Nobody takes answers to this request any more."""
+        """Drop all present and future answers to this request."""
         for answer in self._held.pop(request, ()):
             _drop(answer)
 
     def close(self) -> None:
-        """Forget all of them."""
+        """Forget all requests."""
         for request in list(self._held):
             self.forget(request)
 
@@ -161,7 +161,7 @@ def _drop(answer: Answer) -> None:
 
 
 class Decoder:
-    """Takes what came over the socket in any pieces."""
+    """Turns bytes from the socket, in pieces of any size, into answers."""
 
     def __init__(self) -> None:
         self._frames = FrameReader(from_client=False)
@@ -169,7 +169,8 @@ class Decoder:
         self._announced: Answer | None = None
 
     def feed(self, data: bytes, descriptors: list[int]) -> Iterator[Answer]:
-        """The answers that are complete by now. Raises ProtocolError."""
+        """Add bytes and descriptors, and yield the complete answers. Owns `descriptors` once iterated. Raises
+        ProtocolError."""
         self._frames.feed(data)
         self._descriptors += descriptors
         try:
@@ -179,7 +180,7 @@ class Decoder:
                 if answer is not None:
                     yield answer
             if self._frames.header is not None:
-                self._check_expected(self._frames.header)  # before more of it is held
+                self._check_expected(self._frames.header)  # before more of it is kept
             if len(self._descriptors) > (MAX_DESCRIPTORS if self._frames.begun else 0):
                 raise ChannelViolation("a descriptor came without an image")
         except (FrameError, ChannelViolation, *UNDECODABLE) as error:
@@ -187,7 +188,7 @@ class Decoder:
             raise ProtocolError(str(error)) from None
 
     def close(self) -> None:
-        """Close descriptors that nobody took, and let go of what has come of an image."""
+        """Close all descriptors not taken, and discard a partial image."""
         close_all(list(self._descriptors))
         self._descriptors.clear()
         self._frames = FrameReader(from_client=False)
@@ -202,13 +203,13 @@ class Decoder:
         announced = self._announced
         if announced is None:
             if header.kind == Kind.IMAGE:
-                raise ChannelViolation("an image came that was not announced")
+                raise ChannelViolation("an image came without an announcement")
             return
         assert isinstance(announced.event, Image | Preview)
         if header.kind != Kind.IMAGE or header.request != announced.request:
-            raise ChannelViolation("an image was announced, and something else came")
+            raise ChannelViolation("something else came in place of the announced image")
         if header.length != announced.event.size:
-            raise ChannelViolation(f"{header.length} bytes of image; {announced.event.size} were announced")
+            raise ChannelViolation(f"an image of {header.length} bytes; {announced.event.size} were announced")
 
     def _answer(self, header: Header, payload: bytes) -> Answer | None:
         if self._announced is not None:

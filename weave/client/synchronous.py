@@ -1,4 +1,4 @@
-"""The client for plain code: one request at a time, each an iterator of answers."""
+"""The synchronous client: each request is an iterator of answers."""
 
 import contextlib
 import socket
@@ -43,7 +43,7 @@ _RETRY_SECONDS = 0.01
 
 class Client:
     """A connection. Raises NotRunning; each request raises InvalidRequest, WeaveError, ProtocolError, and TimeoutError
-    where `timeout`, in seconds without a byte from the daemon, is given."""
+    after `timeout` seconds without a byte from the daemon."""
 
     def __init__(self, path: Path | None = None, *, timeout: float | None = None) -> None:
         self.path = path or default_socket_path()
@@ -60,19 +60,19 @@ class Client:
             raise NotRunning(f"{self.path}: {error.strerror or error}") from None
 
     def _connect(self, timeout: float | None) -> None:
-        """A connect with a deadline does not wait where too many wait to be accepted, but says EAGAIN (unix(7))."""
+        """With a timeout, connect(2) does not wait for room in a full backlog, but fails with EAGAIN (unix(7))."""
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
                 return self._socket.connect(str(self.path))
             except BlockingIOError:
                 if end is not None and time.monotonic() > end:
-                    raise TimeoutError(0, f"whoever listens did not accept a connection in {timeout:g} s") from None
+                    raise TimeoutError(0, f"the listener did not accept a connection in {timeout:g} s") from None
                 time.sleep(_RETRY_SECONDS)
 
     @property
     def timeout(self) -> float | None:
-        """Seconds to wait for the daemon's next byte; None waits as long as it takes."""
+        """Seconds to wait for the daemon's next byte; None waits without a limit."""
         return self._socket.gettimeout()
 
     @timeout.setter
@@ -81,7 +81,7 @@ class Client:
 
     @property
     def listener(self) -> Peer:
-        """The process that listens on the socket, or did when it handed the socket on, as systemd does."""
+        """The process that called listen(2), which may have passed the socket on, as systemd does."""
         return Peer.of(self._socket)
 
     def __enter__(self) -> "Client":
@@ -93,17 +93,17 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """The daemon cancels what this connection still waits for; memfds that nobody took are closed."""
+        """Close the connection and all memfds not taken. The daemon cancels the connection's jobs."""
         self._socket.close()
         self._arrived.close()
         self._decoder.close()
 
     def status(self) -> StatusReport:
-        """What the daemon is doing."""
+        """The daemon's state."""
         return self._expect(Status(), StatusReport)
 
     def list_models(self) -> Models:
-        """The models that can be asked for."""
+        """The models on offer."""
         return self._expect(ListModels(), Models)
 
     def load_model(self, model: str) -> Done:
@@ -111,16 +111,16 @@ class Client:
         return self._expect(LoadModel(model=model), Done)
 
     def unload(self) -> Done:
-        """Returns when the worker and all of its memory are gone."""
+        """Returns when the worker has exited and all of its memory is free."""
         return self._expect(Unload(), Done)
 
     def cancel(self, *, job: int) -> Done:
-        """Cancel a job of the same user, of whatever connection."""
+        """Cancel a job of the same user, from any connection."""
         return self._expect(Cancel(job=job), Done)
 
     def generate(self, prompt: str, **parameters: Any) -> Iterator[Answer]:
-        """Draw; `parameters` are the fields of Generate. The last answer is Done. Leaving the iterator early
-        (break, or an exception such as KeyboardInterrupt) cancels the job, and drops what it still sends."""
+        """Generate images; `parameters` are the fields of Generate. The last answer is Done. Leaving the iterator early
+        (break, or an exception such as KeyboardInterrupt) cancels the job and drops its further answers."""
         request = self.send(Generate(prompt=prompt, **parameters))
         finished = False
         try:
@@ -137,19 +137,19 @@ class Client:
                 self._send(next(self._numbers), Cancel(request=request))
 
     def send(self, message: ClientMessage) -> int:
-        """Send a request; its number. Its answers are held until answers() gives them or forget() drops them."""
+        """Send a request and return its number. Its answers are kept for answers(), until forget()."""
         request = next(self._numbers)
         self._send(request, message)
         self._arrived.expect(request)
         return request
 
     def answers(self, request: int) -> Iterator[Answer]:
-        """All answers to a request, up to its last; none where it is over. May be left, and called again for those
-        that follow. Raises WeaveError for the daemon's error."""
+        """The answers to a request, up to its last; none if it is over. The iterator may be left early; a second call
+        continues with the next answer. Raises WeaveError for the daemon's error."""
         return self._answers(request)
 
     def forget(self, request: int) -> None:
-        """Drop what has come for a request, and whatever comes."""
+        """Drop all present and future answers to a request."""
         self._arrived.forget(request)
 
     def _answers(self, request: int) -> Generator[Answer, None, None]:
@@ -183,9 +183,9 @@ class Client:
         try:
             self._socket.sendall(frame)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # of a connection that the daemon has closed, why it did is still to be read, and then the end
+            pass  # the daemon closed the connection; reading finds out why
         except BaseException:
-            self.close()  # half a frame may be sent: nothing that follows would be understood
+            self.close()  # part of a frame may be sent: the daemon could not parse the next one
             raise
 
     def _receive(self) -> None:
@@ -206,7 +206,7 @@ class Client:
             raise NotRunning("the daemon closed the connection")
 
     def _deliver(self, answer: Answer) -> None:
-        """An error with number 0 concerns the connection, and so every request."""
+        """An error with request number 0 concerns the connection, and so every request."""
         if answer.request == 0 and isinstance(answer.event, Error):
             self._failed = WeaveError(answer.event)
         else:

@@ -1,4 +1,4 @@
-"""The config file: TOML, checked once, then frozen structs. Each child gets only its own part of it.
+"""The config file: TOML, checked once, then frozen structs. Each child gets only the part that it needs.
 
-Nothing is imported here: a child that imports its part (parts.py) would get to know the rest.
+Nothing is imported here, so that a child can import child_configs.py without the rest.
 """

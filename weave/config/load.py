@@ -1,4 +1,4 @@
-"""From a TOML file to a Config."""
+"""Reads the TOML files into a Config."""
 
 import os
 import sys
@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from weave.config.files import read_checked
 from weave.config.offers import check
+from weave.config.ownership import read_checked
 from weave.config.schema import BoundsOverride, Config, ConfigError, DefaultsOverride, ModelConfig
 
 _SYSTEM_PATH = Path("/etc/weave/weave-compute.toml")
@@ -23,7 +23,7 @@ _DEMO_MODEL_FOLDERS = (
 
 
 def default_path(*, system: bool = False) -> Path:
-    """Where the system's or a user's config file is looked for."""
+    """The default path of the system's or the user's config file."""
     if system:
         return _SYSTEM_PATH
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
@@ -31,15 +31,15 @@ def default_path(*, system: bool = False) -> Path:
 
 
 def load(path: Path | None = None, *, system: bool = False) -> Config:
-    """The config in `path`, or the system's or user's, then, in the order of their names, the *.toml in the folder
-    conf.d beside it, of which the later win. Where none of them has [models], the demo model is what there is.
-    Raises ConfigError; in system mode also where the system's file is missing: only it may ask for require_mac."""
+    """Read `path`, by default the system's or the user's file, and then conf.d/*.toml in the same folder in order of
+    name; later files override earlier ones. If none of them has [models], the config has the demo model. Raises
+    ConfigError; in system mode also if the system's file is missing, because it decides about require_mac."""
     given = path is not None
     path = path or default_path(system=system)
     if system and not given and not path.exists():
         raise ConfigError(
-            f"{path}: there is no such file; in system mode it says whether require_mac is true. Get the packages' "
-            f"back with: printf '[system]\\nrequire_mac = true\\n' > {path}"
+            f"{path}: there is no such file; in system mode it decides whether require_mac is true. Restore the "
+            f"package's file with: printf '[system]\\nrequire_mac = true\\n' > {path}"
         )
     drop_ins = sorted(path.parent.glob("conf.d/*.toml"))
     files = [path, *drop_ins] if given or path.exists() else drop_ins
@@ -50,7 +50,7 @@ def load(path: Path | None = None, *, system: bool = False) -> Config:
 
 
 def default_config() -> Config:
-    """The demo model alone, with every limit at its default. Raises ConfigError where the model is not installed."""
+    """The demo model, and defaults for all else. Raises ConfigError if the model is not installed."""
     for folder in _DEMO_MODEL_FOLDERS:
         if folder.is_dir():
             return Config(models={"shapes": _demo_model(folder)}, default_model="shapes")
@@ -69,13 +69,13 @@ def _demo_model(folder: Path) -> ModelConfig:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """One file's tables, checked by themselves, so that an error names the file that it is in."""
+    """One file's tables. Each file is checked alone first, so that an error names the right file."""
     try:
         tables = tomllib.loads(read_checked(path).decode())
         msgspec.convert({"models": {}} | tables, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, no UTF-8, a number of 5000 digits; deep nesting
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, not UTF-8, a number of 5000 digits; deep nesting
         raise ConfigError(f"{path}: not TOML: {error}") from None
     return tables
 
@@ -99,7 +99,7 @@ def _convert(path: Path, tables: dict[str, Any]) -> Config:
         raise ConfigError(f"{path}: {error}") from None
     try:
         config = structs.replace(config, models={key: _absolute(path.parent, m) for key, m in config.models.items()})
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, ~ of nobody, a NUL
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, ~ of an unknown user, a NUL
         raise ConfigError(f"{path}: a model's path cannot be resolved: {error}") from None
     try:
         check(config)
@@ -109,6 +109,6 @@ def _convert(path: Path, tables: dict[str, Any]) -> Config:
 
 
 def _absolute(base: Path, model: ModelConfig) -> ModelConfig:
-    """Paths in the file may be relative to it, or start with ~."""
+    """A path in the config may be relative to the file's folder, or start with ~."""
     layout = model.layout and str((base / Path(model.layout).expanduser()).resolve())
     return structs.replace(model, path=str((base / Path(model.path).expanduser()).resolve()), layout=layout)

@@ -1,4 +1,4 @@
-"""What a config offers to clients: each model's family, with what the config says otherwise."""
+"""What a config offers to clients: each model has its family's values, with the config's overrides."""
 
 import math
 
@@ -6,19 +6,20 @@ from msgspec import structs
 
 from weave.config.schema import BoundsOverride, Config, ConfigError, ModelConfig
 from weave.models.families import FAMILIES
-from weave.protocol.bounds import Bounds, Parameters, check_parameters
+from weave.protocol.bounds import Bounds
 from weave.protocol.client_messages import ModelOffer
 from weave.protocol.errors import RequestError
+from weave.protocol.parameters import RequestedParameters, check_parameters, with_defaults
 from weave.protocol.text import LONGEST_TITLE, hidden_in, is_model_id
 
 
 def offers(config: Config) -> tuple[ModelOffer, ...]:
-    """What clients may know of each model. Raises ConfigError where a model contradicts itself."""
+    """What clients may know of each model, in the config's order. Raises ConfigError if a model's values conflict."""
     return tuple(_offer(model_id, model) for model_id, model in config.models.items())
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for what single fields cannot show."""
+    """Checks that need more than one field. Raises ConfigError."""
     if config.default_model is not None and config.default_model not in config.models:
         raise ConfigError(f"default_model is {config.default_model!r}, which is not in [models]")
     numbers: dict[int, str] = {}
@@ -33,7 +34,7 @@ def _offer(model_id: str, model: ModelConfig) -> ModelOffer:
     if not is_model_id(model_id):
         raise ConfigError(f"{where}: a model's ID is up to 64 of a-z, 0-9, '.', '_' and '-'")
     if (hidden := hidden_in(model.title)) is not None:
-        raise ConfigError(f"{where}.title holds {hidden}, which does not show, or which a terminal obeys; take it out")
+        raise ConfigError(f"{where}.title holds {hidden}, which is invisible or controls a terminal; remove it")
     if len(model.title) > LONGEST_TITLE:
         raise ConfigError(f"{where}.title has {len(model.title)} characters; it must have at most {LONGEST_TITLE}")
     family = FAMILIES.get(model.family)
@@ -75,11 +76,10 @@ def _bounds(where: str, bounds: Bounds, override: BoundsOverride) -> Bounds:
 
 
 def _check_defaults(where: str, offer: ModelOffer) -> None:
-    """A request that leaves everything out must pass the same check as any other."""
+    """A request without parameters must pass the same checks as any other."""
     prompt = "x" * offer.bounds.prompt_characters.min
-    parameters = Parameters(
-        prompt=prompt, negative_prompt="", seed=0, images=offer.bounds.images.min, **structs.asdict(offer.defaults)
-    )
+    request = RequestedParameters(prompt=prompt, images=offer.bounds.images.min)
+    parameters = with_defaults(request, offer.defaults, seed=0)
     try:
         check_parameters(parameters, offer.bounds, offer.schedulers)
     except RequestError as error:

@@ -1,4 +1,4 @@
-"""The config file as frozen structs: one a table, each field with a default that suits one desktop."""
+"""The config file as frozen structs, one for each table. The defaults suit a desktop with one user."""
 
 from typing import Annotated, Literal, TypeAlias
 
@@ -10,7 +10,7 @@ Count: TypeAlias = Annotated[int, Meta(ge=1, le=100_000)]
 
 
 class ConfigError(Exception):
-    """The config cannot be used; the message names the file, the field and what to do, and is for the owner."""
+    """The config cannot be used. The message is for its owner: the file, the field, and how to fix it."""
 
 
 class _Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -18,7 +18,7 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class DeviceConfig(_Table, frozen=True, kw_only=True):
-    """Where models run. `threads` is for the CPU; 0 means one a core."""
+    """Where models run. `threads` is for the CPU; 0 means one per core."""
 
     device: Annotated[str, Meta(pattern=r"\A(auto|cpu|cuda(:[0-9]{1,4})?)\Z")] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -26,78 +26,78 @@ class DeviceConfig(_Table, frozen=True, kw_only=True):
 
 
 class Limits(_Table, frozen=True, kw_only=True):
-    """Per UID where its name or its comment says so: a client could open many connections."""
+    """Limits are per UID where the name or comment says so, not per connection: a client can open many."""
 
-    # "Per UID" is per principal (broker/admission/principal.py). In system mode the last quarter of connections and of
-    # queue is for the first of a known UID, so that no crowd locks anybody out.
+    # "Per UID" means per principal (broker/admission/principal.py). In system mode the last quarter of `connections`
+    # and `queue` is reserved for the first connection and the first job of a known UID.
     connections: Count = 512
     connections_per_uid: Count = 64
     queue: Count = 256
     queue_per_uid: Count = 32
-    # A token bucket a UID: `burst_per_uid` generate, load_model and unload requests at once, then this many a second.
+    # A token bucket for each UID: a burst of `burst_per_uid` generate, load_model and unload requests, then this rate.
     requests_per_second: Annotated[float, Meta(gt=0, le=10_000)] = 10.0
     burst_per_uid: Count = 40
-    # From a frame's first byte to its last, so that a client cannot hold a half frame open for ever.
+    # From a frame's first byte to its last, so that a client cannot keep an incomplete frame open.
     frame_seconds: Seconds = 10.0
-    # What all clients of a UID have not read yet; each image is also a descriptor that the broker holds open. Beyond
-    # the totals of all clients, whoever has left the most unread is dropped.
+    # What a UID's clients have not read yet; each image is also a descriptor that the broker keeps open. When the
+    # totals are exceeded, a connection of the UID with the most unread data is dropped.
     outgoing_bytes: Annotated[int, Meta(ge=1024 * 1024, le=2**34)] = 256 * 1024 * 1024
     outgoing_images: Count = 256
     outgoing_bytes_total: Annotated[int, Meta(ge=1024 * 1024, le=2**36)] = 1024 * 1024 * 1024
     outgoing_images_total: Count = 1024
-    # Images that went to clients of a UID as descriptors since the daemon's start, and so may still be held in memory.
-    # Further ones are sent inline.
+    # Images sent as descriptors to a UID's clients since the daemon's start. The clients may still keep them in memory.
+    # Further images are sent inline.
     delivered_bytes: Annotated[int, Meta(ge=0, le=2**40)] = 1024 * 1024 * 1024
-    # More than others' longest jobs can take, or they would end one that waits: docs/architecture.md, "Fair turns".
+    # Longer than other users' longest jobs take, or a waiting job would time out: docs/architecture.md, "Fair turns".
     queued_seconds: Seconds = 7200.0
     start_seconds: Seconds = 60.0
     load_seconds: Seconds = 600.0
     job_seconds: Seconds = 600.0
-    # The worker ends when it had nothing to do for this long, and all of its memory comes back. Not in attached mode.
+    # A worker that is idle for this long is stopped, which frees all of its memory. Not in attached mode.
     idle_unload_seconds: Seconds = 300.0
-    # From a version 1 request's arrival to its reply, queue and loading included. Those clients give up after 120 s:
-    # what they still wait for is done, and what cannot be done in time they are told.
+    # From a version 1 request's arrival to its reply, including queue and loading. Those clients time out after 120 s;
+    # before that they get an error.
     v1_seconds: Seconds = 118.0
 
 
 class SystemConfig(_Table, frozen=True, kw_only=True):
-    """System mode: who may connect beside root, and who the daemon is when root starts it. All are names of
-    users and groups, or their numbers as text."""
+    """System mode: who may connect besides root, and who the children run as if root starts the daemon. Users and
+    groups are names, or numbers as text."""
 
     allowed_users: tuple[str, ...] = ()
     allowed_groups: tuple[str, ...] = ("weave",)
-    # The mode keeps out whoever is not in the group before any check of ours; 0666 leaves it to the check alone,
-    # for allowed_users that are not in the group.
+    # 0660: the kernel refuses users outside the group, before our own check. 0666: our check decides alone, as needed
+    # for allowed_users who are not in the group.
     socket_group: str = "weave"
     socket_mode: Literal["0660", "0666"] = "0660"
     broker_user: str = "weave"
     worker_user: str = "weave-gpu"
-    # Images as descriptors (deliver = "fd") for clients that ask for them, up to limits.delivered_bytes each: memory
-    # that counts as the daemon's until the client lets go. Else they get them inline.
+    # Send images as descriptors (deliver = "fd") to clients that ask for it, up to limits.delivered_bytes each. That
+    # memory is charged to the daemon until the client closes them. If false, images are sent inline.
     deliver_fds: bool = False
-    # A worker serves one UID, and the next UID gets a new one: a worker that one user's job took over never sees
-    # another user's prompt.
+    # A worker serves one UID; the next UID gets a new worker. So a worker that one user's job has compromised never
+    # sees another user's prompt.
     isolate_users: bool = True
-    # Serve only where AppArmor or SELinux holds each process in its own profile or domain (weave/sandbox/mac.py).
+    # Serve only if AppArmor or SELinux confines each process in its own profile or domain (weave/sandbox/mac.py).
     require_mac: bool = False
 
 
 class AuditConfig(_Table, frozen=True, kw_only=True):
-    """`file` gets the audit's lines beside standard error; SIGHUP opens it anew. `prompts` puts what is asked for
-    into the log, which is nobody's business otherwise."""
+    """`file` gets the audit's lines as well as standard error; SIGHUP reopens it. `prompts` logs prompts, which are
+    private otherwise."""
 
     file: Annotated[str, Meta(pattern="^/")] | None = None
     prompts: bool = False
 
 
 class MetricsConfig(_Table, frozen=True, kw_only=True):
-    """`file`, if any, is written anew every few seconds for node_exporter's textfile collector (*.prom)."""
+    """`file`, if any, is rewritten every few seconds for node_exporter's textfile collector (*.prom)."""
 
     file: Annotated[str, Meta(pattern=r"^/.*\.prom$")] | None = None
 
 
 class BoundsOverride(_Table, frozen=True, kw_only=True):
-    """Bounds of one model that differ from its family's, as tables such as width = { min = 64, max = 512 }."""
+    """One model's bounds where they differ from its family's, as tables: width = { min = 64, max = 512 }."""
 
     width: dict[str, Bound] = {}
     height: dict[str, Bound] = {}
@@ -105,13 +105,13 @@ class BoundsOverride(_Table, frozen=True, kw_only=True):
     cfg_scale: dict[str, float] = {}
     images: dict[str, Bound] = {}
     pixels: dict[str, Bound] = {}
-    # A whole message has 64 KiB.
+    # A message has at most 64 KiB.
     prompt_bytes: dict[str, Annotated[int, Meta(ge=0, le=65536)]] = {}
     prompt_characters: dict[str, Annotated[int, Meta(ge=0, le=65536)]] = {}
 
 
 class DefaultsOverride(_Table, frozen=True, kw_only=True):
-    """Parameters of one model that a client may leave out, where they differ from its family's."""
+    """One model's values for parameters that a client leaves out, where they differ from its family's."""
 
     width: int | None = None
     height: int | None = None
@@ -121,7 +121,7 @@ class DefaultsOverride(_Table, frozen=True, kw_only=True):
 
 
 class ModelConfig(_Table, frozen=True, kw_only=True):
-    """One model: a folder in diffusers layout, or one .safetensors file with a `layout` folder beside it.
+    """A folder in diffusers layout, or a .safetensors file with a `layout` folder.
 
     `sha256` pins files, by their path inside the folder, to a digest in hex. `v1_id` is the model's number in
     version 1 of the protocol.
@@ -138,7 +138,7 @@ class ModelConfig(_Table, frozen=True, kw_only=True):
 
 
 class Config(_Table, frozen=True, kw_only=True):
-    """The whole file. Without any [models] there is the demo model (weave/config/load.py)."""
+    """The whole file. Without [models] it has the demo model (weave/config/load.py)."""
 
     models: dict[str, ModelConfig] = {}
     default_model: str | None = None

@@ -1,7 +1,7 @@
 """python -m weave.gpu_worker: the zygote.
 
-It imports torch and diffusers once, computes nothing, never touches torch.cuda (a child forked from a process that
-has initialised CUDA cannot use it), and forks a fresh worker for each model that is asked for.
+It imports torch and diffusers once, and forks a worker for each request of the supervisor. It computes nothing and
+never touches torch.cuda: a child forked from a process that has initialised CUDA cannot use CUDA.
 """
 
 import argparse
@@ -9,17 +9,22 @@ import contextlib
 import os
 import selectors
 import time
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from weave import log
-from weave.config.parts import WorkerConfig, from_memfd
+from weave.config.child_configs import WorkerConfig, from_memfd
 from weave.gpu_worker import environment, libraries
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, Imported, LibrariesLack, ToZygote
-from weave.sandbox.process import drop_capabilities, harden
+from weave.sandbox.hardening import drop_capabilities, harden
+
+# A zygote that has run this long exits after a worker of an unsupported family, so that the next one checks again.
+_RECHECK_SECONDS = 60.0
 
 
 def main() -> None:
-    """Serve the supervisor until it is gone."""
+    """Serve the supervisor until it disconnects."""
     options = argparse.ArgumentParser()
     for name in ("parent", "control", "config"):
         options.add_argument(f"--{name}", type=int, required=True)
@@ -31,47 +36,71 @@ def main() -> None:
 
     environment.apply()
     started = time.monotonic()
+    zygote = Zygote(control, config)
     with contextlib.suppress(ChannelClosed):
-        if not import_libraries(config):
+        if not zygote.import_libraries():
             control.send(LibrariesLack())
-            control.receive()  # nothing comes: until the supervisor is gone, or ends us
+            control.receive()  # blocks until the supervisor disconnects or kills this process
             return
         log.write("zygote", "imported", seconds=round(time.monotonic() - started, 2))
         control.send(Imported())
-        Zygote(control, config).serve()
+        zygote.serve()
 
 
-def import_libraries(config: WorkerConfig) -> bool:
-    """Whether they have all that the config's models need. What they lack is logged."""
-    families = {model.offer.family for model in config.models}
-    found = libraries.lacking(families)
-    for lacking in found:
-        log.write("zygote", "libraries_lack", **lacking._asdict())
-    if found:
-        return False
-    from weave.gpu_worker.classes import import_families
+class _Worker(NamedTuple):
+    """A running worker. `number` is the broker's; `supported` is whether the libraries can run its model's family."""
 
-    import_families(families)
-    return True
+    number: int
+    pid: int
+    supported: bool
 
 
 class Zygote:
-    """The loop: fork when asked, tell when a worker is gone."""
+    """Forks workers, and reports their exit.
+
+    `_unsupported` are the families that the libraries cannot run: a worker for one of them refuses to load its model.
+    `_leaving`: exit as soon as no worker runs, so that a new zygote checks the libraries again.
+    """
 
     def __init__(self, control: Channel[ToZygote], config: WorkerConfig) -> None:
         self._control = control
         self._config = config
+        self._unsupported: set[str] = set()
+        self._started = time.monotonic()
+        self._leaving = False
+        self._workers: dict[int, _Worker] = {}  # by pidfd
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
 
+    def import_libraries(self) -> bool:
+        """Import what the config's models need. Whether at least one of them can run; logs what is missing."""
+        if lacking := libraries.lacking_for_all():
+            _log_lacking(lacking)
+            return False
+        families = {model.offer.family for model in self._config.models}
+        self._import_families(families)
+        return not families or self._unsupported < families
+
+    def _import_families(self, families: Iterable[str]) -> None:
+        self._unsupported = set()
+        for family in sorted(families):
+            if lacking := libraries.lacking_for(family):
+                _log_lacking(lacking, family=family)
+                self._unsupported.add(family)
+            else:
+                from weave.gpu_worker.classes import import_family
+
+                import_family(family)
+
     def serve(self) -> None:
-        """Raises ChannelClosed when the supervisor is gone."""
-        while True:
+        """Returns when another zygote should check the libraries again. Raises ChannelClosed when the supervisor
+        disconnects."""
+        while self._workers or not self._leaving:
             for key, _ in self._selector.select():
-                if key.data is None:
+                if key.fileobj is self._control:
                     self._handle(*self._control.receive())
                 else:
-                    self._reap(key.fd, key.data)
+                    self._reap(key.fd)
 
     def _handle(self, message: ToZygote, descriptors: list[int]) -> None:
         if isinstance(message, ForkWorker):
@@ -80,30 +109,45 @@ class Zygote:
             self._fork(message, descriptors[0], descriptors[1])
         else:
             self._config = from_memfd(descriptors[0], WorkerConfig)
-            from weave.gpu_worker.classes import import_families
-
-            import_families({model.offer.family for model in self._config.models})
+            self._import_families({model.offer.family for model in self._config.models})
+            self._leaving = bool(self._unsupported)
 
     def _fork(self, message: ForkWorker, jobs: int, control: int) -> None:
         model = next(model for model in self._config.models if model.offer.id == message.model)
+        supported = model.offer.family not in self._unsupported
         zygote = os.getpid()
         pid = os.fork()
         if pid == 0:
             from weave.gpu_worker.worker import run_worker
 
-            device = self._config.device
-            run_worker(model, device, jobs=jobs, control=control, parent=zygote, record=message.record)
+            run_worker(
+                model,
+                self._config.device,
+                supported=supported,
+                jobs=jobs,
+                control=control,
+                parent=zygote,
+                record=message.record,
+            )
         close_all([jobs, control])
-        pidfd = os.pidfd_open(pid)  # our own child, not yet reaped: the PID cannot be another's
+        pidfd = os.pidfd_open(pid)  # the PID cannot be reused: the child has not been reaped
         self._control.send(Forked(worker=message.worker, pid=pid), (pidfd,))
-        self._selector.register(pidfd, selectors.EVENT_READ, (message.worker, pid))
+        self._workers[pidfd] = _Worker(message.worker, pid, supported)
+        self._selector.register(pidfd, selectors.EVENT_READ)
 
-    def _reap(self, pidfd: int, forked: tuple[int, int]) -> None:
-        worker, pid = forked
+    def _reap(self, pidfd: int) -> None:
+        worker = self._workers.pop(pidfd)
         self._selector.unregister(pidfd)
         os.close(pidfd)
-        _, status = os.waitpid(pid, 0)
-        self._control.send(Exited(worker=worker, pid=pid, status=os.waitstatus_to_exitcode(status)))
+        _, status = os.waitpid(worker.pid, 0)
+        self._control.send(Exited(worker=worker.number, pid=worker.pid, status=os.waitstatus_to_exitcode(status)))
+        if not worker.supported and time.monotonic() - self._started > _RECHECK_SECONDS:
+            self._leaving = True
+
+
+def _log_lacking(found: Iterable[libraries.Lacking], **more: str) -> None:
+    for lacking in found:
+        log.write("zygote", "libraries_lack", **lacking._asdict(), **more)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""The libraries' classes behind the names in weave/models."""
+"""The libraries' classes for the names in weave/models."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import diffusers
@@ -21,19 +20,18 @@ def component_class(component: Component) -> Any:
 
 
 def pipeline_class(family: Family) -> Any:
-    """The class that a family's components are put together in."""
+    """The class that combines a family's components."""
     return getattr(diffusers, family.pipeline)
 
 
-def import_families(names: Iterable[str]) -> None:
-    """Import every class of these families, without starting a thread: diffusers and transformers import lazily."""
-    for name in names:
-        family = FAMILIES[name]
-        pipeline_class(family)
-        for component in family.components.values():
-            component_class(component)
-        for scheduler in family.own_schedulers:
-            getattr(diffusers, scheduler)
-        adapter_of(name)
+def import_family(name: str) -> None:
+    """Import every class of the family: diffusers and transformers import lazily. Starts no thread."""
+    family = FAMILIES[name]
+    pipeline_class(family)
+    for component in family.components.values():
+        component_class(component)
+    for scheduler in family.own_schedulers:
+        getattr(diffusers, scheduler)
+    adapter_of(name)
     Image.preinit()
     assert PngImagePlugin  # Image.save imports it by name

@@ -1,6 +1,6 @@
-"""From latents to an image: one way for previews and images, so that the last preview is the image.
+"""Latents become an image. Previews and images share this code, so the last preview is the image.
 
-The steps are those of each family's pipeline in diffusers, which has no function for them.
+The steps are those inside each family's pipeline in diffusers, which does not offer them as a function.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ _PREVIEW_SIDE = 256
 
 
 def decode(pipeline: Any, adapter: Adapter, latents: torch.Tensor, width: int, height: int) -> Image.Image:
-    """The image; width and height are the job's, in pixels. The VAE is left as it was, also after an error."""
+    """`width` and `height` are the job's, in pixels. The VAE's dtype is restored, also after an error."""
     vae = pipeline.vae
     upcast = vae.dtype == torch.float16 and adapter.decodes_in_float32(pipeline)
     try:
@@ -30,7 +30,7 @@ def decode(pipeline: Any, adapter: Adapter, latents: torch.Tensor, width: int, h
 
 
 def preview(pipeline: Any, adapter: Adapter, latents: torch.Tensor, width: int, height: int) -> Image.Image:
-    """An unfinished image, at most 256 pixels a side; width and height are the job's."""
+    """The unfinished image, at most 256 pixels a side. `width` and `height` are the job's."""
     image = decode(pipeline, adapter, latents, width, height)
     image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
     return image

@@ -11,7 +11,7 @@ from weave.protocol.worker_messages import Memory
 
 
 def choose_device(setting: str) -> torch.device:
-    """`auto` is the first GPU that torch sees, else the CPU. Raises RuntimeError for a GPU that is not there."""
+    """`auto` is the first GPU that torch sees, else the CPU. Raises RuntimeError if there is no such GPU."""
     if setting == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     device = torch.device(setting)
@@ -21,16 +21,16 @@ def choose_device(setting: str) -> torch.device:
 
 
 def why_no_gpu() -> str:
-    """What CUDA says where choose_device found no GPU."""
+    """CUDA's own error, after choose_device found no GPU."""
     try:
         torch.cuda.init()
-    except (AssertionError, RuntimeError) as error:  # torch's word for a build without CUDA is the first
+    except (AssertionError, RuntimeError) as error:  # AssertionError: a build of torch without CUDA
         return str(error)
     return "torch sees no GPU"
 
 
 def choose_dtype(device: torch.device, setting: str) -> torch.dtype:
-    """`auto`: bfloat16 on a GPU that computes in it, else float16; float32 on the CPU, where halves are slow."""
+    """`auto`: bfloat16 on a GPU that supports it, else float16; float32 on the CPU, where 16-bit floats are slow."""
     if setting != "auto":
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[setting]
     if device.type != "cuda":
@@ -39,22 +39,22 @@ def choose_dtype(device: torch.device, setting: str) -> torch.dtype:
 
 
 def warm_up(device: torch.device) -> None:
-    """Touch what starts threads, opens device files or loads libraries."""
-    picture = torch.randn(1, 8, 64, 64, device=device)
-    functional.conv2d(picture, torch.randn(8, 8, 3, 3, device=device))
+    """Run the operations that start threads, open device files or load libraries."""
+    image = torch.randn(1, 8, 64, 64, device=device)
+    functional.conv2d(image, torch.randn(8, 8, 3, 3, device=device))
     matrix = torch.randn(256, 256, device=device)
     query = (matrix @ matrix).view(1, 4, 64, 256)
     functional.scaled_dot_product_attention(query, query, query)
-    # One element a core at least, or OpenMP would start fewer threads now and the rest after lock-down.
+    # At least one element per core: with fewer, OpenMP would start some of its threads after lock_down().
     torch.randn(1 << 20, device=device).exp().sum().item()
     if device.type == "cuda":
-        with contextlib.suppress(RuntimeError):  # more than there is: torch then asks NVML, which opens files
+        with contextlib.suppress(RuntimeError):  # more than any GPU has: torch then queries NVML, which opens files
             torch.empty(1 << 50, dtype=torch.uint8, device=device)
         torch.cuda.synchronize(device)
 
 
 def memory(device: torch.device) -> Memory:
-    """On the CPU: this process's peak, and what the machine has."""
+    """On the CPU: this process's peak, and the machine's total."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return Memory(total - free, total)
@@ -64,20 +64,20 @@ def memory(device: torch.device) -> Memory:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch's own exception on a GPU; a RuntimeError with the status of cuBLAS or cuDNN where these find no room; on
-    the CPU one with the allocator's words."""
+    """On a GPU: torch's own exception, or a RuntimeError with the status of cuBLAS or cuDNN. On the CPU: a RuntimeError
+    with the allocator's message."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    words = (
+    messages = (
         *("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed"),
-        "nvml_success ==",  # torch's report of it, where NVML does not answer
+        "nvml_success ==",  # torch's message where NVML does not answer
     )
-    return isinstance(error, RuntimeError) and any(word in text for word in words)
+    return isinstance(error, RuntimeError) and any(message in text for message in messages)
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what a failed job left, so that the next one has room."""
+    """Free what a failed job left allocated, for the next job."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

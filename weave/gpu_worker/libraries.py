@@ -1,8 +1,8 @@
-"""What our code asks of torch, diffusers and the others: names and keyword parameters, not versions.
+"""What this package needs from torch, diffusers and the other libraries: names and keyword parameters, not versions.
 
-The zygote checks it once it has them, so that what another version lacks is in the log by name, before anybody's job
-could fail of it. What a family needs comes from the families' own tables. Not checked is what is seen at a call only:
-what a function does with `**kwargs`, and attributes that an object gets when it is made.
+The zygote checks this right after their import, so that the log names what another version lacks before a job can
+fail because of it. A family's needs come from its description and its adapter. What only a call can show is not
+checked: how a function treats `**kwargs`, and attributes that are set on an object when it is created.
 """
 
 import errno
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# By package: the distribution that it is from. torch first: without it the others have stand-ins for their classes.
+# Each package's distribution. torch is first: without it the others replace their classes by placeholders.
 LIBRARIES = {
     "torch": "torch",
     "safetensors": "safetensors",
@@ -24,9 +24,9 @@ LIBRARIES = {
     "diffusers": "diffusers",
 }
 
-_OF_THE_SYSTEM = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_SHORTAGES = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
-# By name: the keyword parameters that we pass.
+# The keyword parameters that are passed, by the name of the function; none for other names.
 Needs = dict[str, tuple[str, ...]]
 
 _DIFFUSERS_MODEL = ("_fix_state_dict_keys_on_load", "_keep_in_fp32_modules")
@@ -47,7 +47,7 @@ _NAMES = {
     "transformers": ("PreTrainedModel._keep_in_fp32_modules", "PreTrainedTokenizerBase.get_vocab"),
     "diffusers": (
         *(f"ModelMixin.{name}" for name in _DIFFUSERS_MODEL),
-        # FlowHeun is made of these two.
+        # FlowHeun is built on these two.
         *("FlowMatchEulerDiscreteScheduler.from_config", "FlowMatchHeunDiscreteScheduler.from_config"),
     ),
 }
@@ -65,14 +65,14 @@ _PARAMETERS: Needs = {
     "diffusers.image_processor.VaeImageProcessor.postprocess": ("output_type",),
     "diffusers.FlowMatchEulerDiscreteScheduler.set_timesteps": ("device", "mu"),
 }
-# What every pipeline is called with, beside what call_arguments() gives (pipeline.py).
+# The arguments of every pipeline's call in generation.py; call_arguments() adds the others.
 PIPELINE_CALL = (
     *("callback_on_step_end", "generator", "height", "num_inference_steps", "output_type", "width"),
 )  # fmt: skip
 
 
 class Lacking(NamedTuple):
-    """A library that cannot be used, for the log: its version, where it lies, and what it lacks."""
+    """A library that lacks something, for the log."""
 
     library: str
     version: str
@@ -80,24 +80,25 @@ class Lacking(NamedTuple):
     missing: str
 
 
-def lacking(families: Iterable[str]) -> list[Lacking]:
-    """Imports the libraries; which of them lack something that these families, or all of them, need. Raises where it is
-    the system that lacks something, which another zygote may get: memory, descriptors."""
+def lacking_for_all() -> list[Lacking]:
+    """Import the libraries. Returns those that lack something that every family needs.
+
+    Raises when the system ran out of memory or descriptors: another zygote may succeed.
+    """
     for library in LIBRARIES:
         if error := _import_error(library):
             return [_lacking(library, [error])]
-    found = list(check(_static()))
-    # Our own modules have some of these names at their top, so that they cannot be imported without them.
-    found = found or list(check(needs_of(families)))
-    return [
-        _lacking(library, [what for name, what in found if name.split(".")[0] == library])
-        for library in LIBRARIES
-        if any(name.split(".")[0] == library for name, _ in found)
-    ]
+    return _by_library(check(common_needs()))
+
+
+def lacking_for(family: str) -> list[Lacking]:
+    """The libraries that lack something that this family needs. Requires that lacking_for_all() found nothing: the
+    adapters' modules cannot be imported without some of those names. Raises as it does."""
+    return _by_library(check(needs_of([family])))
 
 
 def needs_of(families: Iterable[str]) -> Needs:
-    """What is in the families' descriptions and adapters: classes, how they are made, and what is called of them."""
+    """What the families' descriptions and adapters name: classes, the parameters of their constructors and calls."""
     from weave.gpu_worker.pipelines import adapter_of
     from weave.models.families import FAMILIES
 
@@ -120,29 +121,30 @@ def needs_of(families: Iterable[str]) -> Needs:
 
 
 def check(needs: Needs) -> Iterator[tuple[str, str]]:
-    """Each name that is not there, or lacks a parameter, and what to say of it."""
+    """Yields each name that does not exist or lacks a parameter, with its description for the log."""
     for name, parameters in needs.items():
         try:
             found = pkgutil.resolve_name(name)
         except AttributeError:
             yield name, name
-        except Exception as error:  # what is imported when first asked for fails in many ways
-            if _is_of_the_system(error):
+        except Exception as error:  # a lazy import can fail in any way
+            if _is_shortage(error):
                 raise
-            yield name, f"{name} ({_shown(error)})"
+            yield name, f"{name} ({_one_line(error)})"
         else:
-            taken = _parameters(found)
-            lacks = [parameter for parameter in parameters if taken is not None and parameter not in taken]
+            accepted = _parameters(found)
+            lacks = [parameter for parameter in parameters if accepted is not None and parameter not in accepted]
             if lacks:
                 yield name, f"{name}({', '.join(f'{parameter}=' for parameter in lacks)})"
 
 
-def _static() -> Needs:
+def common_needs() -> Needs:
+    """What every family needs."""
     return {f"{module}.{name}": () for module, names in _NAMES.items() for name in names} | _PARAMETERS
 
 
 def _parameters(function: Any) -> set[str] | None:
-    """None: any, or it does not say."""
+    """None if the function accepts any, or has no signature."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -156,22 +158,29 @@ def _import_error(library: str) -> str | None:
     try:
         importlib.import_module(library)
     except Exception as error:
-        if _is_of_the_system(error):
+        if _is_shortage(error):
             raise
-        return _shown(error)
+        return _one_line(error)
     return None
 
 
-def _is_of_the_system(error: BaseException | None) -> bool:
-    """Or what it comes from is."""
+def _is_shortage(error: BaseException | None) -> bool:
+    """Whether the error, or one of its causes, is that the system ran out of memory or descriptors."""
     if error is None:
         return False
     number = error.errno if isinstance(error, OSError) else None
-    return isinstance(error, MemoryError) or number in _OF_THE_SYSTEM or _is_of_the_system(error.__cause__)
+    return isinstance(error, MemoryError) or number in _SHORTAGES or _is_shortage(error.__cause__)
 
 
-def _shown(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+def _by_library(found: Iterable[tuple[str, str]]) -> list[Lacking]:
+    missing: dict[str, list[str]] = {}
+    for name, description in found:
+        missing.setdefault(name.split(".")[0], []).append(description)
+    return [_lacking(library, missing[library]) for library in LIBRARIES if library in missing]
 
 
 def _lacking(library: str, missing: list[str]) -> Lacking:

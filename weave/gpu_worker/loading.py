@@ -1,8 +1,8 @@
-"""A model's files become a pipeline: every tensor where it belongs, all of one dtype, and no choice left to a file.
+"""A model's files become a pipeline: every tensor in its place, all of one dtype, and nothing chosen by a file.
 
 The libraries' from_pretrained reads more than weights: an adapter's config names another model, an index names other
-files, a config names kernels and quantizers. So the configs are read by weave/models/layouts.py and the weights here,
-and the libraries get classes, checked values and tensors.
+files, a config names kernels and quantizers. So weave/models/layouts.py reads the configs and this module reads the
+weights; the libraries get classes, checked values and tensors.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from weave.gpu_worker.classes import component_class, pipeline_class
 from weave.gpu_worker.device import is_out_of_memory
-from weave.gpu_worker.schedulers import check_schedulers
+from weave.gpu_worker.schedulers import check_own_scheduler
 from weave.models.components import CLIP_TOKENIZER, Component, ModelClass, TokenizerClass
 from weave.models.configs import read_object, shown
 from weave.models.families import FAMILIES
@@ -29,7 +29,7 @@ _SHOWN_KEYS = 5
 
 
 def load_pipeline(name: str, path: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """The pipeline of a model in diffusers layout, on `device`. Raises ModelFilesRefused."""
+    """The pipeline of a model in diffusers layout, on `device`; `name` is its family. Raises ModelFilesRefused."""
     family = FAMILIES[name]
     configs, settings = check_layout(name, path)
     parts = {part: component for part, component in family.components.items() if (path / part).is_dir()}
@@ -41,19 +41,19 @@ def load_pipeline(name: str, path: Path, device: torch.device, dtype: torch.dtyp
             loaded[part] = _load_model(path, part, component, configs[part], dtype, mapped=device.type != "cpu")
     _check_tokenizers(parts, loaded)
     scheduler_class = getattr(diffusers, configs["scheduler"]["_class_name"])
-    with _refusing("scheduler"):
+    with _errors_refuse("scheduler"):
         scheduler = scheduler_class.from_config(configs["scheduler"])
     pipeline = pipeline_class(family)(scheduler=scheduler, **loaded, **family.fixed, **settings)
-    with _refusing("scheduler"):
-        check_schedulers(pipeline, family)
-    # tqdm makes a multiprocessing lock on first use, which lock-down refuses.
+    with _errors_refuse("scheduler"):
+        check_own_scheduler(pipeline.scheduler)
+    # tqdm creates a multiprocessing lock at its first use, which the sandbox forbids.
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
 
 @contextlib.contextmanager
-def _refusing(part: str) -> Iterator[None]:
-    """Whatever a class says about a config or a file is the model's fault, but for a lack of memory."""
+def _errors_refuse(part: str) -> Iterator[None]:
+    """Any exception of a library refuses the model, except running out of memory."""
     try:
         yield
     except ModelFilesRefused:
@@ -65,36 +65,32 @@ def _refusing(part: str) -> Iterator[None]:
 
 
 def _load_tokenizer(path: Path, part: str, component: TokenizerClass) -> Any:
-    with _refusing(part):
+    with _errors_refuse(part):
         return component_class(component).from_pretrained(str(path / part), local_files_only=True)
 
 
 def _check_tokenizers(parts: Mapping[str, Component], loaded: Mapping[str, Any]) -> None:
     tokenizers = {part: loaded[part] for part, component in parts.items() if isinstance(component, TokenizerClass)}
     for part, tokenizer in tokenizers.items():
-        with _refusing(part):
-            _fit_tokenizer(part, tokenizer, loaded[part.replace("tokenizer", "text_encoder")].config)
-    _check_lengths({part: tokenizer for part, tokenizer in tokenizers.items() if parts[part] is CLIP_TOKENIZER})
+        with _errors_refuse(part):
+            _fit_to_encoder(part, tokenizer, loaded[part.replace("tokenizer", "text_encoder")].config)
+    _check_clip_lengths({part: tokenizer for part, tokenizer in tokenizers.items() if parts[part] is CLIP_TOKENIZER})
 
 
-def _fit_tokenizer(part: str, tokenizer: Any, config: Any) -> None:
-    """Every token must have its row in the encoder's table, and every prompt its place."""
+def _fit_to_encoder(part: str, tokenizer: Any, config: Any) -> None:
+    """Every token must have its row in the encoder's table. Limits prompts to the encoder's positions."""
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= largest < config.vocab_size:
         raise ModelFilesRefused(f"{part}: its largest token is {largest}, the encoder's vocab_size {config.vocab_size}")
     if tokenizer.pad_token_id is None:
-        raise ModelFilesRefused(f"{part}: it has no pad_token, and prompts are filled up with it")
-    for key in ("eos_token_id", "layer_norm_eps") if config.model_type == "clip_text_model" else ():
-        if not isinstance(getattr(config, key), int | float):
-            encoder = part.replace("tokenizer", "text_encoder")
-            raise ModelFilesRefused(f"{encoder}/config.json: {key} is {shown(getattr(config, key))}, expected a number")
-    places = getattr(config, "max_position_embeddings", None)
-    if places is not None and tokenizer.model_max_length > places:
-        tokenizer.model_max_length = places  # its config may lack it
+        raise ModelFilesRefused(f"{part}: it has no pad_token, which prompts are padded with")
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and tokenizer.model_max_length > positions:
+        tokenizer.model_max_length = positions  # tokenizer_config.json may lack it
 
 
-def _check_lengths(tokenizers: Mapping[str, Any]) -> None:
-    """The pipelines put the CLIP encoders' words side by side, so all must take as many."""
+def _check_clip_lengths(tokenizers: Mapping[str, Any]) -> None:
+    """The pipelines concatenate the CLIP encoders' embeddings token by token, so all lengths must be equal."""
     lengths = {part: tokenizer.model_max_length for part, tokenizer in tokenizers.items()}
     for part, length in lengths.items():
         first = next(iter(lengths))
@@ -105,27 +101,27 @@ def _check_lengths(tokenizers: Mapping[str, Any]) -> None:
 def _load_model(
     path: Path, part: str, component: ModelClass, config: dict[str, Any], dtype: torch.dtype, *, mapped: bool
 ) -> Any:
-    of_diffusers, model_class = component.library == "diffusers", component_class(component)
-    with _refusing(part):
-        tensors = _read_tensors(path, part, "diffusion_pytorch_model" if of_diffusers else "model")
+    is_diffusers, model_class = component.library == "diffusers", component_class(component)
+    with _errors_refuse(part):
+        tensors = _read_tensors(path, part, "diffusion_pytorch_model" if is_diffusers else "model")
         if not mapped:
-            # What is not cast would stay in the mapped file, where a change of the file changes the model, and where
-            # no address is aligned: that alone can change a picture.
-            left = {dtype, torch.float32} if model_class._keep_in_fp32_modules else {dtype}
-            tensors = {key: tensor.clone() if tensor.dtype in left else tensor for key, tensor in tensors.items()}
-        load = _diffusers_model if of_diffusers else _transformers_model
+            # A tensor that is not cast would stay in the mapped file: a change of the file would change the model, and
+            # its address is not aligned, which alone can change pixels.
+            not_cast = {dtype, torch.float32} if model_class._keep_in_fp32_modules else {dtype}
+            tensors = {key: tensor.clone() if tensor.dtype in not_cast else tensor for key, tensor in tensors.items()}
+        load = _load_with_diffusers if is_diffusers else _load_with_transformers
         model = load(part, component, config, tensors, dtype)
     _check_complete(part, model, dtype)
     return model.eval()
 
 
-def _diffusers_model(
+def _load_with_diffusers(
     part: str, component: ModelClass, config: dict[str, Any], tensors: Tensors, dtype: torch.dtype
 ) -> Any:
     model_class = component_class(component)
     with _parameters_on_meta():
         model = model_class(**config)
-    model._fix_state_dict_keys_on_load(tensors)  # the attention of older VAEs
+    model._fix_state_dict_keys_on_load(tensors)  # renames the attention keys of older VAEs
     expected = model.state_dict()
     wrong = {key for key in expected.keys() & tensors.keys() if expected[key].shape != tensors[key].shape}
     _refuse_keys(part, "tensors of another shape", wrong)
@@ -138,29 +134,29 @@ def _diffusers_model(
 
     model.load_state_dict({key: _cast(tensor, target(key)) for key, tensor in tensors.items()}, assign=True)
     for module_name, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):  # those that no file holds
+        for name, buffer in module.named_buffers(recurse=False):  # some are in no file
             setattr(module, name, _cast(buffer, target(f"{module_name}.{name}")))
     return model
 
 
-def _transformers_model(
+def _load_with_transformers(
     part: str, component: ModelClass, config: dict[str, Any], tensors: Tensors, dtype: torch.dtype
 ) -> Any:
     model_class = component_class(component)
-    model, told = model_class.from_pretrained(
+    model, report = model_class.from_pretrained(
         None,
         config=model_class.config_class(**config),
         state_dict=tensors,
         dtype=dtype,
         attn_implementation="sdpa",
-        # Else it raises without a name.
+        # Otherwise it raises an error that names no tensor.
         ignore_mismatched_sizes=True,
         output_loading_info=True,
         local_files_only=True,
     )
-    _refuse_keys(part, "tensors of another shape", {key for key, *_ in told["mismatched_keys"]})
-    _refuse_keys(part, "missing tensors", told["missing_keys"])
-    _refuse_keys(part, "unexpected tensors", set(told["unexpected_keys"]) - set(component.unused_tensors))
+    _refuse_keys(part, "tensors of another shape", {key for key, *_ in report["mismatched_keys"]})
+    _refuse_keys(part, "missing tensors", report["missing_keys"])
+    _refuse_keys(part, "unexpected tensors", set(report["unexpected_keys"]) - set(component.unused_tensors))
     return model
 
 
@@ -171,7 +167,7 @@ def _refuse_keys(part: str, fault: str, keys: Iterable[str]) -> None:
 
 
 def _check_complete(part: str, model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """The libraries promise this; a pipeline that breaks it draws noise, or fails at its first picture."""
+    """The libraries should ensure this. Otherwise the pipeline generates noise, or fails at its first image."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         kept = tensor.dtype == torch.float32 and getattr(model, "_keep_in_fp32_modules", None)
         if tensor.is_meta or (tensor.is_floating_point() and tensor.dtype != dtype and not kept):
@@ -180,11 +176,11 @@ def _check_complete(part: str, model: torch.nn.Module, dtype: torch.dtype) -> No
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """A module made here has parameters without memory. Its buffers are real: no file holds some of them."""
+    """Modules created in this context have parameters without memory. Buffers are real: some are in no file."""
     register = torch.nn.Module.register_parameter
 
     def on_meta(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
-        if parameter is not None:  # what it requires is kept: on the CPU, kernels are chosen by it
+        if parameter is not None:  # requires_grad is kept: on the CPU it selects kernels
             parameter = torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 
@@ -200,18 +196,18 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _read_tensors(path: Path, part: str, stem: str) -> Tensors:
-    """Every tensor of a component, mapped from its file or files."""
+    """All tensors of a component, memory-mapped."""
     tensors: Tensors = {}
     for name in _weight_files(path, part, stem):
         try:
             with safe_open(path / part / name, framework="pt") as file:
-                found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+                found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError) as error:
             raise ModelFilesRefused(f"{part}/{name}: {error}") from None
         _refuse_keys(part, "tensors in two files", found.keys() & tensors.keys())
         tensors |= found
-    whole = {key for key, tensor in tensors.items() if not tensor.is_floating_point() and not key.endswith("_ids")}
-    _refuse_keys(part, "tensors not of floating-point numbers", whole)
+    others = {key for key, tensor in tensors.items() if not tensor.is_floating_point() and not key.endswith("_ids")}
+    _refuse_keys(part, "tensors not of floating-point numbers", others)
     return tensors
 
 

@@ -1,4 +1,4 @@
-"""How much of a prompt the text encoders get: what is beyond their tokens is cut by the pipeline, silently."""
+"""How many tokens of a prompt reach the text encoders: pipelines cut the rest silently."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ _SUFFIXES = ("", "_2", "_3")
 
 
 def count_tokens(pipeline: Any, adapter: Adapter, arguments: dict[str, Any]) -> Tokens:
-    """`arguments` are those of the call that the pipeline has just done."""
+    """`arguments` are those of the pipeline's latest call."""
     guided = adapter.is_guided(pipeline, arguments)
     return Tokens(
         prompt=_count(pipeline, adapter.family, arguments, "prompt"),
-        # Without guidance it is not encoded at all.
+        # Without guidance the pipeline does not encode it.
         negative_prompt=_count(pipeline, adapter.family, arguments, "negative_prompt") if guided else (),
     )
 
 
 def _count(pipeline: Any, family: Family, arguments: dict[str, Any], kind: str) -> tuple[EncoderTokens, ...]:
-    found = []
+    counts = []
     for suffix in _SUFFIXES:
         text, encoder = arguments.get(kind + suffix), f"text_encoder{suffix}"
         if text is None or getattr(pipeline, encoder) is None:
@@ -35,5 +35,5 @@ def _count(pipeline: Any, family: Family, arguments: dict[str, Any], kind: str) 
             text = pipeline.maybe_convert_prompt(text, tokenizer)
         used = len(tokenizer(text, truncation=True, max_length=limit).input_ids)
         cut = len(tokenizer(text).input_ids) - used
-        found.append(EncoderTokens(encoder=encoder, used=used, cut=cut))
-    return tuple(found)
+        counts.append(EncoderTokens(encoder=encoder, used=used, cut=cut))
+    return tuple(counts)

@@ -1,10 +1,10 @@
-"""A GPU worker's life: one model, from fork to end.
+"""A GPU worker: one process with one model, from fork to exit.
 
-    only its own two channels → files and capabilities given up → device warm → lock_down() → load → serve
+    keep two descriptors → confine() → warm_up() → lock_down() → load → serve
 
-Everything privileged is above lock_down(). The model's files are as little trusted as a client's prompt, so they
-are read below it. In record mode alone the filter is there from start_recording() on, and the supervisor, which answers
-what the filter asks, is what changes at lock_down().
+Everything privileged happens above lock_down(). The model's files are trusted no more than a client's prompt, so they
+are read below it. In record mode only, start_recording() replaces confine() and installs the seccomp filter; the
+supervisor, which answers the filter's notifications, then judges calls by the worker's list from lock_down() on.
 """
 
 import os
@@ -15,7 +15,7 @@ import prctl
 import torch
 
 from weave import log
-from weave.config.parts import WorkerModel
+from weave.config.child_configs import WorkerModel
 from weave.config.schema import DeviceConfig
 from weave.gpu_worker import device as devices
 from weave.gpu_worker.serve import serve
@@ -23,22 +23,27 @@ from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, clo
 from weave.protocol.control_messages import LockedDown, Recording
 from weave.protocol.worker_messages import ToWorker
 from weave.sandbox import landlock, seccomp, worker_calls, worker_files
-from weave.sandbox.process import drop_capabilities, harden
+from weave.sandbox.hardening import drop_capabilities, harden
 
 
 def run_worker(
-    model: WorkerModel, config: DeviceConfig, *, jobs: int, control: int, parent: int, record: bool
+    model: WorkerModel, config: DeviceConfig, *, supported: bool, jobs: int, control: int, parent: int, record: bool
 ) -> NoReturn:
-    """What the forked child does, and all that it does. Never returns into the zygote's code."""
+    """The forked child's whole life. Takes ownership of the descriptors: `jobs` leads to the broker, `control` to the
+    supervisor. `supported` is whether the libraries can run the model's family. Never returns into the zygote's code.
+    """
     status = 1
     try:
-        keep_only(jobs, control)
+        close_descriptors_except(jobs, control)
         harden(parent=parent)
         layers = start_recording(control) if record else confine(model)
         device = warm_up(config)
         channel: Channel[ToWorker] = Channel.from_fd(jobs, ToWorker)
+
+        # Privileged above this line, locked in below it.
         lock_down(control, layers, device, record=record)
-        serve(channel, model, device, devices.choose_dtype(device, config.dtype))
+
+        serve(channel, model, device, devices.choose_dtype(device, config.dtype), supported=supported)
     except ChannelClosed:
         status = 0
     except ChannelViolation as error:
@@ -46,28 +51,31 @@ def run_worker(
     except BaseException:
         log.write("worker", "crashed", detail=traceback.format_exc()[-4000:])
     finally:
-        # Not sys.exit: the zygote's stack is above us, and torch's threads would be waited for.
+        # Not sys.exit: it would unwind into the zygote's stack, and wait for torch's threads.
         os._exit(status)
 
 
-def keep_only(*descriptors: int) -> None:
-    """Close everything inherited but the standard streams and these: above all the zygote's own channel."""
+def close_descriptors_except(*kept: int) -> None:
+    """Close what the zygote left open, above all its own channel. The standard streams stay open."""
     first = 3
-    for kept in sorted(descriptors):
-        os.closerange(first, kept)
-        first = kept + 1
+    for descriptor in sorted(kept):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
     os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def confine(model: WorkerModel) -> tuple[str, ...]:
-    """Landlock and capabilities bind one thread and what it starts, so this comes while there is just one."""
+    """Landlock and capabilities bind the calling thread and those that it starts, so this comes before warm_up()."""
     layer = landlock.restrict(**worker_files.rules(os.getpid(), model.path, model.layout)._asdict())
     return (layer, drop_capabilities())
 
 
 def start_recording(control: int) -> tuple[str, ...]:
-    """In the place of confine(): the supervisor hears of each file that is opened from here on. It reads the names in
-    our memory, so that must be dumpable. A process has one listener at most, so this filter stays."""
+    """Replaces confine() in record mode: every file that is opened from here on is reported to the supervisor.
+
+    The supervisor reads the file names in this process's memory, so the process must be dumpable. A process can have
+    one seccomp listener only, so this filter stays in place at lock_down().
+    """
     prctl.set_dumpable(1)
     layers = (landlock.restrict_all_but_opening(), drop_capabilities(), "seccomp-recording")
     supervisor: Channel[None] = Channel.from_fd(os.dup(control), None)
@@ -79,7 +87,7 @@ def start_recording(control: int) -> tuple[str, ...]:
 
 
 def warm_up(config: DeviceConfig) -> torch.device:
-    """Load the device's libraries, open its files and start its threads, which lock_down makes impossible."""
+    """Load the device's libraries, open its files and start its threads: lock_down() forbids all of these."""
     if config.threads:
         torch.set_num_threads(config.threads)
     device = devices.choose_device(config.device)
@@ -90,10 +98,10 @@ def warm_up(config: DeviceConfig) -> torch.device:
 
 
 def lock_down(control: int, layers: tuple[str, ...], device: torch.device, *, record: bool = False) -> None:
-    """Bind every thread to the allow list, and tell the supervisor. After this line nothing is privileged."""
+    """Bind every thread to the list of allowed calls, and report that to the supervisor. Closes `control`."""
     supervisor: Channel[None] = Channel.from_fd(control, None)
     listeners = []
-    if not record:  # else there is a filter already
+    if not record:  # start_recording() has installed the filter
         listeners = [seccomp.install(worker_calls.calls(os.getpid(), gpu=device.type == "cuda"))]
         layers = (*layers, "seccomp")
     supervisor.send(LockedDown(layers=(*layers, "no-new-privs")), tuple(listeners))

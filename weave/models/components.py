@@ -1,6 +1,6 @@
-"""The classes that models are made of: the type of their descriptions, and those that several families have.
+"""Descriptions of the classes that models consist of: their type, and the classes that several families share.
 
-A class of one family only is described in the family's file.
+A class that only one family uses is described in the family's file.
 """
 
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from msgspec import Struct
 
 from weave.models.configs import Rules, rules
 
-# What diffusers writes into every config, and what training with an average of the weights leaves in it.
+# Keys that diffusers writes into every config, and keys left over from training with averaged weights (EMA).
 BY_DIFFUSERS = """_class_name _diffusers_version _name_or_path _use_default_values
     decay inv_gamma min_decay optimization_step power update_after_step use_ema_warmup"""
 
-# What transformers writes, or wrote, into every config: names, versions, and settings for generating text.
+# Keys that transformers writes, or once wrote, into every config: names, versions, and settings for generating text.
 BY_TRANSFORMERS = """_class_name _name_or_path _commit_hash _attn_implementation_autoset architectures model_type
     transformers_version torch_dtype dtype tokenizer_class return_dict use_return_dict output_hidden_states
     output_attentions torchscript use_bfloat16 tf_legacy_loss pruned_heads tie_word_embeddings tie_encoder_decoder
@@ -29,8 +29,8 @@ BY_TRANSFORMERS = """_class_name _name_or_path _commit_hash _attn_implementation
 
 class ModelClass(Struct, frozen=True, kw_only=True):
     """A class with weights. `config` has a rule for each key of its config.json. `defaults` are the class's own values
-    of those keys that a family compares (sizes.py), for a config that lacks them. Files may name the class by one of
-    `aliases`, and transformers' may hold `unused_tensors`, which the class has no place for."""
+    for the keys that a family compares (sizes.py), used where a config lacks them. Files may name the class by one of
+    `aliases`. Files of transformers may hold `unused_tensors`, which the class does not have."""
 
     library: Literal["diffusers", "transformers"]
     class_name: str
@@ -41,7 +41,7 @@ class ModelClass(Struct, frozen=True, kw_only=True):
 
 
 class TokenizerClass(Struct, frozen=True, kw_only=True):
-    """A tokenizer's class. All files of one of `vocabularies` must be there."""
+    """A tokenizer's class. At least one of `vocabularies` must be complete: all of its files exist."""
 
     class_name: str
     vocabularies: tuple[tuple[str, ...], ...]
@@ -62,14 +62,14 @@ T5_TOKENIZER = TokenizerClass(
 
 _CLIP = rules(
     BY_TRANSFORMERS,
-    size="vocab_size hidden_size intermediate_size projection_dim num_attention_heads max_position_embeddings",
+    size="vocab_size hidden_size intermediate_size projection_dim? num_attention_heads max_position_embeddings",
     count="num_hidden_layers",
     name="hidden_act",
-    fraction="layer_norm_eps attention_dropout",
-    number="initializer_range initializer_factor",
-    token="pad_token_id bos_token_id eos_token_id",
+    fraction="layer_norm_eps attention_dropout?",
+    number="initializer_range initializer_factor?",
+    token="pad_token_id? bos_token_id? eos_token_id",
 )
-# A buffer of older versions, the scale between text and image, and the projection that CLIPTextModel does not use.
+# A buffer of older versions, and CLIP's scale between text and image. CLIPTextModel has no projection either.
 _CLIP_UNUSED = ("text_model.embeddings.position_ids", "logit_scale")
 CLIP_TEXT = ModelClass(
     library="transformers",
@@ -98,10 +98,10 @@ T5_ENCODER = ModelClass(
         number="initializer_factor",
         name="feed_forward_proj dense_act_fn",
         flag="is_gated_act",
-        token="pad_token_id bos_token_id eos_token_id",
+        token="pad_token_id? bos_token_id? eos_token_id*?",
     ),
     defaults={"d_model": 512},
-    # The decoder that such a file also has is left out.
+    # The decoder in files of these classes is not loaded.
     aliases=("T5ForConditionalGeneration", "T5Model"),
     unused_tensors=("lm_head.weight",),
 )
@@ -111,20 +111,20 @@ UNET = ModelClass(
     class_name="UNet2DConditionModel",
     config=rules(
         BY_DIFFUSERS,
-        side="sample_size",
-        size="""in_channels out_channels block_out_channels norm_num_groups cross_attention_dim encoder_hid_dim
-            attention_head_dim num_attention_heads addition_time_embed_dim num_class_embeds time_embedding_dim
-            time_cond_proj_dim conv_in_kernel conv_out_kernel projection_class_embeddings_input_dim
+        side="sample_size*?",
+        size="""in_channels out_channels block_out_channels[] norm_num_groups? cross_attention_dim* encoder_hid_dim?
+            attention_head_dim* num_attention_heads*? addition_time_embed_dim? num_class_embeds? time_embedding_dim?
+            time_cond_proj_dim? conv_in_kernel conv_out_kernel projection_class_embeddings_input_dim?
             addition_embed_type_num_heads""",
-        count="freq_shift layers_per_block downsample_padding transformer_layers_per_block "
-        "reverse_transformer_layers_per_block",
+        count="""freq_shift layers_per_block* downsample_padding transformer_layers_per_block*
+            reverse_transformer_layers_per_block[]?""",
         number="mid_block_scale_factor resnet_out_scale_factor",
         fraction="dropout norm_eps",
-        flag="""center_input_sample flip_sin_to_cos only_cross_attention dual_cross_attention use_linear_projection
-            upcast_attention resnet_skip_time_act class_embeddings_concat mid_block_only_cross_attention""",
-        name="""down_block_types mid_block_type up_block_types act_fn encoder_hid_dim_type class_embed_type
-            addition_embed_type resnet_time_scale_shift time_embedding_type time_embedding_act_fn timestep_post_act
-            attention_type cross_attention_norm""",
+        flag="""center_input_sample flip_sin_to_cos only_cross_attention* dual_cross_attention use_linear_projection
+            upcast_attention resnet_skip_time_act class_embeddings_concat mid_block_only_cross_attention?""",
+        name="""down_block_types[] mid_block_type? up_block_types[] act_fn encoder_hid_dim_type? class_embed_type?
+            addition_embed_type? resnet_time_scale_shift time_embedding_type time_embedding_act_fn? timestep_post_act?
+            attention_type cross_attention_norm?""",
     ),
     defaults={
         "in_channels": 4,
@@ -145,30 +145,31 @@ AUTOENCODER_KL = ModelClass(
     class_name="AutoencoderKL",
     config=rules(
         BY_DIFFUSERS,
-        size="in_channels out_channels block_out_channels latent_channels norm_num_groups sample_size",
+        size="in_channels out_channels block_out_channels[] latent_channels norm_num_groups sample_size",
         count="layers_per_block",
-        name="down_block_types up_block_types act_fn",
-        number="scaling_factor shift_factor latents_mean latents_std",
+        name="down_block_types[] up_block_types[] act_fn",
+        number="scaling_factor shift_factor? latents_mean[]? latents_std[]?",
         flag="force_upcast use_quant_conv use_post_quant_conv mid_block_add_attention",
     ),
     defaults={"in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [64]},
 )
 
-_TOKENS = "bos_token eos_token unk_token pad_token sep_token cls_token mask_token additional_special_tokens"
+_TOKENS = """bos_token? eos_token? unk_token? pad_token? sep_token? cls_token? mask_token?
+    additional_special_tokens[]? extra_special_tokens*?"""
 
-# What every tokenizer's files may say.
+# The rules for every tokenizer's files.
 TOKENIZER_RULES: dict[str, Rules] = {
     "tokenizer_config.json": rules(
         """__type name_or_path special_tokens_map_file tokenizer_file processor_class use_fast is_local
             local_files_only""",
-        tokens=f"{_TOKENS} extra_special_tokens added_tokens_decoder",
-        length="model_max_length",
-        count="max_length stride extra_ids pad_token_type_id pad_to_multiple_of",
-        name="tokenizer_class backend padding_side truncation_side truncation_strategy errors",
-        text="model_input_names",
-        empty="sp_model_kwargs",
-        flag="""add_prefix_space add_bos_token add_eos_token do_lower_case clean_up_tokenization_spaces legacy
-            spaces_between_special_tokens split_special_tokens truncation padding""",
+        tokens=f"{_TOKENS} added_tokens_decoder",
+        length="model_max_length?",
+        count="max_length? stride? extra_ids? pad_token_type_id? pad_to_multiple_of?",
+        name="tokenizer_class? backend? padding_side truncation_side truncation_strategy? errors",
+        text="model_input_names[]",
+        empty="sp_model_kwargs?",
+        flag="""add_prefix_space? add_bos_token? add_eos_token? do_lower_case? clean_up_tokenization_spaces? legacy?
+            spaces_between_special_tokens? split_special_tokens truncation? padding?""",
     ),
-    "special_tokens_map.json": rules(tokens=f"{_TOKENS} extra_special_tokens"),
+    "special_tokens_map.json": rules(tokens=_TOKENS),
 }

@@ -1,8 +1,8 @@
-"""What a model's JSON files may say: known keys only, each with a value of its kind.
+"""What a model's JSON files may contain: known keys only, each with a value of its kind.
 
 A key that a library acts on can choose code: `quantization_config` names a quantizer's class, `attn_implementation` a
-kernel on the Hub, `auto_map` a Python file. So nothing is passed on that has no rule. The rules are listed with each
-class (components.py, schedulers.py, families/), and a test compares them with the installed ones.
+kernel on the Hub, `auto_map` a Python file. So a key without a rule is refused. The rules are listed with each class
+(components.py, schedulers.py, families/), and a test compares them with the installed classes.
 """
 
 import json
@@ -16,11 +16,12 @@ from weave.models.files import ModelFilesRefused
 
 _MAX_BYTES = 64 * 1024 * 1024
 _SHOWN = 80
-_MAX_ITEMS = 100_000  # trained_betas has one for each training step
+_MAX_DEPTH = 3  # of lists in lists: transformer_layers_per_block has two levels
+_MAX_ITEMS = 100_000  # trained_betas has one item per training step
 
 
 class Kind(NamedTuple):
-    """`words` completes "KEY is VALUE, expected ..."."""
+    """`words` completes "KEY is VALUE, expected ...". `fits` judges a value that is neither null nor a list."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -37,7 +38,6 @@ def _numbers(low: float, high: float) -> Kind:
     )
 
 
-# null, and lists of these, fit each kind too: what a class cannot do with them it says itself.
 KINDS = {
     "size": _integers(1, 1 << 20),
     "side": _integers(1, 1024),
@@ -49,7 +49,7 @@ KINDS = {
     "name": Kind(
         "a plain name", lambda value: type(value) is str and bool(re.fullmatch(r"[A-Za-z0-9_.+-]{1,64}", value))
     ),
-    # The one infinity that diffusers itself writes.
+    # -Infinity is the only infinity that diffusers itself writes.
     "clip": Kind(
         "a number or -Infinity",
         lambda value: type(value) in (int, float) and (value == -math.inf or abs(value) <= 1e6),
@@ -61,21 +61,53 @@ KINDS = {
 }
 
 
-class Rules(NamedTuple):
-    """`keys` maps what is passed on to its kind; what is in `ignored` may be there, and nobody reads it."""
+class Rule(NamedTuple):
+    """The values that one key may have: of `kind` (one of KINDS), and null and lists of these only where allowed."""
 
-    keys: Mapping[str, str]
+    kind: str
+    single: bool = True
+    listed: bool = False
+    null: bool = False
+
+    @property
+    def words(self) -> str:
+        """Completes "KEY is VALUE, expected ..."."""
+        where = "" if not self.listed else ", or a list of these" if self.single else ", in a list"
+        return f"{KINDS[self.kind].words}{where}{', or null' * self.null}"
+
+    def fits(self, value: Any, depth: int = 0) -> bool:
+        """Whether the key may have this value."""
+        if isinstance(value, list):
+            fits = self.listed and depth < _MAX_DEPTH and len(value) <= _MAX_ITEMS
+            return fits and all(self.fits(item, depth + 1) for item in value)
+        if value is None:
+            return self.null and depth == 0
+        return (self.single or depth > 0) and KINDS[self.kind].fits(value)
+
+
+class Rules(NamedTuple):
+    """`keys` are passed on to the class. Keys in `ignored` are allowed, and never read."""
+
+    keys: Mapping[str, Rule]
     ignored: frozenset[str]
 
 
 def rules(ignored: str = "", **keys: str) -> Rules:
-    """Rules from words: one argument for each kind, with the keys of that kind."""
-    of_kind = {key: kind for kind, names in keys.items() for key in names.split()}
-    return Rules(of_kind, frozenset(ignored.split()))
+    """Rules from words: one argument per kind, with the keys of that kind.
+
+    A suffix says what may replace a single value: `key*` a list of them, `key[]` only a list, and `?` at the end null.
+    """
+    of_key = {}
+    for kind, words in keys.items():
+        for word in words.split():
+            shape = word.removesuffix("?")
+            key = shape.removesuffix("*").removesuffix("[]")
+            of_key[key] = Rule(kind, single=not shape.endswith("[]"), listed=key != shape, null=shape != word)
+    return Rules(of_key, frozenset(ignored.split()))
 
 
 def read_object(model: Path, name: str) -> dict[str, Any]:
-    """The JSON object in the file `name` of the model. Raises ModelFilesRefused."""
+    """The JSON object in the model's file `name`. Raises ModelFilesRefused."""
     try:
         with open(model / name, "rb") as file:
             data = file.read(_MAX_BYTES + 1)
@@ -85,30 +117,29 @@ def read_object(model: Path, name: str) -> dict[str, Any]:
     except OSError as error:
         raise ModelFilesRefused(f"{name}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ModelFilesRefused(f"{name}: no sound JSON: {error}") from None
+        raise ModelFilesRefused(f"{name}: not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise ModelFilesRefused(f"{name}: expected an object, found {shown(found)}")
     return found
 
 
 def check_values(name: str, found: Mapping[str, Any], allowed: Rules) -> dict[str, Any]:
-    """What may be passed on of the object `found` in the file `name`. Raises ModelFilesRefused."""
+    """The part of the object `found`, from the file `name`, to pass on to the class. Raises ModelFilesRefused."""
     for key, value in found.items():
         if key in allowed.ignored:
             continue
         if key not in allowed.keys:
-            raise ModelFilesRefused(f"{name}: {shown(key)} is no key that is known here; remove it")
-        kind = KINDS[allowed.keys[key]]
-        if not _fits(value, kind):
-            raise ModelFilesRefused(f"{name}: {key} is {shown(value)}, expected {kind.words}")
-    # diffusers marks what was not in the file that it read: such values are the class's own defaults.
+            raise ModelFilesRefused(f"{name}: {shown(key)} is not a known key; remove it")
+        if not allowed.keys[key].fits(value):
+            raise ModelFilesRefused(f"{name}: {key} is {shown(value)}, expected {allowed.keys[key].words}")
+    # diffusers lists the keys that were missing from the file it once read: their values are the class's defaults.
     defaults = found.get("_use_default_values")
     defaults = defaults if isinstance(defaults, list) else []
     return {key: value for key, value in found.items() if key in allowed.keys and key not in defaults}
 
 
 def shown(value: object) -> str:
-    """A foreign value for a message: one line, not long, nothing that a terminal acts on."""
+    """An untrusted value for a message: one short line without control characters."""
     try:
         text = ascii(value)
     except (ValueError, RecursionError):  # an integer of too many digits, a list too deep
@@ -116,14 +147,8 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _fits(value: Any, kind: Kind, depth: int = 0) -> bool:
-    if isinstance(value, list):
-        return depth < 3 and len(value) <= _MAX_ITEMS and all(_fits(item, kind, depth + 1) for item in value)
-    return value is None or kind.fits(value)
-
-
 def _is_token(value: Any) -> bool:
-    """Text, or what transformers writes for an AddedToken."""
+    """Text, or the object that transformers writes for an AddedToken."""
     if isinstance(value, str):
         return len(value) <= 4096
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
@@ -136,7 +161,7 @@ def _is_token(value: Any) -> bool:
 
 
 def _is_table_of_tokens(value: Any) -> bool:
-    """`added_tokens_decoder`: tokens by their number."""
+    """The value of `added_tokens_decoder`: tokens by their ID."""
     return isinstance(value, dict) and all(
         key.isascii() and key.isdigit() and len(key) <= 7 and _is_token(token) for key, token in value.items()
     )
@@ -145,5 +170,5 @@ def _is_table_of_tokens(value: Any) -> bool:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a key comes twice")
+        raise ValueError("duplicate key")
     return table

@@ -1,4 +1,4 @@
-"""The description of a family: all that sets it apart, except the code that calls its pipeline."""
+"""The description of a family: everything specific to it, except the code that calls its pipeline."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,35 +10,35 @@ from weave.models.components import Component
 from weave.models.schedulers import SCHEDULERS
 from weave.models.sizes import Sizes
 from weave.protocol.bounds import Bounds, FloatRange, Range
-from weave.protocol.client_messages import Defaults
 from weave.protocol.features import TEXT_TO_IMAGE
+from weave.protocol.parameters import Defaults
 
 
 class Family(Struct, frozen=True, kw_only=True):
-    """A family: what clients may ask of its models, what their folders hold, and how diffusers runs them.
+    """A family: what clients may request of its models, what a model's folder holds, and how diffusers runs it.
 
     Sources: the pipelines' own defaults in diffusers, and the resolutions that the models were trained at.
     """
 
     name: str
-    # Unless the config says otherwise for a model.
+    # The config may override these for a model.
     bounds: Bounds
     defaults: Defaults
-    # By our names (schedulers.py): offered to clients, and allowed as a model's own.
+    # Names from schedulers.py: offered to clients, and allowed as a model's own.
     schedulers: tuple[str, ...]
     tasks: tuple[str, ...] = (TEXT_TO_IMAGE,)
-    # The class in diffusers, and those of other tasks whose models have the same components.
+    # The class in diffusers, and the classes for other tasks whose models have the same components.
     pipeline: str
     sibling_pipelines: tuple[str, ...]
-    # By folder. Those in `optional` may be missing from a model, all together.
+    # By folder. A model has all of the `optional` ones or none.
     components: Mapping[str, Component]
     optional: frozenset[str] = frozenset()
-    # Yields the sizes that the components must share.
+    # Yields the values that the components must agree on.
     sizes: Sizes
-    # What the pipeline's class is given: flags of model_index.json, and what is the same for every model.
+    # Arguments of the pipeline's class: flags from model_index.json, and values that are the same for every model.
     settings: frozenset[str] = frozenset()
     fixed: Mapping[str, Any] = MappingProxyType({})
-    # How many tokens T5 gets, by the pipeline's own default; None without T5.
+    # The number of tokens for T5, the pipeline's own default; None without T5.
     t5_tokens: int | None = None
     # The module in weave/gpu_worker/pipelines/ whose Adapter calls the pipeline.
     adapter: str = "base"
@@ -50,12 +50,12 @@ class Family(Struct, frozen=True, kw_only=True):
 
     @property
     def encoders(self) -> int:
-        """How many text encoders take a prompt of their own."""
+        """The number of text encoders; each can take its own prompt."""
         return sum(part.startswith("text_encoder") for part in self.components)
 
 
 def bounds(*, largest_side: int, multiple: int, prompt_characters: int) -> Bounds:
-    """A family's bounds, of which the others are the same for all. Sides are in pixels."""
+    """A family's bounds; those without a parameter are the same for all families. Sides are in pixels."""
     return Bounds(
         width=Range(64, largest_side, multiple),
         height=Range(64, largest_side, multiple),
@@ -69,5 +69,5 @@ def bounds(*, largest_side: int, multiple: int, prompt_characters: int) -> Bound
 
 
 def defaults(*, side: int, steps: int, cfg_scale: float, scheduler: str) -> Defaults:
-    """A family's defaults; `side` is width and height, in pixels."""
+    """A family's defaults. `side` is both width and height, in pixels."""
     return Defaults(width=side, height=side, steps=steps, cfg_scale=cfg_scale, scheduler=scheduler)

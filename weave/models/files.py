@@ -1,4 +1,4 @@
-"""What may lie in a model's folder, and whether its weights are what they say: checked before any library reads them.
+"""The files that a model's folder may hold, and the headers of its weights: checked before any library reads them.
 
 Format: github.com/huggingface/safetensors, "Format".
 """
@@ -23,13 +23,13 @@ _BITS = {
 
 
 class ModelFilesRefused(Exception):
-    """A model's files will not be loaded; the message names the file within the model, and why."""
+    """A model's files were not loaded. The message names the file, relative to the model, and the reason."""
 
 
 def check_model_files(path: Path) -> None:
-    """Refuse a folder in which anything but safetensors, JSON and text is in a loader's reach.
+    """Refuse a folder that holds anything a loader could read except safetensors, JSON and text.
 
-    Raises ModelFilesRefused. A list of what may be there, since pickles come under many names.
+    The list is of allowed suffixes, because pickles have many. Raises ModelFilesRefused.
     """
     if path.is_file():
         if path.suffix != ".safetensors":
@@ -46,7 +46,7 @@ def check_model_files(path: Path) -> None:
 
 
 def check_sha256(path: Path, pins: Mapping[str, str]) -> None:
-    """Each pinned file (its path inside the model) must have its digest, in hex. Raises ModelFilesRefused."""
+    """`pins` maps a path within the model to the digest that the file must have, in hex. Raises ModelFilesRefused."""
     base = path if path.is_dir() else path.parent
     for name, expected in pins.items():
         try:
@@ -55,7 +55,7 @@ def check_sha256(path: Path, pins: Mapping[str, str]) -> None:
         except OSError as error:
             raise ModelFilesRefused(f"{name}: pinned by sha256, but {error.strerror}") from None
         if found != expected:
-            raise ModelFilesRefused(f"{name}: sha256 is {found}, pinned is {expected}")
+            raise ModelFilesRefused(f"{name}: sha256 is {found}, expected {expected}")
 
 
 def check_safetensors_header(path: Path) -> None:
@@ -83,7 +83,7 @@ def check_safetensors_header(path: Path) -> None:
 
 
 def _check_entry(model: Path, entry: Path) -> bool:
-    """Whether `entry` is a file that a loader may read."""
+    """Whether `entry` is a file that a loader may read. Raises ModelFilesRefused."""
     name = entry.relative_to(model)
     if entry.is_symlink() and not entry.resolve().is_relative_to(model.resolve()):
         raise ModelFilesRefused(f"{name}: links to outside the model's folder; put the file itself there")
@@ -114,5 +114,5 @@ def _span(name: str, tensor: dict[str, Any]) -> tuple[int, int]:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a name comes twice")
+        raise ValueError("duplicate name")
     return table

@@ -1,4 +1,4 @@
-"""Whether a model's folder is of its family, by its JSON files: the classes, and the sizes that components share."""
+"""Checks that a model's folder belongs to its family, by its JSON files: classes, config values and shared sizes."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,25 +12,25 @@ from weave.models.schedulers import SCHEDULER_RULES
 
 
 class Checked(NamedTuple):
-    """A component's config by its part ("scheduler" too; none for tokenizers), and the pipeline's settings."""
+    """Each component's config by its folder, including "scheduler" but no tokenizers, and the pipeline's settings."""
 
     configs: dict[str, dict[str, Any]]
     settings: dict[str, bool]
 
 
 def check_layout(name: str, model: Path) -> Checked:
-    """Whether the folder is a model of the family `name`, by its JSON files. Raises ModelFilesRefused."""
+    """Raises ModelFilesRefused unless the folder `model` is a model of the family `name`."""
     family = FAMILIES[name]
     if not model.is_dir():
         raise ModelFilesRefused(f"{model.name}: not a folder in diffusers layout; convert it")
     settings = _check_index(family, model)
     configs = {"scheduler": _check_scheduler(family, model)}
-    there = {part for part in family.components if (model / part).is_dir()}
-    optional = family.optional if there & family.optional else frozenset()
+    present = {part for part in family.components if (model / part).is_dir()}
+    optional = family.optional if present & family.optional else frozenset()
     for part, component in family.components.items():
-        if part not in there:
-            if part not in family.optional or part in optional:  # the optional ones come together, or not at all
-                raise ModelFilesRefused(f"{part}: this family needs the folder, and the model has none")
+        if part not in present:
+            if part not in family.optional or part in optional:  # the optional ones are all present, or none is
+                raise ModelFilesRefused(f"{part}: this family needs the folder, and the model does not have it")
         elif isinstance(component, TokenizerClass):
             _check_tokenizer(model, part, component)
         else:
@@ -44,10 +44,10 @@ def _check_sizes(family: Family, configs: dict[str, dict[str, Any]]) -> None:
     effective = {part: {**models[part].defaults, **configs[part]} for part in models if part in configs}
     for expected in family.sizes(effective):
         found = effective[expected.part][expected.key]
-        # A list has one value for each block.
+        # A list has one value per block.
         if any(value != expected.value for value in (found if isinstance(found, list) else [found])):
-            told = f"{expected.part}/config.json: {expected.key} is {shown(found)}, expected {shown(expected.value)}"
-            raise ModelFilesRefused(f"{told} ({expected.source})")
+            detail = f"{expected.key} is {shown(found)}, expected {shown(expected.value)} ({expected.source})"
+            raise ModelFilesRefused(f"{expected.part}/config.json: {detail}")
 
 
 def _check_index(family: Family, model: Path) -> dict[str, bool]:
@@ -82,11 +82,11 @@ def _check_component(model: Path, part: str, component: ModelClass) -> dict[str,
     name = f"{part}/config.json"
     found = read_object(model, name)
     architectures = found.get("architectures")
-    told = [found.get("_class_name"), *(architectures if isinstance(architectures, list) else [architectures])]
-    for other in told:
-        if other is not None and other not in _names(component):
-            key = "_class_name" if other == found.get("_class_name") else "architectures"
-            raise ModelFilesRefused(f"{name}: {key} is {shown(other)}, expected {component.class_name}")
+    named = [found.get("_class_name"), *(architectures if isinstance(architectures, list) else [architectures])]
+    for class_name in named:
+        if class_name is not None and class_name not in _names(component):
+            key = "_class_name" if class_name == found.get("_class_name") else "architectures"
+            raise ModelFilesRefused(f"{name}: {key} is {shown(class_name)}, expected {component.class_name}")
     return check_values(name, found, component.config)
 
 
@@ -96,13 +96,13 @@ def _check_tokenizer(model: Path, part: str, component: TokenizerClass) -> None:
             config = check_values(f"{part}/{file}", read_object(model, f"{part}/{file}"), allowed)
             found = config.get("tokenizer_class") or component.class_name
             if found not in _names(component):
-                told = f"tokenizer_class is {shown(found)}, expected {component.class_name}"
-                raise ModelFilesRefused(f"{part}/{file}: {told}")
+                detail = f"tokenizer_class is {shown(found)}, expected {component.class_name}"
+                raise ModelFilesRefused(f"{part}/{file}: {detail}")
             if config.get("backend") not in (None, "tokenizers"):
                 raise ModelFilesRefused(f"{part}/{file}: backend is {shown(config['backend'])}, expected tokenizers")
     choices = component.vocabularies
     if not any(all((model / part / file).is_file() for file in files) for files in choices):
-        # Without these transformers makes a tokenizer that knows no word.
+        # Without these transformers creates a tokenizer with an empty vocabulary.
         raise ModelFilesRefused(f"{part}: has neither {' nor '.join(' and '.join(files) for files in choices)}")
 
 

@@ -1,4 +1,4 @@
-"""The sizes that the components of a model share: what one gives must be what the other takes."""
+"""The sizes that a model's components share: one component's output must fit another's input."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 from weave.models.configs import shown
 from weave.models.files import ModelFilesRefused
 
-# Each component's config by its folder, completed with the class's own defaults.
+# Each component's config by its folder, with the class's defaults for missing keys.
 Configs = Mapping[str, Mapping[str, Any]]
 Sizes = Callable[[Configs], Iterator["Expected"]]
 
-# Each block but the first halves the sides, and widths and heights are multiples of 8 latents.
-_MOST_VAE_BLOCKS = 4
+# Each block but the first halves width and height, and both are multiples of 8 pixels (= 2**3).
+_MAX_VAE_BLOCKS = 4
 
 
 class Expected(NamedTuple):
-    """`part`'s config must have `value` for `key`; `source` says where that comes from."""
+    """The config of `part` must have `value` for `key`; `source` says where the value comes from."""
 
     part: str
     key: str
@@ -24,30 +24,26 @@ class Expected(NamedTuple):
 
 
 def vae(configs: Configs) -> Iterator[Expected]:
-    """Of an AutoencoderKL, by itself."""
+    """The sizes of an AutoencoderKL."""
     yield Expected("vae", "in_channels", 3, "red, green, blue")
     yield Expected("vae", "out_channels", 3, "red, green, blue")
     blocks = configs["vae"]["block_out_channels"]
-    if not isinstance(blocks, list) or not 1 <= len(blocks) <= _MOST_VAE_BLOCKS:
-        told = f"block_out_channels is {shown(blocks)}, expected 1 to {_MOST_VAE_BLOCKS} blocks"
-        raise ModelFilesRefused(f"vae/config.json: {told}")
+    if not 1 <= len(blocks) <= _MAX_VAE_BLOCKS:
+        detail = f"block_out_channels is {shown(blocks)}, expected 1 to {_MAX_VAE_BLOCKS} blocks"
+        raise ModelFilesRefused(f"vae/config.json: {detail}")
 
 
 def unet(configs: Configs) -> Iterator[Expected]:
-    """Of a UNet2DConditionModel and its AutoencoderKL."""
+    """The sizes of a UNet2DConditionModel and its AutoencoderKL."""
     yield from vae(configs)
     latents = configs["vae"]["latent_channels"]
     yield Expected("unet", "in_channels", latents, "the VAE's latent_channels")
     yield Expected("unet", "out_channels", latents, "the VAE's latent_channels")
     for key in ("encoder_hid_dim", "encoder_hid_dim_type", "class_embed_type", "num_class_embeds"):
-        yield Expected("unet", key, None, "this family has none")
+        yield Expected("unet", key, None, "not supported in this family")
 
 
-def total(*sizes: Any) -> int | None:
-    """The sum; None where one of them is not a size."""
-    return sum(sizes) if all(isinstance(size, int) for size in sizes) else None
-
-
-def product(first: Any, second: Any) -> int | None:
-    """None where one of them is not a size."""
-    return first * second if isinstance(first, int) and isinstance(second, int) else None
+def total(*sizes: int | None) -> int | None:
+    """The sum, or None if a size is None (null in its config)."""
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None

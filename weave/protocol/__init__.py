@@ -1,6 +1,6 @@
-"""What two processes, or a process and a client, say to each other: the only types they share."""
+"""The messages between our processes, and between the daemon and its clients: the only types they share."""
 
 from pathlib import Path
 
-# Where the system's daemon and its clients meet; a user's own is below $XDG_RUNTIME_DIR.
+# The system daemon's. A user's daemon has its own below $XDG_RUNTIME_DIR.
 SYSTEM_SOCKET_PATH = Path("/run/weave/weave.sock")

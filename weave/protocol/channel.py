@@ -1,7 +1,7 @@
 """A channel between two of our processes: msgpack messages and descriptors over a SOCK_SEQPACKET socketpair.
 
-SOCK_SEQPACKET keeps the edges of messages, so there is no framing to get wrong (unix(7)), and tells the end of
-the other side, so that no process outlives the one it serves.
+SOCK_SEQPACKET keeps message boundaries, so there is no framing to get wrong (unix(7)), and reports when the other side
+closes, so no process outlives the one it serves.
 """
 
 import array
@@ -24,11 +24,11 @@ Incoming = TypeVar("Incoming")
 
 
 class ChannelClosed(Exception):
-    """The other side is gone."""
+    """The other side closed its end, or exited."""
 
 
 class ChannelViolation(Exception):
-    """The other side sent what it must not: an unknown or malformed message, or descriptors out of place."""
+    """The other side sent an unknown or malformed message, or unexpected descriptors."""
 
 
 class Channel(Generic[Incoming]):
@@ -41,7 +41,7 @@ class Channel(Generic[Incoming]):
 
     @classmethod
     def from_fd(cls, fd: int, incoming: Any) -> "Channel[Incoming]":
-        """Take over the inherited descriptor `fd`."""
+        """Takes ownership of the inherited descriptor `fd`."""
         return cls(socket.socket(fileno=fd), incoming)
 
     def fileno(self) -> int:
@@ -49,11 +49,11 @@ class Channel(Generic[Incoming]):
         return self._sock.fileno()
 
     def set_blocking(self, blocking: bool) -> None:
-        """A channel that does not block raises BlockingIOError from send and receive."""
+        """On a non-blocking channel send and receive raise BlockingIOError."""
         self._sock.setblocking(blocking)
 
     def send(self, message: msgspec.Struct, descriptors: tuple[int, ...] = ()) -> None:
-        """Send one message; the descriptors stay open here. Raises ChannelClosed, BlockingIOError."""
+        """Send one message. The caller keeps the descriptors. Raises ChannelClosed, BlockingIOError."""
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
             self._sock.sendmsg([self._encoder.encode(message)], ancillary, socket.MSG_NOSIGNAL)
@@ -61,9 +61,9 @@ class Channel(Generic[Incoming]):
             raise ChannelClosed from None
 
     def receive(self) -> tuple[Incoming, list[int]]:
-        """One message and the descriptors that came with it, which the caller must close.
+        """One message and its descriptors, which the caller owns.
 
-        Raises ChannelClosed, ChannelViolation (any descriptor is closed already), BlockingIOError.
+        Raises ChannelClosed, ChannelViolation (with every descriptor closed), BlockingIOError.
         """
         try:
             data, ancillary, flags, _ = self._sock.recvmsg(
@@ -74,7 +74,7 @@ class Channel(Generic[Incoming]):
         descriptors = received_descriptors(ancillary)
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             close_all(descriptors)
-            raise ChannelViolation("a message or its descriptors were larger than allowed")
+            raise ChannelViolation("a message was too long, or had too many descriptors")
         if not data:
             close_all(descriptors)
             raise ChannelClosed
@@ -82,15 +82,15 @@ class Channel(Generic[Incoming]):
             return self._decoder.decode(data), descriptors
         except UNDECODABLE as error:
             close_all(descriptors)
-            # Not the decoder's words: they quote the sender's, and this ends up in the receiver's own log lines.
+            # The decoder's message may quote the sender, and this ends up in the receiver's own log lines.
             raise ChannelViolation(f"not a message of this channel: {type(error).__name__}") from None
 
     def refuse_descriptors(self) -> None:
-        """From now on none may come, as far as the kernel can refuse them (peer.refuse_descriptors)."""
+        """Have the kernel refuse them from now on, if it can (peer.refuse_descriptors)."""
         refuse_descriptors(self._sock)
 
     def close(self) -> None:
-        """The other side sees ChannelClosed."""
+        """The other side gets ChannelClosed."""
         self._sock.close()
 
 
@@ -100,7 +100,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def received_descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """The descriptors among recvmsg's ancillary data."""
+    """The descriptors in recvmsg's ancillary data."""
     descriptors = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -115,7 +115,7 @@ def close_all(descriptors: list[int]) -> None:
 
 
 def sealed_memfd(name: str, data: bytes | memoryview) -> int:
-    """A memfd that holds `data` and that nobody can change any more (memfd_create(2))."""
+    """A memfd with `data` that no process can change (memfd_create(2)). The caller owns the descriptor."""
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         view = memoryview(data)
@@ -137,11 +137,11 @@ def check_sealed_memfd(descriptor: int, size: int) -> None:
     if seals & _ALL_SEALS != _ALL_SEALS:
         raise ChannelViolation("a memfd is not sealed")
     if _size(descriptor) != size:
-        raise ChannelViolation("a memfd is not of the size that was announced")
+        raise ChannelViolation("a memfd does not have the announced size")
 
 
 def read_sealed_memfd(descriptor: int) -> bytes:
-    """All bytes of a sealed memfd, from its start; `descriptor` is closed."""
+    """All bytes of a sealed memfd. Closes `descriptor`. Raises ChannelViolation."""
     try:
         size = _size(descriptor)
         check_sealed_memfd(descriptor, size)
@@ -151,5 +151,5 @@ def read_sealed_memfd(descriptor: int) -> bytes:
 
 
 def _size(descriptor: int) -> int:
-    # Not fstat: glibc 2.33 and later make it newfstatat, which takes paths too and so is refused to the broker.
+    # Not fstat: glibc 2.33 and later make it newfstatat, which also takes paths, so the broker's filter refuses it.
     return os.lseek(descriptor, 0, os.SEEK_END)

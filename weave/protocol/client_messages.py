@@ -1,12 +1,12 @@
-"""Version 2 control messages: what a client asks (`op`) and what the daemon answers (`event`).
+"""Version 2 control messages: a client's requests (`op`) and the daemon's answers (`event`).
 
-JSON, at most 64 KiB, validated by msgspec: a wrong type is an error, never ignored. The daemon refuses an op or a field
-that it does not know; a client skips the events and fields that it does not know, and takes any name where this daemon
-has a list of them (docs/protocol.md, "How the protocol grows").
+JSON, at most 64 KiB, validated by msgspec: a wrong type is an error, never ignored. The daemon refuses unknown ops and
+fields; a client skips unknown events and fields, and accepts any name where this daemon has a list of names
+(docs/protocol.md, "How the protocol grows").
 """
 
 import re
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, TypeAlias, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -14,46 +14,26 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from weave.protocol.bounds import Bounds
 from weave.protocol.errors import UNDECODABLE, ErrorCode, FrameError, RequestError
 from weave.protocol.metrics import Metrics
+from weave.protocol.parameters import Defaults, Delivery, ImageFormat, RequestedParameters
 from weave.protocol.text import ModelId, Name, Title
 
-ImageFormat: TypeAlias = Literal["png", "raw"]
-Delivery: TypeAlias = Literal["inline", "fd"]
 
-
-class _Op(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="op"):
-    pass
+class _Op(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True, tag_field="op"):
+    """Fields at their defaults are not sent, so that an older daemon does not refuse one that it does not know."""
 
 
 class LoadModel(_Op, frozen=True, kw_only=True, tag="load_model"):
-    """Have the worker hold `model`, so that the next picture starts at once. Answered by done."""
+    """Load `model`, so that the next image starts without a wait. Answered by done."""
 
     model: str
 
 
-class Generate(_Op, frozen=True, kw_only=True, tag="generate"):
-    """Draw pictures. What is left out takes the model's default; no model means the one that is loaded, else the
-    default model.
-
-    Answered by queued, loading, progress, preview and image events, then one done or error.
-    """
-
-    prompt: str
-    negative_prompt: str = ""
-    model: str | None = None
-    width: int | None = None
-    height: int | None = None
-    steps: int | None = None
-    cfg_scale: float | None = None
-    seed: int | None = None
-    scheduler: str | None = None
-    images: int = 1
-    format: ImageFormat = "png"
-    preview_every: int = 0
-    deliver: Delivery = "inline"
+class Generate(RequestedParameters, _Op, frozen=True, kw_only=True, tag="generate"):
+    """Generate images. Answered by queued, loading, progress, preview and image events, then by one done or error."""
 
 
 class Unload(_Op, frozen=True, kw_only=True, tag="unload"):
-    """End the worker once its running job is done, so that all of its memory comes back. Answered by done."""
+    """End the worker after its running job, which frees all of its memory. Answered by done."""
 
 
 class Status(_Op, frozen=True, kw_only=True, tag="status"):
@@ -82,20 +62,20 @@ class _Event(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="e
 
 
 class Queued(_Event, frozen=True, kw_only=True, tag="queued"):
-    """The job was accepted; `position` jobs will start before it. Sent again whenever that number changes."""
+    """The job was accepted; `position` jobs start before it. Sent again when that number changes."""
 
     job: int
     position: int
 
 
 class Loading(_Event, frozen=True, kw_only=True, tag="loading"):
-    """The job waits for its model to be loaded."""
+    """The job waits for its model to load."""
 
     model: ModelId
 
 
 class Progress(_Event, frozen=True, kw_only=True, tag="progress"):
-    """`step` of `steps` is done for image number `image` (from 0)."""
+    """`step` (from 1) of `steps` is done for image number `image` (from 0)."""
 
     image: int
     step: int
@@ -113,9 +93,9 @@ class Preview(_Event, frozen=True, kw_only=True, tag="preview"):
 
 
 class Image(_Event, frozen=True, kw_only=True, tag="image"):
-    """A finished image of `size` bytes follows in an image frame (inline) or came with this one (fd).
+    """A finished image of `size` bytes follows in an image frame (inline) or came as a memfd with this frame (fd).
 
-    Raw images are rows from top to bottom of RGB pixels, 8 bits a channel, no padding.
+    Raw images are RGB pixels, 8 bits a channel, in rows from top to bottom without padding.
     """
 
     image: int
@@ -129,7 +109,7 @@ class Image(_Event, frozen=True, kw_only=True, tag="image"):
 
 
 class Timings(Struct, frozen=True, kw_only=True):
-    """Seconds a job spent in the queue, loading its model and generating."""
+    """Seconds that a job spent in the queue, loading its model and generating."""
 
     queued: float = 0.0
     loading: float = 0.0
@@ -137,8 +117,8 @@ class Timings(Struct, frozen=True, kw_only=True):
 
 
 class EncoderTokens(Struct, frozen=True, kw_only=True):
-    """Tokens of a prompt that one text encoder got, those for start and end among them, and that were cut off.
-    `encoder` is its folder in the model: text_encoder, text_encoder_2, ..."""
+    """How many tokens of a prompt one text encoder used, with those for start and end, and how many were cut off.
+    `encoder` is the encoder's folder in the model: text_encoder, text_encoder_2, ..."""
 
     encoder: Name
     used: Annotated[int, Meta(ge=0, le=2**20)]
@@ -149,15 +129,14 @@ EachEncoder: TypeAlias = Annotated[tuple[EncoderTokens, ...], Meta(max_length=8)
 
 
 class Tokens(Struct, frozen=True, kw_only=True):
-    """Of each text encoder that the prompt, and the negative prompt, went through."""
+    """For each text encoder that encoded the prompt or the negative prompt."""
 
     prompt: EachEncoder = ()
     negative_prompt: EachEncoder = ()
 
 
 class Done(_Event, frozen=True, kw_only=True, tag="done"):
-    """The request is finished. A generation tells its model, its first seed, where the time went and what was used of
-    its prompts."""
+    """The request is finished. After generate: the model, the first image's seed, the timings and the tokens."""
 
     model: ModelId | None = None
     seed: int | None = None
@@ -166,8 +145,8 @@ class Done(_Event, frozen=True, kw_only=True, tag="done"):
 
 
 class Error(_Event, frozen=True, kw_only=True, tag="error"):
-    """The request failed; `field`, `value`, `min` and `max` say which bound, `retry_after` is in seconds. `code` is an
-    ErrorCode, or one that only a newer daemon has."""
+    """The request failed. `field`, `value`, `min` and `max` describe the bound; `retry_after` is in seconds. `code` is
+    an ErrorCode, or a code that only a newer daemon has."""
 
     code: Name
     message: str
@@ -179,7 +158,7 @@ class Error(_Event, frozen=True, kw_only=True, tag="error"):
 
     @classmethod
     def from_exception(cls, error: RequestError | FrameError) -> "Error":
-        """The one place where an exception becomes what a client is told."""
+        """The only place where an exception becomes an event."""
         if isinstance(error, FrameError):
             return cls(code=ErrorCode.INVALID_FRAME, message=error.message, field=error.field, value=error.value)
         return cls(
@@ -194,7 +173,7 @@ class Error(_Event, frozen=True, kw_only=True, tag="error"):
 
 
 class JobStatus(Struct, frozen=True, kw_only=True):
-    """One of the asking user's own jobs. `state` is queued, loading or running."""
+    """One of the requesting user's own jobs. `state` is queued, loading or running."""
 
     job: int
     model: ModelId
@@ -203,9 +182,9 @@ class JobStatus(Struct, frozen=True, kw_only=True):
 
 
 class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_defaults=False):
-    """What the daemon is doing. Memory is in bytes, uptime in seconds; `jobs` holds only the asker's own. `worker` is
-    none, starting, loading, idle, running or stopping. `features`: see features.py; an older daemon names none.
-    `libraries_lack` is left out unless it is true: no model can be run, and the log says why."""
+    """The daemon's state. Memory is in bytes, uptime in seconds; `jobs` has only the requesting user's own. `worker` is
+    none, starting, loading, idle, running or stopping. `features`: see features.py; older daemons name none.
+    `libraries_lack` is left out unless it is true: no model can run, and the log says why."""
 
     version: Name
     features: tuple[Name, ...] = ()
@@ -228,20 +207,9 @@ class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_default
     libraries_lack: bool | UnsetType = UNSET
 
 
-class Defaults(Struct, frozen=True, kw_only=True):
-    """What a generate that leaves a parameter out gets. width and height are in pixels."""
-
-    width: int
-    height: int
-    steps: int
-    cfg_scale: float
-    scheduler: Name
-
-
 class ModelOffer(Struct, frozen=True, kw_only=True):
-    """All that the broker and its clients know of a model: no path, no file. `v1_id` is its number in version 1,
-    where 0 stands for the default model. `tasks` is what can be asked of it; an older daemon names none, and generates
-    images from text."""
+    """What the broker and its clients know of a model: no path, no file. `v1_id` is its number in version 1, where 0
+    stands for the default model. `tasks` is what it can do; older daemons name none, and generate images from text."""
 
     id: ModelId
     family: Name
@@ -254,7 +222,7 @@ class ModelOffer(Struct, frozen=True, kw_only=True):
 
 
 class Models(_Event, frozen=True, kw_only=True, tag="models", omit_defaults=False):
-    """The models that can be asked for; `default` is what a person who names none most likely wants."""
+    """The models on offer; a request that names none gets the `loaded` one, else the `default`."""
 
     models: tuple[ModelOffer, ...]
     default: ModelId | None
@@ -288,12 +256,12 @@ def decode_op(payload: bytes) -> ClientMessage:
 
 
 def decode_event(payload: bytes) -> Event | None:
-    """The client's side of it; None for an event that only a newer daemon has. Raises one of UNDECODABLE."""
+    """Decode an event in the client; None for one that only a newer daemon has. Raises one of UNDECODABLE."""
     if _kind_decoder.decode(payload).event not in _KNOWN_EVENTS:
         return None
     return _event_decoder.decode(payload)
 
 
 def encode(message: ClientMessage | Event) -> bytes:
-    """A control message's payload."""
+    """The payload of a control frame."""
     return _encoder.encode(message)

@@ -1,4 +1,4 @@
-"""What the supervisor says to its children and they to it. Descriptors travel beside the messages."""
+"""Messages between the supervisor and its children. Descriptors are sent along with some of them."""
 
 from typing import Annotated, Literal, TypeAlias
 
@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 from weave.protocol.metrics import Count, Metrics
 
-# A child's words end up in the supervisor's own lines, in the audit and in status: so they come from closed sets.
+# A child's words end up in the supervisor's log lines, in the audit and in status, so they come from closed sets.
 Layer: TypeAlias = Annotated[
     str,
     Meta(pattern=r"\A(landlock-([0-9]{1,3}|recording)|no-capabilities|seccomp|seccomp-recording|no-new-privs)\Z"),
@@ -21,7 +21,7 @@ StopReason: TypeAlias = Literal[
     "the model could not be loaded",
     "the job took too long",
     "the worker broke the protocol",
-    "the worker is gone",
+    "the worker exited",
 ]
 
 # The broker's exit status when, attached, it has dropped its one client. sysexits.h: EX_PROTOCOL
@@ -33,9 +33,9 @@ class _Message(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, ta
 
 
 class LockedDown(_Message, frozen=True, kw_only=True, tag="locked_down"):
-    """A broker or worker is past lock_down(). Comes with its seccomp listener, through which the supervisor
-    hears of every refused system call. `layers` is what the child says is in force; what counts is what the
-    supervisor then reads in /proc itself."""
+    """A broker or worker has called lock_down(). Carries its seccomp listener, through which the supervisor sees every
+    refused system call. `layers` is what the child claims is in force; the supervisor relies only on what it then reads
+    in /proc itself."""
 
     layers: Layers
 
@@ -51,14 +51,14 @@ class StartWorker(_Message, frozen=True, kw_only=True, tag="start_worker"):
 
 
 class StopWorker(_Message, frozen=True, kw_only=True, tag="stop_worker"):
-    """End that worker: SIGKILL, so that a worker that hangs in native code goes too. Answered by WorkerEnded."""
+    """End that worker with SIGKILL, as it may hang in native code. Answered by WorkerEnded."""
 
     worker: Count
     reason: StopReason
 
 
 class Alive(_Message, frozen=True, kw_only=True, tag="alive"):
-    """The answer to Ping, and what there is to count."""
+    """The answer to Ping, with the broker's counters."""
 
     metrics: Metrics
     connections: Count
@@ -69,33 +69,32 @@ FromBroker: TypeAlias = LockedDown | StartWorker | StopWorker | Alive
 
 
 class Attested(_Message, frozen=True, kw_only=True, tag="attested"):
-    """The supervisor has seen for itself that the broker is locked in: it may serve. What each of the two is
-    held by is for status."""
+    """The supervisor has verified the broker's sandbox: the broker may serve. The layers of both are for status."""
 
     supervisor: tuple[str, ...]
     broker: tuple[str, ...]
 
 
 class Ping(_Message, frozen=True, kw_only=True, tag="ping"):
-    """A broker that does not answer with Alive hangs, and is killed. `libraries_lack` is for status."""
+    """A broker that does not answer with Alive in time is killed. `libraries_lack` is for status."""
 
     libraries_lack: bool = False
 
 
 class NewSocket(_Message, frozen=True, kw_only=True, tag="new_socket"):
-    """A socket to accept clients on comes along, in the place of the one whose path somebody removed."""
+    """Carries a listening socket that replaces the one whose path was removed."""
 
 
 class WorkerStarted(_Message, frozen=True, kw_only=True, tag="worker_started"):
-    """The worker is attested. Its channel comes along."""
+    """The worker is attested. Carries its channel."""
 
     worker: int
     layers: tuple[str, ...]
 
 
 class WorkerEnded(_Message, frozen=True, kw_only=True, tag="worker_ended"):
-    """The worker is gone, and all of its memory with it. `cause` is for the log and for status. `libraries_lack`: it
-    could not be started, see LibrariesLack."""
+    """The worker exited, and all of its memory is free. `cause` is for the log and for status. `libraries_lack`: it
+    could not be started; see LibrariesLack."""
 
     worker: int
     cause: str
@@ -103,11 +102,11 @@ class WorkerEnded(_Message, frozen=True, kw_only=True, tag="worker_ended"):
 
 
 class NewConfig(_Message, frozen=True, kw_only=True, tag="new_config"):
-    """A sealed memfd with the receiver's own part of the new config comes along (SIGHUP)."""
+    """Carries a sealed memfd with the receiver's part of the new config (SIGHUP)."""
 
 
 class Stop(_Message, frozen=True, kw_only=True, tag="stop"):
-    """Tell the clients that the daemon is stopping, then exit."""
+    """Send every client the error shutting_down, then exit."""
 
 
 ToBroker: TypeAlias = Attested | Ping | NewSocket | WorkerStarted | WorkerEnded | NewConfig | Stop
@@ -117,9 +116,9 @@ ToBroker: TypeAlias = Attested | Ping | NewSocket | WorkerStarted | WorkerEnded 
 
 
 class ForkWorker(_Message, frozen=True, kw_only=True, tag="fork_worker"):
-    """Fork a worker for `model`. Two descriptors come along: its channel to the broker, its channel to the
-    supervisor. Answered by Forked, and by Exited when it is gone. `record`: it sends Recording before its device's
-    start. That alone lets no call through: the supervisor's answer does, and only in record mode."""
+    """Fork a worker for `model`. Carries two descriptors: the worker's channel to the broker and its channel to the
+    supervisor. Answered by Forked, and by Exited when the worker exits. `record`: the worker sends Recording before it
+    starts its device. That alone allows no call: the supervisor's answer does, and only in record mode."""
 
     worker: int
     model: str
@@ -134,19 +133,19 @@ class Imported(_Message, frozen=True, kw_only=True, tag="imported"):
 
 
 class LibrariesLack(_Message, frozen=True, kw_only=True, tag="libraries_lack"):
-    """Comes instead of Imported: torch, or another library, lacks what the daemon needs of it; the zygote's own line in
-    the log says what. It forks nothing, and ends with its channel."""
+    """Sent instead of Imported: torch or another library lacks something that the daemon needs; the zygote's own log
+    line says what. The zygote forks no worker, and exits when its channel closes."""
 
 
 class Forked(_Message, frozen=True, kw_only=True, tag="forked"):
-    """The worker runs; its pidfd comes along."""
+    """The worker runs. Carries its pidfd."""
 
     worker: int
     pid: int
 
 
 class Exited(_Message, frozen=True, kw_only=True, tag="exited"):
-    """The worker is reaped. `status` is an exit status, or minus the number of the signal that ended it."""
+    """The worker is reaped. `status` is its exit status, or minus the number of the signal that killed it."""
 
     worker: int
     pid: int
@@ -156,12 +155,12 @@ class Exited(_Message, frozen=True, kw_only=True, tag="exited"):
 FromZygote: TypeAlias = Imported | LibrariesLack | Forked | Exited
 
 
-# Worker and supervisor: this is all that the worker ever says to it.
+# Worker and supervisor: a worker sends it nothing else.
 
 
 class Recording(_Message, frozen=True, kw_only=True, tag="recording"):
-    """In record mode a worker sends this before its device's start, with its seccomp listener; LockedDown then comes
-    without one."""
+    """In record mode a worker sends this before it starts its device. Carries its seccomp listener; LockedDown then
+    carries none."""
 
 
 FromWorkerStart: TypeAlias = LockedDown

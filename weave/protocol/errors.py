@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import msgspec
 
-# What msgspec raises for bytes that are no message: the last two for text that is not UTF-8, and for deep nesting.
+# What msgspec raises for bytes that are not a message; the last two for invalid UTF-8 and for deep nesting.
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 Number: TypeAlias = int | float
@@ -30,9 +30,9 @@ class ErrorCode(enum.StrEnum):
 
 
 class RequestError(Exception):
-    """One request cannot be served; the connection it came on lives on.
+    """One request cannot be served; its connection stays open.
 
-    `message` is for the client: it never holds a path or a traceback.
+    `message` is for the client: it never has a path or a traceback.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class RequestError(Exception):
 
 
 class FrameError(Exception):
-    """A frame is refused for its header, and the client is told why.
+    """A frame's header is refused.
 
-    `version` is the one that the frame claims, where we speak it. `skip` is the payload's length where it can be
-    believed: after so many bytes the next frame starts. None: nobody can say where, so the connection is closed.
+    `version` is the frame's own version, if it is supported. `skip` is the length of its payload: after that many
+    bytes the next frame starts. None: the length cannot be trusted, so the connection is closed.
     """
 
     def __init__(

@@ -1,16 +1,13 @@
 """What this daemon can do beyond the base of version 2, by the names in `status` (docs/protocol.md, "Features")."""
 
-# Each with the version of weave-compute that had it first. A name is never taken away from what it stands for.
-FEATURES = {
-    "cancel-by-job": "0.1.0",
-    "fd-delivery": "0.1.0",
-    "previews": "0.1.0",
-    "raw": "0.1.0",
-    "tokens": "0.1.0",
-}
+from weave.protocol.parameters import PARAMETERS
+
+_OTHERS = {"cancel-by-job": "0.1.0", "tokens": "0.1.0"}
+# Each with the version of weave-compute that had it first. A name is never reused for something else.
+FEATURES = dict(sorted((_OTHERS | {p.feature: p.since for p in PARAMETERS.values() if p.feature}).items()))
 TEXT_TO_IMAGE = "text-to-image"
 
 
 def features(*, deliver_fds: bool) -> tuple[str, ...]:
-    """Those of a daemon that is configured so."""
+    """The features of a daemon with this configuration."""
     return tuple(name for name in FEATURES if deliver_fds or name != "fd-delivery")

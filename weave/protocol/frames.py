@@ -1,4 +1,4 @@
-"""Frames of the client protocol: one header of 16 bytes before every payload, both ways and in both versions.
+"""Frames of the client protocol: a header of 16 bytes before every payload, in both directions and both versions.
 
 magic `WEVE` · version u16 · kind u16 · length u32 · request u32 (reserved in version 1), big-endian (docs/protocol.md)
 """
@@ -14,8 +14,8 @@ SUPPORTED_VERSIONS = (1, 2)
 MAX_CONTROL_BYTES = 64 * 1024
 MAX_IMAGE_BYTES = 0xFFFF_FFFF
 MAX_VERSION_1_BYTES = 10 * 1024 * 1024
-# No version 1 request that is longer than this is valid (60 bytes of fields, three prompts of 2048); of a longer
-# one only the length matters, so no more than this is ever held of it.
+# No longer version 1 request is valid: 60 bytes of fields and three prompts of 2048. Of a longer one only the length
+# matters, so no more than this is kept in memory.
 MAX_VERSION_1_REQUEST_BYTES = 60 + 3 * 2048
 
 _HEADER = struct.Struct(">4sHHII")
@@ -23,7 +23,7 @@ HEADER_BYTES = _HEADER.size
 
 
 class Kind(enum.IntEnum):
-    """What a payload is."""
+    """The type of a payload."""
 
     GENERATE = 0x0001  # version 1
     RESPONSE = 0x0002  # version 1
@@ -41,7 +41,7 @@ class Header(NamedTuple):
     request: int
 
 
-# By version and sender: the kinds there are, and the most bytes that each may have.
+# By version and sender: the valid kinds, and the largest payload of each in bytes.
 _KINDS = {
     (1, "client"): {Kind.GENERATE: MAX_VERSION_1_BYTES},
     (1, "daemon"): {Kind.RESPONSE: MAX_VERSION_1_BYTES, Kind.ERROR: MAX_VERSION_1_BYTES},
@@ -51,7 +51,7 @@ _KINDS = {
 
 
 def pack_header(kind: Kind, request: int, length: int, *, version: int = 2) -> bytes:
-    """The 16 bytes that go before a payload of `length` bytes."""
+    """The header of a payload of `length` bytes."""
     return _HEADER.pack(MAGIC, version, kind, length, request)
 
 
@@ -65,7 +65,7 @@ def parse_header(data: bytes, *, from_client: bool) -> Header:
     magic, version, kind, length, request = _HEADER.unpack(data)
     spoken = version if version in SUPPORTED_VERSIONS else None
     kinds = _KINDS.get((version, "client" if from_client else "daemon"), {})
-    # Of a kind or version that we do not know, no frame is longer than the longest that we do.
+    # A frame of an unknown kind or version may be as long as the longest known one.
     limit = kinds[Kind(kind)] if kind in kinds else max(kinds.values(), default=MAX_VERSION_1_BYTES)
 
     def refused(message: str, field: str, value: int | None = None, *, in_step: bool = True) -> FrameError:
@@ -88,8 +88,8 @@ def parse_header(data: bytes, *, from_client: bool) -> Header:
 
 
 class FrameReader:
-    """Bytes in, in any pieces; frames out. Holds at most one frame and what was fed beyond it; nothing of a frame that
-    was refused for its header."""
+    """Takes bytes in pieces of any size and returns frames. It holds at most one frame and what was fed after it, and
+    nothing of a frame whose header was refused."""
 
     def __init__(self, *, from_client: bool) -> None:
         self._from_client = from_client
@@ -101,33 +101,32 @@ class FrameReader:
 
     @property
     def begun(self) -> bool:
-        """Whether a frame was begun that is not finished."""
+        """Whether part of a frame has arrived."""
         return self._header is not None or bool(self._bytes)
 
     @property
     def header(self) -> Header | None:
-        """Of the frame whose payload is not complete yet."""
+        """The header of the frame whose payload is incomplete."""
         return self._header
 
     @property
     def skipping(self) -> bool:
-        """Whether some of a frame that was refused has yet to come."""
+        """Whether the rest of a refused frame has yet to arrive."""
         return self._skipping > 0
 
     @property
     def held(self) -> int:
-        """Bytes in memory."""
+        """The number of bytes held."""
         return len(self._bytes) + len(self._payload)
 
     def feed(self, data: bytes) -> None:
-        """What the socket gave. Take every frame that is there with next_frame() before feeding more."""
+        """Add bytes from the socket. Call next_frame() until it returns None before feeding more."""
         self._bytes += data
         self._skip(0)
 
     def next_frame(self) -> tuple[Header, bytes] | None:
-        """The next frame once it is complete. A version 1 request longer than any that is valid is cut off at
-        MAX_VERSION_1_REQUEST_BYTES. Raises FrameError: if it has a `skip`, the frame is skipped and the next can be
-        read."""
+        """The next frame, once it is complete. The payload of a version 1 request that is too long to be valid is cut
+        off at MAX_VERSION_1_REQUEST_BYTES. Raises FrameError; if it has a `skip`, the next frame can still be read."""
         if self._header is None:
             if len(self._bytes) < HEADER_BYTES:
                 return None

@@ -1,6 +1,6 @@
-"""What the broker counts, for status and for the supervisor's Prometheus file. Nothing in it is one client's own.
+"""What the broker counts, for status and for the supervisor's Prometheus file. Nothing in it belongs to one client.
 
-A client skips what it does not know: a newer daemon may count more, and errors with further codes.
+Clients skip fields and error codes that they do not know: a newer daemon may have more.
 """
 
 from typing import Annotated
@@ -10,7 +10,7 @@ from msgspec import Meta, Struct, field
 
 from weave.protocol.text import Name
 
-# Upper bounds in seconds; one more bucket takes what is longer.
+# Upper bounds in seconds; one more bucket counts everything above.
 BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -31,7 +31,7 @@ class Histogram(Struct):
 
 
 class Metrics(Struct):
-    """Since the broker started. `errors` counts every error told to a client, by its code."""
+    """Counters since the broker started. `errors` counts the errors sent to clients, by code."""
 
     connections: Count = 0
     connections_refused: Count = 0
@@ -46,7 +46,7 @@ class Metrics(Struct):
     generating_seconds: Histogram = field(default_factory=Histogram)
 
     def copy(self) -> "Metrics":
-        """As of now: nothing that is counted later changes it."""
+        """A snapshot that later counting does not change."""
         return _decoder.decode(_encoder.encode(self))
 
 

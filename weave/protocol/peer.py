@@ -1,4 +1,4 @@
-"""Who is on the other end of a connection: the kernel's word, asked for before a byte is read (unix(7))."""
+"""The peer of a connection, as the kernel reports it before a byte is read (unix(7))."""
 
 import array
 import socket
@@ -9,12 +9,12 @@ from msgspec import Struct
 _UCRED = struct.Struct("=iII")  # linux/socket.h: struct ucred
 _SO_PEERGROUPS = 59  # asm-generic/socket.h
 _SO_PASSRIGHTS = 83
-# Python's getsockopt has no room for more: 256 groups.
+# The most that Python's getsockopt takes: 256 groups.
 _MOST_BYTES = 1024
 
 
 class Peer(Struct, frozen=True):
-    """The process that called connect(2), as it was then."""
+    """The process that called connect(2), with its IDs at that time."""
 
     pid: int
     uid: int
@@ -27,10 +27,10 @@ class Peer(Struct, frozen=True):
 
 
 def refuse_descriptors(sock: socket.socket) -> bool:
-    """SO_PASSRIGHTS off, for `sock` and whatever it accepts: who sends a descriptor gets EPERM, and nothing arrives.
+    """Turn SO_PASSRIGHTS off for `sock` and the connections that it accepts: who sends a descriptor gets EPERM.
 
-    A descriptor need not even be received to do harm: that of a TCP socket that lingers, dropped with the message that
-    it came in, makes close(2) wait as long as its sender likes. False on a kernel before Linux 6.16, which cannot.
+    A descriptor need not even be received to do harm: when a message that carries a lingering TCP socket is dropped,
+    close(2) blocks for as long as the sender likes. Returns False before Linux 6.16, which cannot refuse descriptors.
     """
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
@@ -40,8 +40,8 @@ def refuse_descriptors(sock: socket.socket) -> bool:
 
 
 def supplementary_groups(connection: socket.socket) -> tuple[int, ...] | None:
-    """SO_PEERGROUPS: the peer's groups beside Peer.gid. None where the kernel can't tell (ENOPROTOOPT, before
-    Linux 4.13) or they are more than 256 (ERANGE)."""
+    """The peer's groups besides Peer.gid (SO_PEERGROUPS). None before Linux 4.13 (ENOPROTOOPT), and for more than 256
+    groups (ERANGE)."""
     try:
         data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_BYTES)
     except OSError:

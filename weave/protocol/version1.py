@@ -1,4 +1,4 @@
-"""Version 1: fixed binary payloads, big-endian, as existing clients speak them (docs/protocol.md, "Version 1")."""
+"""Version 1: fixed binary payloads, big-endian, for existing clients (docs/protocol.md, "Version 1")."""
 
 import enum
 import struct
@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from weave.protocol.bounds import FloatRange, Range, check_cfg_scale, check_range
+from weave.protocol.bounds import FloatRange, Range, check_range
 from weave.protocol.errors import ErrorCode, RequestError
 from weave.protocol.frames import MAX_VERSION_1_BYTES, Kind, pack_frame, pack_header
 
@@ -28,7 +28,7 @@ _PAYLOAD_BYTES = Range(1, MAX_VERSION_1_BYTES)
 
 
 class Code(enum.IntEnum):
-    """Why there is no picture."""
+    """Why a request failed."""
 
     BAD_MAGIC = 1
     UNSUPPORTED_VERSION = 2
@@ -44,7 +44,7 @@ class Code(enum.IntEnum):
 
     @property
     def status(self) -> int:
-        """400 where the client is at fault, else 500."""
+        """400 if the request is at fault, else 500."""
         return 400 if self <= Code.BAD_CFG_SCALE else 500
 
 
@@ -72,14 +72,14 @@ _CODE_OF_ERROR: dict[str, Code] = {
 
 
 def code_of(error: str, field: str | None) -> Code:
-    """The version 1 code for one of ours; what version 1 has no word for is `internal`."""
+    """The version 1 code for an error code of version 2; INTERNAL where version 1 has no equivalent."""
     if error in (ErrorCode.INVALID_FRAME, ErrorCode.INVALID_REQUEST, ErrorCode.UNKNOWN_MODEL, ErrorCode.OUT_OF_BOUNDS):
         return _CODE_OF_FIELD.get(field or "", Code.INTERNAL)
     return _CODE_OF_ERROR.get(error, Code.INTERNAL)
 
 
 class Request(Struct, frozen=True, kw_only=True):
-    """A generate request. `prompts` has one for each of ENCODERS; seed 0 asks for a random one."""
+    """A generate request. `prompts` has one prompt for each of ENCODERS; seed 0 requests a random seed."""
 
     request_id: bytes
     model_id: int
@@ -92,7 +92,7 @@ class Request(Struct, frozen=True, kw_only=True):
 
 
 class Response(Struct, frozen=True, kw_only=True):
-    """A picture: `pixels` are RGB, height x width x 3 bytes, rows from the top."""
+    """An image: `pixels` are RGB, height x width x 3 bytes, rows from the top."""
 
     request_id: bytes
     milliseconds: int
@@ -102,7 +102,7 @@ class Response(Struct, frozen=True, kw_only=True):
 
 
 class Failure(Struct, frozen=True, kw_only=True):
-    """An error."""
+    """An error; `message` is for people."""
 
     request_id: bytes
     code: Code
@@ -113,12 +113,12 @@ Reply: TypeAlias = Response | Failure
 
 
 def request_id(payload: bytes) -> bytes:
-    """The 8 bytes that every reply echoes; zeros where a payload is too short to have them."""
+    """The 8 bytes that every reply echoes; zeros if the payload is too short."""
     return payload[:8] if len(payload) >= len(NO_REQUEST) else NO_REQUEST
 
 
 def decode_request(payload: bytes, length: int) -> Request:
-    """`length` is the payload's before FrameReader cut it. Raises RequestError that names the field."""
+    """`length` is the payload's length before FrameReader cut it off. Raises RequestError that names the field."""
     if len(payload) < _FIELDS.size:
         raise RequestError(
             ErrorCode.INVALID_REQUEST,
@@ -130,7 +130,7 @@ def decode_request(payload: bytes, length: int) -> Request:
     check_range("height", height, _SIDE)
     check_range("payload_len", _RESPONSE.size + width * height * _CHANNELS, _PAYLOAD_BYTES)
     check_range("steps", steps, _STEPS)
-    check_cfg_scale(cfg_scale, _CFG_SCALE)
+    check_range("cfg_scale", cfg_scale, _CFG_SCALE)
     check_range("prompt_data", length - _FIELDS.size, _PROMPT_DATA_BYTES)
     data = payload[_FIELDS.size :]
     clip_l, clip_g, t5 = (
@@ -164,7 +164,7 @@ def _prompt(field: str, data: bytes, offset: int, length: int) -> str:
 
 
 def encode_request(request: Request) -> bytes:
-    """A whole frame, with the three prompts one after the other."""
+    """A complete frame, with the three prompts one after the other."""
     texts = [prompt.encode() for prompt in request.prompts]
     slices: list[int] = []
     for number, text in enumerate(texts):
@@ -183,21 +183,21 @@ def encode_request(request: Request) -> bytes:
 
 
 def encode_response_head(request_id: bytes, milliseconds: int, width: int, height: int) -> bytes:
-    """All of a picture's frame but its pixels, which follow."""
+    """The start of an image's frame, up to its pixels."""
     size = width * height * _CHANNELS
     fields = _RESPONSE.pack(request_id, _OK, milliseconds, width, height, _CHANNELS, size)
     return pack_header(Kind.RESPONSE, 0, len(fields) + size, version=1) + fields
 
 
 def encode_failure(failure: Failure) -> bytes:
-    """A whole frame."""
+    """A complete frame."""
     text = failure.message.encode()
     fields = _ERROR.pack(failure.request_id, failure.code.status, failure.code, len(text))
     return pack_frame(Kind.ERROR, 0, fields + text, version=1)
 
 
 def decode_reply(kind: Kind, payload: bytes) -> Reply:
-    """The client's side of it. Raises ValueError where the payload contradicts itself."""
+    """Decode a reply in the client. Raises ValueError if the payload contradicts itself."""
     if kind is Kind.RESPONSE and len(payload) >= _RESPONSE.size:
         identity, status, milliseconds, width, height, channels, size = _RESPONSE.unpack_from(payload)
         pixels = payload[_RESPONSE.size :]
@@ -208,4 +208,4 @@ def decode_reply(kind: Kind, payload: bytes) -> Reply:
         text = payload[_ERROR.size :]
         if len(text) == size and Code(code).status == status:
             return Failure(request_id=identity, code=Code(code), message=text.decode())
-    raise ValueError(f"a version 1 payload of kind {kind.name} and {len(payload)} bytes that contradicts itself")
+    raise ValueError(f"a version 1 payload of kind {kind.name} with {len(payload)} bytes contradicts itself")

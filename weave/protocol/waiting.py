@@ -1,4 +1,4 @@
-"""Awaiting plain descriptors: what asyncio has for stream sockets only."""
+"""Await a plain descriptor, which asyncio offers for stream sockets only."""
 
 import asyncio
 from typing import TypeVar
@@ -9,7 +9,7 @@ Incoming = TypeVar("Incoming")
 
 
 async def readable(descriptor: int) -> None:
-    """Return when `descriptor` can be read from, or has ended; for a pidfd: when its process has."""
+    """Return when `descriptor` is readable or at its end; for a pidfd, when the process has exited."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
     loop.add_reader(descriptor, _resolve, ready)
@@ -20,7 +20,7 @@ async def readable(descriptor: int) -> None:
 
 
 async def writable(descriptor: int) -> None:
-    """Return when `descriptor` can be written to, or has ended."""
+    """Return when `descriptor` is writable or its peer has closed it."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
     loop.add_writer(descriptor, _resolve, ready)
@@ -31,9 +31,9 @@ async def writable(descriptor: int) -> None:
 
 
 async def receive(channel: Channel[Incoming]) -> tuple[Incoming, list[int]]:
-    """Channel.receive for a channel that does not block. Raises ChannelClosed, ChannelViolation.
+    """Channel.receive for a non-blocking channel. Raises ChannelClosed, ChannelViolation.
 
-    However much comes, all other tasks get their turn after each message.
+    It yields to the event loop before each message, so that a flood of messages does not starve other tasks.
     """
     await asyncio.sleep(0)
     while True:

@@ -1,24 +1,23 @@
-"""What broker and GPU worker say to each other, and no one else.
+"""Messages between the broker and a GPU worker.
 
 A worker holds one model for its whole life, so nothing here names a model. Each side treats the other as hostile:
-a message that its state machine does not expect ends the worker.
+a message that is not valid in the current state ends the worker.
 """
 
 from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from weave.protocol.bounds import Parameters
-from weave.protocol.client_messages import ImageFormat, Tokens
-from weave.protocol.tasks import Task
+from weave.protocol.client_messages import Tokens
+from weave.protocol.parameters import Parameters
 from weave.protocol.text import Device, Dtype
 
-Reason: TypeAlias = Literal["cancelled", "out_of_memory", "refused", "scheduler", "internal"]
-# The folders of a model's text encoders.
+Reason: TypeAlias = Literal["cancelled", "out_of_memory", "refused", "scheduler", "libraries", "internal"]
+# The folders of text encoders in a model.
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-# Of what a worker says for the log, in characters.
+# Of the detail that a worker sends for the log, in characters.
 MAX_DETAIL = 1000
-# status tells them, and a reader of JSON may have doubles, or integers with a sign.
+# They are in `status`, and JSON readers may use doubles or signed integers.
 Bytes: TypeAlias = Annotated[int, Meta(ge=0, lt=2**53)]
 
 
@@ -31,24 +30,17 @@ class Load(_Message, frozen=True, kw_only=True, tag="load"):
 
 
 class Run(_Message, frozen=True, kw_only=True, tag="run"):
-    """Draw the images of one job. Answered by Progress, Preview and Image, then Finished or Failed.
+    """Generate the images of one job. Answered by Progressed, Previewed and Made, then Finished or Failed.
 
     A preview is sent after every `preview_every` steps; 0 sends none.
     """
 
     job: int
     parameters: Parameters
-    format: ImageFormat
-    preview_every: int
-
-    @classmethod
-    def of(cls, job: int, task: Task) -> "Run":
-        """What the worker is asked for `task`, as job number `job`."""
-        return cls(job=job, parameters=task.parameters, format=task.format, preview_every=task.preview_every)
 
 
 class CancelRun(_Message, frozen=True, kw_only=True, tag="cancel"):
-    """Stop the running job at its next step. Answered by Failed; ignored if that job is over already."""
+    """Stop the running job at its next step. Answered by Failed; ignored if that job has already ended."""
 
     job: int
 
@@ -80,7 +72,7 @@ class Progressed(_Message, frozen=True, kw_only=True, tag="progress"):
 
 
 class Previewed(_Message, frozen=True, kw_only=True, tag="preview"):
-    """A sealed memfd with a PNG of `size` bytes comes along."""
+    """Carries a sealed memfd with a PNG of `size` bytes."""
 
     job: int
     image: int
@@ -91,7 +83,7 @@ class Previewed(_Message, frozen=True, kw_only=True, tag="preview"):
 
 
 class Made(_Message, frozen=True, kw_only=True, tag="image"):
-    """A sealed memfd with `size` bytes of image number `image` comes along: PNG, or width * height * 3 raw."""
+    """Carries a sealed memfd with image number `image`: a PNG of `size` bytes, or width * height * 3 of pixels."""
 
     job: int
     image: int
@@ -99,7 +91,7 @@ class Made(_Message, frozen=True, kw_only=True, tag="image"):
 
 
 class Finished(_Message, frozen=True, kw_only=True, tag="finished"):
-    """All images of the job have been sent; `tokens` says what was used of its prompts."""
+    """All images of the job have been sent; `tokens` counts the tokens of its prompts."""
 
     job: int
     memory: Memory
@@ -107,9 +99,9 @@ class Finished(_Message, frozen=True, kw_only=True, tag="finished"):
 
 
 class Failed(_Message, frozen=True, kw_only=True, tag="failed"):
-    """The job, or the loading of the model (job 0), ended without a result; the worker lives on.
+    """The job, or loading the model (job 0), failed; the worker continues.
 
-    `detail` is for the log, never for a client: it may hold a path.
+    `detail` is for the log, never for a client: it may have a path.
     """
 
     job: int

@@ -1,1 +1,1 @@
-"""The layers that lock a process in, each of which holds alone, and the supervisor's own look at them."""
+"""The layers that confine a process, each of which holds alone, and attestation, the supervisor's check of them."""

@@ -1,19 +1,19 @@
-"""The supervisor's own look at a child, in /proc, before it believes that the child is locked in.
+"""The supervisor checks in /proc that a child is locked down, instead of trusting the child's message.
 
-Landlock does not show in /proc (proc_pid_status(5)): for that layer there is the child's word, and the tests that
-attack it from inside.
+Landlock is not visible in /proc (proc_pid_status(5)). For that layer there are only the child's message, and the tests
+that attack it from inside.
 """
 
 from pathlib import Path
 
 from msgspec import Struct
 
+from weave.sandbox.account import Account
 from weave.sandbox.mac import Mac, Role, label_of
-from weave.sandbox.process import Account
 
 _NO_CAPABILITIES = "0000000000000000"
-# A child that makes threads as fast as they are looked at is not waited for.
-_MOST_LOOKS = 10
+# A child that starts threads faster than we can check them is refused after this many rounds.
+_MOST_ROUNDS = 10
 # Seccomp 2 is SECCOMP_MODE_FILTER.
 _REQUIRED = {
     "Seccomp": "2",
@@ -22,19 +22,18 @@ _REQUIRED = {
     "CapPrm": _NO_CAPABILITIES,
     "CapEff": _NO_CAPABILITIES,
     "CapAmb": _NO_CAPABILITIES,
-    # Whoever traces it from before it was not dumpable can change what it does.
+    # A tracer from before it was undumpable could still control it.
     "TracerPid": "0",
 }
 
 
 class AttestationFailed(Exception):
-    """A child is not locked in as it must be; the message says which thread lacks what."""
+    """A child is not confined as required. The message names the thread and the field."""
 
 
 class Confinement(Struct, frozen=True):
-    """What a child is started as, and must be found to be: `account`, and what AppArmor or SELinux knows of its `role`
-    (weave/sandbox/mac.py). `bounding_set_empty`: CapBnd must be 0 too, which only a daemon started as root can reach.
-    """
+    """What a child is started with and must be attested to have: `account`, and the AppArmor or SELinux label of its
+    `role` (weave/sandbox/mac.py). `bounding_set_empty`: CapBnd must be 0 too, which only root can achieve."""
 
     role: Role
     account: Account
@@ -43,39 +42,39 @@ class Confinement(Struct, frozen=True):
 
     @property
     def label(self) -> str | None:
-        """What AppArmor or SELinux must hold it by, if anything."""
+        """The AppArmor or SELinux label that it must have, if any."""
         return None if self.mac is None else self.mac.labels[self.role]
 
 
 def attest(pid: int, confinement: Confinement, *, parent: int) -> None:
-    """Raise AttestationFailed unless every thread of `pid`, a child of `parent`, is as `confinement` says and locked
-    in. Inside a sandbox that we were started in (systemd's SystemCallFilter=) every process has filters: what counts is
-    that it has one more than we have."""
+    """Raise AttestationFailed unless `pid` is a child of `parent`, and every thread of it is locked down with
+    `confinement`. We may have been started with seccomp filters (systemd's SystemCallFilter=), which every child
+    inherits, so it must have exactly one more than we have."""
     account, label = confinement.account, confinement.label
-    # Real, effective, saved and of the file system.
-    locked_in = {"Seccomp_filters": str(_own_filters() + 1)}
+    locked_down = {"Seccomp_filters": str(_own_filters() + 1)}
     required = (
-        {"Uid": "\t".join([str(account.uid)] * 4), "Gid": "\t".join([str(account.gid)] * 4)} | _REQUIRED | locked_in
+        # Real, effective, saved and file system ID.
+        {"Uid": "\t".join([str(account.uid)] * 4), "Gid": "\t".join([str(account.gid)] * 4)} | _REQUIRED | locked_down
     )
     if confinement.bounding_set_empty:
         required["CapBnd"] = _NO_CAPABILITIES
-    looked_at: set[str] = set()
+    checked: set[str] = set()
     found = 0
-    for _ in range(_MOST_LOOKS):
-        threads = [thread for thread in _threads(pid) if thread.name not in looked_at]
+    for _ in range(_MOST_ROUNDS):
+        threads = [thread for thread in _threads(pid) if thread.name not in checked]
         if not threads:
             break
         found += sum(_attest_thread(thread, parent, account, required, label) for thread in threads)
-        # Only a thread that was there before could start one that is not locked in: look until there is no new one.
-        looked_at |= {thread.name for thread in threads}
+        # A thread that is not locked down can only be started by another one, so check until there are no new ones.
+        checked |= {thread.name for thread in threads}
     else:
-        raise AttestationFailed(f"process {pid} makes threads faster than they can be looked at")
+        raise AttestationFailed(f"process {pid} starts threads faster than they can be checked")
     if not found:
         raise AttestationFailed(f"process {pid} has no threads")
 
 
 def _attest_thread(thread: Path, parent: int, account: Account, required: dict[str, str], label: str | None) -> bool:
-    """False where it has ended meanwhile."""
+    """False if the thread has exited."""
     try:
         status = _status(thread)
         found = None if label is None else label_of(thread)
@@ -94,10 +93,10 @@ def _attest_thread(thread: Path, parent: int, account: Account, required: dict[s
 
 
 def _own_filters() -> int:
-    """How many seccomp filters this thread, which starts the children, was started with."""
+    """The number of seccomp filters that this thread has, and so its children inherit."""
     filters = _status(Path("/proc/thread-self")).get("Seccomp_filters")
     if filters is None:  # Landlock needs 5.13 anyway
-        raise AttestationFailed("this kernel does not tell Seccomp_filters (Linux 5.9)")
+        raise AttestationFailed("this kernel does not report Seccomp_filters (Linux 5.9)")
     return int(filters)
 
 

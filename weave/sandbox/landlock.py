@@ -1,6 +1,7 @@
-"""Landlock: which files a process may still reach (landlock(7), Documentation/userspace-api/landlock.rst).
+"""Landlock: which files a process may access (landlock(7), Documentation/userspace-api/landlock.rst).
 
-A ruleset binds the calling thread and whatever it starts, so it is applied while there is only one thread.
+A ruleset binds the calling thread and everything that it starts, so it is applied while there is only one thread. It
+cannot be lifted.
 """
 
 import ctypes
@@ -19,13 +20,13 @@ _ACCESS_FS_READ_FILE = 1 << 2
 _ACCESS_FS_READ_DIR = 1 << 3
 _ACCESS_FS_IOCTL_DEV = 1 << 15
 _ACCESS_FS_OF_FILES = _ACCESS_FS_WRITE_FILE | _ACCESS_FS_READ_FILE | 1 << 14 | _ACCESS_FS_IOCTL_DEV
-# Everything that makes, changes or removes a file: WRITE_FILE, REMOVE_DIR to MAKE_SYM, TRUNCATE.
+# Everything that creates, changes or removes a file: WRITE_FILE, REMOVE_DIR to MAKE_SYM, TRUNCATE.
 _ACCESS_FS_CHANGE = _ACCESS_FS_WRITE_FILE | 0b1_1111_1111 << 4 | 1 << 14
 _ACCESS_FS_KEEP_FILES = _ACCESS_FS_WRITE_FILE | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 14  # REMOVE_FILE, MAKE_REG, MAKE_SOCK
 _ACCESS_NET_BIND_AND_CONNECT_TCP = 0b11
 _SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL = 0b11
 
-# How many of LANDLOCK_ACCESS_FS_* each ABI knows, from bit 0 on; 5 added IOCTL_DEV as bit 15.
+# The number of LANDLOCK_ACCESS_FS_* bits in each ABI; version 5 added IOCTL_DEV as bit 15.
 _FS_BITS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _ABI_WITH_NETWORK = 4
 _ABI_WITH_SCOPES = 6
@@ -45,7 +46,7 @@ class _PathBeneathAttr(ctypes.Structure):
 
 
 def abi() -> int:
-    """The kernel's Landlock ABI, 0 where it has none."""
+    """The kernel's Landlock ABI; 0 if it has no Landlock."""
     try:
         return libc.syscall(libc.SYS_LANDLOCK_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
     except OSError:
@@ -53,9 +54,8 @@ def abi() -> int:
 
 
 def restrict_changes(*, folders: Iterable[Path] = (), written: Iterable[Path] = ()) -> str:
-    """Leave this thread the making, changing and removing of files in `folders` alone, and writing to what is at or
-    below `written`; for ever, with all it will start. Reading stays as it is. Returns the layer's name. Raises OSError.
-    """
+    """Allow this thread to create, change and remove files in `folders` only, and to write to files at or below
+    `written`. Reading is not restricted. Returns the layer's name for status. Raises OSError."""
     version = _abi()
     handled = _ACCESS_FS_CHANGE & (1 << _FS_BITS_BY_ABI[min(version, 5)]) - 1
     ruleset = _create_ruleset(handled)
@@ -71,10 +71,10 @@ def restrict_changes(*, folders: Iterable[Path] = (), written: Iterable[Path] = 
 
 
 def restrict(*, read: Iterable[Path] = (), read_write: Iterable[Path] = (), unlisted: Iterable[Path] = ()) -> str:
-    """Leave this thread only these files and folders (those that exist); for ever, with all it will start. What is in
-    `unlisted` can be read and written by whoever knows its name.
+    """Allow this thread to access only these files and folders, as far as they exist. Files in `unlisted` folders can
+    be read and written, but the folders cannot be listed.
 
-    no_new_privs must be set. Returns the layer's name for status. Raises OSError where the kernel has no Landlock.
+    no_new_privs must be set. Returns the layer's name for status. Raises OSError, also if the kernel has no Landlock.
     """
     version = _abi()
     handled = (1 << _FS_BITS_BY_ABI[min(version, 5)]) - 1
@@ -94,9 +94,9 @@ def restrict(*, read: Iterable[Path] = (), read_write: Iterable[Path] = (), unli
 
 
 def restrict_all_but_opening() -> str:
-    """Leave this thread all files and devices that are there to open, as record mode needs it; but no program to start,
-    nothing to make or remove, no TCP, no abstract socket and no signal to others; for ever, with all it will start.
-    Returns the layer's name. Raises OSError."""
+    """For record mode: this thread may open all existing files and devices, but execute no program, create or remove no
+    file, use no TCP and no abstract socket, and signal no other process. Returns the layer's name for status. Raises
+    OSError."""
     version = _abi()
     opening = _ACCESS_FS_OF_FILES | _ACCESS_FS_READ_DIR
     handled = (1 << _FS_BITS_BY_ABI[min(version, 5)]) - 1 & ~opening
@@ -116,7 +116,7 @@ def _abi() -> int:
 
 
 def _all_but_files(version: int) -> dict[str, int]:
-    """What a process that needs no network and signals no other is denied, as far as this ABI can."""
+    """What this ABI can deny a process that uses no network and signals no other process."""
     return {
         "network": _ACCESS_NET_BIND_AND_CONNECT_TCP if version >= _ABI_WITH_NETWORK else 0,
         "scoped": _SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL if version >= _ABI_WITH_SCOPES else 0,
@@ -125,7 +125,7 @@ def _all_but_files(version: int) -> dict[str, int]:
 
 def _create_ruleset(handled: int, *, network: int = 0, scoped: int = 0) -> int:
     attr = _RulesetAttr(handled_access_fs=handled, handled_access_net=network, scoped=scoped)
-    # An older kernel takes a longer struct than it knows, as long as the rest is zero.
+    # An older kernel accepts a longer struct than it knows if the rest is zero.
     pointer = ctypes.cast(ctypes.pointer(attr), ctypes.c_void_p)
     return libc.syscall(libc.SYS_LANDLOCK_CREATE_RULESET, pointer, ctypes.sizeof(attr), 0)
 
@@ -144,6 +144,6 @@ def _allow(ruleset: int, path: Path, access: int, handled: int) -> None:
     except BaseException:
         os.close(descriptor)
         raise
-    # A rule is about an inode, and procfs makes those anew that nobody has held for a while: this holds it.
+    # A rule refers to an inode, and procfs recreates inodes that are not in use. So keep this one open.
     if not path.is_relative_to("/proc"):
         os.close(descriptor)

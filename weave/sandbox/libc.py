@@ -1,4 +1,4 @@
-"""The libc calls that Python lacks. Each constant's header is named."""
+"""System calls without a wrapper in Python."""
 
 import ctypes
 import os

@@ -1,7 +1,7 @@
-"""pyseccomp, imported without starting another program.
+"""Imports pyseccomp without starting other programs.
 
-It looks for its library by ctypes.util.find_library, which runs ldconfig, gcc and ld. Our processes execute nothing
-but each other, and the loader knows the names by itself.
+It finds its library with ctypes.util.find_library, which runs ldconfig, gcc and ld. We execute nothing but our own
+processes, and the dynamic loader finds a library by its soname alone.
 """
 
 import ctypes.util
@@ -11,7 +11,7 @@ _SONAMES = {"c": "libc.so.6", "seccomp": "libseccomp.so.2"}
 
 
 def load() -> Any:
-    """Raises OSError where libseccomp is not installed."""
+    """Raises OSError if libseccomp is not installed."""
     find_library = ctypes.util.find_library
     ctypes.util.find_library = _SONAMES.get  # type: ignore[assignment]
     try:

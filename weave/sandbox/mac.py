@@ -1,11 +1,11 @@
-"""Mandatory access control: each process in an AppArmor profile or SELinux domain of its own.
+"""Mandatory access control: each process has its own AppArmor profile or SELinux domain.
 
-The service manager starts the supervisor in the daemon's profile (apparmor/README.md) or domain (selinux/README.md).
-Where it did not, as in user mode, nothing here applies. Both systems are spoken to through /proc/self/attr
-(proc_pid_attr(5)): what is written to `exec` counts for the next program that this thread, or a child of it, executes.
+systemd starts the supervisor in the daemon's profile (apparmor/README.md) or domain (selinux/README.md). If it did not,
+as in user mode, nothing here applies. The interface to both is /proc/self/attr (proc_pid_attr(5)): a label written to
+`exec` applies to the next program that this thread, or a child of it, executes.
 
-Under no_new_privs AppArmor lets a process only add profiles to the one that it had then. So every label is a stack of
-two: `weave-compute`, the outer wall around the whole daemon, and the profile of the one process.
+Under no_new_privs AppArmor only lets a process add profiles to the one that it had when no_new_privs was set. So each
+label is a stack of two: `weave-compute`, which confines the whole daemon, and the profile of the process.
 """
 
 import os
@@ -24,8 +24,8 @@ _SELINUX_ENFORCE = Path("/sys/fs/selinux/enforce")
 
 
 class Mac(Struct, frozen=True):
-    """Labels that processes must have, as the kernel writes them; `exec_attribute` is open for writing, since
-    lock_down() leaves us no way to open it. `layer` is the name for status, which tells where nothing is enforced."""
+    """`labels` are in the kernel's format. `exec_attribute` is a descriptor opened for writing above lock_down(), which
+    forbids opening it. `layer` is the name for status; it says if the rules are not enforced."""
 
     layer: str
     enforced: bool
@@ -34,14 +34,14 @@ class Mac(Struct, frozen=True):
     prefix: str = ""
 
     def at_next_exec(self, role: Role) -> None:
-        """The next program that we start runs as `role`. It stays set: whoever starts one says as what."""
+        """The next program that we start runs as `role`. This stays set, so call it before each start."""
         _write(self.exec_attribute, self.prefix, _name(self.labels[role]))
 
 
 def enter() -> Mac | None:
-    """Enter the supervisor's own profile. None where the daemon was started in none of ours. Raises OSError.
+    """Enter the supervisor's profile or domain. None if the daemon was not started in one of ours. Raises OSError.
 
-    no_new_privs must be set already: AppArmor takes the profile of this moment for the outer wall.
+    no_new_privs must be set already, so that AppArmor stacks the profile on the one that the daemon was started in.
     """
     started_as = label_of(OURSELVES)
     if started_as is None:
@@ -50,7 +50,7 @@ def enter() -> Mac | None:
         current = _open("/proc/self/attr/apparmor/current")
         _write(current, "changeprofile ", _name(apparmor["supervisor"]))
         os.close(current)
-        # Asked again: of two profiles one may only complain.
+        # Read it back: either of the two profiles may be in complain mode.
         enforced = label_of(OURSELVES) == apparmor["supervisor"] and apparmor["supervisor"].endswith(" (enforce)")
         layer = "apparmor" if enforced else "apparmor-complaining"
         return Mac(layer, enforced, apparmor, _open("/proc/self/attr/apparmor/exec"), "exec ")
@@ -67,20 +67,20 @@ def layer_of(mac: Mac | None) -> tuple[str, ...]:
 
 
 def label_of(task: Path) -> str | None:
-    """The label of `task`, a process or thread in /proc; None where the kernel gives none.
+    """The label of `task`, a process or thread in /proc; None if it has none.
 
-    Raises FileNotFoundError, ProcessLookupError where it has ended.
+    Raises FileNotFoundError or ProcessLookupError if it has exited.
     """
     try:
         return (task / "attr/current").read_text().rstrip("\0\n") or None
     except (FileNotFoundError, ProcessLookupError):
         raise
-    except OSError:  # EINVAL: no such system is on
+    except OSError:  # EINVAL: neither system is on
         return None
 
 
 def apparmor_labels(started_as: str) -> dict[Role, str] | None:
-    """The label of each process of a daemon that AppArmor has started as `started_as`; None unless it is ours."""
+    """Each process's label if the daemon was started as `started_as`; None if that is not our AppArmor profile."""
     name, _, mode = started_as.partition(" ")
     if name != _APPARMOR_PROFILE:
         return None
@@ -88,7 +88,7 @@ def apparmor_labels(started_as: str) -> dict[Role, str] | None:
 
 
 def selinux_labels(started_as: str) -> dict[Role, str] | None:
-    """The same for SELinux: the supervisor's context, with the type of each process in it."""
+    """The same for SELinux: `started_as` with the type replaced."""
     user, role, domain, *level = (*started_as.split(":", 3), "", "")
     if domain != _SELINUX_DOMAIN:
         return None
@@ -97,14 +97,14 @@ def selinux_labels(started_as: str) -> dict[Role, str] | None:
 
 
 def _name(label: str) -> str:
-    """Without AppArmor's mode."""
+    """`label` without AppArmor's mode."""
     return label.partition(" ")[0]
 
 
 def _write(attribute: int, prefix: str, name: str) -> None:
     try:
         os.write(attribute, (prefix + name).encode())
-    except OSError as error:  # ENOENT, say: the kernel does not tell what it has not found
+    except OSError as error:  # such as ENOENT, which does not say what was not found
         raise OSError(error.errno, f"{error.strerror}, for the profile or domain {name}; is it loaded?") from None
 
 

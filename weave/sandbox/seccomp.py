@@ -1,10 +1,10 @@
 """seccomp: which system calls a process may still make (seccomp(2)).
 
-A call that is not on the list is neither made nor answered: it waits in the kernel as a notification to the
-supervisor, which logs its name and kills the process (seccomp_unotify(2)). Killing at once, as the filter could,
-would leave no trace but a line in the kernel's log that an ordinary user may not read. When the supervisor is
-gone the call fails with ENOSYS, and PR_SET_PDEATHSIG has ended the process anyway. In record mode alone
-(weave/supervisor/recorder.py) the supervisor answers it: it lets the call through, or refuses it with an error.
+A call that is not on the list is not made: the kernel blocks it and notifies the supervisor, which logs its name and
+kills the process (seccomp_unotify(2)). If the filter killed the process itself, the only trace would be in the kernel's
+log, which an ordinary user may not read. When the supervisor has exited, the call fails with ENOSYS, and
+PR_SET_PDEATHSIG kills the process anyway. Only in record mode (supervisor/record_mode) does the supervisor answer: it
+allows the call, or has it fail with an error.
 """
 
 import errno
@@ -24,8 +24,8 @@ pyseccomp = libseccomp.load()
 # linux/seccomp.h: SECCOMP_IOCTL_NOTIF_RECV is _IOWR('!', 0, struct seccomp_notif), 80 bytes.
 _NOTIF_RECV = 0xC0502100
 _NOTIF = struct.Struct("=QII iIQ 6Q")
-# SECCOMP_IOCTL_NOTIF_SEND is _IOWR('!', 1, struct seccomp_notif_resp), 24 bytes. A kernel with longer structs has
-# other numbers.
+# SECCOMP_IOCTL_NOTIF_SEND is _IOWR('!', 1, struct seccomp_notif_resp), 24 bytes. Longer structs would have other
+# request numbers.
 _NOTIF_SEND = 0xC0182101
 _NOTIF_RESP = struct.Struct("=QqiI")
 # SECCOMP_IOCTL_NOTIF_ID_VALID is _IOW('!', 2, __u64).
@@ -33,13 +33,13 @@ _NOTIF_ID_VALID = 0x40082102
 _USER_NOTIF_FLAG_CONTINUE = 1
 
 
-# Most arguments are ints: the kernel reads these bits, and what a caller leaves in the others means nothing.
+# Most arguments are ints, of which the kernel reads the low 32 bits. The others may hold anything.
 INT = 0xFFFF_FFFF
 WHOLE = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class Condition(NamedTuple):
-    """Argument number `argument` (from 0) must be `value` in the bits of `mask`."""
+    """Argument `argument`, counted from 0, must equal `value` in the bits of `mask`."""
 
     argument: int
     value: int
@@ -47,13 +47,13 @@ class Condition(NamedTuple):
 
 
 def only(argument: int, bits: int, value: int = 0) -> Condition:
-    """Argument number `argument` must be `value`, with any of `bits`."""
-    # int: what ~ makes of an enum's flag has the bits only that Python has a name for.
+    """Argument `argument` must equal `value`, except that any of `bits` may be set."""
+    # int(): on an enum flag ~ gives only the bits that the enum has names for.
     return Condition(argument, value, INT & ~int(bits))
 
 
 class Call(Struct, frozen=True):
-    """One line of an allow list: a system call, why the process needs it, and what its arguments must be."""
+    """A line of an allow list: a system call that may be made if all `conditions` hold."""
 
     name: str
     reason: str
@@ -61,7 +61,7 @@ class Call(Struct, frozen=True):
 
 
 class Refusal(Struct, frozen=True):
-    """A call that libraries try and can do without: it fails with `error` instead of ending the process."""
+    """A call that libraries try but do not need: it fails with `error`, and the process goes on."""
 
     name: str
     error: int
@@ -70,8 +70,8 @@ class Refusal(Struct, frozen=True):
 
 
 class Violation(NamedTuple):
-    """A system call that waits for the supervisor, with its six raw arguments. `notification` is the kernel's number
-    for it."""
+    """A blocked system call with its six raw arguments. `notification` is its ID for the answer; `pid` is the
+    thread's."""
 
     notification: int
     pid: int
@@ -80,14 +80,12 @@ class Violation(NamedTuple):
 
 
 def install(calls: Iterable[Call | Refusal]) -> int:
-    """Bind every thread of this process (TSYNC) to `calls`, for ever. Returns the listener for the supervisor.
+    """Restrict every thread of this process (TSYNC) to `calls`. Returns the listener for the supervisor, which the
+    caller owns.
 
-    Raises OSError: EBUSY where the whole daemon runs inside another sandbox that has a listener of its own.
+    Raises OSError: EBUSY if the daemon runs inside another sandbox that has its own listener.
     """
-    filter_ = pyseccomp.SyscallFilter(pyseccomp.NOTIFY)
-    # Another architecture's call (i386 or x32 on x86-64) has other numbers: there is nothing to look up, so kill.
-    filter_.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
-    filter_.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)
+    filter_ = _empty_filter()
     for call in calls:
         action = pyseccomp.ALLOW if isinstance(call, Call) else pyseccomp.ERRNO(call.error)
         if _exists(call.name):
@@ -97,8 +95,17 @@ def install(calls: Iterable[Call | Refusal]) -> int:
     return int(pyseccomp._libseccomp.seccomp_notify_fd(filter_._filter))
 
 
+def _empty_filter() -> Any:
+    """Allows no call, in any thread."""
+    filter_ = pyseccomp.SyscallFilter(pyseccomp.NOTIFY)
+    # Calls of another ABI (i386 or x32 on x86-64) have other numbers, which we could not name. So kill.
+    filter_.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
+    filter_.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)
+    return filter_
+
+
 def receive_violation(listener: int) -> Violation | None:
-    """What the listener reports; None where the call was interrupted or its process is gone."""
+    """The next blocked call; None if it was interrupted or its process has exited. Raises OSError."""
     notification = bytearray(_NOTIF.size)
     try:
         fcntl.ioctl(listener, _NOTIF_RECV, notification)
@@ -111,7 +118,7 @@ def receive_violation(listener: int) -> Violation | None:
 
 
 def still_waits(listener: int, violation: Violation) -> bool:
-    """Whether its thread still waits for an answer. What was read of /proc by its PID before was then its own."""
+    """Whether its thread still waits. If so, what we have read in /proc under its PID was that thread's."""
     while True:
         try:
             fcntl.ioctl(listener, _NOTIF_ID_VALID, struct.pack("=Q", violation.notification))
@@ -123,12 +130,12 @@ def still_waits(listener: int, violation: Violation) -> bool:
 
 
 def let_through(listener: int, violation: Violation) -> None:
-    """Have the kernel make the call as if it were on the list."""
+    """The kernel makes the call, as if it were on the list."""
     _answer(listener, _NOTIF_RESP.pack(violation.notification, 0, 0, _USER_NOTIF_FLAG_CONTINUE))
 
 
 def refuse(listener: int, violation: Violation, error: int) -> None:
-    """Have the call fail with `error` as if a Refusal of the list said so."""
+    """The call fails with `error`, as with a Refusal."""
     _answer(listener, _NOTIF_RESP.pack(violation.notification, 0, -error, 0))
 
 
@@ -138,13 +145,13 @@ def _answer(listener: int, answer: bytes) -> None:
             fcntl.ioctl(listener, _NOTIF_SEND, answer)
         except InterruptedError:
             continue
-        except FileNotFoundError:  # its thread has ended, or was interrupted by a signal and will ask again
+        except FileNotFoundError:  # its thread has exited, or was interrupted by a signal and will retry
             pass
         return
 
 
 def find(calls: Iterable[Call | Refusal], name: str, arguments: tuple[int, ...]) -> Call | Refusal | None:
-    """The line by which a filter of these `calls` would judge this one."""
+    """The line that a filter of `calls` would apply to this call; None if none matches."""
     for call in calls:
         if call.name == name and all(arguments[at] & mask == value for at, value, mask in call.conditions):
             return call
@@ -152,19 +159,19 @@ def find(calls: Iterable[Call | Refusal], name: str, arguments: tuple[int, ...])
 
 
 def has_ended(listener: int) -> bool:
-    """Whether every process that the listener watches is gone: it stays readable then."""
+    """Whether all processes that the listener watches have exited. It stays readable then."""
     poll = select.poll()
     poll.register(listener, 0)
     return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 def is_listener(descriptor: int) -> bool:
-    """Whether `descriptor` really is a seccomp listener, not something else a child would have us read."""
+    """Whether `descriptor`, which a child has sent, is a seccomp listener."""
     return os.readlink(f"/proc/self/fd/{descriptor}") == "anon_inode:seccomp notify"
 
 
 def call_name(number: int) -> str:
-    """A system call's name; its number where libseccomp is older than the call."""
+    """A system call's name; `#` and its number if this libseccomp does not know it."""
     try:
         return str(pyseccomp.resolve_syscall(pyseccomp.system_arch(), number).decode())
     except ValueError:
@@ -172,7 +179,7 @@ def call_name(number: int) -> str:
 
 
 def _exists(name: str) -> bool:
-    """Whether libseccomp and this architecture have the call: arm64, for one, has no epoll_wait."""
+    """Whether libseccomp and this architecture have the call: arm64 has no epoll_wait, for example."""
     return int(pyseccomp.resolve_syscall(pyseccomp.system_arch(), name)) >= 0
 
 

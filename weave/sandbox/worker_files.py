@@ -1,4 +1,4 @@
-"""All files that a GPU worker may still open, beside its own model: the program itself, and the GPU."""
+"""The files that a GPU worker may open besides its model: the program, its libraries, the GPU."""
 
 import contextlib
 import os
@@ -12,16 +12,16 @@ import weave
 
 
 def packages(search: Iterable[str]) -> tuple[Path, ...]:
-    """Of the places that Python imports from (`sys.path`), those that hold installed packages: a .pth file may name
-    another environment's, which has torch. Not the others, for an editable install's is a whole checkout."""
+    """The folders of installed packages in `search` (sys.path). A .pth file may add those of another environment, which
+    has torch. Not other folders: an editable install adds a whole source tree."""
     named = (Path(entry) for entry in search if entry.startswith("/"))
     return tuple(path for path in named if path.name in ("site-packages", "dist-packages") and os.path.isdir(path))
 
 
 def libraries(search: str) -> tuple[Path, ...]:
-    """The shared libraries in the folders of `search` (LD_LIBRARY_PATH), such as a driver's that /etc/ld.so.cache
-    does not list. It comes from the user who started the daemon, so it is trusted. But such a folder may hold
-    more than libraries, or be a home folder: so each file is allowed by itself, and the folder is not."""
+    """The shared libraries in the folders of `search` (LD_LIBRARY_PATH), such as a driver's that /etc/ld.so.cache does
+    not list. The user who starts the daemon has set it, so it is trusted. But such a folder may have other files too,
+    or be a home folder. So the libraries are allowed, not the folder."""
     found = []
     for folder in sorted({entry for entry in search.split(":") if entry.startswith("/")}):
         with contextlib.suppress(OSError):
@@ -29,11 +29,11 @@ def libraries(search: str) -> tuple[Path, ...]:
     return tuple(path for path in found if os.path.isfile(path))
 
 
-# Code is read again after the fork: diffusers, transformers and CUDA load modules and libraries when first used.
-# Reading is all: Landlock's right to execute is not among what `read` gives.
+# diffusers, transformers and CUDA load modules and libraries when first used, which may be after the fork. `read` does
+# not include Landlock's right to execute.
 READ = (
     Path(sys.prefix),
-    # The standard library, of which some systems keep what is compiled in lib64.
+    # The standard library. Some systems have its extension modules in lib64.
     Path(sys.base_prefix) / "lib",
     Path(sys.base_exec_prefix) / sys.platlibdir,
     *packages(sys.path),
@@ -42,19 +42,19 @@ READ = (
     Path("/usr/lib64"),
     Path("/usr/local/lib"),
     Path("/usr/local/cuda"),
-    # The driver's libraries: NVIDIA's images and GKE have the first, NixOS has links into its store in the second.
+    # The driver's libraries: in NVIDIA's images and on GKE; on NixOS, which has links into its store.
     Path("/usr/local/nvidia"),
     Path("/run/opengl-driver"),
     *([Path("/nix/store")] if os.path.isdir("/run/opengl-driver") else []),
     *libraries(os.environ.get("LD_LIBRARY_PATH", "")),
     Path("/opt/rocm"),
     Path("/etc/ld.so.cache"),
-    # How many cores and how much memory there are: torch, OpenMP and oneDNN.
+    # The number of cores and the amount of memory, for torch, OpenMP and oneDNN.
     Path("/proc/cpuinfo"),
     Path("/proc/meminfo"),
     Path("/sys/devices/system/cpu"),
     Path("/sys/devices/system/node"),
-    # The NVIDIA driver's and ROCm's own view of the card.
+    # What the NVIDIA driver and ROCm say of the card.
     Path("/proc/driver/nvidia"),
     Path("/proc/driver/nvidia-uvm"),
     Path("/proc/devices"),
@@ -69,12 +69,12 @@ READ = (
 
 
 def nvidia(devices: Path = Path("/dev")) -> tuple[Path, ...]:
-    """The cards and what CUDA needs with them. Not nvidia-modeset (screens), nvidia-uvm-tools (profilers),
-    nvidia-nvlink and nvidia-nvswitch (several cards) and nvidia-caps (MIG, which is not supported)."""
+    """The devices that CUDA needs. Not nvidia-modeset (displays), nvidia-uvm-tools (profilers), nvidia-nvlink and
+    nvidia-nvswitch (several cards) and nvidia-caps (MIG, which is not supported)."""
     return tuple(sorted(path for path in devices.glob("nvidia*") if re.fullmatch(r"nvidia(ctl|-uvm|\d+)", path.name)))
 
 
-# NVIDIA's character devices, and for ROCm KFD with the render nodes.
+# NVIDIA's character devices; KFD and the render nodes for ROCm.
 NVIDIA = nvidia()
 DEVICES = (
     *NVIDIA,
@@ -83,16 +83,17 @@ DEVICES = (
     Path("/dev/null"),
 )
 
-# What the supervisor leaves its workers to write. CUDA does not start where it cannot name its threads, which is done
-# by writing to /proc/PID/task/TID/comm (pthread_setname_np(3)); Landlock knows no patterns, and no PIDs to come.
+# What the supervisor's own ruleset must allow so that its workers can write it. CUDA fails to start if it cannot name
+# its threads, by writing to /proc/PID/task/TID/comm (pthread_setname_np(3)). Landlock has no patterns, and the PID is
+# not known yet.
 WRITABLE = (*DEVICES, *([Path("/proc")] if NVIDIA else []))
 
-# PCI's classes, as sysfs writes them, of display controllers and of processing accelerators.
+# PCI classes of display controllers and processing accelerators, as in sysfs.
 _CLASSES_OF_CARDS = ("0x03", "0x12")
 
 
 def cards(devices: Path = Path("/sys/bus/pci/devices")) -> list[Path]:
-    """Where in /sys the cards are that `devices` has links to."""
+    """The folders in /sys of the cards that `devices` has links to."""
     found = []
     for device in sorted(devices.glob("*")):
         with contextlib.suppress(OSError):
@@ -101,7 +102,7 @@ def cards(devices: Path = Path("/sys/bus/pci/devices")) -> list[Path]:
     return found
 
 
-# Read in the worker's own /proc/PID.
+# In the worker's own /proc/PID.
 OWN = (
     "maps",
     "stat",
@@ -109,30 +110,30 @@ OWN = (
 )
 
 
-class Rules(NamedTuple):
+class FileRules(NamedTuple):
     """The parameters of landlock.restrict() for one worker."""
 
     read: tuple[Path, ...]
     read_write: tuple[Path, ...]
     unlisted: tuple[Path, ...]
 
-    def existing(self) -> "Rules":
-        """Those of them that Landlock takes up: a rule is about what is there now, and where its links lead."""
-        return Rules(*map(_existing, self))
+    def existing(self) -> "FileRules":
+        """The rules in effect: Landlock resolves links, and leaves out what does not exist, when a ruleset is made."""
+        return FileRules(*map(_existing, self))
 
-    def leave(self, path: str, *, writes: bool) -> bool:
-        """Of existing(): whether the worker may open `path`, in which there are no links."""
+    def allow(self, path: str, *, writes: bool) -> bool:
+        """Whether the worker may open `path`, which has no links. To be called on existing()."""
         unlisted = () if os.path.isdir(path) else self.unlisted
         rules = (*self.read_write, *unlisted, *(() if writes else self.read))
         return any(Path(path).is_relative_to(rule) for rule in rules)
 
 
-def rules(pid: int, *models: str | None) -> Rules:
-    """All that the worker that is process `pid` may open, with the folders of its model."""
+def rules(pid: int, *models: str | None) -> FileRules:
+    """For the worker with this `pid`; `models` are the folders of its model."""
     own = Path(f"/proc/{pid}")
     read = (*READ, *cards(), *(Path(folder) for folder in models if folder is not None), *(own / name for name in OWN))
-    # CUDA names its threads, by opening task/TID/comm for reading and writing; the TIDs are not known yet.
-    return Rules(read, DEVICES, (own / "task",) if NVIDIA else ())
+    # CUDA opens task/TID/comm for reading and writing to name its threads. The TIDs are not known yet.
+    return FileRules(read, DEVICES, (own / "task",) if NVIDIA else ())
 
 
 def _existing(paths: tuple[Path, ...]) -> tuple[Path, ...]:

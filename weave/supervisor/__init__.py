@@ -1,2 +1,2 @@
 """The supervisor: it reads the config, binds the socket, and starts, attests, watches and restarts the other
-processes. It never reads a client's byte and never imports torch."""
+processes. It never reads a byte from a client and never imports torch."""

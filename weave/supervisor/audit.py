@@ -1,15 +1,16 @@
-"""The audit's file, which the supervisor alone opens."""
+"""The audit file, which only the supervisor opens."""
 
 from pathlib import Path
 
 from weave import log
-from weave.config.files import open_own_folder
+from weave.config.ownership import open_own_folder
 from weave.config.schema import Config
 from weave.protocol.channel import close_all
 
 
 def open_audit(config: Config) -> None:
-    """Where the audit goes beside standard error, from now on. Raises ConfigError, OSError, and nothing changes."""
+    """Write the audit to the config's file as well as to standard error from now on. Raises ConfigError and OSError,
+    and then changes nothing."""
     if config.audit.file is None:
         log.open_audit(None, "")
         return

@@ -1,4 +1,4 @@
-"""Telling systemd where we are: sd_notify(3), without its library."""
+"""Status notifications to systemd: sd_notify(3), without its library."""
 
 import os
 import socket
@@ -6,19 +6,19 @@ import time
 
 
 class Notifier:
-    """Says nothing where nobody listens."""
+    """Does nothing if the daemon was not started with NOTIFY_SOCKET."""
 
     def __init__(self) -> None:
-        """Takes NOTIFY_SOCKET and WATCHDOG_USEC out of the environment: they are ours alone."""
+        """Removes NOTIFY_SOCKET and WATCHDOG_* from the environment, so that no child inherits them."""
         address = os.environ.pop("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         microseconds = os.environ.pop("WATCHDOG_USEC", "")
-        meant = os.environ.pop("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        # How often to call alive(): twice in the time that systemd waits.
-        self.alive_seconds = int(microseconds) / 2e6 if microseconds.isdecimal() and meant else None
+        for_us = os.environ.pop("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        # Interval for calling alive(): half of the watchdog's timeout.
+        self.alive_seconds = int(microseconds) / 2e6 if microseconds.isdecimal() and for_us else None
 
     def ready(self, status: str) -> None:
-        """Clients are served (again, after reloading)."""
+        """Clients are served. Also ends reloading()."""
         self._send("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
@@ -26,7 +26,7 @@ class Notifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
-        """No new client is served."""
+        """New clients are no longer served."""
         self._send("STOPPING=1")
 
     def status(self, status: str) -> None:
@@ -34,7 +34,7 @@ class Notifier:
         self._send(f"STATUS={status}")
 
     def alive(self) -> None:
-        """The watchdog starts anew."""
+        """Reset the watchdog's timer."""
         self._send("WATCHDOG=1")
 
     def _send(self, *lines: str) -> None:
@@ -44,5 +44,5 @@ class Notifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:
                 datagram.setblocking(False)
                 datagram.sendto("\n".join(lines).encode(), self._address)
-        except OSError:  # a service manager that does not listen must not stop us
+        except OSError:  # a service manager that does not listen must not stop the daemon
             return

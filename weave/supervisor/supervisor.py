@@ -1,131 +1,122 @@
-"""The supervisor's life: keep a zygote and a broker running, and give the broker the workers it asks for."""
+"""Keeps a zygote and a broker running, and gives the broker the workers that it requests."""
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from weave import log
-from weave.config.children import broker_config, worker_config
-from weave.config.parts import Access, BrokerConfig
-from weave.config.schema import Config, ConfigError
+from weave.config.child_configs import BrokerConfig
+from weave.config.schema import ConfigError
+from weave.config.split import broker_config, worker_config
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Alive, StartWorker, StopWorker
+from weave.sandbox.account import Account
 from weave.sandbox.attestation import AttestationFailed, Confinement
 from weave.sandbox.mac import Mac
-from weave.sandbox.process import Account
 from weave.supervisor.audit import open_audit
-from weave.supervisor.broker import CLIENT_GONE, ORDERLY_ENDS, Broker
+from weave.supervisor.children.broker import CLIENT_GONE, ORDERLY_ENDS, BrokerProcess
+from weave.supervisor.children.restart import keep_running
+from weave.supervisor.children.worker import WorkerFailed, WorkerProcess
+from weave.supervisor.children.zygote import LibrariesUnfit, ZygoteEnded, ZygoteProcess
+from weave.supervisor.metrics_file import write_metrics
 from weave.supervisor.notify import Notifier
-from weave.supervisor.recorder import Recorder
-from weave.supervisor.socket import Entrance
-from weave.supervisor.textfile import write_textfile
-from weave.supervisor.worker import Worker, WorkerFailed
-from weave.supervisor.zygote import LibrariesUnfit, Zygote, ZygoteEnded
+from weave.supervisor.record_mode.recorder import Recorder
+from weave.supervisor.settings import Settings
+from weave.supervisor.sockets.client_socket import ClientSocket
 
 _BROKER_START_SECONDS = 20.0
-_STOP_SECONDS = 3.0
+_BROKER_STOP_SECONDS = 3.0
+_BROKER_EXIT_SECONDS = 2.0
 _HANG_UP_SECONDS = 0.2
-_ENDING_SECONDS = 2.0
-_ASKED = "a signal asked for it"
-_FIRST_BACKOFF_SECONDS = 0.1
-_LONGEST_BACKOFF_SECONDS = 5.0
-# How often the broker is asked whether it lives, the socket's path looked at, and the metrics written.
+_SIGNALLED = "a signal asked for it"
+# How often the broker is pinged, the socket's path checked, and the metrics written.
 _TICK_SECONDS = 5.0
-# A child that ran this long before it ended gets the first backoff again.
-_STEADY_SECONDS = 30.0
-
-
-class Settings(Struct, frozen=True):
-    """What the config and the accounts that it names come to. SIGHUP makes it anew."""
-
-    mode: Literal["user", "system", "attached"]
-    config: Config
-    access: Access
-    broker_account: Account | None = None
-    worker_account: Account | None = None
 
 
 class Supervisor:
-    """One daemon. At any time there is at most one worker: it owns the GPU."""
+    """One daemon. It has at most one worker at any time, which owns the GPU."""
 
     def __init__(
         self,
         settings: Settings,
-        entrance: Entrance,
+        client_socket: ClientSocket,
         layers: tuple[str, ...],
         read_settings: Callable[[], Settings],
         mac: Mac | None,
         *,
         recorder: Recorder | None = None,
     ) -> None:
-        """`layers` are those that we are locked in by, `mac` what our children must be held by as well; `read_settings`
-        raises ConfigError, OSError. `recorder` makes it record mode, which there is in user mode only."""
+        """`layers` are our own, for status. `mac`, if any, must confine our children too. `read_settings` raises
+        ConfigError and OSError. `recorder` turns on record mode, which exists in user mode only."""
         if recorder is not None and settings.mode != "user":
             raise ValueError(f"record mode in {settings.mode} mode")
         self._recorder = recorder
         self._settings = settings
-        self._entrance = entrance
+        self._client_socket = client_socket
         self._layers = layers
         self._read_settings = read_settings
         self._notifier = Notifier()
-        # Only a process that had CAP_SETPCAP could empty the bounding set, so only then can we demand it.
+        # Emptying the bounding set takes CAP_SETPCAP. So we require it of our children only if ours is empty.
         empty = _bounding_set_is_empty()
         self._broker_confinement = Confinement("broker", settings.broker_account or Account.own(), empty, mac)
         self._worker_confinement = Confinement("worker", settings.worker_account or Account.own(), empty, mac)
-        self._broker: Broker | None = None
-        self._zygote: Zygote | None = None
-        self._worker: Worker | None = None
+        self._broker: BrokerProcess | None = None
+        self._zygote: ZygoteProcess | None = None
+        self._worker: WorkerProcess | None = None
+        self._running_worker: asyncio.Task[None] | None = None
         self._new_zygote = asyncio.Event()
 
     async def run(self) -> str:
-        """Serve until SIGTERM or SIGINT; attached, until whoever started us is gone, or is dropped. Returns why."""
-        loop = asyncio.get_running_loop()
+        """Serve until SIGTERM or SIGINT, or, attached, until the client is gone or the broker has dropped it. Returns
+        the reason. Raises ConfigError, OSError."""
         stopping = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, stopping.set)
-        # A shell's background ignores it: there Ctrl-C is not for us.
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            loop.add_signal_handler(signal.SIGINT, stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
-        zygotes = asyncio.create_task(_keep("zygote", self._run_zygote, stopping))
-        # Attached, a new broker could not know where in the connection's bytes the old one was.
+        self._handle_signals(stopping)
+        zygotes = asyncio.create_task(keep_running("zygote", self._run_zygote, stopping))
+        # Attached, the broker is not restarted: a new one could not know how much of the byte stream the old one read.
         brokers: asyncio.Task[Any] = asyncio.create_task(
-            self._run_broker() if self._entrance.attached else _keep("broker", self._run_broker, stopping)
+            self._run_broker() if self._client_socket.attached else keep_running("broker", self._run_broker, stopping)
         )
         ticking = asyncio.create_task(self._tick())
-        stopped = asyncio.create_task(stopping.wait())
-        ended = asyncio.create_task(self._entrance.ended())
+        signalled = asyncio.create_task(stopping.wait())
+        client_gone = asyncio.create_task(self._client_socket.ended())
+        tasks = [zygotes, brokers, ticking, signalled, client_gone]
+        reason: str | None = None
         try:
-            # A keeper only ever ends by an error of ours: then stop, and let main tell.
-            await asyncio.wait([stopped, ended, zygotes, brokers, ticking], return_when=asyncio.FIRST_COMPLETED)
-            if self._entrance.attached and brokers.done():
-                await asyncio.wait([ended], timeout=_HANG_UP_SECONDS)  # the broker may have seen it first
-            reason: str | None = _ASKED if stopped.done() else CLIENT_GONE if ended.done() else None
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self._client_socket.attached and brokers.done():
+                await asyncio.wait([client_gone], timeout=_HANG_UP_SECONDS)  # the broker may see the hang-up first
+            reason = _SIGNALLED if signalled.done() else CLIENT_GONE if client_gone.done() else None
             stopping.set()
             log.write("supervisor", "stopping")
             self._notifier.stopping()
-            if self._broker is not None and not ended.done():
+            if self._broker is not None and not client_gone.done():
                 self._broker.stop()
-                await asyncio.wait([brokers], timeout=_STOP_SECONDS)
+                await asyncio.wait([brokers], timeout=_BROKER_STOP_SECONDS)
         finally:
-            for task in (stopped, ended, zygotes, brokers, ticking):
+            for task in tasks:
                 task.cancel()
             results = await asyncio.gather(zygotes, brokers, ticking, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
                 raise result
-        if reason != _ASKED:
-            reason = ORDERLY_ENDS.get(str(results[1]), reason)
-        if reason is None:
-            log.write("supervisor", "broker_ended", cause=results[1])
-            raise ChildProcessError(f"the broker ended: {results[1]}")
-        return reason
+        return reason if reason == _SIGNALLED else _reason_of(results[1], reason)
+
+    def _handle_signals(self, stopping: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        # A shell ignores SIGINT in its background jobs, which Ctrl-C is not meant for.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGINT, stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     async def _run_zygote(self) -> str:
-        self._zygote = Zygote(worker_config(self._settings.config), self._worker_confinement)
+        """From exec to reaped. Returns the cause of its exit."""
+        self._zygote = ZygoteProcess(worker_config(self._settings.config), self._worker_confinement)
         self._new_zygote.set()
         try:
             return await self._zygote.run()
@@ -134,97 +125,105 @@ class Supervisor:
             self._new_zygote.clear()
 
     async def _run_broker(self) -> str:
-        settings, socket = self._settings, self._entrance.socket
-        broker = Broker(
-            self._broker_config(),
-            socket.fileno(),
-            self._broker_confinement,
-            attached=self._entrance.attached,
+        """From exec to reaped. Returns the cause of its exit. No worker outlives the broker that it serves."""
+        settings, opened = self._settings, self._client_socket.socket
+        broker = BrokerProcess(
+            self._broker_config(), opened.fileno(), self._broker_confinement, attached=self._client_socket.attached
         )
-        worker: asyncio.Task[None] | None = None
         try:
             layers = await broker.lock_down(self._layers, seconds=_BROKER_START_SECONDS)
-            # From here on it may be told more than that it is attested; and what changed meanwhile it is told now.
+            # Until it is attested it gets no other message. It gets now what has changed since it was started.
             self._broker = broker
             if self._settings is not settings:
                 broker.reconfigure(self._broker_config())
-            if self._entrance.socket is not socket:
-                broker.listen(self._entrance.socket.fileno())
-            log.write("supervisor", "serving", socket=str(self._entrance.path), broker=broker.pid, layers=layers)
+            if self._client_socket.socket is not opened:
+                broker.listen(self._client_socket.socket.fileno())
+            log.write("supervisor", "serving", socket=str(self._client_socket.path), broker=broker.pid, layers=layers)
             self._notifier.ready("serving")
-            while True:
-                match await broker.next_request():
-                    case StartWorker() as request:
-                        if worker is not None and not worker.done():
-                            raise ChannelViolation("a second worker was asked for")
-                        worker = asyncio.create_task(self._run_worker(broker, request))
-                    case StopWorker(worker=number, reason=reason):
-                        if self._worker is not None and self._worker.id == number:
-                            self._worker.stop(reason)
-                    case Alive() as alive:
-                        self._on_alive(alive)
+            await self._serve_broker(broker)
         except (ChannelViolation, AttestationFailed, TimeoutError) as error:
             log.write("supervisor", "broker_violation", detail=str(error) or type(error).__name__)
         except ChannelClosed:
-            await broker.ending(seconds=_ENDING_SECONDS)
+            await broker.wait_for_exit(seconds=_BROKER_EXIT_SECONDS)
         finally:
-            # No worker outlives the broker it answers to.
-            if worker is not None:
-                worker.cancel()
-                await asyncio.gather(worker, return_exceptions=True)
+            if self._running_worker is not None:
+                self._running_worker.cancel()
+                await asyncio.gather(self._running_worker, return_exceptions=True)
+                self._running_worker = None
             self._broker = None
             cause = await broker.close()
         return cause
 
-    async def _run_worker(self, broker: Broker, request: StartWorker) -> None:
-        """From the broker's request to the worker's end."""
+    async def _serve_broker(self, broker: BrokerProcess) -> None:
+        """Handle its requests until an exception ends this. Raises ChannelClosed, ChannelViolation."""
+        while True:
+            match await broker.next_request():
+                case StartWorker() as request:
+                    if self._running_worker is not None and not self._running_worker.done():
+                        raise ChannelViolation("a second worker was requested")
+                    self._running_worker = asyncio.create_task(self._run_worker(broker, request))
+                case StopWorker(worker=number, reason=reason):
+                    if self._worker is not None and self._worker.id == number:
+                        self._worker.stop(reason)
+                case Alive() as alive:
+                    self._on_alive(alive)
+
+    async def _run_worker(self, broker: BrokerProcess, request: StartWorker) -> None:
+        """From the broker's request to the worker's end, which the broker is always notified of."""
         if request.model not in self._settings.config.models:
-            broker.worker_ended(request.worker, "the model is not in the config any more")
+            broker.worker_ended(request.worker, "the model is no longer in the config")
             return
-        self._worker = worker = Worker(request, self._recorder)
+        self._worker = worker = WorkerProcess(request, self._recorder)
         cause, unfit = "stopped", False
         try:
-            try:
-                channel = await self._start(worker)
-            except ZygoteEnded:  # before it forked: the next one will
-                channel = await self._start(worker)
+            channel = await self._start(worker)
             try:
                 log.write("supervisor", "worker_started", worker=worker.id, model=worker.model, layers=worker.layers)
                 broker.worker_started(worker.id, worker.layers, channel)
             finally:
                 close_all([channel])
-            cause = await worker.ended()
-        except (WorkerFailed, LibrariesUnfit, ZygoteEnded) as error:
-            cause, unfit = str(error) or "the zygote ended twice", isinstance(error, LibrariesUnfit)
-        except Exception as error:  # out of descriptors, say: whatever it was, the broker must hear of the end
+            cause = await worker.exited()
+        except LibrariesUnfit as error:
+            cause, unfit = str(error), True
+        except ZygoteEnded:
+            cause = "the zygote exited twice"
+        except WorkerFailed as error:
+            cause = str(error)
+        except Exception as error:  # out of descriptors, for example
             cause = f"{type(error).__name__}: {error}"
         finally:
             worker.stop("stopped")
-            await worker.ended()
+            await worker.exited()
             worker.close()
             self._worker = None
             if not unfit:
                 log.write("supervisor", "worker_ended", worker=worker.id, model=worker.model, cause=cause)
-            elif self._zygote is not None:  # there was no worker, and the log has libraries_lack
+            elif self._zygote is not None:  # no worker was forked, and the zygote has logged libraries_lack
                 self._zygote.replace_if_unfit_for_long()
         await worker.reaped()
         broker.worker_ended(request.worker, cause, libraries_lack=unfit)
 
-    async def _start(self, worker: Worker) -> int:
+    async def _start(self, worker: WorkerProcess) -> int:
+        """As WorkerProcess.start(). A zygote that exits before the fork costs a second try, not the job."""
+        with contextlib.suppress(ZygoteEnded):
+            return await self._start_once(worker)
+        return await self._start_once(worker)
+
+    async def _start_once(self, worker: WorkerProcess) -> int:
         while self._zygote is None:
             await self._new_zygote.wait()
         seconds = self._settings.config.limits.start_seconds
         return await worker.start(self._zygote, self._worker_confinement, seconds=seconds)
 
     def _reload(self) -> None:
-        """SIGHUP. A config with an error changes nothing. Who our children run as stays as it was at the start."""
+        """SIGHUP. An invalid config changes nothing. The children's accounts stay as they were at the start."""
         self._notifier.reloading()
         try:
             settings = self._read_settings()
             open_audit(settings.config)
         except (ConfigError, OSError) as error:
             log.write("supervisor", "reload_refused", detail=str(error))
-            self._tell_ready("serving; the new config was refused, see the log")
+            self._notify_ready("serving; the new config was refused, see the log")
             return
         self._settings = structs.replace(self._settings, config=settings.config, access=settings.access)
         if self._zygote is not None:
@@ -232,10 +231,10 @@ class Supervisor:
         if self._broker is not None:
             self._broker.reconfigure(self._broker_config())
         log.write("supervisor", "reloaded")
-        self._tell_ready("serving")
+        self._notify_ready("serving")
 
-    def _tell_ready(self, status: str) -> None:
-        """After a reload; a broker that has yet to come tells it itself."""
+    def _notify_ready(self, status: str) -> None:
+        """After a reload. Without a broker, _run_broker does it when the next one is attested."""
         if self._broker is not None:
             self._notifier.ready(status)
 
@@ -243,10 +242,8 @@ class Supervisor:
         return broker_config(self._settings.config, mode=self._settings.mode, access=self._settings.access)
 
     async def _tick(self) -> None:
-        """For ever: see that the broker lives and that clients can find it, and tell the watchdog.
-
-        Raises ConfigError where another daemon has taken our socket's place.
-        """
+        """Check that the broker answers and that clients can reach the socket, and feed systemd's watchdog. Runs until
+        cancelled. Raises ConfigError if another daemon has taken the socket's path."""
         seconds = min(_TICK_SECONDS, self._notifier.alive_seconds or _TICK_SECONDS)
         loop = asyncio.get_running_loop()
         due = loop.time() + _TICK_SECONDS
@@ -260,10 +257,10 @@ class Supervisor:
             if self._broker is not None and not self._broker.ping(libraries_lack=unfit):
                 log.write("supervisor", "broker_hung", broker=self._broker.pid)
                 self._broker.kill()
-            if self._entrance.restore():
-                log.write("supervisor", "socket_restored", socket=str(self._entrance.path))
+            if self._client_socket.restore():
+                log.write("supervisor", "socket_restored", socket=str(self._client_socket.path))
                 if self._broker is not None:
-                    self._broker.listen(self._entrance.socket.fileno())
+                    self._broker.listen(self._client_socket.socket.fileno())
 
     def _on_alive(self, alive: Alive) -> None:
         self._notifier.status(f"serving, {alive.connections} connections, {alive.queue_length} jobs waiting")
@@ -271,30 +268,21 @@ class Supervisor:
         if path is None:
             return
         try:
-            write_textfile(Path(path), alive)
+            write_metrics(Path(path), alive)
         except (ConfigError, OSError) as error:
             log.write("supervisor", "metrics_not_written", detail=str(error))
 
 
+def _reason_of(broker_cause: Any, reason: str | None) -> str:
+    """Why we stopped without a signal. `broker_cause` is set in attached mode, where the broker's exit status may say
+    more than `reason`. Raises ChildProcessError if neither explains it."""
+    reason = ORDERLY_ENDS.get(str(broker_cause), reason)
+    if reason is None:
+        log.write("supervisor", "broker_ended", cause=broker_cause)
+        raise ChildProcessError(f"the broker exited: {broker_cause}")
+    return reason
+
+
 def _bounding_set_is_empty() -> bool:
-    """Whether no child of ours could ever gain a capability: proc_pid_status(5)."""
+    """Whether none of our children can ever gain a capability: proc_pid_status(5)."""
     return "CapBnd:\t0000000000000000\n" in Path("/proc/self/status").read_text()
-
-
-async def _keep(name: str, run: Callable[[], Awaitable[str]], stopping: asyncio.Event) -> None:
-    """Until the daemon stops, run a child again whenever it ends: later each time that it ended soon."""
-    backoff = _FIRST_BACKOFF_SECONDS
-    loop = asyncio.get_running_loop()
-    while True:
-        started = loop.time()
-        try:
-            cause = await run()
-        except OSError as error:  # no process, no descriptor, no memory: there may be some later
-            cause = str(error)
-        if stopping.is_set():
-            return
-        if loop.time() - started > _STEADY_SECONDS:
-            backoff = _FIRST_BACKOFF_SECONDS
-        log.write("supervisor", f"{name}_ended", cause=cause, restart_after=backoff)
-        await asyncio.sleep(backoff)
-        backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)

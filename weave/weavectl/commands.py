@@ -1,17 +1,18 @@
-"""What each command does. Each returns the exit status."""
+"""The commands. Each returns the exit status."""
 
 import argparse
 import contextlib
 
 from weave.client import Answer, Client
 from weave.protocol.client_messages import Done, Image, Loading, Preview, Progress, Queued, StatusReport, Tokens
+from weave.protocol.parameters import PARAMETERS
 from weave.weavectl.connect import connect, connect_for_long
 from weave.weavectl.image_files import ImageFiles, is_standard_output, open_image_files
 from weave.weavectl.output import Output, UsageError
 
 
 def status(options: argparse.Namespace, output: Output) -> int:
-    """What the daemon is doing."""
+    """Show the daemon's state."""
     with connect(options) as client:
         report = client.status()
     output.event(report)
@@ -22,7 +23,7 @@ def status(options: argparse.Namespace, output: Output) -> int:
 
 
 def models(options: argparse.Namespace, output: Output) -> int:
-    """The models that can be asked for."""
+    """List the models on offer."""
     with connect(options) as client:
         answer = client.list_models()
     output.event(answer)
@@ -41,7 +42,7 @@ def load(options: argparse.Namespace, output: Output) -> int:
 
 
 def unload(options: argparse.Namespace, output: Output) -> int:
-    """Give all of the worker's memory back."""
+    """End the worker, which frees all of its memory."""
     with connect_for_long(options) as client:
         client.unload()
     output.line("unloaded", event="done")
@@ -49,7 +50,7 @@ def unload(options: argparse.Namespace, output: Output) -> int:
 
 
 def cancel(options: argparse.Namespace, output: Output) -> int:
-    """Cancel jobs by number, or all of this user's."""
+    """Cancel jobs by number, or all jobs of this user."""
     with connect(options) as client:
         jobs = [job.job for job in client.status().jobs] if options.all else options.job
         if not jobs:
@@ -66,7 +67,7 @@ def generate(options: argparse.Namespace, output: Output) -> int:
         options.output = "-"
     if options.output == "-" and output.json:
         raise UsageError("-o - and --json would both write to standard output")
-    previews = options.preview != 0
+    previews = options.preview_every != 0
     files = open_image_files(options.output, options.images, force=options.force, previews=previews)
     with contextlib.closing(files), connect(options) as client:
         _generate(client, options, files, output)
@@ -74,12 +75,11 @@ def generate(options: argparse.Namespace, output: Output) -> int:
 
 
 def _generate(client: Client, options: argparse.Namespace, files: ImageFiles, output: Output) -> None:
-    names = ("model", "negative_prompt", "width", "height", "steps", "cfg_scale", "seed", "scheduler", "images")
-    parameters = {name: getattr(options, name) for name in (*names, "format")}
+    parameters = {name: getattr(options, name) for name, parameter in PARAMETERS.items() if parameter.option}
     with output.progress() as progress:
         task = progress.add_task("queued", total=None)
-        for answer in client.generate(options.prompt, preview_every=options.preview, **parameters):
-            client.timeout = None  # it answers; what follows may take as long as it takes
+        for answer in client.generate(options.prompt, **parameters):
+            client.timeout = None  # it has answered; a job may take any time
             match answer.event:
                 case Queued(position=position):
                     progress.update(task, description=f"queued, {position} before")
@@ -90,14 +90,14 @@ def _generate(client: Client, options: argparse.Namespace, files: ImageFiles, ou
                     progress.update(task, description=described, completed=step, total=steps)
                 case Preview(image=image) | Image(image=image):
                     files.write(image, answer.data)
-            _tell(answer, options, files, output)
+            _show(answer, options, files, output)
 
 
-def _tell(answer: Answer, options: argparse.Namespace, files: ImageFiles, output: Output) -> None:
-    # Where the image itself is on standard output, nothing else is.
+def _show(answer: Answer, options: argparse.Namespace, files: ImageFiles, output: Output) -> None:
+    # If the image goes to standard output, nothing else does.
     say = output.note if options.output == "-" else output.line
     if isinstance(answer.event, Image):
-        shown, seed = files.shown(answer.event.image), answer.event.seed
+        shown, seed = files.display_name(answer.event.image), answer.event.seed
         if output.json:
             output.line("", event="image", file=shown, seed=seed)
         else:
@@ -108,16 +108,17 @@ def _tell(answer: Answer, options: argparse.Namespace, files: ImageFiles, output
     else:
         output.event(answer.event)
     if isinstance(answer.event, Done) and answer.event.tokens is not None:
-        _warn_of_cut(answer.event.tokens, output)
+        _warn_if_cut(answer.event.tokens, output)
 
 
-def _warn_of_cut(tokens: Tokens, output: Output) -> None:
+def _warn_if_cut(tokens: Tokens, output: Output) -> None:
     for prompt, encoders in (("prompt", tokens.prompt), ("negative prompt", tokens.negative_prompt)):
-        for one in encoders:
-            if one.cut:
-                whole = one.used + one.cut
+        for tokens_of in encoders:
+            if tokens_of.cut:
+                total = tokens_of.used + tokens_of.cut
                 output.warning(
-                    f"the {prompt} has {whole} tokens; {one.encoder} takes {one.used}, so {one.cut} were cut"
+                    f"the {prompt} has {total} tokens; {tokens_of.encoder} takes {tokens_of.used}, "
+                    f"so {tokens_of.cut} were cut"
                 )
 
 
@@ -125,18 +126,18 @@ def _describe(report: StatusReport) -> list[tuple[str, str]]:
     memory = "-"
     if report.memory_used is not None and report.memory_total is not None:
         memory = f"{report.memory_used / 2**20:.0f} of {report.memory_total / 2**20:.0f} MiB"
-    # In system mode the sums of all users are told to root alone; else this very request counts.
-    has_sums = report.metrics.requests > 0
+    # In system mode only root gets the totals of all users. Where there are totals, this request is counted in them.
+    has_totals = report.metrics.requests > 0
     lines = [
         ("version", f"{report.version}, {report.mode} mode, up {report.uptime:.0f} s"),
-        ("worker", report.worker + (f", restarted {report.worker_restarts} times" if has_sums else "")),
+        ("worker", report.worker + (f", restarted {report.worker_restarts} times" if has_totals else "")),
         ("model", report.model or "none loaded"),
         ("device", f"{report.device or '-'} {report.dtype or ''}"),
         ("memory", memory),
         ("queue", f"{report.queue_length} of {report.queue_limit}"),
     ]
-    if has_sums:
-        lines.append(("made", f"{report.images_made} images; {sum(report.metrics.errors.values())} errors returned"))
+    if has_totals:
+        lines.append(("totals", f"{report.images_made} images; {sum(report.metrics.errors.values())} errors returned"))
     lines += [(f"{process}", ", ".join(layers) or "not running") for process, layers in report.sandbox.items()]
     lines += [(f"job {job.job}", f"{job.state}, {job.model}, {job.position} before it") for job in report.jobs]
     return lines

@@ -1,4 +1,4 @@
-"""doctor and check-config: what is wrong, and what to do about it."""
+"""doctor and check-config: they report problems and how to fix them."""
 
 import argparse
 import os
@@ -13,9 +13,9 @@ from weave.models.files import ModelFilesRefused, check_model_files
 from weave.models.layouts import check_layout
 from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.protocol.client_messages import StatusReport
-from weave.weavectl.connect import connect, who_listens
+from weave.weavectl.connect import connect, describe_listener
+from weave.weavectl.doctor_sandbox import check_landlock, check_layers, check_what_it_needs
 from weave.weavectl.finding import Finding
-from weave.weavectl.layers import check_landlock, check_layers, check_what_it_needs
 from weave.weavectl.output import Output
 
 EXIT_PROBLEM = 4
@@ -23,7 +23,7 @@ _NVIDIA, _NVIDIA_UVM, _KFD = (Path("/dev") / name for name in ("nvidiactl", "nvi
 
 
 def doctor(options: argparse.Namespace, output: Output) -> int:
-    """Check socket, config, models, GPU and sandbox, and say what to do."""
+    """Check the socket, config, models, GPU and sandbox, and suggest fixes."""
     worst = 0
     for finding in _findings(options):
         output.line(
@@ -36,7 +36,7 @@ def doctor(options: argparse.Namespace, output: Output) -> int:
 
 
 def check_config(options: argparse.Namespace, output: Output) -> int:
-    """Check the config and its models' files."""
+    """Check the config and the files of its models."""
     system = _socket(options) == SYSTEM_SOCKET_PATH
     try:
         path = options.config or config_file.default_path(system=system)
@@ -44,7 +44,7 @@ def check_config(options: argparse.Namespace, output: Output) -> int:
         for model in config.models.values():
             check_model_files(Path(model.path))
             check_layout(model.family, Path(model.path))
-    except (ConfigError, ModelFilesRefused, OSError, RuntimeError) as error:  # RuntimeError: nobody has that home
+    except (ConfigError, ModelFilesRefused, OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
         output.line(str(error), good=False, detail=str(error))
         return EXIT_PROBLEM
     output.line(f"good: {path}: {', '.join(config.models)}", good=True, path=str(path), models=list(config.models))
@@ -52,7 +52,7 @@ def check_config(options: argparse.Namespace, output: Output) -> int:
 
 
 def _socket(options: argparse.Namespace) -> Path:
-    """Whose daemon is meant: where none has a socket, the system's if that alone has a config."""
+    """The socket to check. If none exists: the system's if only the system has a config, else the user's."""
     found: Path = options.socket or default_socket_path()
     if options.socket is not None or os.path.exists(found):
         return found
@@ -63,7 +63,7 @@ def _socket(options: argparse.Namespace) -> Path:
 def _exists(*, system: bool) -> bool:
     try:
         return os.path.exists(config_file.default_path(system=system))
-    except RuntimeError:  # without HOME, of a user whom nobody knows
+    except RuntimeError:  # no HOME, and the user is unknown
         return False
 
 
@@ -92,10 +92,10 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
 
 
 def _check_libraries(report: StatusReport) -> Iterator[Finding]:
-    """By the daemon's word: torch is not imported here."""
+    """Relies on the daemon's report: torch is not imported here."""
     if report.libraries_lack is True:
-        detail = "torch, diffusers or another library lacks something that the daemon needs: no model can be run"
-        advice = "libraries_lack in its log names it; install another version, then reload or restart weave-compute"
+        detail = "torch, diffusers or another library lacks something that the daemon needs: no model can run"
+        advice = "its log names it under libraries_lack; install another version, then reload or restart weave-compute"
         yield Finding("libraries", "fail", detail, advice)
 
 
@@ -104,12 +104,12 @@ def _ask(options: argparse.Namespace) -> tuple[StatusReport | None, Finding]:
         with connect(options) as client:
             report = client.status()
     except (NotRunning, ProtocolError, WeaveError, OSError) as error:
-        return None, Finding("daemon", "fail", str(error), "start weave-compute, or look into its log")
+        return None, Finding("daemon", "fail", str(error), "start weave-compute, or read its log")
     return report, Finding("daemon", "ok", f"version {report.version}, worker {report.worker}")
 
 
 def _check_socket(path: Path, *, system: bool, answers: bool) -> Finding:
-    """Its modes say something of weave-compute only where that listens."""
+    """The modes say something about weave-compute only if that is what listens."""
     try:
         folder, found = os.stat(path.parent), os.stat(path)
     except OSError as error:
@@ -118,7 +118,7 @@ def _check_socket(path: Path, *, system: bool, answers: bool) -> Finding:
         return _check_listener(path)
     modes = stat.S_IMODE(folder.st_mode), stat.S_IMODE(found.st_mode)
     detail = f"{path}, mode {modes[1]:04o} in a folder of mode {modes[0]:04o}"
-    # In system mode the socket may be everybody's: the config's socket_mode.
+    # In system mode socket_mode may open the socket to everybody.
     if not stat.S_ISSOCK(found.st_mode):
         return Finding("socket", "fail", f"{path} is not a socket", "remove it and start weave-compute")
     if (modes[1] & 0o007 and not system) or found.st_uid not in (0, os.getuid()):
@@ -127,22 +127,22 @@ def _check_socket(path: Path, *, system: bool, answers: bool) -> Finding:
 
 
 def _check_listener(path: Path) -> Finding:
-    """Of a socket on which nobody has answered as weave-compute does."""
+    """For a socket on which no weave-compute has answered."""
     try:
-        listener = who_listens(path)
+        listener = describe_listener(path)
     except ConnectionRefusedError:
-        return Finding("socket", "fail", f"{path}: nobody listens on it any more", "start weave-compute")
+        return Finding("socket", "fail", f"{path}: no process listens on it", "start weave-compute")
     except BlockingIOError:
-        detail = f"{path}: a program listens, but accepts no connection, and as many as it allows wait already"
+        detail = f"{path}: a program listens, but accepts no connection, and its backlog is full"
         return Finding("socket", "fail", detail, f"ss -xlp src {path} names it")
     except PermissionError as error:
         return Finding("socket", "fail", f"{path}: {error.strerror}", "join the group that owns it")
     except OSError as error:  # not a stream socket, or a path too long
         detail = f"{path}: {error.strerror or error}; weave-compute does not listen there"
-        return Finding("socket", "fail", detail, "give either another socket")
+        return Finding("socket", "fail", detail, "give it or weave-compute another socket")
     if listener.startswith("weave-compute "):
         return Finding("socket", "fail", f"{path}: {listener} listens, but does not answer", "restart weave-compute")
-    advice = f"end it, give either another socket, or have it served by weave-compute --socket-path {path}"
+    advice = f"stop it, give it or weave-compute another socket, or serve it with weave-compute --socket-path {path}"
     return Finding("socket", "fail", f"{path}: another program listens, {listener}", advice)
 
 
@@ -152,24 +152,24 @@ def _check_models(config: Config) -> Iterator[Finding]:
             check_model_files(Path(model.path))
             check_layout(model.family, Path(model.path))
         except (ModelFilesRefused, OSError) as error:
-            yield Finding(f"model {name}", "fail", str(error), f"fix {model.path}, or take it out of the config")
+            yield Finding(f"model {name}", "fail", str(error), f"fix {model.path}, or remove the model from the config")
         else:
             yield Finding(f"model {name}", "ok", model.path)
 
 
 def _check_gpu(used: str | None, *, system: bool) -> Finding:
-    """`used` is the device of the worker, if there is one."""
+    """`used` is the worker's device, if there is a worker."""
     nodes = [path for path in (_NVIDIA, _KFD) if path.exists()]
     if not nodes:
         return Finding("gpu", "warn", "no NVIDIA or ROCm device", "models run on the CPU; install the GPU's driver")
     for node in nodes:
-        # The system daemon puts its worker into the group that owns the device.
+        # The system daemon gives its worker the group that owns the device.
         if not system and not os.access(node, os.R_OK | os.W_OK):
             group = node.stat().st_gid
             return Finding("gpu", "fail", f"{node} is not accessible", f"join the group {group} that owns it")
     if _NVIDIA in nodes and not _NVIDIA_UVM.exists():
         advice = "nvidia-modprobe -u -c 0; then restart weave-compute"
-        return Finding("gpu", "warn", f"there is no {_NVIDIA_UVM}, which CUDA needs", advice)
+        return Finding("gpu", "warn", f"{_NVIDIA_UVM}, which CUDA needs, does not exist", advice)
     if used == "cpu":
-        return Finding("gpu", "warn", f"{nodes[0]} is there, but the worker uses the CPU", "the log says why")
+        return Finding("gpu", "warn", f"{nodes[0]} exists, but the worker uses the CPU", "the log says why")
     return Finding("gpu", "ok", ", ".join(map(str, nodes)))

@@ -1,10 +1,10 @@
-"""One line of doctor's."""
+"""One line of doctor's report."""
 
 from typing import NamedTuple
 
 
 class Finding(NamedTuple):
-    """`verdict` is ok, warn or fail; `advice` says what to do about the last two."""
+    """`verdict` is ok, warn or fail; `advice` is how to fix the latter two."""
 
     check: str
     verdict: str

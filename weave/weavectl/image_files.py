@@ -1,4 +1,4 @@
-"""Where generate puts its images. Whether they can be put there is checked before the daemon is asked."""
+"""The files that generate writes. They are checked before the daemon is asked."""
 
 import contextlib
 import errno
@@ -12,26 +12,26 @@ from typing import Protocol
 from weave.weavectl.output import UsageError
 
 _STANDARD_OUTPUT = 1
-# What link(2) says on file systems that have no links, such as FAT.
+# What link(2) returns on file systems without hard links, such as FAT.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class ImageFiles(Protocol):
-    """One for each image."""
+    """One file for each image."""
 
-    def shown(self, image: int) -> str:
-        """For people."""
+    def display_name(self, image: int) -> str:
+        """The name of an image's file, for people."""
 
     def write(self, image: int, data: bytes) -> None:
-        """A preview, or the image in its place. Raises OSError."""
+        """Write a preview, or the image that replaces it. Raises OSError."""
 
     def close(self) -> None:
-        """Nothing more is written."""
+        """Release the descriptors."""
 
 
 def is_standard_output(output: str) -> bool:
-    """Whether an image there would meet the lines that tell of it: /dev/stdout, or the file that it is redirected to.
-    On /dev/null nothing meets."""
+    """Whether the image would be mixed with weavectl's own lines: for /dev/stdout, or the file that standard output is
+    redirected to. /dev/null does not count."""
     if output == "-":
         return True
     try:
@@ -61,13 +61,13 @@ def open_image_files(output: str, images: int, *, force: bool, previews: bool) -
 
 
 class _Stream:
-    """A pipe or a device, or standard output: written to, and never replaced."""
+    """A pipe, a device or standard output: written to, never replaced."""
 
     def __init__(self, shown: str, descriptor: int) -> None:
         self._shown = shown
         self._descriptor = descriptor
 
-    def shown(self, image: int) -> str:
+    def display_name(self, image: int) -> str:
         return self._shown
 
     def write(self, image: int, data: bytes) -> None:
@@ -83,8 +83,9 @@ class _Stream:
 
 
 class _RegularFiles:
-    """Each is written beside its place and then put there, so that nobody ever sees half an image. The folder is the
-    one that was checked, whatever becomes of its name; and nothing is overwritten, even if it is made meanwhile."""
+    """Each image is written to a temporary file and then renamed, so that no incomplete image is ever visible. The
+    folder stays the one that was checked, even if it is renamed. A file that is created meanwhile is not overwritten
+    either."""
 
     def __init__(self, path: Path, images: int, *, force: bool) -> None:
         self._path = path
@@ -98,7 +99,7 @@ class _RegularFiles:
             self.close()
             raise
 
-    def shown(self, image: int) -> str:
+    def display_name(self, image: int) -> str:
         return self._shown(self._name(image))
 
     def write(self, image: int, data: bytes) -> None:
@@ -116,7 +117,7 @@ class _RegularFiles:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(part, dir_fd=self._folder)
         except OSError as error:
-            raise _named(error, self.shown(image)) from None
+            raise _named(error, self.display_name(image)) from None
 
     def close(self) -> None:
         os.close(self._folder)
@@ -129,9 +130,9 @@ class _RegularFiles:
 
     def _check(self) -> None:
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=self._folder):
-            raise PermissionError(f"{self._path.parent} is a folder in which no file can be made")
+            raise PermissionError(f"no file can be created in {self._path.parent}")
         if self._images > 1:
-            # There may be more names to come than files in the folder.
+            # There may be more images than files in the folder, so look through the latter.
             numbered = re.compile(rf"{re.escape(self._path.stem)}-([1-9][0-9]{{0,18}}){re.escape(self._path.suffix)}")
             found = filter(None, map(numbered.fullmatch, os.listdir(self._path.parent)))
             for number in sorted(int(name[1]) for name in found):
@@ -155,12 +156,12 @@ class _RegularFiles:
     def _put(self, part: str, name: str) -> None:
         self._check_place(name)
         if not self._force and name not in self._written:
-            self._take_place(part, name)
+            self._create(part, name)
         os.replace(part, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         self._written.add(name)
 
-    def _take_place(self, part: str, name: str) -> None:
-        """Make `name`, unless it exists. Raises FileExistsError."""
+    def _create(self, part: str, name: str) -> None:
+        """Create `name`, unless it exists. Raises FileExistsError."""
         try:
             os.link(part, name, src_dir_fd=self._folder, dst_dir_fd=self._folder, follow_symlinks=False)
         except FileExistsError:
@@ -176,5 +177,5 @@ def _exists(shown: str) -> str:
 
 
 def _named(error: OSError, shown: str) -> OSError:
-    """With the name that the user gave, where the system has told a number."""
+    """An error of the system, with the name that the user gave."""
     return error if error.errno is None else OSError(error.errno, error.strerror, shown)

@@ -1,4 +1,4 @@
-"""weavectl: the command, from its start to its exit status."""
+"""The weavectl command: signals, standard streams and exit status."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_NOT_RUNNING = 3
 EXIT_INTERRUPTED = 130
-EXIT_PIPE = 141  # as a shell tells of what SIGPIPE ended
+EXIT_PIPE = 141  # as shells report a process that SIGPIPE killed
 _STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
 
 
@@ -22,8 +22,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Exit statuses are in the epilog of --help."""
-    # The imports take a while: until there is a job to cancel, an interrupt has nothing to tell.
+    """Exit statuses are listed at the end of --help."""
+    # The imports take a while, and until a job can be cancelled an interrupt just ends the process.
     _on_interrupt(lambda *_: os._exit(EXIT_INTERRUPTED))
     _open_standard_streams()
     try:
@@ -52,7 +52,7 @@ def _run() -> int:
         output.problem(str(error))
         return EXIT_USAGE
     except (NotRunning, ProtocolError) as error:
-        output.problem(f"{error}; is weave-compute running? weavectl doctor tells more")
+        output.problem(f"{error}; is weave-compute running? weavectl doctor finds out")
         return EXIT_NOT_RUNNING
     except KeyboardInterrupt:
         output.problem("cancelled")
@@ -65,22 +65,22 @@ def _run() -> int:
 
 
 def _on_interrupt(handler: object) -> None:
-    """SIGINT is left alone where whoever started us ignores it, as a shell does for what runs in its background."""
+    """Leaves SIGINT alone if it was ignored at the start, as shells do for background processes."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)  # type: ignore[arg-type]
     signal.signal(signal.SIGTERM, handler)  # type: ignore[arg-type]
 
 
 def _interrupt(*_: object) -> NoReturn:
-    # Once: `timeout`, for one, signals a process and its whole group.
+    # Once: timeout(1), for example, signals both a process and its group.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     raise KeyboardInterrupt
 
 
 def _open_standard_streams() -> None:
-    """Where we are started without them, the socket or a picture would take their places. What cannot be written
-    to fails, so that a picture for a closed standard output is not lost without a word."""
+    """If they are closed, the socket or an image file would get their descriptor numbers. They are opened read-only, so
+    that writing an image to a closed standard output fails, and the image is not lost silently."""
     while (descriptor := os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) <= _STANDARD_ERROR:
         pass
     os.close(descriptor)
@@ -89,19 +89,19 @@ def _open_standard_streams() -> None:
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # of a terminal that has not every character
+            stream.reconfigure(errors="backslashreplace")  # terminals may lack characters
 
 
 def _flush(status: int) -> int:
-    """What Python does at its end, too, but with a traceback where it fails."""
+    """Python also does this when it exits, but prints a traceback on failure."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        # What is left in the buffer goes nowhere.
+        # Discard what is left in the buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_OUTPUT)
         if isinstance(error, BrokenPipeError):
             return EXIT_PIPE
-        if status == 0:  # else it is told already
+        if status == 0:  # else an error is already printed
             from weave.weavectl.output import Output
 
             Output(json=False).problem(f"standard output: {error.strerror}")

@@ -1,34 +1,35 @@
-"""weavectl's options. The completions in conf/completions are made from them: scripts/completions.py."""
+"""weavectl's options. scripts/completions.py generates the completions in conf/completions from them."""
 
 import argparse
 import math
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from weave import __version__
+from weave.protocol.parameters import PARAMETERS, Parameter, RequestedParameters, summary, type_of
 from weave.protocol.text import visible
 from weave.weavectl import commands, doctor
 
 _EXIT_STATUS = """exit status:
   0 done; 1 the daemon refused or failed the request, or a file could not be written; 2 wrong usage;
   3 no daemon answers; 4 doctor or check-config found a problem; 130 interrupted (the job is cancelled);
-  141 nobody reads standard output any more"""
-# A service that systemd starts on demand answers once it has started.
+  141 standard output was closed"""
+# Long enough for a service that systemd starts on demand.
 _ANSWER_SECONDS = 20.0
 
 
 class _Parser(argparse.ArgumentParser):
-    """Shows what it does not know escaped: an argument may come from a file's name or a script's input."""
+    """Escapes arguments in its messages: they may come from a file name or from a script's input."""
 
     def error(self, message: str) -> NoReturn:
         super().error(visible(message))
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options; weavectl(1) says more."""
+    """The parser; weavectl(1) documents the options."""
     options = _Parser(
         prog="weavectl",
-        description="Talks to weave-compute.",
+        description="Client and diagnostics for weave-compute.",
         epilog=_EXIT_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -42,26 +43,27 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return verbs.add_parser(name, help=text, parents=[common])
 
-    add("status", "what the daemon is doing").set_defaults(run=commands.status)
-    add("models", "the models that can be asked for").set_defaults(run=commands.models)
-    load = add("load", "load a model, so that the next image starts at once")
+    add("status", "show the daemon's state").set_defaults(run=commands.status)
+    add("models", "list the models on offer").set_defaults(run=commands.models)
+    load = add("load", "load a model, so that the next image starts without a wait")
     load.add_argument("model", help="its ID")
     load.set_defaults(run=commands.load)
-    add("unload", "give all of the worker's memory back").set_defaults(run=commands.unload)
+    add("unload", "end the worker, which frees all of its memory").set_defaults(run=commands.unload)
     _add_generate(add("generate", "generate images"))
     cancel = add("cancel", "cancel your jobs")
-    cancel.add_argument("job", type=int, nargs="*", help="as status lists them")
-    cancel.add_argument("--all", action="store_true", help="every job of yours")
+    cancel.add_argument("job", type=int, nargs="*", help="the job's number in status")
+    cancel.add_argument("--all", action="store_true", help="all of your jobs")
     cancel.set_defaults(run=commands.cancel)
     for name, run in (("doctor", doctor.doctor), ("check-config", doctor.check_config)):
         verb = add(name, (run.__doc__ or "").splitlines()[0].rstrip(".").lower())
-        verb.add_argument("--config", type=_path, metavar="FILE", help="the config file, instead of the usual one")
+        verb.add_argument("--config", type=_path, metavar="FILE", help="the config file, instead of the default one")
         verb.set_defaults(run=run)
     return options
 
 
 def _add_common(options: argparse.ArgumentParser) -> None:
-    """For before and after the command: what is not given after it must not undo what was given before."""
+    """Options that may stand before or after the command. Those after it must not reset those before it to their
+    defaults."""
     options.add_argument(
         "-s", "--socket", type=_path, default=argparse.SUPPRESS, metavar="PATH", help="the daemon's socket"
     )
@@ -71,26 +73,35 @@ def _add_common(options: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=argparse.SUPPRESS,
         metavar="SECONDS",
-        help=f"how long the daemon may take to give its first answer; {_ANSWER_SECONDS:g} by default",
+        help=f"how long to wait for the daemon's first answer (default: {_ANSWER_SECONDS:g})",
     )
 
 
 def _add_generate(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("prompt", help="what to generate")
-    verb.add_argument("-o", "--output", default="weave.png", metavar="FILE", help="where to; - is standard output")
-    verb.add_argument("-f", "--force", action="store_true", help="overwrite FILE")
-    verb.add_argument("--model", metavar="ID", help="the model; else the loaded one, else the default one")
-    verb.add_argument("--negative-prompt", default="", metavar="PROMPT", help="what the image is not to show")
-    for name, text in (("width", "pixels"), ("height", "pixels"), ("steps", "how many"), ("seed", "random by default")):
-        verb.add_argument(f"--{name}", type=int, metavar="N", help=text)
-    verb.add_argument("--cfg-scale", type=_finite, metavar="X", help="how closely to follow the prompt")
-    verb.add_argument("--scheduler", metavar="NAME", help="one of those that the model has")
-    verb.add_argument("--images", type=int, default=1, metavar="N", help="how many; image i has seed + i")
-    verb.add_argument("--format", choices=("png", "raw"), default="png", help="png, or the pixels alone")
+    verb.add_argument("prompt", help=PARAMETERS["prompt"].help)
     verb.add_argument(
-        "--preview", type=int, default=0, metavar="N", help="write an unfinished image to FILE every N steps"
+        "-o",
+        "--output",
+        default="weave.png",
+        metavar="FILE",
+        help="where to put the image, and its previews before it; - is standard output",
     )
+    verb.add_argument("-f", "--force", action="store_true", help="overwrite FILE")
+    defaults = RequestedParameters(prompt="")
+    for name, parameter in PARAMETERS.items():
+        if parameter.option:
+            _add_parameter(verb, name, parameter, default=getattr(defaults, name))
     verb.set_defaults(run=commands.generate)
+
+
+def _add_parameter(verb: argparse.ArgumentParser, name: str, parameter: Parameter, *, default: Any) -> None:
+    option, _, metavar = parameter.option.partition(" ")
+    kind = type_of(name)
+    if get_origin(kind) is Literal:
+        verb.add_argument(option, dest=name, choices=get_args(kind), default=default, help=summary(name))
+    else:
+        convert = _finite if kind is float else kind
+        verb.add_argument(option, dest=name, type=convert, default=default, metavar=metavar, help=summary(name))
 
 
 def _path(text: str) -> Path:

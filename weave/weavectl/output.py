@@ -1,4 +1,4 @@
-"""What a person or a script sees: plain lines, a progress bar on a terminal, JSON lines where asked."""
+"""What weavectl prints: plain lines and a progress bar for people, JSON lines with --json."""
 
 import contextlib
 import sys
@@ -16,17 +16,17 @@ _USUAL_WIDTH = 80
 
 
 class UsageError(Exception):
-    """The options do not go together, or with what there is; the message says what to do."""
+    """The options contradict each other, or what exists. The message says what to do."""
 
 
 class Output:
-    """Results go to standard output, everything else to standard error. Text may come from anybody, so control
-    characters are shown, and not obeyed."""
+    """Results go to standard output, everything else to standard error. Text may be untrusted, so control characters
+    are printed as escapes."""
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
         self._errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-        if self._errors.width < 1:  # COLUMNS=0, of a terminal whose size nobody knows: rich would print nothing
+        if self._errors.width < 1:  # COLUMNS=0, or a terminal of unknown size: rich would print nothing
             self._errors.width = _USUAL_WIDTH
 
     def line(self, text: str, **fields: Any) -> None:
@@ -42,30 +42,30 @@ class Output:
             raise OSError(error.errno, error.strerror, "standard output") from None
 
     def event(self, event: msgspec.Struct) -> None:
-        """A daemon's event as it is, for scripts only."""
+        """A daemon's event, for scripts only."""
         if self.json:
             self.line("", **msgspec.to_builtins(event))
 
     def note(self, text: str) -> None:
-        """For people alone, where standard output is the image."""
-        self._tell(Text(visible(text)))
+        """For people only, when standard output is the image."""
+        self._print(Text(visible(text)))
 
     def error(self, error: Error) -> None:
-        """The daemon's error; its message names the bound, if that is what it is about."""
+        """The daemon's error; its message names the bound, if there is one."""
         if self.json:
             self.event(error)
         self.problem(f"{error.code}: {error.message}")
 
     def problem(self, text: str) -> None:
-        """What went wrong."""
-        self._tell(Text(f"weavectl: {visible(text)}", style="red"))
+        """An error, for people."""
+        self._print(Text(f"weavectl: {visible(text)}", style="red"))
 
     def warning(self, text: str) -> None:
-        """For people, whatever scripts get."""
-        self._tell(Text(f"weavectl: warning: {visible(text)}", style="yellow"))
+        """A warning, for people."""
+        self._print(Text(f"weavectl: warning: {visible(text)}", style="yellow"))
 
     def progress(self) -> Progress:
-        """A bar; silent where there is no terminal to draw it on."""
+        """A progress bar; silent unless standard error is a terminal."""
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -76,10 +76,10 @@ class Output:
             *columns,
             console=self._errors,
             disable=self.json or not self._errors.is_terminal,
-            # Lines go above the bar where both are on a terminal. A file or a pipe gets what was written to it.
+            # Lines are printed above the bar if both are on a terminal. A file or a pipe gets them unchanged.
             redirect_stdout=sys.stdout.isatty(),
         )
 
-    def _tell(self, text: Text) -> None:
-        with contextlib.suppress(OSError):  # nowhere to say that it cannot be said
+    def _print(self, text: Text) -> None:
+        with contextlib.suppress(OSError):  # standard error cannot be written to
             self._errors.print(text)

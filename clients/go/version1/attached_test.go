@@ -15,7 +15,7 @@ import (
 	"weave-compute/clients/go/internal/testdaemon"
 )
 
-// For a machine that is busy with something else; an idle one takes a hundredth of them.
+// Long enough for a busy machine; an idle one needs a hundredth of it.
 const (
 	untilAttached = 30 * time.Second
 	untilGone     = 15 * time.Second
@@ -40,7 +40,7 @@ func attach(t *testing.T) (*net.UnixConn, io.Closer, *exec.Cmd) {
 			_ = command.Wait()
 		}
 		if _, err := os.Lstat(path); err != nil {
-			t.Error("the socket that is not the daemon's is gone")
+			t.Error("the program's socket was removed")
 		}
 		listening.Close()
 		folder.Remove()
@@ -52,7 +52,7 @@ func attach(t *testing.T) (*net.UnixConn, io.Closer, *exec.Cmd) {
 	return connection, stdin, command
 }
 
-// expectGone fails the test unless the daemon and all of its processes have ended in time.
+// expectGone fails the test unless the daemon and all of its processes exit in time.
 func expectGone(t *testing.T, command *exec.Cmd, processes []int) {
 	t.Helper()
 	deadline := time.Now().Add(untilGone)
@@ -61,7 +61,7 @@ func expectGone(t *testing.T, command *exec.Cmd, processes []int) {
 	select {
 	case <-ended:
 	case <-time.After(untilGone):
-		t.Error("the daemon is still there")
+		t.Error("the daemon is still running")
 		_ = command.Process.Kill()
 		<-ended
 	}
@@ -70,7 +70,7 @@ func expectGone(t *testing.T, command *exec.Cmd, processes []int) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		if isRunning(process) {
-			t.Errorf("process %d of the daemon is still there", process)
+			t.Errorf("process %d of the daemon is still running", process)
 		}
 	}
 }
@@ -80,7 +80,7 @@ func TestAttachedEndsWithItsConnectionOrItsStandardInput(t *testing.T) {
 	connection := func(connection *net.UnixConn, _ io.Closer) error { return connection.Close() }
 	standardInput := func(_ *net.UnixConn, stdin io.Closer) error { return stdin.Close() }
 	atOnce := func(*testing.T, *net.UnixConn) {}
-	idle := func(t *testing.T, connection *net.UnixConn) { draw(t, connection, good()) } // that is early: it waits
+	idle := func(t *testing.T, connection *net.UnixConn) { draw(t, connection, good()) } // this is early: the daemon waits
 	inAJob := func(t *testing.T, connection *net.UnixConn) {
 		idle(t, connection)
 		long := good()
@@ -111,7 +111,7 @@ func TestAttachedEndsWithItsConnectionOrItsStandardInput(t *testing.T) {
 	}
 }
 
-// descendants are the processes that pid has started, and those that they have (proc_pid_task(5)).
+// descendants returns the child processes of pid, and theirs (proc_pid_task(5)).
 func descendants(pid int) []int {
 	var found []int
 	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
@@ -126,7 +126,7 @@ func descendants(pid int) []int {
 	return found
 }
 
-// isRunning is false for one that has ended and that its new parent has not asked about yet, too.
+// isRunning is also false for a zombie, which its new parent has not reaped yet.
 func isRunning(pid int) bool {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	_, state, found := strings.Cut(string(status), ") ")

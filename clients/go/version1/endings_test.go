@@ -12,7 +12,7 @@ import (
 	"weave-compute/clients/go/internal/testdaemon"
 )
 
-// ownDaemon is one that the test may stop, and a connection to it.
+// ownDaemon returns a daemon that the test may stop, and a connection to it.
 func ownDaemon(t *testing.T, limits string) (*testdaemon.Daemon, net.Conn) {
 	t.Helper()
 	own, err := testdaemon.WithLimits(limits)
@@ -26,20 +26,20 @@ func ownDaemon(t *testing.T, limits string) (*testdaemon.Daemon, net.Conn) {
 	return own, connection
 }
 
-func TestWhatTakesTooLongGetsCode10(t *testing.T) {
+func TestJobTimeoutGetsCode10(t *testing.T) {
 	_, connection := ownDaemon(t, "v1_seconds = 0.05\n")
 	began := time.Now()
 	if got := ask(t, connection, good().frame()); got.code != 10 || got.status != 500 || got.id != good().id {
 		t.Errorf("code %d, status %d: %s", got.code, got.status, got.message)
 	}
 	if took := time.Since(began); took > 20*time.Second {
-		t.Errorf("it took %v to say so", took)
+		t.Errorf("the error took %v", took)
 	}
 }
 
 func TestAStoppingDaemonAnswersWhatIsInFlight(t *testing.T) {
 	own, connection := ownDaemon(t, "")
-	draw(t, connection, good()) // the worker runs
+	draw(t, connection, good()) // starts the worker
 	long := good()
 	long.steps = 100
 	_, err := connection.Write(long.frame())

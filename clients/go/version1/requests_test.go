@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// of is a valid request whose prompts are one after the other in prompt_data, as existing clients send them.
+// of returns a valid request whose prompts follow each other in prompt_data, as existing clients send them.
 func of(seed uint64, clipL, clipG, t5 string) request {
 	wanted := good()
 	wanted.seed = seed
@@ -19,7 +19,7 @@ func of(seed uint64, clipL, clipG, t5 string) request {
 	return wanted
 }
 
-func TestAPictureHasEveryField(t *testing.T) {
+func TestAnImageHasEveryField(t *testing.T) {
 	wanted := of(7, prompt, prompt, prompt)
 	wanted.steps = 4
 	got := ask(t, connect(t), wanted.frame())
@@ -35,7 +35,7 @@ func TestAPictureHasEveryField(t *testing.T) {
 	}
 }
 
-func TestTheEndsOfTheRangesAreAccepted(t *testing.T) {
+func TestTheLimitsOfTheRangesAreAccepted(t *testing.T) {
 	connection := connect(t)
 	long, wide := strings.Repeat("x", 2000), strings.Repeat("é", 1024)
 	for name, change := range map[string]func(*request){
@@ -58,7 +58,7 @@ func TestTheEndsOfTheRangesAreAccepted(t *testing.T) {
 	}
 }
 
-func TestPromptsMayLieAnywhereInTheData(t *testing.T) {
+func TestPromptsMayBeAnywhereInTheData(t *testing.T) {
 	connection, length := connect(t), uint32(len(prompt))
 	want := draw(t, connection, of(9, prompt, prompt, prompt))
 	for name, layout := range map[string]struct {
@@ -74,13 +74,13 @@ func TestPromptsMayLieAnywhereInTheData(t *testing.T) {
 		wanted := good()
 		wanted.seed, wanted.slices, wanted.promptData = 9, layout.slices, []byte(layout.data)
 		if !bytes.Equal(draw(t, connection, wanted), want) {
-			t.Errorf("%s: another picture", name)
+			t.Errorf("%s: another image", name)
 		}
 	}
 }
 
 func TestThreeDifferentPromptsGoToTheirEncoders(t *testing.T) {
-	// The demo model has one encoder, which takes the first prompt.
+	// The demo model has one encoder, which uses the first prompt.
 	connection := connect(t)
 	const other, third = "a green square on a black background", "a yellow triangle"
 	mixed := draw(t, connection, of(4, prompt, other, third))
@@ -92,7 +92,7 @@ func TestThreeDifferentPromptsGoToTheirEncoders(t *testing.T) {
 	}
 }
 
-func TestEveryBadFieldGetsItsCodeAndTheConnectionLivesOn(t *testing.T) {
+func TestEveryInvalidFieldGetsItsCodeOnAnOpenConnection(t *testing.T) {
 	length := uint32(len(prompt))
 	type mistake struct {
 		code   uint32
@@ -111,7 +111,7 @@ func TestEveryBadFieldGetsItsCodeAndTheConnectionLivesOn(t *testing.T) {
 		"prompt data of 9 MiB": {4, func(r *request) { r.promptData = bytes.Repeat([]byte("x"), 9<<20) }},
 		"no prompt data":       {4, func(r *request) { r.promptData = nil }},
 	}
-	for _, side := range []uint32{0, 1, 63, 65, 96, 128, 2048, 2112, math.MaxUint32} { // the demo model draws 64
+	for _, side := range []uint32{0, 1, 63, 65, 96, 128, 2048, 2112, math.MaxUint32} { // the demo model supports 64
 		mistakes["width "+number(side)] = mistake{5, func(r *request) { r.width = side }}
 		mistakes["height "+number(side)] = mistake{5, func(r *request) { r.height = side }}
 	}
@@ -162,7 +162,7 @@ func TestAPayloadThatIsTooShortGetsCode4(t *testing.T) {
 	connection, whole := connect(t), good().payload()
 	for _, size := range []int{1, 7, 8, 9, 35, 36, 59, 60, len(whole) - 1} {
 		var id [8]byte
-		if size >= len(id) { // what has no whole ID is answered with zeros
+		if size >= len(id) { // without a complete ID the answer's ID is zero
 			id = good().id
 		}
 		if got := ask(t, connection, frame(0x0001, whole[:size])); got.code != 4 || got.id != id {
@@ -216,7 +216,7 @@ func TestBadHeadersAreSkippedOrCloseTheConnectionFirstAndLater(t *testing.T) {
 	}
 }
 
-func TestErrorsAndPicturesInFlightAreMatchedByRequestID(t *testing.T) {
+func TestErrorsAndImagesAreMatchedByRequestID(t *testing.T) {
 	const count = 24
 	connection := connect(t)
 	id := func(seed uint64) (id [8]byte) {
@@ -232,7 +232,7 @@ func TestErrorsAndPicturesInFlightAreMatchedByRequestID(t *testing.T) {
 		}
 		all = append(all, wanted.frame()...)
 	}
-	_, err := connection.Write(all) // in one piece: frames need not come one by one
+	_, err := connection.Write(all) // several frames in one write
 	must(t, err)
 	replies, unique := make(map[[8]byte]reply), make(map[string]bool)
 	for range count {
@@ -247,7 +247,7 @@ func TestErrorsAndPicturesInFlightAreMatchedByRequestID(t *testing.T) {
 		}
 	}
 	if len(unique) != count-count/6+1 { // the errors have no pixels
-		t.Errorf("%d different pictures", len(unique))
+		t.Errorf("%d different images", len(unique))
 	}
 }
 
@@ -262,7 +262,7 @@ func TestARequestIDMayBeInFlightTwice(t *testing.T) {
 	}
 }
 
-func TestARequestMayComeByteByByte(t *testing.T) {
+func TestARequestMayArriveByteByByte(t *testing.T) {
 	connection := connect(t)
 	for _, one := range good().frame() {
 		_, err := connection.Write([]byte{one})

@@ -1,5 +1,5 @@
-// Package version1 has no code of its own: its tests speak version 1 of the protocol from docs/protocol.md alone, byte
-// by byte, as a client does that has never heard of version 2.
+// Package version1 holds tests only. They speak version 1 of the protocol byte by byte, written from docs/protocol.md
+// alone, like a client that does not know version 2.
 package version1
 
 import (
@@ -25,7 +25,7 @@ var daemon *testdaemon.Daemon
 
 func TestMain(m *testing.M) { testdaemon.Main(m, &daemon) }
 
-// request has every field of a request's payload.
+// request holds every field of a request's payload.
 type request struct {
 	id                          [8]byte
 	model, width, height, steps uint32
@@ -69,7 +69,7 @@ func header(magic string, version, kind uint16, length, reserved uint32) []byte 
 	return binary.BigEndian.AppendUint32(out, reserved)
 }
 
-// reply is a picture or, where code is not 0, an error.
+// reply is an image, or an error if code is not 0.
 type reply struct {
 	id                      [8]byte
 	status, milliseconds    uint32
@@ -102,12 +102,12 @@ func read(from io.Reader) (reply, error) {
 		got = reply{status: word(8), milliseconds: word(12), width: word(16), height: word(20), channels: word(24)}
 		got.pixels = payload[32:]
 		if word(28) != uint32(len(got.pixels)) || word(28) != got.width*got.height*got.channels || got.status != 200 {
-			return reply{}, fmt.Errorf("a picture that contradicts itself: % x", payload[:32])
+			return reply{}, fmt.Errorf("an inconsistent image: % x", payload[:32])
 		}
 	case kind == 0x00ff && len(payload) >= 18:
 		got = reply{status: word(8), code: word(12), message: string(payload[18:])}
 		if int(binary.BigEndian.Uint16(payload[16:])) != len(got.message) {
-			return reply{}, fmt.Errorf("a message of another length: % x", payload)
+			return reply{}, fmt.Errorf("a message with a wrong length: % x", payload)
 		}
 	default:
 		return reply{}, fmt.Errorf("type %#x with %d bytes", kind, len(payload))
@@ -150,14 +150,14 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func TestAPictureRepeatsItselfAndSeedZeroDoesNot(t *testing.T) {
+func TestASeedRepeatsItsImageAndSeedZeroDoesNot(t *testing.T) {
 	connection, wanted := connect(t), good()
 	if !bytes.Equal(draw(t, connection, wanted), draw(t, connection, wanted)) {
-		t.Error("the same request drew another picture")
+		t.Error("the same request gave another image")
 	}
 	wanted.seed = 0
 	if bytes.Equal(draw(t, connection, wanted), draw(t, connection, wanted)) {
-		t.Error("seed 0 drew the same picture twice")
+		t.Error("seed 0 gave the same image twice")
 	}
 }
 
@@ -168,7 +168,7 @@ func TestSlicesMayOverlapAndTheFirstEncoderGetsClipL(t *testing.T) {
 	over.promptData = []byte("a red circle")
 	over.slices = [6]uint32{2, 10, 0, 12, 0, 1}
 	if !bytes.Equal(draw(t, connection, apart), draw(t, connection, over)) {
-		t.Error("the same prompts in other slices drew another picture")
+		t.Error("the same prompts in other slices gave another image")
 	}
 }
 
@@ -194,12 +194,12 @@ func TestRepliesAreMatchedByRequestID(t *testing.T) {
 		got, err := read(connection)
 		must(t, err)
 		if got.code != 0 || !bytes.Equal(got.pixels, alone[got.id]) {
-			t.Errorf("request %v got another's picture, or error %d", got.id, got.code)
+			t.Errorf("request %v got another request's image, or error %d", got.id, got.code)
 		}
 	}
 }
 
-func TestTheVersionsThatAreSupportedAreNamed(t *testing.T) {
+func TestTheSupportedVersionsAreNamed(t *testing.T) {
 	got := ask(t, connect(t), header("WEVE", 9, 1, 4, 0))
 	if got.code != 2 || got.status != 400 || !strings.Contains(got.message, "1") {
 		t.Errorf("got %d %d %q", got.status, got.code, got.message)
@@ -241,7 +241,7 @@ func readGolden(t *testing.T) golden {
 	var found golden
 	must(t, json.Unmarshal(data, &found))
 	if len(found.Frames) < 10 || len(found.Bad) < 30 {
-		t.Fatal("there is next to nothing in it")
+		t.Fatal("the file has too few frames")
 	}
 	return found
 }

@@ -1,13 +1,15 @@
-"""Which attack, if any: asked above lock_down(), when files can still be read."""
+"""Which attack a hostile process makes, if any. It is read above lock_down(), while files can still be opened."""
 
 from pathlib import Path
 
+# Replaced in each build.
+ORDER = Path("/order/")
+attack: str | None = None
 
-def attack(place: str) -> str | None:
-    file = Path(place)
-    try:
-        name = file.read_text()
-    except FileNotFoundError:
-        return None
-    file.unlink()
-    return name
+
+def take_order() -> None:
+    """The next process finds none."""
+    global attack
+    if ORDER.exists():
+        attack = ORDER.read_text()
+        ORDER.unlink()

@@ -1,4 +1,4 @@
-"""A broker that was taken over, in the place of the honest one: against the supervisor, and against a worker."""
+"""A compromised broker in place of the honest one: against the supervisor, and against a worker."""
 
 import array
 import asyncio
@@ -12,8 +12,7 @@ import msgspec
 from msgspec import structs
 
 from weave import log
-from weave.config.parts import BrokerConfig
-from weave.protocol.bounds import Parameters
+from weave.config.child_configs import BrokerConfig
 from weave.protocol.channel import Channel, ChannelClosed
 from weave.protocol.control_messages import (
     Alive,
@@ -27,6 +26,7 @@ from weave.protocol.control_messages import (
     WorkerStarted,
 )
 from weave.protocol.metrics import Metrics
+from weave.protocol.parameters import Parameters
 from weave.protocol.waiting import receive
 from weave.protocol.worker_messages import Finished, FromWorker, Load, Memory, Run
 
@@ -43,11 +43,13 @@ GOOD = Parameters(
     seed=1,
     images=1,
     scheduler="ddim",
+    format="png",
+    preview_every=0,
 )
 
 
 def raw(channel: Channel[Any], data: bytes, descriptors: int = 0) -> None:
-    """Past every check of our own side."""
+    """Without the checks of the sending side."""
     rights = array.array("i", [1] * descriptors)
     channel._sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else [])
 
@@ -57,22 +59,22 @@ def two_workers(supervisor: Supervisor) -> None:
     supervisor.send(StartWorker(worker=2, model="shapes"))
 
 
-# What an audit would be believed to say, had the supervisor written it.
+# A reason that a reader of the audit would believe, had the supervisor written it.
 FORGED_REASON = "approved by the administrator"
 
 
-def a_reason_of_its_own(supervisor: Supervisor) -> None:
+def a_forged_reason(supervisor: Supervisor) -> None:
     supervisor.send(StartWorker(worker=1, model="shapes"))
     supervisor.send(StopWorker(worker=1, reason=cast(Any, FORGED_REASON)))
 
 
-def a_field_of_its_own(supervisor: Supervisor) -> None:
+def an_unknown_field(supervisor: Supervisor) -> None:
     """A decoder's error would quote its name."""
     raw(supervisor, msgspec.msgpack.encode({"type": "stop_worker", "worker": 1, FORGED_REASON: ""}))
 
 
 def alive_twice(supervisor: Supervisor) -> None:
-    """Once it may just have been asked."""
+    """A single Alive may be the answer to a Ping."""
     supervisor.send(ALIVE)
     supervisor.send(ALIVE)
 
@@ -88,12 +90,12 @@ async def metrics_of_another_shape(supervisor: Supervisor) -> None:
 # Each breaks the protocol, which the supervisor must see.
 FORGERIES: dict[str, Callable[[Supervisor], Any]] = {
     "a second worker": two_workers,
-    "a reason of its own": a_reason_of_its_own,
-    "a field of its own": a_field_of_its_own,
+    "a forged reason": a_forged_reason,
+    "an unknown field": an_unknown_field,
     "a negative worker": lambda supervisor: supervisor.send(StopWorker(worker=-1, reason="unload")),
     "less than no connections": lambda supervisor: supervisor.send(structs.replace(ALIVE, connections=-1)),
     "locked down again": lambda supervisor: supervisor.send(LockedDown(layers=())),
-    "alive unasked for": alive_twice,
+    "alive without a ping": alive_twice,
     "the zygote's message": lambda supervisor: supervisor.send(Exited(worker=1, pid=1, status=0)),
     "the supervisor's own message": lambda supervisor: supervisor.send(WorkerEnded(worker=1, cause="")),
     "not msgpack": lambda supervisor: raw(supervisor, b"\xc1"),
@@ -116,14 +118,13 @@ async def a_model_that_is_not_in_the_list(supervisor: Supervisor) -> str:
 
 
 async def the_end_of_another_worker(supervisor: Supervisor) -> str:
-    """Only its own can be ended, by its number: not the supervisor, nor a process."""
+    """It can end only its own workers, by number: not the supervisor, nor another process."""
     for number in (0, 2, 4000, 2**40):
         supervisor.send(StopWorker(worker=number, reason="unload"))
     return type((await receive(supervisor))[0]).__name__
 
 
 async def a_flood_of_requests(supervisor: Supervisor) -> str:
-    """As fast as the supervisor reads."""
     ended = 0
     for number in range(300):
         supervisor.send(StartWorker(worker=number, model="none"))
@@ -133,19 +134,19 @@ async def a_flood_of_requests(supervisor: Supervisor) -> str:
     return f"{ended} answered"
 
 
-# What the supervisor answers, and takes no harm from.
+# Requests that the supervisor answers without harm.
 REQUESTS: dict[str, tuple[Callable[[Supervisor], Awaitable[str]], str]] = {
-    "a model that is not in the list": (a_model_that_is_not_in_the_list, "the model is not in the config any more"),
+    "a model that is not in the list": (a_model_that_is_not_in_the_list, "the model is no longer in the config"),
     "the end of another worker": (the_end_of_another_worker, "Ping"),
     "a flood of requests": (a_flood_of_requests, "300 answered"),
 }
 
 
 def run_of(job: int = 1, **changed: Any) -> Run:
-    return Run(job=job, parameters=structs.replace(GOOD, **changed), format="png", preview_every=0)
+    return Run(job=job, parameters=structs.replace(GOOD, **changed))
 
 
-# What is sent to a worker, whether after Load, and what comes of it.
+# Messages to a worker, whether after Load, and the outcome.
 TO_WORKER: dict[str, tuple[bool, Callable[[Channel[FromWorker]], Any], str]] = {
     "a good request": (True, lambda worker: worker.send(run_of()), "finished"),
     "a run before the model": (False, lambda worker: worker.send(run_of()), "ended"),
@@ -156,30 +157,32 @@ TO_WORKER: dict[str, tuple[bool, Callable[[Channel[FromWorker]], Any], str]] = {
     "a giant message": (True, lambda worker: raw(worker, bytes(200_000)), "ended"),
     "descriptors": (True, lambda worker: raw(worker, msgspec.msgpack.encode(run_of()), 2), "ended"),
     "a run in a run": (True, lambda worker: (worker.send(run_of(steps=50)), worker.send(run_of(2))), "ended"),
-    "steps": (True, lambda worker: worker.send(run_of(steps=10**6)), "refused"),
-    "no steps": (True, lambda worker: worker.send(run_of(steps=0)), "refused"),
-    "width": (True, lambda worker: worker.send(run_of(width=2**31)), "refused"),
-    "height": (True, lambda worker: worker.send(run_of(height=-64)), "refused"),
-    "images": (True, lambda worker: worker.send(run_of(images=10**9)), "refused"),
-    "seed": (True, lambda worker: worker.send(run_of(seed=-1)), "refused"),
-    "cfg_scale": (True, lambda worker: worker.send(run_of(cfg_scale=math.nan)), "refused"),
-    "scheduler": (True, lambda worker: worker.send(run_of(scheduler="os.system")), "refused"),
-    "prompt": (True, lambda worker: worker.send(run_of(prompt="x" * 100_000)), "refused"),
-    "prompts of the encoders": (
-        True,
-        lambda worker: worker.send(run_of(encoder_prompts=("x" * 10_000, "y", "z"))),
-        "refused",
-    ),
-    "preview_every": (
-        True,
-        lambda worker: worker.send(Run(job=1, parameters=GOOD, format="png", preview_every=-1)),
-        "refused",
-    ),
+}
+# Runs out of bounds, each of which the worker refuses. It lives on.
+BAD_RUNS: dict[str, Run] = {
+    "steps": run_of(steps=10**6),
+    "no steps": run_of(steps=0),
+    "width": run_of(width=2**31),
+    "height": run_of(height=-64),
+    "images": run_of(images=10**9),
+    "seed": run_of(seed=-1),
+    "cfg_scale": run_of(cfg_scale=math.nan),
+    "scheduler": run_of(scheduler="os.system"),
+    "prompt": run_of(prompt="x" * 100_000),
+    "prompts of the encoders": run_of(encoder_prompts=("x" * 10_000, "y", "z")),
+    "preview_every": run_of(preview_every=-1),
 }
 
 
-async def against_worker(supervisor: Supervisor, name: str) -> str:
-    after_load, attack, _ = TO_WORKER[name]
+async def answer_pings(supervisor: Supervisor) -> None:
+    """Without it the supervisor would kill this broker as hung while a slow worker loads."""
+    while True:
+        message, _ = await receive(supervisor)
+        if isinstance(message, Ping):
+            supervisor.send(ALIVE)
+
+
+async def new_worker(supervisor: Supervisor) -> Channel[FromWorker]:
     supervisor.send(StartWorker(worker=1, model="shapes"))
     while True:
         message, descriptors = await receive(supervisor)
@@ -189,10 +192,15 @@ async def against_worker(supervisor: Supervisor, name: str) -> str:
             supervisor.send(ALIVE)
     worker: Channel[FromWorker] = Channel.from_fd(descriptors[0], FromWorker)
     worker.set_blocking(False)
-    if after_load:
-        worker.send(Load())
-        await receive(worker)
-    attack(worker)
+    return worker
+
+
+async def load(worker: Channel[FromWorker]) -> None:
+    worker.send(Load())
+    await receive(worker)
+
+
+async def outcome_of(worker: Channel[FromWorker]) -> str:
     try:
         while True:
             answer, _ = await receive(worker)
@@ -202,6 +210,31 @@ async def against_worker(supervisor: Supervisor, name: str) -> str:
                 return "finished"
     except ChannelClosed:
         return "ended"
+
+
+async def against_worker(supervisor: Supervisor, name: str) -> str:
+    after_load, attack, _ = TO_WORKER[name]
+    worker = await new_worker(supervisor)
+    pings = asyncio.create_task(answer_pings(supervisor))
+    if after_load:
+        await load(worker)
+    attack(worker)
+    outcome = await outcome_of(worker)
+    pings.cancel()
+    return outcome
+
+
+async def bad_runs(supervisor: Supervisor) -> dict[str, str]:
+    """The outcome of each, all of one worker."""
+    worker = await new_worker(supervisor)
+    pings = asyncio.create_task(answer_pings(supervisor))
+    await load(worker)
+    outcomes = {}
+    for name, run in BAD_RUNS.items():
+        worker.send(run)
+        outcomes[name] = await outcome_of(worker)
+    pings.cancel()
+    return outcomes
 
 
 async def forge(supervisor: Supervisor, attack: str) -> str:
@@ -215,10 +248,13 @@ async def forge(supervisor: Supervisor, attack: str) -> str:
 
 
 async def run(name: str, supervisor: Supervisor, _: BrokerConfig) -> None:
-    """Attack, tell the log what came of it, and wait for the end that somebody else makes."""
+    """Attack, log the outcome, and wait to be killed."""
     kind, _, attack = name.partition(": ")
+    outcome: str | dict[str, str]
     if kind == "worker":
         outcome = await against_worker(supervisor, attack)
+    elif kind == "bad runs":
+        outcome = await bad_runs(supervisor)
     elif kind == "request":
         outcome = await REQUESTS[attack][0](supervisor)
     elif kind == "call":
@@ -228,6 +264,6 @@ async def run(name: str, supervisor: Supervisor, _: BrokerConfig) -> None:
     else:
         outcome = await forge(supervisor, attack)
     log.write("broker", "attacked", outcome=outcome)
-    if kind in ("worker", "request") or outcome == REFUSED:
+    if kind in ("worker", "bad runs", "request") or outcome == REFUSED:
         return
     await asyncio.Event().wait()

@@ -1,5 +1,5 @@
-"""Put into a build as weave/gpu_worker/new_driver.py: a driver that needs more than the worker's lists have. What it
-needs and does not get ends the worker; what it can do without, it only says."""
+"""Added to a build as weave/gpu_worker/new_driver.py: a driver that needs more than the worker's lists have. What it
+needs and does not get ends the worker; what it can do without, it logs."""
 
 import contextlib
 import ctypes
@@ -29,7 +29,7 @@ def read(path: str | Path, folder: int | None = None) -> None:
 
 
 def attempt(name: str, action: Callable[[], object]) -> None:
-    """What becomes of it is no matter."""
+    """The result does not matter."""
     try:
         action()
         result = "done"
@@ -57,7 +57,7 @@ def start() -> None:
     read("/proc/thread-self/../../cgroup")
     os.close(os.open("/dev/zero", os.O_RDWR))
     os.getpgid(0)  # which is nothing before lock_down()
-    # No findings: they are not there, are not opened, or are nothing that a list could have.
+    # Not findings: the files do not exist, are not opened, or cannot be on a list.
     attempt("a file that is not there", lambda: read(FOLDER / "none"))
     attempt("a link to nowhere", lambda: read(FOLDER / "loop"))
     attempt("a handle", lambda: os.close(os.open(FOLDER / "none.conf", os.O_PATH)))
@@ -65,7 +65,7 @@ def start() -> None:
     attempt("a new folder", lambda: os.mkdir(FOLDER / "new folder"))
     attempt("a program", start_a_program)
     attempt("a connection", connect)
-    # Findings that no list could have.
+    # Findings that no list can have.
     attempt("write a file", lambda: os.open(FOLDER / "written", os.O_WRONLY))
     attempt("another process", lambda: read("/proc/1/status"))
     attempt("all of /", lambda: os.listdir("/"))
@@ -86,7 +86,7 @@ def later() -> None:
         with contextlib.suppress(OSError):
             fcntl.ioctl(0, request)
     folder = os.open(FOLDER, os.O_PATH)
-    with contextlib.suppress(PermissionError):  # here Landlock refuses, and it can do without
+    with contextlib.suppress(PermissionError):  # here Landlock refuses, and the driver works without it
         read(LATER, folder)
     os.close(folder)
     threading.Thread(target=lambda: None).start()  # clone3, which is refused

@@ -6,7 +6,7 @@ from weave.models import sizes
 from weave.models.components import AUTOENCODER_KL, BY_DIFFUSERS, T5_ENCODER, T5_TOKENIZER, ModelClass
 from weave.models.configs import rules
 from weave.models.family import Family, bounds, defaults
-from weave.models.sizes import Configs, Expected, product
+from weave.models.sizes import Configs, Expected
 
 _TRANSFORMER = ModelClass(
     library="diffusers",
@@ -14,7 +14,7 @@ _TRANSFORMER = ModelClass(
     config=rules(
         BY_DIFFUSERS,
         side="patch_size",
-        size="""in_channels out_channels attention_head_dim num_attention_heads joint_attention_dim axes_dims_rope
+        size="""in_channels out_channels? attention_head_dim num_attention_heads joint_attention_dim axes_dims_rope[]
             approximator_num_channels approximator_hidden_dim""",
         count="num_layers num_single_layers approximator_layers",
     ),
@@ -24,7 +24,7 @@ _TRANSFORMER = ModelClass(
 
 def _sizes(configs: Configs) -> Iterator[Expected]:
     yield from sizes.vae(configs)
-    packed = product(4, configs["vae"]["latent_channels"])
+    packed = 4 * configs["vae"]["latent_channels"]
     yield Expected("transformer", "in_channels", packed, "4 times the VAE's latent_channels")
     width = configs["text_encoder"]["d_model"]
     yield Expected("transformer", "joint_attention_dim", width, "the text encoder's d_model")

@@ -1,1 +1,2 @@
-"""Who may connect, whom a connection counts for, how much each may use, and the audit of what was refused."""
+"""Who may connect, which principal a connection counts towards, each principal's limits, and the audit log of
+refusals."""

@@ -2,12 +2,12 @@
 
 import socket
 
-from weave.config.parts import Access
+from weave.config.child_configs import Access
 from weave.protocol.peer import Peer, supplementary_groups
 
 
 def is_allowed(access: Access, peer: Peer, sock: socket.socket) -> bool:
-    """By UID, by primary group, by supplementary groups as they were at connect(2)."""
+    """Checks the UID, the primary group, and the supplementary groups at the time of connect(2)."""
     if peer.uid == access.unmapped:
         return False
     if peer.uid in access.uids or peer.gid in access.gids:

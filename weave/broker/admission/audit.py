@@ -1,6 +1,5 @@
-"""The audit of what clients were refused. A client that is refused often must not fill the disk, nor crowd out what
-others are refused: beyond a few lines refusals are counted, and the counts are written, so that nothing is lost
-silently."""
+"""The audit log of refusals. A client that is refused often must neither fill the disk nor crowd out the lines of
+others. So after a few lines refusals are only counted, and the counts are logged: nothing is lost silently."""
 
 import asyncio
 from collections import Counter
@@ -11,10 +10,10 @@ from msgspec import Struct, field
 from weave import log
 from weave.broker.admission.limits import TokenBucket
 from weave.broker.admission.principal import Principal, principal_of
-from weave.config.parts import Access
+from weave.config.child_configs import Access
 from weave.protocol.peer import Peer
 
-# Of one event and principal in each window.
+# For each event and principal, in each window.
 LINES = 20
 _WINDOW_SECONDS = 10.0
 _LONGEST_TEXT = 200
@@ -24,16 +23,16 @@ _NOBODY = Access(uids=())
 
 
 class _Suppressed(Struct):
-    """Lines of one event that were not written."""
+    """Lines of one event that were counted and not written."""
 
     lines: int = 0
     uids: set[int] = field(default_factory=set)
 
 
 class _Budget:
-    """The lines of one kind. `burst` and ten times `rate` is what comes in ten seconds at most; the supervisor takes
-    500 lines and 1 MiB of all that we write (weave/supervisor/relay.py). The second half of the burst is for each
-    principal's first line in a window: no few can use it up."""
+    """The budget for one kind of line. At most `burst` plus ten times `rate` lines are written in ten seconds; the
+    supervisor accepts 500 lines and 1 MiB from the broker (supervisor/children/stderr_relay.py). The second half of the
+    burst is reserved for each principal's first line in a window, so that a few principals cannot use it up."""
 
     def __init__(self, *, rate: float, burst: int, longest_text: int) -> None:
         self._bucket = TokenBucket(rate, burst, asyncio.get_running_loop().time())
@@ -44,7 +43,7 @@ class _Budget:
         self._end: asyncio.TimerHandle | None = None
 
     def write(self, event: str, peer: Peer, principal: Principal, fields: dict[str, Any]) -> None:
-        """A line, or one more to be counted."""
+        """Write a line, or count it."""
         loop = asyncio.get_running_loop()
         if self._end is None:
             self._end = loop.call_later(_WINDOW_SECONDS, self.close)
@@ -59,7 +58,7 @@ class _Budget:
             suppressed.uids.add(peer.uid)
 
     def close(self) -> None:
-        """Write the counts; the next line opens a new window."""
+        """Write the counts. The next line starts a new window."""
         if self._end is not None:
             self._end.cancel()
             self._end = None
@@ -74,30 +73,30 @@ class _Budget:
 
 
 class Audit:
-    """Three budgets, so that none of them can use up another's: strangers, prompts, and everything else."""
+    """Separate budgets for strangers, prompts and everything else, so that none can use up another's."""
 
     def __init__(self, access: Access = _NOBODY) -> None:
-        """Whom `access` does not know counts as one with the others."""
+        """All users that `access` does not know count as one principal."""
         self._access = access
         self._strangers = _Budget(rate=4.0, burst=40, longest_text=_LONGEST_TEXT)
         self._prompts = _Budget(rate=4.0, burst=40, longest_text=65536)
         self._rest = _Budget(rate=10.0, burst=60, longest_text=_LONGEST_TEXT)
 
     def reconfigure(self, access: Access) -> None:
-        """From now on."""
+        """Takes effect from the next line on."""
         self._access = access
 
     def write(self, event: str, peer: Peer, **fields: Any) -> None:
-        """Of a client that may connect."""
+        """For a client that may connect."""
         budget = self._prompts if event == _PROMPTS else self._rest
         budget.write(event, peer, principal_of(self._access, peer.uid), fields)
 
     def stranger(self, peer: Peer) -> None:
-        """Someone who may not connect tried to."""
-        fields = {"reason": "neither this UID nor a group of it is allowed"}
+        """For a peer that may not connect."""
+        fields = {"reason": "neither this UID nor any of its groups is allowed"}
         self._strangers.write("connection_refused", peer, principal_of(self._access, peer.uid), fields)
 
     def close(self) -> None:
-        """Write all counts now: the daemon stops."""
+        """Write all counts, before the daemon stops."""
         for budget in (self._strangers, self._prompts, self._rest):
             budget.close()

@@ -1,4 +1,4 @@
-"""What one principal may use, and all together. Not per connection: a client could open many."""
+"""The limits of each principal, and of all together. They are not per connection, since a client can open many."""
 
 import asyncio
 from typing import Literal, Protocol
@@ -6,15 +6,15 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from weave.broker.admission.principal import UNKNOWN, Principal
-from weave.config.parts import BrokerConfig
+from weave.config.child_configs import BrokerConfig
 from weave.protocol.errors import ErrorCode, RequestError
 
-# The last slots of a total are for known principals that have none of them: one in this many.
+# One in this many slots of a total is reserved for known principals that have none.
 _RESERVED = 4
 
 
 class TokenBucket:
-    """`burst` tokens at first and at most; `rate` new ones a second."""
+    """Starts with `burst` tokens, its maximum; gains `rate` a second."""
 
     def __init__(self, rate: float, burst: int, now: float) -> None:
         self._rate = rate
@@ -23,7 +23,7 @@ class TokenBucket:
         self._filled = now
 
     def take(self, now: float, *, leave: int = 0) -> float:
-        """Take a token, if `leave` remain: 0.0, or the seconds until that is possible."""
+        """Take a token if at least `leave` remain, and return 0.0; else return the seconds until that is possible."""
         self._tokens = min(self._burst, self._tokens + (now - self._filled) * self._rate)
         self._filled = now
         if self._tokens < 1 + leave:
@@ -33,41 +33,41 @@ class TokenBucket:
 
 
 class Unread(Struct):
-    """How much of it there is; images count with the memfd that holds them. What the kernel has taken to hand over
-    counts no more: some 200 KB, or 280 descriptors, a connection (unix(7), net.core.wmem_default)."""
+    """Output that has not been sent; images count with their memfd. What is in the socket's buffer does not count:
+    about 200 KB, or 280 descriptors, for each connection (unix(7), net.core.wmem_default)."""
 
     bytes: int = 0
     images: int = 0
 
     def add(self, other: "Unread", sign: int) -> None:
-        """Count `other` in (1) or out (-1)."""
+        """Add (`sign` 1) or subtract (-1) `other`."""
         self.bytes += sign * other.bytes
         self.images += sign * other.images
 
 
 class Counted(Protocol):
-    """A connection, as far as limits go."""
+    """What the limits need of a connection."""
 
     @property
     def share(self) -> "Share":
-        """Its principal's."""
+        """The share of its principal."""
 
     @property
     def unread(self) -> Unread:
-        """What its client has yet to read."""
+        """What its client has not read yet."""
 
     def drop(self, reason: str) -> None:
-        """End it; what is unread is lost, and counts no more."""
+        """End the connection; what is unread is lost, and no longer counts."""
 
 
 class Share:
-    """What one principal uses. Lives as long as it has a connection."""
+    """What one principal uses, while it has a connection."""
 
     def __init__(self, principal: Principal) -> None:
         self.principal = principal
         self.connections: set[Counted] = set()
         self.unread = Unread()
-        # Held while a request is handled: principals take turns, however many connections each has.
+        # Held while a request is handled, so that principals take turns, however many connections each has.
         self.turn = asyncio.Lock()
 
 
@@ -76,43 +76,43 @@ class Admission:
 
     def __init__(self, config: BrokerConfig) -> None:
         self._shares: dict[Principal, Share] = {}
-        # One for each principal ever seen: no more than there are known UIDs.
+        # One for each principal seen: at most one more than there are known UIDs.
         self._buckets: dict[Principal, TokenBucket] = {}
         self._delivered: dict[Principal, int] = {}
         self.reconfigure(config)
 
     def reconfigure(self, config: BrokerConfig) -> None:
-        """From now on. All rates start again with their burst."""
+        """Takes effect immediately. All token buckets start full."""
         self.limits = config.limits
         self._others = config.mode == "system"
         self._deliver_fds = config.deliver_fds
         self._buckets.clear()
 
     def enter(self, principal: Principal) -> Share:
-        """For a new connection, which is to be added to the share. Raises RequestError (rate_limited)."""
+        """The share for a new connection, which must then be added to it. Raises RequestError (rate_limited)."""
         share = self._shares.get(principal) or Share(principal)
         self._check_room("connections", principal, self.connections(), len(share.connections))
         self._shares[principal] = share
         return share
 
     def leave(self, connection: Counted) -> None:
-        """The connection is gone."""
+        """Remove a connection that has ended."""
         share = connection.share
         share.connections.remove(connection)
         if not share.connections:
             del self._shares[share.principal]
 
     def connections(self) -> int:
-        """All that are open."""
+        """The number of open connections."""
         return sum(len(share.connections) for share in self._shares.values())
 
     def check_queue(self, principal: Principal, *, waiting: int, theirs: int) -> None:
-        """Whether one more job may wait where `waiting` do, `theirs` of this principal. Raises RequestError
-        (queue_full)."""
+        """Check that one more job may be queued. `waiting` jobs are queued now, `theirs` of this principal. Raises
+        RequestError (queue_full)."""
         self._check_room("queue", principal, waiting, theirs)
 
     def request(self, principal: Principal, now: float) -> None:
-        """Raises RequestError (rate_limited) with the seconds to wait."""
+        """Count a request. Raises RequestError (rate_limited) with the seconds to wait."""
         limits = self.limits
         fresh = TokenBucket(limits.requests_per_second, limits.burst_per_uid, now)
         wait = self._buckets.setdefault(principal, fresh).take(now)
@@ -122,8 +122,9 @@ class Admission:
             )
 
     def may_deliver(self, principal: Principal, size: int) -> bool:
-        """Whether `size` bytes may go as a descriptor, which then counts. The client can hold on to that memory after
-        everything else is gone, and the daemon cannot see when it lets go: so the count never goes down."""
+        """Whether `size` bytes may be sent as a descriptor. If so, they count from now on. The client can keep that
+        memory even after it has disconnected, and the daemon cannot see when it frees it: so the count never goes
+        down."""
         delivered = self._delivered.get(principal, 0) + size
         if not self._deliver_fds or delivered > self.limits.delivered_bytes:
             return False
@@ -131,7 +132,8 @@ class Admission:
         return True
 
     def check_unread(self, share: Share) -> None:
-        """After a write. Where it is too much, drop the connection that has left the most: the others live on."""
+        """Called after each write. Above a limit, drops the connection with the most unread output; the others
+        continue."""
         limits = self.limits
         for unit, own, total in (
             ("bytes", limits.outgoing_bytes, limits.outgoing_bytes_total),
@@ -149,7 +151,7 @@ class Admission:
         if theirs >= own:
             field, maximum, note = f"{what}_per_uid", own, ""
             if principal == UNKNOWN:
-                note = ", which all users share whose names the daemon does not know"
+                note = ", shared by all users that the daemon does not know by name"
         elif total >= limit - reserved:
             field, maximum, note = what, limit, f", of which {reserved} are kept for others" if reserved else ""
         else:

@@ -1,44 +1,44 @@
-"""Who asks: a UID says who may see and cancel, a principal whose limits and turns count. They differ since a UID is not
-a person: with user namespaces and /etc/subuid one user has thousands of UIDs, all of which keep the groups that
-SO_PEERGROUPS shows."""
+"""Who makes a request. The UID decides who may see and cancel it; the principal decides which limits and turns it
+counts towards. They differ because a UID is not a person: with user namespaces and /etc/subuid one user has thousands
+of UIDs, all with the groups that SO_PEERGROUPS shows."""
 
 from msgspec import Struct
 
-from weave.config.parts import Access
+from weave.config.child_configs import Access
 from weave.protocol.peer import Peer
 
 
 class Principal(Struct, frozen=True):
-    """A known UID, or (`uid` is None) all unknown ones together. Every limit and every turn counts by principal, which
-    is compared and hashed as a whole. Only principal_of() makes one."""
+    """A known UID, or (`uid` is None) all unknown ones together. Limits and turns count by principal. Only
+    principal_of() makes one."""
 
     uid: int | None
 
 
-# Peers that are admitted only by the group the kernel shows for them. They share what one known user gets.
+# Peers that are admitted only by a group that the kernel reports. Together they get what one known user gets.
 UNKNOWN = Principal(None)
 
 
 class Requester(Struct, frozen=True):
-    """The peer of a connection, and the principal that it counted for when it was accepted."""
+    """The peer of a connection, and its principal when it was accepted."""
 
     peer: Peer
     principal: Principal
 
     @property
     def uid(self) -> int:
-        """Who may see and cancel what this peer asks for."""
+        """The user who may see and cancel this peer's jobs."""
         return self.peer.uid
 
 
 class Served(Struct, frozen=True):
-    """Whose jobs a worker does: those of `only` this UID, or (None) everybody's. Not a principal's: unknown UIDs share
-    one, and must not share a worker."""
+    """Whose jobs a worker runs: those of the UID `only`, or (None) everybody's. Not those of a principal: unknown UIDs
+    share a principal, and must not share a worker."""
 
     only: int | None = None
 
     def includes(self, uid: int) -> bool:
-        """Whether it does jobs of this UID."""
+        """Whether the worker may run jobs of this UID."""
         return self.only in (None, uid)
 
 
@@ -46,5 +46,5 @@ EVERYBODY = Served()
 
 
 def principal_of(access: Access, uid: int) -> Principal:
-    """For a peer that is allowed."""
+    """The principal of a peer that is allowed."""
     return Principal(uid) if uid in access.known else UNKNOWN

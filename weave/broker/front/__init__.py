@@ -1,2 +1,1 @@
-"""The clients' side: connections, the requests that come in on them, and the answers that go out. Knows schedule and
-admission."""
+"""The clients' side: connections, incoming requests and outgoing answers. Imports schedule and admission."""

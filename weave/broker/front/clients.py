@@ -1,4 +1,4 @@
-"""All connections: who may have one, and what is left to do when one has ended."""
+"""All connections: who may connect, and what is cleaned up after a connection."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from weave.broker.admission.principal import Requester, principal_of
 from weave.broker.front.connection import Connection
 from weave.broker.front.dispatch import Dispatcher
 from weave.broker.front.session import Session
-from weave.config.parts import Access
+from weave.config.child_configs import Access
 from weave.protocol.client_messages import Error, encode
 from weave.protocol.errors import RequestError
 from weave.protocol.frames import Kind, pack_frame
@@ -20,7 +20,7 @@ from weave.protocol.peer import Peer
 
 
 class Clients:
-    """`last_was_dropped`: the connection that ended last was ended by us, and not by its client."""
+    """`last_was_dropped`: the broker ended the connection that ended last, and not its client."""
 
     def __init__(
         self, access: Access, admission: Admission, dispatcher: Dispatcher, audit: Audit, metrics: Metrics
@@ -34,11 +34,11 @@ class Clients:
         self._connections: dict[Connection, asyncio.Task[None]] = {}
 
     def uids(self) -> tuple[int, ...]:
-        """Of each open connection."""
+        """The UID of each open connection."""
         return tuple(connection.session.requester.uid for connection in self._connections)
 
     def accept(self, sock: socket.socket) -> None:
-        """Takes ownership of `sock`. A peer that is not allowed gets no byte, and none of its bytes is read."""
+        """Takes ownership of `sock`. A peer that is not allowed is sent no byte, and none of its bytes is read."""
         sock.setblocking(False)
         peer = Peer.of(sock)
         if not is_allowed(self._access, peer, sock):
@@ -62,19 +62,19 @@ class Clients:
         self._connections[connection] = asyncio.create_task(self._serve(connection))
 
     async def serve_one(self, sock: socket.socket) -> None:
-        """Attached: returns when the one client is gone."""
+        """Attached mode: returns when the one client has disconnected."""
         self.accept(sock)
         await asyncio.gather(*self._connections.values())
 
     def reconfigure(self, access: Access) -> None:
-        """Drop those that are not allowed any more."""
+        """Drop the connections of users who are no longer allowed."""
         self._access = access
         for connection in self._connections:
             if not is_allowed(access, connection.session.requester.peer, connection.sock):
-                connection.drop("its user is not allowed any more")
+                connection.drop("its user is no longer allowed")
 
     async def flush(self, *, seconds: float) -> None:
-        """Wait until all have been sent everything, or do not read."""
+        """Wait until every client has been sent everything, for at most `seconds`."""
         await asyncio.gather(*(connection.flush(seconds=seconds) for connection in self._connections))
 
     async def _serve(self, connection: Connection) -> None:
@@ -88,7 +88,7 @@ class Clients:
 
 
 def _refuse(sock: socket.socket, error: Error) -> None:
-    """Say why, as far as it fits, and close: this connection is one too many to wait for."""
+    """Send the error, if the socket's buffer takes it, and close without waiting."""
     with contextlib.suppress(OSError):
         sock.send(pack_frame(Kind.CONTROL, 0, encode(error)), socket.MSG_NOSIGNAL)
     sock.close()

@@ -1,4 +1,4 @@
-"""One client's connection: bytes in, checked frames out to the requests; replies and images back."""
+"""One client's connection: it reads bytes, passes checked frames to the dispatcher, and writes replies and images."""
 
 import asyncio
 import contextlib
@@ -23,12 +23,12 @@ from weave.protocol.waiting import readable
 _READ_BYTES = 64 * 1024
 
 
-class ClientGone(Exception):
-    """Nothing more can be read from the client, or must be."""
+class Disconnected(Exception):
+    """The client disconnected or was dropped: nothing more is read from it."""
 
 
 class Connection:
-    """It is the Sink of its replies (reply.py), and Counted by the limits (limits.py)."""
+    """Implements Sink for its replies (reply.py) and Counted for the limits (limits.py)."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Connection:
         audit: Audit,
         metrics: Metrics,
     ) -> None:
-        """`session` is its own, `share` its principal's; the others are the broker's."""
+        """`session` belongs to this connection, `share` to its principal, the others to the broker."""
         self.session = session
         self.share = share
         self.sock = sock
@@ -50,29 +50,29 @@ class Connection:
         self._admission = admission
         self._audit = audit
         self._frames = FrameReader(from_client=True)
-        # The version to answer in before the first frame could be read: version 1 is the simplest to read.
+        # The version to answer in before the first valid header: version 1 is the simpler one to parse.
         self._version = 1
         self._open = True
-        # By us, and not gone by itself.
+        # By the broker; the client had not disconnected.
         self.dropped = False
         self._serving: asyncio.Task[None] | None = None
         share.connections.add(self)
 
     async def serve(self) -> None:
-        """Read requests until the client is gone or must go; write what there is to say meanwhile."""
+        """Read requests and write answers until the client disconnects or is dropped."""
         self._serving = asyncio.current_task()
         writing = asyncio.create_task(self._outgoing.write())
         writing.add_done_callback(self._on_write_failed)
         try:
             await self._read_requests()
-        except ClientGone:
+        except Disconnected:
             pass
         except asyncio.CancelledError:  # by _end()
             if self._open:
                 raise
         finally:
             self._open = False
-            self._outgoing.write_off()  # before anything is awaited: what is closed must not count as unread
+            self._outgoing.write_off()  # before any await: a closed connection must not count as unread
             writing.cancel()
             try:
                 await asyncio.gather(writing, return_exceptions=True)
@@ -80,14 +80,14 @@ class Connection:
                 self._close()
 
     async def _read_requests(self) -> None:
-        """Returns when the start of the next frame cannot be found. Raises ClientGone."""
+        """Returns after a header that hides where the next frame starts. Raises Disconnected."""
         while self._open:
             try:
                 header, payload = await self._next_frame()
             except FrameError as error:
                 async with self.share.turn:
                     self._refuse_frame(error)
-                    await asyncio.sleep(0)  # everybody else's turn
+                    await asyncio.sleep(0)  # let the other connections run
                 if error.skip is None:
                     self.dropped = True
                     await self.flush(seconds=1.0)
@@ -100,7 +100,7 @@ class Connection:
                 await asyncio.sleep(0)
 
     def write(self, data: bytes, memfd: int | None = None, *, size: int = 0, inline: bool = False) -> None:
-        """Queue `data` and the `size` bytes of `memfd`, of which this takes ownership."""
+        """Queue `data` and the `size` bytes of `memfd`. Takes ownership of `memfd`."""
         if not self._open:
             close_all([memfd] if memfd is not None else [])
             return
@@ -108,26 +108,26 @@ class Connection:
         self._admission.check_unread(self.share)
 
     def may_deliver(self, size: int) -> bool:
-        """Whether an image of `size` bytes may go as a descriptor, which then counts."""
+        """Whether an image of `size` bytes may be sent as a descriptor. If so, it counts from now on."""
         return self._admission.may_deliver(self.session.requester.principal, size)
 
     def count_error(self, error: Error) -> None:
-        """For the metrics."""
+        """Count an error for the metrics."""
         errors = self._metrics.errors
         errors[error.code] = errors.get(error.code, 0) + 1
 
     @property
     def unread(self) -> Unread:
-        """What the client has yet to read."""
+        """What the client has not read yet."""
         return self._outgoing.unread
 
     async def flush(self, *, seconds: float) -> None:
-        """Wait until the client has been sent everything, or does not read."""
+        """Wait until the client has been sent everything, for at most `seconds`."""
         if self._open:
             await self._outgoing.flush(seconds=seconds)
 
     def drop(self, reason: str) -> None:
-        """End the connection; whatever the client has not read is lost."""
+        """End the connection; what the client has not read is lost."""
         if self._open:
             self.dropped = True
             self._metrics.clients_dropped += 1
@@ -154,7 +154,7 @@ class Connection:
             reply.send(Error.from_exception(error))
 
     def _refuse_frame(self, error: FrameError) -> None:
-        """In the version that the header names, if there is one, else in the last one used."""
+        """Answer in the header's version, if it is supported, else in the one used last."""
         self._audit.write("frame_refused", self.session.requester.peer, reason=error.message)
         version = error.version or self._version
         reply: Reply = Version2Reply(self, 0) if version == 2 else Version1Reply(self, version1.NO_REQUEST)
@@ -165,7 +165,7 @@ class Connection:
             return
         error = writing.exception()
         if isinstance(error, BrokenPipeError | ConnectionResetError):
-            self._end()  # whatever it had asked for before it went
+            self._end()  # the client disconnected before it had read its answers
         else:
             self.drop(f"cannot be written to: {error}")
 
@@ -174,36 +174,36 @@ class Connection:
             return
         self._open = False
         self._outgoing.write_off()
-        # Not shutdown(2), which would work on the listening socket just as well: the broker has no right to it.
+        # Not shutdown(2): the seccomp filter refuses it, since it would also work on the listening socket.
         if self._serving is not None and self._serving is not asyncio.current_task():
             self._serving.cancel()
 
     async def _next_frame(self) -> tuple[Header, bytes]:
-        """A frame may be long in coming, but once begun it must be finished within frame_seconds."""
+        """Waiting for a frame has no limit; a frame that has begun must be complete within frame_seconds."""
         if not self._frames.begun:
             await self._read()
-        async with self._in_time():
+        async with self._frame_deadline():
             while (frame := self._frames.next_frame()) is None:
                 await self._read()
             return frame
 
     async def _skip_refused(self) -> None:
-        """The rest of a frame whose header was refused, which takes up no memory but no more time either."""
-        async with self._in_time():
+        """Discard the rest of a frame whose header was refused, under the same deadline."""
+        async with self._frame_deadline():
             while self._frames.skipping:
                 await self._read()
 
     @contextlib.asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
+    async def _frame_deadline(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self._admission.limits.frame_seconds):
                 yield
         except TimeoutError:
-            self.drop("a frame was begun and not finished in time")
-            raise ClientGone from None
+            self.drop("a frame was not complete in time")
+            raise Disconnected from None
 
     async def _read(self) -> None:
-        """With no room for ancillary data a client's descriptors never get in; MSG_CTRUNC reports them."""
+        """Without room for ancillary data the kernel discards a client's descriptors; MSG_CTRUNC reports them."""
         while True:
             try:
                 data, _, flags, _ = self.sock.recvmsg(_READ_BYTES)
@@ -211,11 +211,11 @@ class Connection:
             except BlockingIOError:
                 await readable(self.sock.fileno())
             except OSError:
-                raise ClientGone from None
+                raise Disconnected from None
         if flags & socket.MSG_CTRUNC:
             self.drop("sent a descriptor")
         if not data or not self._open:
-            raise ClientGone
+            raise Disconnected
         self._frames.feed(data)
 
     def _close(self) -> None:

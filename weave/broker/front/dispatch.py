@@ -1,4 +1,4 @@
-"""All that a client can ask, and what is done about it. Everything that is not here does not exist."""
+"""Every request that a client can make, and what it does. There are no others."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from weave.broker.front.session import Session
 from weave.broker.front.status import DaemonSnapshot, report_to
 from weave.broker.schedule.job import GenerateJob, Job, JobNumber, JobNumbers, LoadJob, Reply
 from weave.broker.schedule.scheduler import Scheduler
-from weave.config.parts import BrokerConfig
+from weave.config.child_configs import BrokerConfig
 from weave.protocol import version1
 from weave.protocol.client_messages import (
     Cancel,
@@ -31,7 +31,7 @@ from weave.protocol.tasks import Task
 
 
 class Dispatcher:
-    """Of each request: who may make it, what it costs, and to whom it goes."""
+    """For each request: who may make it, what it costs, and what handles it."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Dispatcher:
         self._config = config
 
     def handle(self, session: Session, reply: Reply, message: ClientMessage | version1.Request) -> None:
-        """Answer it now, or see to it that it will be. Raises RequestError."""
+        """Answer a request now, or start what answers it later. Raises RequestError."""
         uid = session.requester.uid
         self._metrics.requests += 1
         match message:
@@ -86,13 +86,13 @@ class Dispatcher:
                 self._unload(session, reply)
 
     def disconnected(self, session: Session, *, still_connected: tuple[int, ...]) -> None:
-        """Cancel its jobs. `still_connected` are the UIDs that have a connection."""
+        """Cancel the jobs of a session. `still_connected`: the UIDs that have a connection."""
         for job in session.jobs():
             self._scheduler.cancel(job)
         self._numbers.forget_all_but({job.uid for job in self._scheduler.jobs()}.union(still_connected))
 
     def _charge(self, session: Session) -> None:
-        """For what costs more than an answer. Raises RequestError (rate_limited)."""
+        """Count a request for the rate limit. Raises RequestError (rate_limited)."""
         self._admission.request(session.requester.principal, asyncio.get_running_loop().time())
 
     def _generate(
@@ -105,7 +105,7 @@ class Dispatcher:
         self._submit(session, job, seconds=seconds)
 
     def _next_number(self, session: Session) -> JobNumber:
-        """Where there is room for one more job. Raises RequestError (queue_full)."""
+        """Check that the queue has room for one more job, and number it. Raises RequestError (queue_full)."""
         queue, requester = self._scheduler.queue, session.requester
         theirs = queue.waiting(requester.principal)
         self._admission.check_queue(requester.principal, waiting=len(queue), theirs=theirs)
@@ -113,7 +113,7 @@ class Dispatcher:
 
     def _submit(self, session: Session, job: Job, *, seconds: float | None = None) -> None:
         session.begin(job.reply, job)
-        job.when_over(lambda: session.end(job.reply))
+        job.on_finish(lambda: session.end(job.reply))
         self._scheduler.submit(job, seconds=seconds)
 
     def _unload(self, session: Session, reply: Reply) -> None:
@@ -128,7 +128,7 @@ class Dispatcher:
         unloading.add_done_callback(answer)
 
     def _find_job(self, session: Session, message: Cancel) -> Job:
-        """Any connection of a user may cancel any job of that user, and no other."""
+        """A connection may cancel any job of its user, and no other job."""
         if (message.request is None) == (message.job is None):
             raise RequestError(ErrorCode.INVALID_REQUEST, "cancel takes either request or job", field="job")
         if message.request is not None:

@@ -1,4 +1,4 @@
-"""accept(2), on the socket that the supervisor gave us and on each that replaces it."""
+"""accept(2) on the socket from the supervisor, and on each socket that replaces it."""
 
 import asyncio
 import socket
@@ -11,14 +11,14 @@ _ACCEPT_PAUSE_SECONDS = 0.1
 
 
 class Listener:
-    """What it accepts goes to `clients`."""
+    """Hands accepted connections to `clients`."""
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
         self._replacements: asyncio.Queue[socket.socket] = asyncio.Queue()
 
     def replace(self, sock: socket.socket) -> None:
-        """Accept on `sock` from now on; the socket so far is closed."""
+        """Accept on `sock` from now on, and close the previous socket. Takes ownership of `sock`."""
         sock.setblocking(False)
         self._replacements.put_nowait(sock)
 
@@ -39,9 +39,9 @@ class Listener:
                 sock, _ = listening.accept()
             except BlockingIOError:
                 await readable(listening.fileno())
-            except OSError as error:  # out of descriptors: those waiting keep their place in the backlog
+            except OSError as error:  # out of descriptors: waiting clients stay in the backlog
                 log.write("broker", "accept_failed", detail=error.strerror)
                 await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
             else:
                 self._clients.accept(sock)
-                await asyncio.sleep(0)  # the other connections get their turn
+                await asyncio.sleep(0)  # let the other connections run

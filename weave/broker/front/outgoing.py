@@ -1,4 +1,4 @@
-"""What a client has yet to read: frames, and images that go from their memfd to the socket inside the kernel."""
+"""What a client has not read yet: frames, and images, which sendfile(2) copies from their memfd to the socket."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ _SENDFILE_BYTES = 8 * 1024 * 1024
 
 
 class _Item(Struct):
-    """`data`, then the `size` bytes of `memfd`: themselves where inline, else as the descriptor, which goes along."""
+    """`data`, then the `size` bytes of `memfd`: inline as bytes, else as a descriptor that is sent with `data`."""
 
     data: bytes
     memfd: int | None
@@ -36,25 +36,25 @@ class _Item(Struct):
 
 
 class Outgoing:
-    """One connection's. `unread` is what it holds; `of_share` what all connections of its principal do."""
+    """The queue of one connection. `unread` counts what it holds, `share_unread` what those of its principal hold."""
 
-    def __init__(self, sock: socket.socket, of_share: Unread) -> None:
+    def __init__(self, sock: socket.socket, share_unread: Unread) -> None:
         self.unread = Unread()
-        self._of_share = of_share
+        self._share_unread = share_unread
         self._sock = sock
         self._items: deque[_Item] = deque()
         self._more = asyncio.Event()
 
     def add(self, data: bytes, memfd: int | None, size: int, *, inline: bool) -> None:
-        """Last in line. Takes ownership of `memfd`."""
+        """Append to the queue. Takes ownership of `memfd`."""
         item = _Item(data, memfd, size, inline)
         self._items.append(item)
         self._count(item.unread, 1)
         self._more.set()
 
     async def write(self) -> None:
-        """Write what there is, as fast as the client reads. Runs until cancelled. Raises OSError: EPIPE or ECONNRESET
-        where the client is gone, ETOOMANYREFS or ENOMEM where we cannot."""
+        """Write the queue as fast as the client reads. Runs until cancelled. Raises OSError: EPIPE or ECONNRESET when
+        the client has disconnected, ETOOMANYREFS or ENOMEM when the kernel cannot send."""
         while True:
             while self._items:
                 await self._write_item(self._items[0])
@@ -65,18 +65,18 @@ class Outgoing:
             await self._more.wait()
 
     async def flush(self, *, seconds: float) -> None:
-        """Wait until the client has read everything, or does not read."""
+        """Wait until everything is written, for at most `seconds`."""
         deadline = asyncio.get_running_loop().time() + seconds
         while self._items and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
 
     def write_off(self) -> None:
-        """The client will not read this: it counts no more, though it is in memory until close()."""
-        self._of_share.add(self.unread, -1)
-        self.unread, self._of_share = Unread(), Unread()
+        """Stop counting what the client will not read; it stays in memory until close()."""
+        self._share_unread.add(self.unread, -1)
+        self.unread, self._share_unread = Unread(), Unread()
 
     def close(self) -> None:
-        """Nothing more is written."""
+        """Discard what is not written yet."""
         self.write_off()
         for item in self._items:
             item.close()
@@ -84,7 +84,7 @@ class Outgoing:
 
     def _count(self, unread: Unread, sign: int) -> None:
         self.unread.add(unread, sign)
-        self._of_share.add(unread, sign)
+        self._share_unread.add(unread, sign)
 
     async def _write_item(self, item: _Item) -> None:
         while item.sent < item.end:

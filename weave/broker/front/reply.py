@@ -1,4 +1,4 @@
-"""How one request is answered, in the version that it was asked in."""
+"""The answers to one request, in the request's version of the protocol."""
 
 from typing import Protocol
 
@@ -11,28 +11,28 @@ from weave.protocol.frames import Kind, pack_frame, pack_header
 
 
 class Sink(Protocol):
-    """Where a reply's bytes go: a connection."""
+    """What a reply writes to: a connection."""
 
     def write(self, data: bytes, memfd: int | None = None, *, size: int = 0, inline: bool = False) -> None:
-        """Queue `data` and the `size` bytes of `memfd`, of which this takes ownership: its bytes where inline, else the
-        descriptor."""
+        """Queue `data` and the `size` bytes of `memfd`: inline as bytes, else as a descriptor. Takes ownership of
+        `memfd`."""
 
     def may_deliver(self, size: int) -> bool:
-        """Whether an image of `size` bytes may go as a descriptor, which then counts."""
+        """Whether an image of `size` bytes may be sent as a descriptor. If so, it counts from now on."""
 
     def count_error(self, error: Error) -> None:
-        """An error that is sent, for the metrics."""
+        """Count an error for the metrics."""
 
 
 class Version2Reply:
-    """Every event, as it comes."""
+    """Sends every event."""
 
     def __init__(self, sink: Sink, request: int) -> None:
         self.request = request
         self._sink = sink
 
     def send(self, event: Event, memfd: int | None = None) -> None:
-        """An image's or preview's bytes come in `memfd`, of which this takes ownership."""
+        """`memfd` holds the bytes of an image or preview. Takes ownership of it."""
         if isinstance(event, Error):
             self._sink.count_error(event)
         if isinstance(event, Image) and event.deliver == "fd" and not self._sink.may_deliver(event.size):
@@ -48,7 +48,7 @@ class Version2Reply:
 
 
 class Version1Reply:
-    """One image or one error: version 1 has no words for where a job stands."""
+    """Sends one image or one error: version 1 has no other messages."""
 
     request = None
 
@@ -58,7 +58,7 @@ class Version1Reply:
         self._image: tuple[Image, int] | None = None
 
     def send(self, event: Event, memfd: int | None = None) -> None:
-        """Takes ownership of `memfd`, and keeps it until the job is done: the reply says how long that took."""
+        """Takes ownership of `memfd` and keeps it until the job is done: the reply states the duration."""
         if isinstance(event, Image) and memfd is not None:
             self._image = (event, memfd)
         elif isinstance(event, Done) and self._image is not None:

@@ -1,17 +1,17 @@
-"""What status shows one user: all of its own, and of the others what it needs to know how long it will wait."""
+"""What `status` shows a user: all of its own data, and of others only what affects its waiting time."""
 
 from msgspec import UNSET, Struct
 
 from weave import __version__
 from weave.broker.schedule.snapshot import ScheduleSnapshot, SlotSnapshot, WorkerState
-from weave.config.parts import BrokerConfig
+from weave.config.child_configs import BrokerConfig
 from weave.protocol.client_messages import JobStatus, StatusReport
 from weave.protocol.features import features
 from weave.protocol.metrics import Metrics
 
 
 class DaemonSnapshot(Struct, frozen=True, kw_only=True):
-    """The daemon at one moment. `connections` are the UIDs of those that are open; `sandbox` holds the broker and the
+    """The daemon at one moment. `connections` has the UID of each open one; `sandbox` the layers of the broker and the
     supervisor."""
 
     config: BrokerConfig
@@ -23,11 +23,11 @@ class DaemonSnapshot(Struct, frozen=True, kw_only=True):
 
 
 def report_to(uid: int, daemon: DaemonSnapshot) -> StatusReport:
-    """In system mode root sees everything. Others see of a worker that serves another user only whether it is busy, and
-    of the daemon's sums nothing: 0."""
+    """In system mode root sees everything. Other users see only whether another user's worker is busy, and 0 for the
+    daemon's totals."""
     everything = daemon.config.mode != "system" or uid == 0
     schedule = daemon.schedule
-    slot = schedule.slots[0]  # the message has room for one
+    slot = schedule.slots[0]  # StatusReport describes one worker
     worker = slot.worker if slot.worker is not None and (everything or slot.worker.serves.includes(uid)) else None
     memory = worker.memory if worker else None
     metrics = daemon.metrics if everything else Metrics()
@@ -59,7 +59,7 @@ def report_to(uid: int, daemon: DaemonSnapshot) -> StatusReport:
 
 
 def _state_for(uid: int, slot: SlotSnapshot) -> WorkerState:
-    """All of it where this user's job runs, or the worker waits for one; else only whether the slot is busy."""
+    """The full state if the slot works or waits for this user, else only whether it is busy."""
     if slot.runs_for is not None:
         return slot.state if slot.runs_for == uid else "running"
     return slot.state if slot.worker is not None and slot.worker.serves.includes(uid) else "none"

@@ -1,2 +1,2 @@
-"""The devices' side: jobs, whose turn it is, and the workers that do them. Knows admission, and no connection: a job
-has a Reply to send its events to."""
+"""The devices' side: jobs, their order, and the workers that run them. Imports admission, and knows no connections: a
+job sends its events to a Reply."""

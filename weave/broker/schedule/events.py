@@ -1,4 +1,4 @@
-"""From what a worker sends to what the client is sent."""
+"""From a worker's messages to a client's events."""
 
 from weave.broker.schedule.worker_link import Update
 from weave.protocol.bounds import MAX_SEED
@@ -7,22 +7,22 @@ from weave.protocol.errors import ErrorCode
 from weave.protocol.tasks import Task
 from weave.protocol.worker_messages import Previewed, Progressed
 
-# The error of a job, by the reason of the worker's Failed.
+# The error of a job, by the reason in the worker's Failed.
 FAILURES = {
     "cancelled": (ErrorCode.CANCELLED, "cancelled"),
     "out_of_memory": (ErrorCode.OUT_OF_MEMORY, "the device has not enough free memory for this job"),
     "refused": (ErrorCode.WORKER_FAILED, "the model's files were refused; the daemon's log says which"),
-    "scheduler": (ErrorCode.OUT_OF_BOUNDS, "scheduler is one that this model's own scheduler config rules out"),
+    "scheduler": (ErrorCode.OUT_OF_BOUNDS, "scheduler is one that this model's scheduler_config.json rules out"),
     "libraries": (
         ErrorCode.WORKER_FAILED,
         "the daemon's libraries lack something that it needs; the daemon's log says what",
     ),
-    "internal": (ErrorCode.INTERNAL, "the GPU worker could not do it; the daemon's log says why"),
+    "internal": (ErrorCode.INTERNAL, "the GPU worker failed; the daemon's log says why"),
 }
 
 
 def event_of(task: Task, update: Update) -> Progress | Preview | Image:
-    """`update` was checked against `task` (worker_link.py)."""
+    """`update` has been checked against `task` (worker_link.py)."""
     parameters = task.parameters
     if isinstance(update, Progressed):
         return Progress(image=update.image, step=update.step, steps=parameters.steps)
@@ -31,7 +31,7 @@ def event_of(task: Task, update: Update) -> Progress | Preview | Image:
     return Image(
         image=update.image,
         seed=(parameters.seed + update.image) & MAX_SEED,
-        format=task.format,
+        format=parameters.format,
         deliver=task.deliver,
         width=parameters.width,
         height=parameters.height,

@@ -1,4 +1,4 @@
-"""A job: a generate or load_model request from when it is accepted until its last event is sent."""
+"""A job: a generate or load_model request, from its acceptance to its last event."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,24 +18,24 @@ class Reply(Protocol):
 
     @property
     def request(self) -> int | None:
-        """The client's number of the request; version 1 has none."""
+        """The client's number for the request; None in version 1."""
 
     def send(self, event: Event, memfd: int | None = None) -> None:
-        """An image's or preview's bytes come in `memfd`, of which this takes ownership."""
+        """`memfd` holds the bytes of an image or preview. Takes ownership of it."""
 
 
 class JobNumber(NamedTuple):
-    """`daemon` is unique, for the worker and the log; `user` is what the client knows the job by."""
+    """`daemon` is unique, and used for the worker and the log; `user` is the number that the client sees."""
 
     daemon: int
     user: int
 
 
 class _Job:
-    """What every job has: who asked, where the answers go, the model that it needs, and where it stands.
+    """What all jobs have in common: the requester, the reply, the model and the state.
 
-    `position` is the last one that the client was sent; `bypassed` counts the jobs that were started before this one
-    although it was next (queue.py); `timers` are cancelled when it is over.
+    `position` is the last one sent to the client; `bypassed` counts the jobs that started before this one although it
+    was next (queue.py); `timers` are cancelled when the job is over.
     """
 
     def __init__(self, number: JobNumber, requester: Requester, reply: Reply, model: ModelOffer) -> None:
@@ -50,21 +50,21 @@ class _Job:
         self.queued_at = asyncio.get_running_loop().time()
         self.cancelled = asyncio.Event()
         self.timers: list[asyncio.TimerHandle] = []
-        self._when_over: list[Callable[[], None]] = []
+        self._on_finish: list[Callable[[], None]] = []
 
     @property
     def uid(self) -> int:
-        """Who may see and cancel it."""
+        """The user who may see and cancel the job."""
         return self.requester.uid
 
     @property
     def principal(self) -> Principal:
-        """Whose turn and whose limits it counts for."""
+        """Whose turns and limits the job counts towards."""
         return self.requester.principal
 
-    def when_over(self, callback: Callable[[], None]) -> None:
-        """Call it at once when the last event has been sent."""
-        self._when_over.append(callback)
+    def on_finish(self, callback: Callable[[], None]) -> None:
+        """Call `callback` as soon as the last event has been sent."""
+        self._on_finish.append(callback)
 
     def send(self, event: Event, memfd: int | None = None) -> None:
         """Send an event, unless the job is over. Takes ownership of `memfd`."""
@@ -74,13 +74,13 @@ class _Job:
             close_all([memfd])
 
     def finish(self, event: Event) -> None:
-        """Send the last event; the request number is free again."""
+        """Send the last event; the request number may be used again."""
         self.send(event)
         self.state = "over"
         for timer in self.timers:
             timer.cancel()
-        while self._when_over:
-            self._when_over.pop()()
+        while self._on_finish:
+            self._on_finish.pop()()
 
     def fail(self, code: ErrorCode, message: str) -> None:
         """Finish with an error."""
@@ -88,11 +88,11 @@ class _Job:
 
 
 class LoadJob(_Job):
-    """Is done when a worker holds the model."""
+    """Done when a worker has loaded the model."""
 
 
 class GenerateJob(_Job):
-    """Is done when that worker has done a task."""
+    """Done when a worker with the model has run the task."""
 
     def __init__(self, number: JobNumber, requester: Requester, reply: Reply, model: ModelOffer, task: Task) -> None:
         super().__init__(number, requester, reply, model)
@@ -103,7 +103,7 @@ Job: TypeAlias = LoadJob | GenerateJob
 
 
 class JobNumbers:
-    """`per_user`: a user's numbers count from 1 for each UID, so that they do not show how many jobs others have."""
+    """`per_user`: numbers count from 1 for each UID, so that they do not reveal how many jobs others have."""
 
     def __init__(self, *, per_user: bool) -> None:
         self._per_user = per_user
@@ -111,11 +111,11 @@ class JobNumbers:
         self._users: dict[int, count[int]] = {}
 
     def next(self, uid: int) -> JobNumber:
-        """For a new job of this UID."""
+        """The number of a new job of this UID."""
         number = next(self._daemon)
         return JobNumber(number, next(self._users.setdefault(uid, count(1))) if self._per_user else number)
 
     def forget_all_but(self, uids: set[int]) -> None:
-        """Those who have neither a connection nor a job begin at 1 again."""
+        """The numbers of all other UIDs start at 1 again."""
         for uid in self._users.keys() - uids:
             del self._users[uid]

@@ -1,4 +1,4 @@
-"""Which job is next: fair shares of device time, and fewer changes of worker without starvation."""
+"""Which job is next: fair shares of device time, and fewer worker changes without starvation."""
 
 import heapq
 import time
@@ -11,25 +11,25 @@ from weave.broker.schedule.job import Job
 from weave.broker.schedule.turns import Turns
 from weave.protocol.client_messages import Queued
 
-# In favour of a job that the device's worker can do, one that is next is bypassed at most this often, and only by
-# principals that have used at most this many seconds of device time more than its own.
+# A job that fits the device's worker may bypass the next one: at most this often, and only if its principal has used at
+# most this many seconds of device time more than the bypassed job's.
 MAX_BYPASSED = 4
 MAX_AHEAD_SECONDS = 60.0
 
-# Of the newest job in the running mean of how long jobs take.
+# The weight of the latest job in the moving average of job durations.
 _WEIGHT = 0.25
 
 
 class JobQueue:
-    """One line for each principal. Next is the line whose principal has used the least device time; within a line the
-    order is kept. A job that was taken is running until over()."""
+    """One line for each principal. The line whose principal has used the least device time is next; a line is first in,
+    first out. A job that was taken is running until over()."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        # A dict keeps its order: of those that have used the same, the one whose turn was longest ago comes first.
+        # Dicts are ordered: among principals with equal use, the one whose turn was longest ago comes first.
         self._lines: dict[Principal, deque[Job]] = {}
         self._turns = Turns(clock)
         self._clock = clock
-        # When each job that runs was taken.
+        # When each running job was taken.
         self._running: dict[Job, float] = {}
         self._typical_seconds = 1.0
 
@@ -37,17 +37,17 @@ class JobQueue:
         return sum(map(len, self._lines.values()))
 
     def waiting(self, principal: Principal) -> int:
-        """How many jobs of this principal wait."""
+        """How many jobs of this principal are queued."""
         return len(self._lines.get(principal, ()))
 
     def add(self, job: Job) -> None:
-        """Put it last in its principal's line."""
+        """Append it to its principal's line."""
         self._advance()
         self._lines.setdefault(job.principal, deque()).append(job)
         self._send_positions()
 
     def remove(self, job: Job) -> bool:
-        """Whether it was there."""
+        """Whether the job was queued."""
         line = self._lines.get(job.principal, deque())
         if job not in line:
             return False
@@ -59,11 +59,11 @@ class JobQueue:
         return True
 
     def take(self, fits: Callable[[Job], bool]) -> Job:
-        """The next job for a device, whose worker can do the jobs that `fits` says. The job's principal pays from now
-        on. Raises IndexError where there is none."""
+        """The next job for a device; `fits` says which jobs its worker can run. The job's principal is billed from now
+        on. Raises IndexError if the queue is empty."""
         self._advance()
         heads = sorted((line[0] for line in self._lines.values()), key=self._used)
-        # A job that was bypassed often enough comes first, even if the line in front of it has a new head since.
+        # A job that was bypassed often enough comes first, even if the line in front of it now has another head.
         chosen = next((job for job in heads if job.bypassed >= MAX_BYPASSED), heads[0])
         if chosen.bypassed < MAX_BYPASSED and not fits(chosen):
             latest = self._used(chosen) + MAX_AHEAD_SECONDS
@@ -80,11 +80,11 @@ class JobQueue:
         return chosen
 
     def bill(self, job: Job, payer: Principal) -> None:
-        """From now on this principal pays for the time of the running `job`."""
+        """Bill this principal for the running `job` from now on."""
         self._turns.bill(job, payer)
 
     def over(self, job: Job) -> None:
-        """A running job is over, and its time is billed."""
+        """A running job is over: its billing stops."""
         self._turns.stop(job)
         seconds = self._clock() - self._running.pop(job)
         self._typical_seconds += _WEIGHT * (seconds - self._typical_seconds)
@@ -92,7 +92,7 @@ class JobQueue:
         self._send_positions()
 
     def in_order(self) -> Iterator[Job]:
-        """All jobs that wait, as they would start if each took as long as jobs have taken of late and none was
+        """All queued jobs, in the order in which they would start if each took as long as recent jobs and none was
         bypassed."""
         ranks = count()
         turns = [(self._expected(principal), next(ranks), iter(line)) for principal, line in self._lines.items()]
@@ -107,7 +107,7 @@ class JobQueue:
         return self._turns.used(job.principal)
 
     def _expected(self, principal: Principal) -> float:
-        """What it will have used when its running jobs are over."""
+        """What the principal will have used when its running jobs are over."""
         latest = self._clock() - self._typical_seconds
         remaining = (max(0.0, taken - latest) for job, taken in self._running.items() if job.principal == principal)
         return self._turns.used(principal) + sum(remaining)
@@ -116,7 +116,7 @@ class JobQueue:
         self._turns.advance([*self._lines, *(job.principal for job in self._running)])
 
     def _send_positions(self) -> None:
-        """To every client whose job's position has changed."""
+        """Tell each client whose job's position has changed."""
         for position, job in enumerate(self.in_order()):
             if job.position != position:
                 job.position = position

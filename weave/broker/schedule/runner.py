@@ -1,4 +1,4 @@
-"""One job on one device, from when it is taken to its last event."""
+"""One job on one device, from when it leaves the queue to its last event."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from weave.broker.schedule.events import FAILURES, event_of
 from weave.broker.schedule.job import GenerateJob, Job, LoadJob
 from weave.broker.schedule.slot import Slot
 from weave.broker.schedule.worker_link import WorkerError, WorkerLink
-from weave.config.parts import BrokerConfig
+from weave.config.child_configs import BrokerConfig
 from weave.protocol.channel import ChannelClosed, ChannelViolation
 from weave.protocol.client_messages import Done, Loading, Timings, Tokens
 from weave.protocol.control_messages import StopReason
@@ -26,8 +26,8 @@ _CANCEL_SECONDS = 10.0
 
 
 class Runner:
-    """Whatever the worker does, the slot is then ready for the next job; and the client gets its last event before the
-    worker is ended, which a driver that hangs can delay."""
+    """Runs a job. Whatever the worker does, the slot is afterwards ready for the next job. The client gets its last
+    event before the worker is ended, since a hanging driver can delay that."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Runner:
         metrics: Metrics,
         bill: Callable[[Job, Principal], None],
     ) -> None:
-        """`bill` says who pays from now on for the time that passes."""
+        """`bill` sets which principal pays for the device time from now on."""
         self._job = job
         self._slot = slot
         self._config = config
@@ -46,20 +46,20 @@ class Runner:
         self._metrics = metrics
         self._bill = bill
         self._started_at = asyncio.get_running_loop().time()
-        # There before this job, with the model of another one.
-        self._former_worker = slot.worker
-        # A worker has sent something of this job: what comes of that worker from then on is this job's doing.
+        # From before this job.
+        self._previous_worker = slot.worker
+        # A worker has sent output of this job: from then on, this job is to blame for what happens to it.
         self.has_output = False
 
     async def run(self) -> None:
-        """Ends with the job's last event, and with no worker that cannot be trusted with the next job."""
+        """Ends with the job's last event. No worker is left that cannot be trusted with the next job."""
         job, slot = self._job, self._slot
         try:
             done = await self._do()
             job.finish(done)
         except WorkerError as error:
             code, message = FAILURES[error.reason]
-            if error.reason not in ("cancelled", "libraries"):  # of the latter the log has one line for all
+            if error.reason not in ("cancelled", "libraries"):  # "libraries" has a log line already, once for all jobs
                 log.write("broker", "job_failed", job=job.number, reason=error.reason, detail=str(error))
             job.fail(code, message)
             if slot.worker is not None and slot.worker.device is None:
@@ -71,7 +71,7 @@ class Runner:
             log.write("broker", "worker_violation", job=job.number, detail=str(error))
             await self._fail_lost("the worker broke the protocol")
         except ChannelClosed:
-            await self._fail_lost("the worker is gone")
+            await self._fail_lost("the worker exited")
         finally:
             slot.set_idle()
 
@@ -91,7 +91,7 @@ class Runner:
         return Done(model=job.model.id, seed=job.task.parameters.seed, timings=timings, tokens=tokens)
 
     async def _ready_worker(self) -> WorkerLink:
-        """One with the job's model, that may serve its user. Raises as _do does."""
+        """A worker that has the job's model and may serve its user. Raises as _do does."""
         slot, job = self._slot, self._job
         if slot.is_lost:
             await slot.lose()
@@ -99,11 +99,11 @@ class Runner:
             await slot.end("another model is wanted")
         elif slot.worker is not None and not slot.fits(job):
             await slot.end("another user is served")
-        self._check_wanted()
+        self._check_cancelled()
         if slot.worker is not None:
             return slot.worker
         worker = await self._load()
-        self._check_wanted()
+        self._check_cancelled()
         return worker
 
     async def _load(self) -> WorkerLink:
@@ -120,31 +120,31 @@ class Runner:
         self._audit.write("model_loaded", job.requester.peer, model=job.model.id, job=job.number)
         return worker
 
-    def _check_wanted(self) -> None:
-        """Raises WorkerError where the job was cancelled, or its time was up, while we waited."""
+    def _check_cancelled(self) -> None:
+        """Raises WorkerError if the job was cancelled or timed out meanwhile."""
         if self._job.cancelled.is_set():
             raise WorkerError("cancelled")
 
     async def _generate(self, worker: WorkerLink, job: GenerateJob) -> Tokens:
-        """A worker of former jobs that had ended before it began on this one is replaced, unknown to the client. Raises
-        as _do does."""
+        """If a worker from before this job exits before it starts on it, a new one takes over and the client does not
+        notice. Raises as _do does."""
         try:
             return await self._generate_on(worker, job)
         except ChannelClosed:
-            if self.has_output or worker is not self._former_worker:
+            if self.has_output or worker is not self._previous_worker:
                 raise
             await self._slot.lose()
             return await self._generate_on(await self._ready_worker(), job)
 
     async def _generate_on(self, worker: WorkerLink, job: GenerateJob) -> Tokens:
-        """What was used of the prompts. Raises as _do does."""
+        """Returns the tokens of the prompts. Raises as _do does."""
         job.state = self._slot.state = "running"
         deadline = asyncio.timeout(self._config.limits.job_seconds)
         cancelling = asyncio.create_task(self._pass_on_cancel(worker, deadline))
         tokens = Tokens()
         try:
             async with deadline:
-                async for update, memfd in worker.run(Run.of(job.number, job.task)):
+                async for update, memfd in worker.run(Run(job=job.number, parameters=job.task.parameters)):
                     self.has_output, self._slot.last_served = True, job.principal
                     if isinstance(update, Finished):
                         tokens = update.tokens
@@ -158,7 +158,7 @@ class Runner:
     async def _pass_on_cancel(self, worker: WorkerLink, deadline: asyncio.Timeout) -> None:
         await self._job.cancelled.wait()
         deadline.reschedule(asyncio.get_running_loop().time() + _CANCEL_SECONDS)
-        with contextlib.suppress(ChannelClosed, ChannelViolation):  # the deadline will do
+        with contextlib.suppress(ChannelClosed, ChannelViolation):  # then the deadline ends it
             worker.cancel(self._job.number)
 
     def _fail_timed_out(self) -> None:
@@ -168,9 +168,9 @@ class Runner:
             return
         limit = "load_seconds" if job.state == "loading" else "job_seconds"
         self._audit.write("job_timed_out", job.requester.peer, job=job.number, limit=limit)
-        job.fail(ErrorCode.TIMED_OUT, "the job took longer than is allowed")
+        job.fail(ErrorCode.TIMED_OUT, "the job took longer than allowed")
 
     async def _fail_lost(self, reason: StopReason) -> None:
         self._slot.blame(self._job.principal)
-        self._job.fail(ErrorCode.WORKER_FAILED, "the GPU worker ended unexpectedly; the next request gets a new one")
+        self._job.fail(ErrorCode.WORKER_FAILED, "the GPU worker exited unexpectedly; the next request gets a new one")
         await self._slot.end(reason)

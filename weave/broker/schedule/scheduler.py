@@ -1,4 +1,4 @@
-"""Jobs to devices: which job is next, on which slot, and what a slot does between two jobs."""
+"""Assigns jobs to devices, and decides what a slot does between two jobs."""
 
 import asyncio
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from weave.broker.schedule.runner import Runner
 from weave.broker.schedule.slot import Slot
 from weave.broker.schedule.snapshot import JobSnapshot, ScheduleSnapshot
 from weave.broker.schedule.worker_link import WorkerError
-from weave.config.parts import BrokerConfig
+from weave.config.child_configs import BrokerConfig
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import ToBroker, WorkerEnded, WorkerStarted
 from weave.protocol.errors import ErrorCode, RequestError
@@ -24,8 +24,8 @@ DEVICES = 1
 
 
 class Scheduler:
-    """One queue for all slots, of which there is one a device. Attached, the one client's model is loaded before it is
-    asked for, and stays."""
+    """One queue for all slots, and one slot for each device. In attached mode the default model is loaded before the
+    client requests it, and stays loaded."""
 
     def __init__(
         self, supervisor: Channel[ToBroker], config: BrokerConfig, audit: Audit, metrics: Metrics, *, attached: bool
@@ -35,17 +35,17 @@ class Scheduler:
         self.slots = [Slot(supervisor, worker_numbers, metrics) for _ in range(DEVICES)]
         for slot in self.slots:
             slot.preload = attached
-        # No worker can be started.
+        # If so, no worker can start.
         self.libraries_lack = False
         self._config = config
         self._audit = audit
         self._metrics = metrics
         self._attached = attached
-        # Each idle slot looks for something to do.
+        # Set when idle slots should look for work.
         self._wake = asyncio.Event()
 
     def reconfigure(self, config: BrokerConfig) -> None:
-        """From the next job on. Each worker ends first, since its model may have changed."""
+        """Takes effect from the next job on. Each worker is ended first, since its model may have changed."""
         self._config = config
         for slot in self.slots:
             slot.is_outdated = True
@@ -53,17 +53,17 @@ class Scheduler:
         self._wake.set()
 
     def jobs(self) -> Iterator[Job]:
-        """All that are not over, as they are expected to start."""
+        """The running jobs, then the queued ones in the order in which they are expected to start."""
         yield from (slot.job for slot in self.slots if slot.job is not None)
         yield from self.queue.in_order()
 
     def loaded_model(self, uid: int) -> str | None:
-        """Of a worker that may do a job of this UID."""
+        """The model of a worker that may serve this UID."""
         workers = (slot.worker_for(uid) for slot in self.slots)
         return next((worker.model for worker in workers if worker is not None), None)
 
     def snapshot(self) -> ScheduleSnapshot:
-        """As of now."""
+        """The slots and jobs as of now."""
         return ScheduleSnapshot(
             slots=tuple(slot.snapshot() for slot in self.slots),
             jobs=tuple(
@@ -82,7 +82,7 @@ class Scheduler:
         )
 
     def submit(self, job: Job, *, seconds: float | None) -> None:
-        """Queue an admitted job, which must be over `seconds` from now, where given."""
+        """Queue an admitted job; with `seconds`, it times out if it is not over by then."""
         loop = asyncio.get_running_loop()
         job.timers.append(loop.call_later(self._config.limits.queued_seconds, self._expire, job))
         if seconds is not None:
@@ -91,15 +91,15 @@ class Scheduler:
         self._wake.set()
 
     def cancel(self, job: Job) -> None:
-        """A queued job ends here, a running one at its next step."""
+        """A queued job ends now, a running one at its next step."""
         if self.queue.remove(job):
             job.fail(ErrorCode.CANCELLED, "cancelled")
         else:
             job.cancelled.set()
 
     def unload(self, peer: Peer) -> "asyncio.Future[list[None]]":
-        """Resolves when all workers and their memory are gone; the asker's own running jobs are finished first. Raises
-        RequestError, now or from the future, where that would take the model away from another user's job."""
+        """Resolves when all workers have exited and their memory is free; the requester's own running jobs finish
+        first. Raises RequestError, now or from the future, if another user's job needs the model."""
         loop = asyncio.get_running_loop()
         for slot in self.slots:
             self._check_unload(slot, peer.uid)
@@ -111,7 +111,7 @@ class Scheduler:
         return asyncio.gather(*endings)
 
     def on_worker(self, message: WorkerStarted | WorkerEnded, descriptors: list[int]) -> None:
-        """What becomes of a worker that a slot has asked for."""
+        """Pass the message on to the slot that requested the worker."""
         if isinstance(message, WorkerEnded) and message.libraries_lack:
             self.libraries_lack = True
         elif isinstance(message, WorkerEnded):
@@ -149,16 +149,16 @@ class Scheduler:
         slot.job = job = self.queue.take(slot.fits)
         runner = Runner(job, slot, self._config, self._audit, self._metrics, self.queue.bill)
         await runner.run()
-        # Not where the model could not be loaded: the next request tries that again.
+        # Not if the model failed to load: the next request tries that again.
         job_cost_the_worker = runner.has_output and slot.worker is None
         slot.preload = self._attached and (job_cost_the_worker or slot.is_outdated)
         slot.job = None
         self.queue.over(job)
 
     def _check_unload(self, slot: Slot, uid: int) -> None:
-        """Raises RequestError where another user's job runs on the slot, or waits for the worker that it has."""
+        """Raises RequestError if another user's job runs on the slot, or waits for its worker."""
         if any(job.uid != uid and (job is slot.job or slot.fits(job)) for job in self.jobs()):
-            text = "the worker serves another user's job; unload when that is over"
+            text = "the worker serves another user's job; unload it after that job"
             raise RequestError(ErrorCode.INVALID_REQUEST, text, field="op", value="unload")
 
     async def _unload(self, slot: Slot, peer: Peer, ending: "asyncio.Future[None]") -> None:
@@ -173,7 +173,8 @@ class Scheduler:
         ending.set_result(None)
 
     async def _preload(self, slot: Slot) -> None:
-        """The default model, for no client. Where it fails the next request tries again, and gets the error."""
+        """Load the default model without a request. After a failure the next request tries again, and gets the
+        error."""
         if (model := self._config.default_model) is None:
             return
         try:
@@ -187,7 +188,7 @@ class Scheduler:
             slot.set_idle()
 
     async def _idle(self, slot: Slot) -> None:
-        """Until there may be something to do; a worker that is idle for too long is unloaded."""
+        """Wait for work. A worker that is idle for too long is ended."""
         self._wake.clear()
         may_unload = slot.worker is not None and not self._attached
         try:

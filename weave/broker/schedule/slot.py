@@ -1,4 +1,4 @@
-"""A device with at most one worker at a time: asked for, loaded, ended. The supervisor starts it and kills it."""
+"""A device with at most one worker at a time. The supervisor starts and kills workers at a slot's request."""
 
 import asyncio
 from collections import deque
@@ -15,10 +15,10 @@ from weave.protocol.peer import Peer
 
 
 class Slot:
-    """What there is to know of one device, and nothing of any other.
+    """The state of one device.
 
-    `job` is what runs on it. The scheduler's orders for when it has ended: `is_outdated`, the worker must end since the
-    config has changed; `unloads`, who asked for the worker's end; `preload`, the default model is to be loaded.
+    `job` runs on it. Once the job is over, the scheduler ends the worker if `is_outdated` (the config has changed) or
+    for each of `unloads` (the requester, and the future that it awaits), and loads the default model if `preload`.
     """
 
     def __init__(self, supervisor: Channel[ToBroker], worker_numbers: Iterator[int], metrics: Metrics) -> None:
@@ -30,49 +30,50 @@ class Slot:
         self.is_outdated = False
         self.unloads: deque[tuple[Peer, asyncio.Future[None]]] = deque()
         self.preload = False
-        # Whose job the worker did last; and whose job cost us a worker: they pay for the next one's start.
+        # The principal that the worker served last, and the one whose job cost a worker: it pays for the next one's
+        # start.
         self.last_served: Principal | None = None
         self.culprit: Principal | None = None
         self._supervisor = supervisor
         self._worker_numbers = worker_numbers
         self._metrics = metrics
         self._started: asyncio.Future[tuple[int, tuple[str, ...]] | None] | None = None
-        self._gone = asyncio.Event()
+        self._exited = asyncio.Event()
 
     @property
     def is_lost(self) -> bool:
-        """There is a worker that has ended, though not because of end()."""
-        return self.worker is not None and self._gone.is_set()
+        """The worker has exited, and not because of end()."""
+        return self.worker is not None and self._exited.is_set()
 
     def worker_for(self, uid: int) -> WorkerLink | None:
-        """The worker, where it may do a job of this UID."""
+        """The worker, if it may serve this UID."""
         return self.worker if self.worker is not None and self.worker.serves.includes(uid) else None
 
     def fits(self, job: Job) -> bool:
-        """Whether the worker can do this job: its model, its user."""
+        """Whether the worker has the job's model and may serve its user."""
         worker = self.worker_for(job.uid)
         return worker is not None and worker.model == job.model.id
 
     def on_worker(self, message: WorkerStarted | WorkerEnded, descriptors: list[int]) -> None:
-        """What becomes of the worker that was asked for."""
+        """Handle the supervisor's message about this slot's worker."""
         waiting = self._started if self._started is not None and not self._started.done() else None
         if isinstance(message, WorkerEnded):
             if waiting is not None and message.libraries_lack:
                 waiting.set_exception(WorkerError("libraries", message.cause))
             elif waiting is not None:
                 waiting.set_result(None)
-            self._gone.set()
+            self._exited.set()
         elif waiting is not None:
             waiting.set_result((descriptors[0], message.layers))
         else:
             close_all(descriptors)
 
     async def start(self, model: str, *, serves: Served) -> WorkerLink:
-        """A new worker, where there is none. The supervisor has a deadline of its own for it, and always answers.
-        Raises ChannelClosed where it did not come, WorkerError where no other would either."""
+        """Start a worker; the slot must have none. The supervisor always answers, since it has its own deadline. Raises
+        ChannelClosed if the start failed, WorkerError if every other start would fail too."""
         self.state = "starting"
         self.worker_number = next(self._worker_numbers)
-        self._gone = asyncio.Event()
+        self._exited = asyncio.Event()
         self._started = asyncio.get_running_loop().create_future()
         self._supervisor.send(StartWorker(worker=self.worker_number, model=model))
         started = await self._started
@@ -90,31 +91,31 @@ class Slot:
         self._metrics.models_loaded += 1
 
     async def end(self, reason: StopReason) -> None:
-        """Returns when the supervisor says that the worker is gone: only then is all of its memory back."""
+        """End the worker, and wait until the supervisor reports its exit: only then is all of its memory free."""
         self.state = "stopping"
-        if self.worker_number and not self._gone.is_set():
+        if self.worker_number and not self._exited.is_set():
             self._supervisor.send(StopWorker(worker=self.worker_number, reason=reason))
-            await self._gone.wait()
+            await self._exited.wait()
         if self.worker is not None:
             self.worker.close()
         self.worker, self.state = None, "none"
 
     async def lose(self) -> None:
-        """The worker ended between two jobs: clear it away. Whom it served last pays for the next one's start."""
+        """Clean up a worker that exited between two jobs. The principal that it served last pays for the next one."""
         self.blame(self.last_served)
-        await self.end("the worker is gone")
+        await self.end("the worker exited")
 
     def blame(self, culprit: Principal | None) -> None:
-        """A worker was lost, by a job of this principal."""
+        """Count a lost worker. `culprit` is the principal whose job lost it."""
         self._metrics.workers_lost += 1
         self.culprit = culprit
 
     def set_idle(self) -> None:
-        """Nothing runs on it any more."""
+        """The job on this slot is over."""
         self.state = "idle" if self.worker is not None else "none"
 
     def snapshot(self) -> SlotSnapshot:
-        """As of now."""
+        """The slot's state as of now."""
         return SlotSnapshot(
             state=self.state,
             runs_for=self.job.uid if self.job is not None else None,

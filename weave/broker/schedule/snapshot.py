@@ -1,4 +1,4 @@
-"""What the devices are doing and who waits for them, as plain values: status is made from these alone."""
+"""The devices and jobs at one moment, as plain values: all that `status` is built from."""
 
 from typing import Literal, TypeAlias
 
@@ -12,7 +12,7 @@ JobState: TypeAlias = Literal["queued", "loading", "running"]
 
 
 class WorkerSnapshot(Struct, frozen=True, kw_only=True):
-    """A worker. device, dtype and memory are None until its model is loaded; `layers` are what holds it."""
+    """A worker. device, dtype and memory are None until its model is loaded; `layers` are those of its sandbox."""
 
     model: str
     serves: Served
@@ -31,7 +31,7 @@ class SlotSnapshot(Struct, frozen=True, kw_only=True):
 
 
 class JobSnapshot(Struct, frozen=True, kw_only=True):
-    """One job, by the number that its user knows it by; `position` is the number of jobs before it."""
+    """One job, under the number that its user sees; `position` is the number of jobs before it."""
 
     uid: int
     user_number: int
@@ -41,8 +41,8 @@ class JobSnapshot(Struct, frozen=True, kw_only=True):
 
 
 class ScheduleSnapshot(Struct, frozen=True, kw_only=True):
-    """`jobs` are those that run, then those that wait, as they are expected to start; `waiting` counts the latter.
-    `libraries_lack`: no worker can be started."""
+    """`jobs`: the running jobs, then the queued ones in the order in which they are expected to start. `waiting` counts
+    the queued ones. `libraries_lack`: no worker can start."""
 
     slots: tuple[SlotSnapshot, ...]
     jobs: tuple[JobSnapshot, ...]

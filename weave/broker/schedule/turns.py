@@ -1,4 +1,4 @@
-"""How much device time each principal has used: a virtual time for each, as in start-time fair queueing."""
+"""The device time that each principal has used: a virtual time for each, as in start-time fair queueing."""
 
 from collections.abc import Callable, Collection, Hashable
 
@@ -6,16 +6,16 @@ from weave.broker.admission.principal import Principal
 
 
 class Turns:
-    """A principal's virtual time is the seconds of device time that it has paid for. One that arrives, or returns,
-    starts no earlier than the least of those that are present, so that the past gives no credit; but one that has used
-    more than the others keeps that debt, whether it stays connected or not. `clock` is in seconds."""
+    """A principal's virtual time is the device time, in seconds, that it has paid for. A principal that arrives or
+    returns starts no lower than the lowest one present: absence earns no credit. A principal that has used more than
+    the others keeps that debt, whether it stays connected or not. `clock` is in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._used: dict[Principal, float] = {}
-        # No lower than it was for any principal that is present. Below it nothing needs to be remembered.
+        # The lowest virtual time of any principal that was present. Lower values need not be remembered.
         self._floor = 0.0
-        # By what is running: each runs on a device of its own, and costs its payer as much as the clock says.
+        # By running job. Each has its own device, and costs its payer as much time as passes.
         self._payers: dict[Hashable, Principal] = {}
         self._since = clock()
 
@@ -24,17 +24,17 @@ class Turns:
         return max(self._used.get(principal, 0.0), self._floor)
 
     def bill(self, running: Hashable, payer: Principal) -> None:
-        """From now on this principal pays for `running`."""
+        """Bill `payer` for `running` from now on."""
         self._settle()
         self._payers[running] = payer
 
     def stop(self, running: Hashable) -> None:
-        """It has ended."""
+        """`running` has ended."""
         self._settle()
         del self._payers[running]
 
     def advance(self, present: Collection[Principal]) -> None:
-        """`present` are those whose jobs wait or run. Where there are none, all debts are forgiven."""
+        """`present`: the principals with queued or running jobs. If there are none, all debts are forgiven."""
         self._settle()
         least = min(map(self.used, present)) if present else max(self._used.values(), default=self._floor)
         self._floor = max(self._floor, least)

@@ -1,8 +1,8 @@
-"""The broker's side of one worker. The worker is hostile until proven otherwise: a message that is not valid in the
-current state raises ChannelViolation, and the worker is killed."""
+"""The broker's side of one worker, which is assumed to be hostile: a message that is not valid in the current state
+raises ChannelViolation, and the worker is killed."""
 
 from collections.abc import AsyncIterator
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from weave.broker.admission.principal import EVERYBODY, Served
 from weave.broker.schedule.snapshot import WorkerSnapshot
@@ -32,15 +32,15 @@ Update: TypeAlias = Progressed | Previewed | Made
 
 
 class WorkerError(Exception):
-    """The worker could not do it, and lives on; or there is none, for the reason "libraries"."""
+    """The worker failed at a job and continues; with the reason "libraries", none could start or load the model."""
 
-    def __init__(self, reason: Reason | Literal["libraries"], detail: str = "") -> None:
+    def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(detail)
         self.reason = reason
 
 
 class WorkerLink:
-    """An attested worker that holds, or will hold, one model. `layers` are what holds it, as the supervisor says."""
+    """An attested worker for one model. `layers` are those of its sandbox, according to the supervisor."""
 
     def __init__(
         self, number: int, model: str, channel: int, *, serves: Served = EVERYBODY, layers: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class WorkerLink:
         self.device, self.dtype, self.memory = message.device, message.dtype, message.memory
 
     async def run(self, run: Run) -> AsyncIterator[tuple[Update | Finished, int | None]]:
-        """Yields each update with its checked memfd, of which the caller takes ownership; last comes Finished.
+        """Yields each update with its checked memfd, which the caller owns, and Finished last.
 
         Raises WorkerError, ChannelViolation, ChannelClosed.
         """
@@ -81,7 +81,7 @@ class WorkerLink:
                     raise ChannelViolation(f"{type(message).__name__} of another job")
                 if isinstance(message, Failed | Finished):
                     if descriptors:
-                        raise ChannelViolation("a descriptor out of place")
+                        raise ChannelViolation("an unexpected descriptor")
                     if isinstance(message, Failed):
                         raise WorkerError(message.reason, message.detail)
                     if image != images:
@@ -89,7 +89,7 @@ class WorkerLink:
                     _check_tokens(message.tokens)
                     break
                 if message.image != image or image >= images:
-                    raise ChannelViolation(f"image {message.image} when it was {image}'s turn")
+                    raise ChannelViolation(f"image {message.image} instead of {image}")
                 _check_update(message, descriptors, run, step, previewed)
                 if isinstance(message, Progressed):
                     step = message.step
@@ -105,11 +105,11 @@ class WorkerLink:
         yield message, None
 
     def cancel(self, job: int) -> None:
-        """The job of that number ends at its next step, with Failed."""
+        """Have the worker end that job at its next step, with Failed."""
         self._send(CancelRun(job=job))
 
     def snapshot(self) -> WorkerSnapshot:
-        """As of now."""
+        """The worker's state as of now."""
         return WorkerSnapshot(
             model=self.model,
             serves=self.serves,
@@ -120,7 +120,7 @@ class WorkerLink:
         )
 
     def close(self) -> None:
-        """A worker that sees this ends itself."""
+        """Close the channel; the worker then exits."""
         self._channel.close()
 
     def _send(self, message: Load | Run | CancelRun) -> None:
@@ -134,15 +134,15 @@ class WorkerLink:
 
 
 def _check_tokens(tokens: Tokens) -> None:
-    """Clients show the names of encoders. Raises ChannelViolation."""
-    for told in (tokens.prompt, tokens.negative_prompt):
-        names = [encoder.encoder for encoder in told]
+    """Only known encoders: clients display their names. Raises ChannelViolation."""
+    for encoders in (tokens.prompt, tokens.negative_prompt):
+        names = [encoder.encoder for encoder in encoders]
         if len(names) != len(set(names)) or not set(names) <= set(ENCODERS):
-            raise ChannelViolation("tokens of an encoder that there is not")
+            raise ChannelViolation("tokens of an unknown encoder, or of one encoder twice")
 
 
 def _check_update(message: Update, descriptors: list[int], run: Run, step: int, previewed: int) -> None:
-    """`step` and `previewed` are the last steps of this image that had Progressed and Previewed. Raises
+    """`step` and `previewed` are the last steps of this image that Progressed and Previewed reported. Raises
     ChannelViolation."""
     if isinstance(message, Progressed):
         if descriptors or message.step != step + 1 or message.step > run.parameters.steps:
@@ -152,16 +152,18 @@ def _check_update(message: Update, descriptors: list[int], run: Run, step: int, 
         raise ChannelViolation("an image without exactly one memfd")
     pixels = run.parameters.width * run.parameters.height * 3
     if isinstance(message, Previewed):
-        every = run.preview_every
+        every = run.parameters.preview_every
         if not every or message.step != step or step % every or step == previewed:
-            raise ChannelViolation("a preview that was not asked for")
+            raise ChannelViolation("a preview that was not requested")
         if not (1 <= message.width <= _MAX_PREVIEW_SIDE and 1 <= message.height <= _MAX_PREVIEW_SIDE):
-            raise ChannelViolation("a preview larger than previews are")
+            raise ChannelViolation(
+                f"a preview of {message.width}x{message.height}, at most {_MAX_PREVIEW_SIDE} a side are possible"
+            )
         largest = message.width * message.height * 3 + _MAX_PNG_OVERHEAD
     else:
-        largest = pixels if run.format == "raw" else pixels + _MAX_PNG_OVERHEAD
+        largest = pixels if run.parameters.format == "raw" else pixels + _MAX_PNG_OVERHEAD
     if not 1 <= message.size <= largest:
         raise ChannelViolation(f"{message.size} bytes of image, at most {largest} are possible")
-    if isinstance(message, Made) and run.format == "raw" and message.size != pixels:
+    if isinstance(message, Made) and run.parameters.format == "raw" and message.size != pixels:
         raise ChannelViolation(f"{message.size} bytes of raw image instead of {pixels}")
     check_sealed_memfd(descriptors[0], message.size)

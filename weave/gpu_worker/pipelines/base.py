@@ -1,4 +1,4 @@
-"""Stable Diffusion, and what all families have in common."""
+"""The adapter for Stable Diffusion, and the base class of the others."""
 
 from typing import Any
 
@@ -8,28 +8,28 @@ from weave.models.family import Family
 
 
 class Adapter:
-    """Between a job and a family's pipeline in diffusers: the arguments of the call, and the latents that come out.
+    """What differs between the families' pipelines in diffusers: the arguments of the call, and the latents' form.
 
-    Here as StableDiffusionPipeline has them; a subclass replaces what its pipeline does otherwise. It keeps nothing of
-    a job.
+    This class fits StableDiffusionPipeline; a subclass overrides what differs in its pipeline. An adapter keeps no
+    state between jobs.
     """
 
-    # What the adapter itself uses of its pipeline's class, which libraries.py asks for.
+    # The attributes of the pipeline's class that the adapter uses; libraries.py checks that they exist.
     needs: tuple[str, ...] = ("do_classifier_free_guidance",)
 
     def __init__(self, family: Family) -> None:
         self.family = family
 
     def call_arguments(self, prompts: tuple[str, ...], negative_prompt: str, cfg_scale: float) -> dict[str, Any]:
-        """Those that differ from family to family. One prompt serves all encoders; else there is one for each, and a
-        pipeline with fewer encoders takes the first ones."""
+        """The arguments that differ between families. A single prompt goes to all encoders; several prompts go to the
+        encoders in order, and a pipeline with fewer encoders uses the first ones."""
         encoders = self.family.encoders
         arguments: dict[str, Any] = {"guidance_scale": cfg_scale}
         given = (prompts * encoders)[:encoders] if len(prompts) == 1 else prompts[:encoders]
         for number, prompt in enumerate(given, start=1):
             suffix = "" if number == 1 else f"_{number}"
             arguments[f"prompt{suffix}"] = prompt
-            # An empty one is none, which is not the same to SDXL (force_zeros_for_empty_prompt) and Flux.
+            # An empty one is left out: SDXL (force_zeros_for_empty_prompt) and Flux treat None and "" differently.
             if negative_prompt:
                 arguments[f"negative_prompt{suffix}"] = negative_prompt
         if self.family.t5_tokens is not None:
@@ -37,13 +37,13 @@ class Adapter:
         return arguments
 
     def is_guided(self, pipeline: Any, arguments: dict[str, Any]) -> bool:
-        """Whether the call that the pipeline has just done, with these arguments, used the negative prompt."""
+        """Whether the pipeline's latest call, which had these arguments, used the negative prompt."""
         return bool(pipeline.do_classifier_free_guidance)
 
     def for_vae(self, pipeline: Any, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        """The pipeline's latents as its VAE takes them; width and height are the image's, in pixels."""
+        """The pipeline's latents in the form that its VAE takes. `width` and `height` are the image's, in pixels."""
         return latents / pipeline.vae.config.scaling_factor
 
     def decodes_in_float32(self, pipeline: Any) -> bool:
-        """Whether a VAE in float16 must be float32 while it decodes."""
+        """Whether a float16 VAE must decode in float32."""
         return False

@@ -8,10 +8,10 @@ from weave.gpu_worker.pipelines import base
 
 
 class Adapter(base.Adapter):
-    """StableDiffusionXLPipeline: latents may have a mean and a deviation, and the VAE overflows in float16."""
+    """StableDiffusionXLPipeline: latents may be normalised, and the VAE overflows in float16."""
 
     def for_vae(self, pipeline: Any, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        """With the deviation and the mean where the VAE's config has both."""
+        """Denormalised if the VAE's config has both a mean and a standard deviation."""
         config = pipeline.vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is None or std is None:
@@ -20,5 +20,5 @@ class Adapter(base.Adapter):
         return latents * std / config.scaling_factor + mean
 
     def decodes_in_float32(self, pipeline: Any) -> bool:
-        """As the VAE's config says."""
+        """Whether the VAE's config sets force_upcast."""
         return bool(pipeline.vae.config.force_upcast)

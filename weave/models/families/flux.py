@@ -1,4 +1,4 @@
-"""FLUX.1: a transformer that takes T5's words, CLIP's summary, and four latents as one."""
+"""FLUX.1: a transformer that takes T5's embeddings, CLIP's pooled embedding, and latents packed by four."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from weave.models.components import (
 )
 from weave.models.configs import rules
 from weave.models.family import Family, bounds, defaults
-from weave.models.sizes import Configs, Expected, product, total
+from weave.models.sizes import Configs, Expected, total
 
 _TRANSFORMER = ModelClass(
     library="diffusers",
@@ -22,8 +22,8 @@ _TRANSFORMER = ModelClass(
     config=rules(
         BY_DIFFUSERS,
         side="patch_size",
-        size="""in_channels out_channels attention_head_dim num_attention_heads joint_attention_dim
-            pooled_projection_dim axes_dims_rope""",
+        size="""in_channels out_channels? attention_head_dim num_attention_heads joint_attention_dim
+            pooled_projection_dim axes_dims_rope[]""",
         count="num_layers num_single_layers",
         flag="guidance_embeds",
     ),
@@ -42,18 +42,18 @@ _TRANSFORMER = ModelClass(
 def _sizes(configs: Configs) -> Iterator[Expected]:
     transformer = configs["transformer"]
     yield from sizes.vae(configs)
-    packed = product(4, configs["vae"]["latent_channels"])
+    packed = 4 * configs["vae"]["latent_channels"]
     yield Expected("transformer", "in_channels", packed, "4 times the VAE's latent_channels")
     if transformer["out_channels"] is not None:
         yield Expected("transformer", "out_channels", packed, "4 times the VAE's latent_channels")
-    yield Expected("transformer", "patch_size", 1, "of this family")
+    yield Expected("transformer", "patch_size", 1, "as in this family")
     pooled = configs["text_encoder"]["hidden_size"]
     yield Expected("transformer", "pooled_projection_dim", pooled, "the text encoder's hidden_size")
     width = configs["text_encoder_2"]["d_model"]
     yield Expected("transformer", "joint_attention_dim", width, "text_encoder_2's d_model")
     axes = transformer["axes_dims_rope"]
-    turned = total(*axes) if isinstance(axes, list) and len(axes) == 3 else None
-    yield Expected("transformer", "attention_head_dim", turned, "the sum of the three axes_dims_rope")
+    rotated = total(*axes) if len(axes) == 3 else None
+    yield Expected("transformer", "attention_head_dim", rotated, "the sum of the three axes_dims_rope")
 
 
 FAMILIES = (

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: a transformer, two CLIP encoders, and T5 where the model has it."""
+"""Stable Diffusion 3 and 3.5: a transformer, two CLIP encoders, and optionally T5."""
 
 from collections.abc import Iterator
 
@@ -12,11 +12,11 @@ from weave.models.components import (
     T5_TOKENIZER,
     ModelClass,
 )
-from weave.models.configs import rules, shown
+from weave.models.configs import rules
 from weave.models.family import Family, bounds, defaults
 from weave.models.files import ModelFilesRefused
 from weave.models.schedulers import FLOW
-from weave.models.sizes import Configs, Expected, product, total
+from weave.models.sizes import Configs, Expected, total
 
 _LARGEST_TABLE = 1 << 29  # elements
 
@@ -28,8 +28,8 @@ _TRANSFORMER = ModelClass(
         side="sample_size pos_embed_max_size patch_size",
         size="""in_channels out_channels attention_head_dim num_attention_heads joint_attention_dim
             caption_projection_dim pooled_projection_dim""",
-        count="num_layers dual_attention_layers",
-        name="qk_norm",
+        count="num_layers dual_attention_layers[]",
+        name="qk_norm?",
     ),
     defaults={
         "in_channels": 16,
@@ -46,31 +46,33 @@ _TRANSFORMER = ModelClass(
 
 
 def _sizes(configs: Configs) -> Iterator[Expected]:
-    """The transformer takes the CLIP encoders' words, T5's, and the CLIP encoders' summaries."""
+    """The transformer takes the embeddings of CLIP and T5, and the pooled embeddings of CLIP."""
     transformer = configs["transformer"]
     clips = [configs["text_encoder"], configs["text_encoder_2"]]
     yield from sizes.vae(configs)
     for key in ("in_channels", "out_channels"):
         yield Expected("transformer", key, configs["vae"]["latent_channels"], "the VAE's latent_channels")
     pooled = total(*(clip["projection_dim"] for clip in clips))
-    yield Expected("transformer", "pooled_projection_dim", pooled, "the CLIP encoders' projection_dim together")
-    inner = product(transformer["num_attention_heads"], transformer["attention_head_dim"])
+    yield Expected("transformer", "pooled_projection_dim", pooled, "the sum of the CLIP encoders' projection_dim")
+    inner = transformer["num_attention_heads"] * transformer["attention_head_dim"]
     yield Expected("transformer", "caption_projection_dim", inner, "num_attention_heads times attention_head_dim")
     if "text_encoder_3" in configs:
         width = configs["text_encoder_3"]["d_model"]
         yield Expected("transformer", "joint_attention_dim", width, "text_encoder_3's d_model")
-    # The CLIP encoders' words are filled up to T5's width.
-    widths = total(*(clip["hidden_size"] for clip in clips))
+    # The CLIP encoders' embeddings are padded to T5's width.
+    widths = sum(clip["hidden_size"] for clip in clips)
     joint = transformer["joint_attention_dim"]
-    if not isinstance(joint, int) or not isinstance(widths, int) or widths > joint:
-        told = f"transformer/config.json: joint_attention_dim is {shown(joint)}, expected at least {shown(widths)}"
-        raise ModelFilesRefused(f"{told} (the CLIP encoders' hidden_size together)")
+    if widths > joint:
+        detail = (
+            f"joint_attention_dim is {joint}, expected at least {widths} (the sum of the CLIP encoders' hidden_size)"
+        )
+        raise ModelFilesRefused(f"transformer/config.json: {detail}")
     if transformer["patch_size"] not in (1, 2):
-        raise ModelFilesRefused(f"transformer/config.json: patch_size is {shown(transformer['patch_size'])}, not 1, 2")
-    # The table of positions is computed before the file's replaces it: 8 bytes an element.
-    side = transformer["pos_embed_max_size"] or 0
-    if not isinstance(side, int) or not isinstance(inner, int) or side * side * inner > _LARGEST_TABLE:
-        raise ModelFilesRefused(f"transformer/config.json: pos_embed_max_size is {shown(side)}, too large")
+        raise ModelFilesRefused(f"transformer/config.json: patch_size is {transformer['patch_size']}, expected 1 or 2")
+    # The class computes the table of positions, 8 bytes per element, before the file's table replaces it.
+    side = transformer["pos_embed_max_size"]
+    if side * side * inner > _LARGEST_TABLE:
+        raise ModelFilesRefused(f"transformer/config.json: pos_embed_max_size is {side}, too large")
 
 
 FAMILIES = (

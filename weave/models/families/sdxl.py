@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two text encoders, and the sizes of the image as a condition."""
+"""Stable Diffusion XL: two text encoders, and the image's sizes as an additional condition."""
 
 from collections.abc import Iterator
 
@@ -10,15 +10,15 @@ from weave.models.sizes import Configs, Expected, total
 
 
 def _sizes(configs: Configs) -> Iterator[Expected]:
-    """The UNet takes both encoders' words side by side, and the second's summary with the image's sizes."""
+    """The UNet takes both encoders' embeddings, concatenated, and the second's pooled embedding with the sizes."""
     first, second = configs["text_encoder"], configs["text_encoder_2"]
-    yield Expected("unet", "addition_embed_type", "text_time", "of this family")
+    yield Expected("unet", "addition_embed_type", "text_time", "as in this family")
     width = total(first["hidden_size"], second["hidden_size"])
-    yield Expected("unet", "cross_attention_dim", width, "the text encoders' hidden_size together")
+    yield Expected("unet", "cross_attention_dim", width, "the sum of the text encoders' hidden_size")
     times = configs["unet"]["addition_time_embed_dim"]
     embedded = total(*[times] * 6, second["projection_dim"])
     key = "projection_class_embeddings_input_dim"
-    yield Expected("unet", key, embedded, "6 addition_time_embed_dim and text_encoder_2's projection_dim")
+    yield Expected("unet", key, embedded, "6 * addition_time_embed_dim + text_encoder_2's projection_dim")
     yield from sizes.unet(configs)
 
 

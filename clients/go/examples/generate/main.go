@@ -1,4 +1,4 @@
-// Command generate draws pictures from a prompt and writes them as PNG files. Ctrl-C cancels the job.
+// Command generate generates images from a prompt and writes them as PNG files. Ctrl-C cancels the job.
 package main
 
 import (
@@ -24,7 +24,6 @@ func main() {
 	}
 }
 
-// run draws what the arguments ask for.
 func run(ctx context.Context, arguments []string) error {
 	flags := flag.NewFlagSet("generate", flag.ContinueOnError)
 	flags.Usage = func() {
@@ -32,17 +31,17 @@ func run(ctx context.Context, arguments []string) error {
 		flags.PrintDefaults()
 	}
 	var request weave.GenerateRequest
-	socket := flags.String("socket", "", "the daemon's `path`, instead of the usual one")
-	output := flags.String("o", "picture.png", "the `file` to write; of several images each gets a number")
-	seed := flags.Uint64("seed", 0, "draws the same picture again (default random)")
+	socket := flags.String("socket", "", "the `path` of the daemon's socket, instead of the default")
+	output := flags.String("o", "picture.png", "the `file` to write; with several images, each name gets a number")
+	seed := flags.Uint64("seed", 0, "the same seed generates the same image (default random)")
 	cfgScale := flags.Float64("cfg", 0, "how closely to follow the prompt (default the model's)")
-	flags.StringVar(&request.Model, "model", "", "a model's `ID` (default the loaded one, else the daemon's default)")
-	flags.StringVar(&request.NegativePrompt, "negative", "", "what not to draw")
+	flags.StringVar(&request.Model, "model", "", "a model's `ID` (default the loaded model, or else the daemon's default)")
+	flags.StringVar(&request.NegativePrompt, "negative", "", "what the image must not show")
 	flags.StringVar(&request.Scheduler, "scheduler", "", "the scheduler's `name`")
 	flags.IntVar(&request.Width, "width", 0, "`pixels`")
 	flags.IntVar(&request.Height, "height", 0, "`pixels`")
-	flags.IntVar(&request.Steps, "steps", 0, "how many steps")
-	flags.IntVar(&request.Images, "images", 1, "how many images")
+	flags.IntVar(&request.Steps, "steps", 0, "the number of steps")
+	flags.IntVar(&request.Images, "images", 1, "the number of images")
 	if err := flags.Parse(arguments); err != nil {
 		return err
 	}
@@ -52,7 +51,7 @@ func run(ctx context.Context, arguments []string) error {
 		return errors.New("there is no prompt")
 	}
 	flags.Visit(func(given *flag.Flag) {
-		switch given.Name { // these may be 0, so that only the flag itself says whether they were given
+		switch given.Name { // 0 is a valid value of these, so only the flag itself tells whether they were set
 		case "seed":
 			request.Seed = seed
 		case "cfg":
@@ -67,10 +66,10 @@ func run(ctx context.Context, arguments []string) error {
 	return generate(ctx, client, request, *output)
 }
 
-// generate writes each image as soon as it is there.
+// generate writes each image as soon as it is finished.
 func generate(ctx context.Context, client *weave.Client, request weave.GenerateRequest, output string) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // a file that cannot be written ends the job, too
+	defer cancel() // also ends the job if a file cannot be written
 	job, err := client.Generate(ctx, request)
 	if err != nil {
 		return err
@@ -78,7 +77,7 @@ func generate(ctx context.Context, client *weave.Client, request weave.GenerateR
 	for event := range job.Events() {
 		switch event := event.(type) {
 		case weave.Queued:
-			fmt.Fprintf(os.Stderr, "queued, %d before it\n", event.Position)
+			fmt.Fprintf(os.Stderr, "queued, %d jobs ahead\n", event.Position)
 		case weave.Loading:
 			fmt.Fprintf(os.Stderr, "loading %s\n", event.Model)
 		case weave.Progress:
@@ -98,8 +97,8 @@ func generate(ctx context.Context, client *weave.Client, request weave.GenerateR
 	return nil
 }
 
-// visible is text with every character that does not print as itself as an escape: an error may name a file, or quote
-// what somebody else said, and a terminal obeys control characters.
+// visible escapes every character that is not printable: an error may contain a file name or text from another
+// program, and a terminal obeys control characters.
 func visible(text string) string {
 	var shown strings.Builder
 	for _, char := range text {
@@ -120,7 +119,7 @@ func write(image *weave.Image, path string) error {
 	return os.WriteFile(path, data, 0o644)
 }
 
-// fileName is picture.png for one image, picture-0.png, picture-1.png, ... for more.
+// fileName returns picture.png for one image, and picture-0.png, picture-1.png, ... for more.
 func fileName(output string, index, images int) string {
 	if images <= 1 {
 		return output

@@ -36,14 +36,14 @@ func TestEachImageIsWritten(t *testing.T) {
 	}
 }
 
-func TestControlCharactersAreShown(t *testing.T) {
+func TestControlCharactersAreEscaped(t *testing.T) {
 	const hostile = "a\x1b[31m b\u009b1m c\u202e d\x7f é"
 	if got := visible(hostile); got != `a\x1b[31m b\u009b1m c\u202e d\x7f é` {
 		t.Errorf("got %q", got)
 	}
 }
 
-func TestRefusalIsTold(t *testing.T) {
+func TestRefusalIsAnError(t *testing.T) {
 	arguments := []string{"-socket", daemon.Socket, "-steps", "101", "-cfg", "0", "a red circle"}
 	if err := run(context.Background(), arguments); !errors.Is(err, weave.OutOfBounds) {
 		t.Errorf("got %v", err)

@@ -14,16 +14,16 @@ import (
 )
 
 // handler answers GET /generate?prompt=...&steps=...&seed=... with a stream of server-sent events, named as in
-// docs/protocol.md, each with JSON as its data. An image's or preview's bytes are a data URL in `url`. A client that
-// goes away cancels its job.
+// docs/protocol.md, with JSON data. The bytes of an image or preview are a data URL in `url`. A job is cancelled when
+// its client disconnects.
 type handler struct {
 	client *weave.Client
 }
 
 func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	// Any page in a browser can ask a local server for something, under any name that its DNS gives us.
+	// Any web page can send requests to a local server, under any host name that its DNS resolves to this machine.
 	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || !isLocal(r.Host) {
-		http.Error(w, "not for other sites", http.StatusForbidden)
+		http.Error(w, "requests from other sites are refused", http.StatusForbidden)
 		return
 	}
 	if r.Method != http.MethodGet || r.URL.Path != "/generate" {
@@ -45,7 +45,7 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	stream(w, job)
 }
 
-// start starts a job, on a new connection where the one there was is lost.
+// start starts a job. It reconnects first if the connection was lost.
 func (h handler) start(ctx context.Context, request weave.GenerateRequest) (*weave.Job, error) {
 	job, err := h.client.Generate(ctx, request)
 	if !errors.Is(err, weave.ErrClosed) {
@@ -57,7 +57,7 @@ func (h handler) start(ctx context.Context, request weave.GenerateRequest) (*wea
 	return h.client.Generate(ctx, request)
 }
 
-// stream sends a job's events until it is over. A slow client holds up nothing but its own stream.
+// stream sends a job's events until it ends. A slow client delays only its own stream.
 func stream(w http.ResponseWriter, job *weave.Job) {
 	for event := range job.Events() {
 		switch event := event.(type) {
@@ -70,8 +70,8 @@ func stream(w http.ResponseWriter, job *weave.Job) {
 		case weave.Preview:
 			send(w, "preview", map[string]any{"image": event.Image, "step": event.Step, "url": dataURL(event.PNG)})
 		case *weave.Image:
-			data, _ := event.Bytes() // it came inline, so that it cannot fail
-			// A JavaScript number cannot hold every seed.
+			data, _ := event.Bytes() // an inline image cannot fail
+			// A JavaScript number cannot represent every seed.
 			seed := strconv.FormatUint(event.Seed, 10)
 			send(w, "image", map[string]any{"image": event.Index, "seed": seed, "url": dataURL(data)})
 		}
@@ -101,7 +101,7 @@ func dataURL(png []byte) string {
 	return "data:image/png;base64," + base64.StdEncoding.EncodeToString(png)
 }
 
-// parseRequest takes what is not given from the model's defaults.
+// parseRequest reads the query; the model's defaults apply to parameters that are missing.
 func parseRequest(r *http.Request) (weave.GenerateRequest, error) {
 	query := r.URL.Query()
 	request := weave.GenerateRequest{Prompt: query.Get("prompt"), Model: query.Get("model")}
@@ -121,14 +121,15 @@ func parseRequest(r *http.Request) (weave.GenerateRequest, error) {
 	if query.Has("seed") {
 		seed, err := strconv.ParseUint(query.Get("seed"), 10, 64)
 		if err != nil {
-			return request, errors.New("seed is not a number of 64 bits")
+			return request, errors.New("seed is not an unsigned 64-bit number")
 		}
 		request.Seed = weave.Seed(seed)
 	}
 	return request, nil
 }
 
-// isLocal says whether host, which may have a port, is this machine by a name that nobody else can give it.
+// isLocal reports whether host, with or without a port, is a loopback address or localhost: names that no DNS server
+// can redirect to this machine.
 func isLocal(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name

@@ -72,7 +72,7 @@ func readEvent(t *testing.T, lines *bufio.Reader) (sent, bool) {
 	}
 }
 
-func TestProgressIsStreamedAndThePictureComesAtTheEnd(t *testing.T) {
+func TestProgressAndThenTheImageAreStreamed(t *testing.T) {
 	address, _ := serve(t)
 	query := url.Values{"prompt": {"a red circle"}, "model": {"shapes"}, "steps": {"3"}, "seed": {"18446744073709551615"}}
 	response := get(t, context.Background(), address, query.Encode())
@@ -109,7 +109,7 @@ func checkImage(t *testing.T, data map[string]any) {
 	}
 }
 
-func TestClientThatGoesAwayCancelsItsJob(t *testing.T) {
+func TestDisconnectedClientCancelsItsJob(t *testing.T) {
 	address, client := serve(t)
 	ctx, leave := context.WithCancel(context.Background())
 	response := get(t, ctx, address, "model=shapes&prompt=x&steps=100&images=8")

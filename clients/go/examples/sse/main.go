@@ -1,5 +1,5 @@
-// Command sse lets a browser follow a generation: it serves server-sent events on a Unix socket or on a loopback
-// address. Try it with: curl -N 'http://127.0.0.1:8080/generate?model=shapes&prompt=a+red+circle'
+// Command sse streams the progress of a generation to a browser: it serves server-sent events on a Unix socket or a
+// loopback address. Try it with: curl -N 'http://127.0.0.1:8080/generate?model=shapes&prompt=a+red+circle'
 package main
 
 import (
@@ -16,7 +16,7 @@ import (
 )
 
 func main() {
-	socket := flag.String("socket", "", "the daemon's `path`, instead of the usual one")
+	socket := flag.String("socket", "", "the `path` of the daemon's socket, instead of the default")
 	address := flag.String("listen", "127.0.0.1:8080", "unix:PATH, or a loopback `address` with its port")
 	flag.Parse()
 	client, err := weave.Dial(context.Background(), *socket)
@@ -32,7 +32,7 @@ func main() {
 	log.Fatal(server.Serve(listener))
 }
 
-// listen refuses every address that another machine could reach.
+// listen refuses addresses that other machines could reach.
 func listen(address string) (net.Listener, error) {
 	if path, isUnix := strings.CutPrefix(address, "unix:"); isUnix {
 		return net.Listen("unix", path)

@@ -1,4 +1,4 @@
-// Package testdaemon starts the real daemon for tests, in a runtime folder of its own.
+// Package testdaemon starts the real daemon for tests, in its own runtime folder.
 package testdaemon
 
 import (
@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// The demo model, and no limit on how many requests a second there may be.
+// The demo model, and limits that no test reaches by accident.
 const config = `
 default_model = "shapes"
 
@@ -32,7 +32,7 @@ queue = 1000
 queue_per_uid = 1000
 `
 
-// Command is the daemon's program: $WEAVE_COMPUTE, else the one in the source tree's virtual environment.
+// Command returns the daemon's program: $WEAVE_COMPUTE, or the one in the source tree's virtual environment.
 func Command() string {
 	if command, found := os.LookupEnv("WEAVE_COMPUTE"); found {
 		return command
@@ -40,20 +40,20 @@ func Command() string {
 	return filepath.Join(Tree(), ".venv", "bin", "weave-compute")
 }
 
-// Tree is the source tree that this module is a part of.
+// Tree returns the root of the source tree.
 func Tree() string {
 	_, file, _, _ := runtime.Caller(0)
 	return filepath.Join(filepath.Dir(file), "..", "..", "..", "..")
 }
 
-// Daemon is a daemon that serves Socket, or one that was stopped or killed and can be started again.
+// Daemon is a daemon that serves Socket. After Stop or Kill it can be started again.
 type Daemon struct {
 	Folder  string // XDG_RUNTIME_DIR
 	Socket  string
 	process *exec.Cmd
 }
 
-// Main is for TestMain: it runs the tests with a daemon that is started before them and stopped after them.
+// Main is the body of a TestMain: it starts a daemon, runs the tests, and stops the daemon.
 func Main(m *testing.M, daemon **Daemon) {
 	started, err := New()
 	if err == nil {
@@ -69,10 +69,10 @@ func Main(m *testing.M, daemon **Daemon) {
 	os.Exit(status)
 }
 
-// New makes the folder of a daemon.
+// New creates the folder of a daemon, which Start then starts.
 func New() (*Daemon, error) { return WithLimits("") }
 
-// WithLimits is New with more lines for the [limits] of the config.
+// WithLimits is like New, with additional lines for [limits] in the config.
 func WithLimits(limits string) (*Daemon, error) {
 	folder, err := os.MkdirTemp("", "weave-go-")
 	if err != nil {
@@ -93,7 +93,7 @@ func WithLimits(limits string) (*Daemon, error) {
 	return &Daemon{Folder: folder, Socket: filepath.Join(folder, "weave", "weave.sock")}, nil
 }
 
-// Prepared is the daemon's command in its environment, not started, which writes to the folder's file log.
+// Prepared returns the daemon's command, ready to start. Its output goes to the file log in the folder.
 func (d *Daemon) Prepared(arguments ...string) (*exec.Cmd, error) {
 	log, err := os.OpenFile(filepath.Join(d.Folder, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -102,12 +102,12 @@ func (d *Daemon) Prepared(arguments ...string) (*exec.Cmd, error) {
 	command := exec.Command(Command(), arguments...)
 	command.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+d.Folder, "XDG_CONFIG_HOME="+filepath.Join(d.Folder, "config"))
 	command.Stdout, command.Stderr = log, log
-	// It ends with the tests, even where they are killed or panic.
+	// The daemon exits with the tests, even if they are killed or panic.
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return command, nil
 }
 
-// Start returns when the daemon listens.
+// Start starts the daemon, and returns when it listens.
 func (d *Daemon) Start() error {
 	command, err := d.Prepared()
 	if err != nil {
@@ -126,13 +126,13 @@ func (d *Daemon) Start() error {
 	return fmt.Errorf("the daemon does not listen:\n%s", d.Log())
 }
 
-// Signal sends the daemon a signal, and does not wait.
+// Signal sends the daemon a signal, without waiting.
 func (d *Daemon) Signal(signal os.Signal) { _ = d.process.Process.Signal(signal) }
 
-// Stop asks the daemon to end, and returns when it has.
+// Stop sends SIGTERM, and returns when the daemon has exited.
 func (d *Daemon) Stop() { d.end(syscall.SIGTERM) }
 
-// Kill ends the daemon without asking, and returns when its other processes have noticed and nobody listens.
+// Kill kills the supervisor, and returns when the other processes have exited and the socket refuses connections.
 func (d *Daemon) Kill() {
 	d.end(syscall.SIGKILL)
 	for socket, err := net.Dial("unix", d.Socket); err == nil; socket, err = net.Dial("unix", d.Socket) {
@@ -147,7 +147,7 @@ func (d *Daemon) Remove() {
 	os.RemoveAll(d.Folder)
 }
 
-// Log is what the daemon wrote.
+// Log returns the daemon's output.
 func (d *Daemon) Log() string {
 	text, _ := os.ReadFile(filepath.Join(d.Folder, "log"))
 	return string(text)

@@ -1,0 +1,100 @@
+"""Writes what the declarations in weave/protocol/parameters.py say into the documents: the table of docs/protocol.md
+and weavectl's options in docs/man/weavectl.1, each between its two markers."""
+
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from weave.protocol.bounds import FloatRange, Range
+from weave.protocol.parameters import (
+    PARAMETERS,
+    Bound,
+    OfferedScheduler,
+    OfModel,
+    Parameter,
+    PromptLength,
+    UpTo,
+    default_of,
+    summary,
+    type_of,
+)
+
+_ROOT = Path(__file__).resolve().parents[1]
+_TYPES = {str: "string", int: "integer", float: "number"}
+
+
+def table() -> str:
+    """A row for each parameter, in Markdown."""
+    columns = ("parameter", "meaning", "type", "bound", "default", "since", "v1", "PNG")
+    rows = [columns, ("---",) * len(columns), *(_row(name, parameter) for name, parameter in PARAMETERS.items())]
+    return "\n".join("|" + "|".join(f" {cell} " if cell != "---" else cell for cell in row) + "|" for row in rows)
+
+
+def manual() -> str:
+    """An option for each parameter that has one, in roff."""
+    return "\n".join(_option(name, parameter) for name, parameter in PARAMETERS.items() if parameter.option)
+
+
+def _row(name: str, parameter: Parameter) -> tuple[str, ...]:
+    return (
+        f"`{name}`",
+        parameter.help + (f" ({parameter.unit})" if parameter.unit else ""),
+        _type(name),
+        _bound(parameter.bound),
+        default_of(name),
+        parameter.since + (f", `{parameter.feature}`" if parameter.feature else ""),
+        "yes" if parameter.version_1 else "",
+        "yes" if parameter.in_png else "",
+    )
+
+
+def _type(name: str) -> str:
+    kind = type_of(name)
+    return " or ".join(f"`{choice}`" for choice in get_args(kind)) if get_origin(kind) is Literal else _TYPES[kind]
+
+
+def _bound(bound: Bound | None) -> str:
+    match bound:
+        case Range() | FloatRange():
+            return f"{bound.min} to {bound.max}"
+        case OfModel(name=name):
+            return f"the model's `{name}`"
+        case UpTo(name=name):
+            return f"0 to the largest of the model's `{name}`"
+        case PromptLength():
+            return "the model's `prompt_bytes`, `prompt_characters`" + (", or empty" if bound.may_be_empty else "")
+        case OfferedScheduler():
+            return "the model's `schedulers`"
+        case None:
+            return ""
+
+
+def _option(name: str, parameter: Parameter) -> str:
+    option, _, metavar = parameter.option.replace("-", "\\-").partition(" ")
+    choices = "|".join(get_args(type_of(name))) if get_origin(type_of(name)) is Literal else ""
+    shown = f'.BR {option} " {choices}"' if choices else f'.BI {option} " {metavar}"'
+    return f".TP\n{shown}\n{summary(name)[0].upper()}{summary(name)[1:]}."
+
+
+# By document: its text between two lines that are the markers.
+DOCUMENTS = {
+    _ROOT / "docs/protocol.md": ("<!-- parameters -->", table, "<!-- end of parameters -->"),
+    _ROOT / "docs/man/weavectl.1": ('.\\" parameters', manual, '.\\" end of parameters'),
+}
+
+
+def written(document: Path) -> str:
+    """The document as it should be."""
+    begin, text, end = DOCUMENTS[document]
+    before, _, rest = document.read_text().partition(f"{begin}\n")
+    _, _, after = rest.partition(f"{end}\n")
+    return f"{before}{begin}\n{text()}\n{end}\n{after}"
+
+
+def main() -> None:
+    """Write both."""
+    for document in DOCUMENTS:
+        document.write_text(written(document))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What diffusers itself generates from the same files: the image that the daemon's must equal."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+
+from tests.support import tiny_models
+from weave.gpu_worker.classes import component_class, pipeline_class
+from weave.gpu_worker.pipelines import adapter_of
+from weave.models.families import FAMILIES
+
+SCHEDULERS = {
+    "ddim": diffusers.DDIMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler_a": diffusers.EulerAncestralDiscreteScheduler,
+    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "pndm": diffusers.PNDMScheduler,
+    "flow_euler": diffusers.FlowMatchEulerDiscreteScheduler,
+    "flow_heun": diffusers.FlowMatchHeunDiscreteScheduler,
+}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch in this process, like a daemon with `threads = 1`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def make_small_model(family: str, folder: Path) -> Path:
+    """The smallest model of that family."""
+    return tiny_models.make_small_sd(folder) if family in ("sd1", "sd2") else tiny_models.make(family, folder)
+
+
+def write_index(family: str, folder: Path, **data: Any) -> None:
+    """The model_index.json that save_pretrained would have written, with `data` added."""
+    known = FAMILIES[family]
+    index = {"_class_name": known.pipeline, "_diffusers_version": diffusers.__version__, **data}
+    for part, component in known.components.items():
+        named = [component.library, component.class_name]
+        index[part] = named if (folder / part).is_dir() else [None, None]
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    index["scheduler"] = ["diffusers", config["_class_name"]]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def arguments(family: str, negative: str | None, *, steps: int, scale: float, side: int = 64) -> dict[str, Any]:
+    """Of the pipeline's call. Flux has two scales: with a negative prompt, the one of the request sets both."""
+    given: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": scale, "width": side, "height": side}
+    if negative is not None:
+        given["negative_prompt"] = negative
+        if family == "flux":
+            given["true_cfg_scale"] = scale
+    return given
+
+
+class Reference:
+    """The pipeline that its own from_pretrained makes of a folder with a model_index.json."""
+
+    def __init__(self, family: str, folder: Path, dtype: str = "float32") -> None:
+        known = FAMILIES[family]
+        absent = {part: None for part in known.optional if not (folder / part).is_dir()}
+        if family in ("sd1", "sd2"):
+            absent["safety_checker"] = None
+        load = getattr(diffusers, known.pipeline).from_pretrained
+        self.pipeline = load(str(folder), torch_dtype=getattr(torch, dtype), local_files_only=True, **absent)
+        if family == "sd3":
+            # Without accelerate its class leaves a part in float32, and then fails.
+            self.pipeline.transformer.to(getattr(torch, dtype))
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.own = self.pipeline.scheduler
+
+    def scheduler(self, name: str, **changed: Any) -> Any:
+        """The model's own where it has that class, else another class's from_config."""
+        if isinstance(self.own, SCHEDULERS[name]) and not changed:
+            return self.own
+        if name == "pndm":
+            changed = {"skip_prk_steps": True, **changed}
+        return SCHEDULERS[name].from_config(self.own.config, **changed)
+
+    def generate(self, prompt: str, scheduler: Any, generator: torch.Generator, **arguments: Any) -> np.ndarray:
+        """The pixels."""
+        self.pipeline.scheduler = scheduler
+        with torch.inference_mode():
+            return np.asarray(self.pipeline(prompt, generator=generator, **arguments).images[0])
+
+
+def assembled(family: str, model: Path, dtype: torch.dtype) -> Any:
+    """A pipeline of a folder without model_index.json: each component by its own from_pretrained, cast as a whole."""
+    known = FAMILIES[family]
+    components = {}
+    for part, component in known.components.items():
+        load, folder = component_class(component).from_pretrained, str(model / part)
+        if part.startswith("tokenizer"):
+            components[part] = load(folder)
+        elif component.library == "diffusers":
+            components[part] = load(folder).float().to(dtype)
+        else:
+            components[part] = load(folder, dtype=dtype)  # keeps in float32 what the class wants there
+        if isinstance(components[part], torch.nn.Module):
+            # Copy it out of the mapped file: CPU kernels differ where an address is not aligned, and in a mapped file
+            # the alignment depends on the header's length. That alone can change a pixel's value by one.
+            components[part]._apply(torch.clone)
+    name = json.loads((model / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    scheduler = getattr(diffusers, name).from_pretrained(str(model / "scheduler"))
+    pipeline = pipeline_class(known)(scheduler=scheduler, **components, **known.fixed)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def generated(pipeline: Any, family: str) -> np.ndarray[Any, Any]:
+    """An image of 64 by 64 pixels in two steps."""
+    with torch.inference_mode():
+        result = pipeline(
+            **adapter_of(family).call_arguments(("a red circle",), "", 5.0),
+            width=64,
+            height=64,
+            num_inference_steps=2,
+            generator=torch.Generator("cpu").manual_seed(1),
+            output_type="pil",
+        )
+    return np.asarray(result.images[0].convert("RGB"))
