@@ -17,14 +17,14 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, Any, Any]:
-    """Whatever a test starts ends with it, even if it fails."""
+    """Every process that a test starts ends with it, even if the test fails."""
     with all_ended():
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
-    """Whatever a fixture starts ends with it, even if its own teardown fails or does not run."""
+    """Every process that a fixture starts ends with it, even if its teardown fails or does not run."""
     started = Started()
     fixturedef.addfinalizer(started.end)  # before its own, so that it runs last
     with started:

@@ -159,7 +159,7 @@ def memory_of(daemon: Daemon) -> dict[str, int]:
 
 
 def check(daemon: Daemon, soak: Soak, before: dict[str, int], memory: dict[str, int]) -> list[str]:
-    """Whatever is left after all clients have disconnected."""
+    """Processes, memfds and descriptors that are left after all clients have disconnected."""
     with wait_for_client(daemon) as client:
         if images(generate(client, seed=0))[0].data != soak.expected[0]:
             soak.wrong.append("another image afterwards")

@@ -1,8 +1,5 @@
-"""What the NVIDIA driver says of the first card, by NVML: this process needs no CUDA context for it, which would itself
-take VRAM. It only asks; nothing here changes a setting of the card.
-
-https://docs.nvidia.com/deploy/nvml-api/
-"""
+"""The NVIDIA driver's figures for the first card, by NVML: this process needs no CUDA context for it, which would
+itself take VRAM. It only reads; nothing here changes a setting of the card. https://docs.nvidia.com/deploy/nvml-api/"""
 
 import ctypes
 import functools

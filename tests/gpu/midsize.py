@@ -1,9 +1,7 @@
-"""A model of SDXL's real shape with random weights, and the plain diffusers call with it, each in a process of its own.
-
-`python -m tests.gpu.midsize make DEVICE FOLDER` writes the model; on the CPU a tiny one stands for it.
-`python -m tests.gpu.midsize serve DEVICE FOLDER` loads it as people do, then generates as many images as each line of
-its standard input says: each line of its output is JSON, the pixels are in FOLDER.npy.
-"""
+"""A model of SDXL's real shape with random weights, and the plain diffusers call with it, each in a separate process.
+`python -m tests.gpu.midsize make DEVICE FOLDER` writes the model; on the CPU a tiny one stands in for it. `python -m
+tests.gpu.midsize serve DEVICE FOLDER` loads it as users do, then generates as many images as each line of its standard
+input asks for: each line of its output is JSON, the pixels are in FOLDER.npy."""
 
 import json
 import shutil

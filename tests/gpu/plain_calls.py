@@ -1,5 +1,5 @@
-"""What diffusers generates by itself on the same device, for test_d_families.py; in a process of its own, so that its
-VRAM is gone before the daemon's part. `python -m tests.gpu.plain_calls DEVICE MODELS OUTPUT.npz`."""
+"""The images of diffusers itself on the same device, for test_d_families.py. A separate process, so that its VRAM is
+free before the daemon's part. `python -m tests.gpu.plain_calls DEVICE MODELS OUTPUT.npz`."""
 
 import sys
 from pathlib import Path

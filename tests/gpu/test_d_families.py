@@ -1,4 +1,4 @@
-"""d: every family with every scheduler in every dtype, beside the plain diffusers call on the same device."""
+"""d: every family with every scheduler in every dtype, compared with the plain diffusers call on the same device."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""e: all of the card's memory comes back, whatever ends a worker; and what happens where there is not enough."""
+"""e: all VRAM is returned however a worker ends; and jobs and loads that need more than is free."""
 
 import os
 import signal

@@ -1,5 +1,5 @@
-"""f: a model of SDXL's real shape: loading, images beside the plain call's, previews, cancelling. On the CPU a tiny one
-stands for it, and its figures mean nothing."""
+"""f: a model of SDXL's real shape: loading, images compared with the plain call's, previews, cancelling. On the CPU a
+tiny one stands in for it, and its figures mean nothing."""
 
 import shutil
 import statistics

@@ -59,7 +59,7 @@ IN_STEP = {
 
 @pytest.mark.parametrize("name", HEADERS)
 def test_a_bad_header_gets_an_error_and_closes_the_connection(raw: socket.socket, name: str) -> None:
-    # A client that has used version 2 is answered in it, whatever version its next header names.
+    # A client that has used version 2 is answered in it, even if its next header names another version.
     assert lives_on(raw)
     raw.sendall(HEADERS[name] + b"{}")
     request, error = receive(raw)

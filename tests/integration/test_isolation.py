@@ -164,7 +164,7 @@ def test_status_shows_a_user_its_own_jobs_and_root_all(isolated: Daemon) -> None
         ]
 
     by(BOB, isolated, an_image)
-    # Her job numbers begin at 1, whatever Bob and root have run.
+    # Her job numbers begin at 1, although Bob and root have run jobs.
     assert sorted(set(by(ALICE, isolated, numbers))) == [1, 2]
     with isolated.client() as root:
         running = root.generate(PROMPT, **LONG)

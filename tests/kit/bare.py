@@ -38,7 +38,7 @@ class Bare:
             (folder / name).mkdir(parents=True)
 
     def run(self, *command: str, folder: str = "/root") -> "subprocess.CompletedProcess[str]":
-        """As root in that folder, in a network namespace of its own. The kit is at /mnt/gpu-kit, and read-only."""
+        """As root in that folder, in its own network namespace. The kit is at /mnt/gpu-kit, and read-only."""
         apart = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", INSIDE, "sh")
         places = map(str, (self._tree, self._folder, self._kit, folder))
         done = subprocess.run([*apart, *places, *command], check=False, capture_output=True, text=True)

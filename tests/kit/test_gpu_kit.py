@@ -165,7 +165,7 @@ def test_stopped_at_any_time_it_leaves_nothing(kit: Path, tmp_path: Path) -> Non
 
 
 def run(kit: Path, folder: Path, variables: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """With these variables alone, in that folder. Its work folder is gone afterwards."""
+    """With only these variables, in that folder. Its work folder is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="k-", dir="/tmp") as temporary:  # a short name, for the sockets in it
         done = subprocess.run(
             [kit / "run", *arguments],

@@ -29,7 +29,7 @@ _RULE = re.compile(r"allow (\S+) (\S+):(\S+) (?:\{ (.+) \}|(\S+));(?: \[ (.+) \]
 
 
 class Rule(NamedTuple):
-    """One allow rule. Source and target are types or attributes; `condition` is empty where there is none."""
+    """One allow rule. Source and target are types or attributes; `condition` is empty if the rule has none."""
 
     source: str
     target: str
@@ -62,7 +62,7 @@ class Policy:
             yield from (rule for rule in self._rules if rule.source in names)
 
     def about(self, type_: str) -> Iterator[Rule]:
-        """What anybody may do to it, by rules that name it: what is for attributes is the distribution's to say."""
+        """What any domain may do to it, by rules that name it. Rules for attributes are the distribution's."""
         return (rule for rule in self._rules if rule.target == type_)
 
     def label(self, path: str, kind: str = "file") -> str:
@@ -79,7 +79,7 @@ def skip_unless_installed() -> None:
 
 
 def link(folder: Path, rules: Iterable[str] = ()) -> Policy:
-    """Compile the module with `rules` added, and link it with the distribution's policy in a root of its own."""
+    """Compile the module with `rules` added, and link it with the distribution's policy in a separate root."""
     source, root = folder / "module", folder / "root"
     shutil.copytree(MODULE, source, ignore=shutil.ignore_patterns("tmp", "*.pp"))
     module = source / "weave_compute.te"

@@ -125,7 +125,7 @@ def paths(rules: str, permissions: str) -> set[str]:
 
 
 def test_every_rule_is_of_an_expected_kind() -> None:
-    """No network but unix, nothing to execute, no capability beside the supervisor's, no way out."""
+    """No network except unix, nothing to execute, no capability except the supervisor's, no way out."""
     assert unforeseen("\n".join([common(), *profiles().values()])) == []
 
 
@@ -150,7 +150,7 @@ def test_only_socket_log_and_devices_are_writable() -> None:
     assert misplaced(all_rules) == set()
     assert {name: paths(text, "w") for name, text in all_rules.items()} == WRITTEN
     inner = set().union(*(paths(text, "w") for text in all_rules.values()))
-    # It may write to nothing beside what one of the others may; at its start it changes its own profile.
+    # It may write only to what one of the others may; at its start it changes its own profile.
     assert paths(outer, "w") <= inner | {"@{PROC}/@{pid}/attr/apparmor/{current,exec}"}
 
 

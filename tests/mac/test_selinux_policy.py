@@ -233,7 +233,7 @@ def test_a_rule_would_be_found_by_which(check: Check, rule: str, harmed: Policy)
 def test_the_worker_uses_the_gpu_where_the_boolean_is_on(policy: Policy) -> None:
     conditional = [rule for rule in policy.by(WORKER) if rule.condition == "weave_use_gpu:True"]
     assert {rule.target for rule in conditional if rule.tclass == "chr_file"} == set(GPU)
-    # What CUDA asks for beside the devices (weave_compute.te).
+    # What CUDA needs besides the devices (weave_compute.te).
     beside = {(rule.target, rule.tclass) for rule in conditional if rule.tclass != "chr_file"}
     own = {(WORKER, "unix_stream_socket"), (WORKER, "file"), ("weave_worker_tmpfs_t", "file")}
     assert own | {("sysctl_vm_t", "file")} <= beside

@@ -49,7 +49,7 @@ class Tree:
         return [f"/tmp/{Path(shutil.copy(package, self.path / 'tmp')).name}" for package in packages]
 
     def files(self) -> dict[str, str]:
-        """Owner and mode of each, but for what changes with whatever is installed."""
+        """Owner and mode of each path, except those that any installation changes."""
         found = {}
         for folder, folders, names in os.walk(self.path):
             inside = Path(folder).relative_to(self.path)

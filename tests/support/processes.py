@@ -80,7 +80,7 @@ class Started:
 
 @contextlib.contextmanager
 def all_ended() -> Iterator[None]:
-    """Whatever is started within it has exited afterwards."""
+    """Every process started within it has exited afterwards."""
     started = Started()
     try:
         with started:
@@ -91,7 +91,7 @@ def all_ended() -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary_folders() -> Iterator[None]:
-    """Whatever tempfile creates within it is removed afterwards."""
+    """Everything that tempfile creates within it is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="weave-test-", ignore_cleanup_errors=True) as folder:
         os.chmod(folder, 0o1777)  # as /tmp: the tests' users use it too
         before, tempfile.tempdir = tempfile.tempdir, folder

@@ -26,7 +26,7 @@ _held = ExitStack()
 
 
 def debian_tree(name: str) -> Path:
-    """A fresh tree of its own for `name`, whose place is ours until we end."""
+    """A fresh tree for `name`, locked by this process until it exits."""
     _held.enter_context(locked(CACHE / f"{name}.lock"))
     tree = CACHE / name
     shutil.rmtree(tree, ignore_errors=True)
@@ -45,10 +45,9 @@ def image_of(tree: Path) -> Path:
 
 
 def boot(tree: Path, image: Path, kernel_options: str, *, seconds: float) -> list[dict[str, Any]]:
-    """Run the machine until it powers itself off. Returns what its second serial port said: one JSON object a line.
-
-    The console's text lies beside the image. Raises RuntimeError with its end where there was no orderly end.
-    """
+    """Run the machine until it powers itself off. Returns the output of its second serial port: one JSON object a line.
+    The console's text is next to the image. Raises RuntimeError with the end of it if the machine did not shut down in
+    order."""
     console, answers = image.with_suffix(".console"), image.with_suffix(".answers")
     answers.unlink(missing_ok=True)
     command = [

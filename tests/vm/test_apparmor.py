@@ -10,7 +10,7 @@ from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_image, sta
 
 # AppArmor knows nothing of connect(2) to a path before Linux 6.17 (Ubuntu's kernels do): there seccomp stands alone.
 NOT_HELD = {"connect to another daemon"}
-# What a denial of each attack looks like in the audit log.
+# The denial of each attack in the audit log.
 DENIALS = {
     "read a file of the system's": ('operation="open"', 'name="/etc/hostname"'),
     "read the config": ('operation="open"', 'name="/etc/weave/weave-compute.toml"'),

@@ -7,7 +7,7 @@ from tests.vm.conftest import Answers
 from tests.vm.judged import ALLOWED, PROCESSES, ROLES, gained, is_the_image, status_of, was_started_once
 
 DOMAINS = {"supervisor": "weave_t", "broker": "weave_broker_t", "worker": "weave_worker_t"}
-# What a denial of each attack looks like in the audit log, beside the process's domain.
+# The denial of each attack in the audit log.
 DENIALS = {
     "read a file of the system's": ('name="hostname"', "tclass=file"),
     "read the config": (":weave_conf_t:", "tclass=dir"),
