@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Go from the lock file; it downloads nothing.
 GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(BIN)/go
-# Two tests at a time: most of them wait for torch to be imported. A worker that has run out of tests takes some of the
-# other's. Those of faults run one at a time, since their daemons have short deadlines.
+# Two tests at a time: most of them wait for torch to be imported. A pytest worker that runs out of tests takes over some
+# of the other\'s. tests/faults runs separately, one test at a time, since its daemons have short deadlines.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
 # Shells whose completions are tested; without them these tests are skipped.
@@ -34,12 +34,12 @@ test-go: $(READY)
 SWEEPS := $(addprefix tests/integration/test_,same_as_diffusers.py schedulers.py loading.py jobs_apart.py families.py \
 	new_family.py tokens.py libraries_lacking.py)
 
-# In a few minutes: without attacks, faults and sweeps.
+# Takes a few minutes: without attacks, faults and sweeps.
 test-fast: $(READY)
 	$(PYTEST) $(addprefix --ignore=,$(SWEEPS)) tests/unit tests/integration
 
-# As root: what an ordinary user gets who has nothing but the system's Python. Without those that take minutes and are the same
-# for every user: images, models, libraries, messages between processes, and what happens when one of them dies.
+# As root: tests as an ordinary user who has only the system's Python. Leaves out tests that take minutes and are the same for
+# every user: images, models, libraries, messages between processes, and what happens when one of them dies.
 SAME_FOR_ALL := $(SWEEPS) $(addprefix tests/security/test_,libraries.py recorded_lists.py arguments.py model_keys.py \
 	hostile_processes.py) tests/faults/test_processes.py tests/unit
 test-as-user: $(READY)
