@@ -24,7 +24,7 @@ def test_an_image_of_another_size_is_never_sent() -> None:
                     got.append(answer.event)
             assert failed.value.code is ErrorCode.INTERNAL
             assert got and not [event for event in got if isinstance(event, Image)]
-        told = "the model drew 128x64, asked for was 64x64"
+        told = "the model generated 128x64, expected 64x64"
         wait_for(lambda: [line for line in daemon.events("job_failed") if told in line["detail"]])
     finally:
         daemon.stop()
