@@ -147,7 +147,7 @@ def test_a_child_that_floods_the_log_is_read_slowly(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay, "_WINDOW_SECONDS", 0.2)
-    monkeypatch.setattr(relay, "_LINES", 10)
+    monkeypatch.setattr(relay, "_LINES_PER_WINDOW", 10)
     lines = relayed(b"flood\n" * 30_000, capfd)
     floods = [line for line in lines if line["event"] == "log_flooded"]
     written = [line for line in lines if line["event"] == "stderr"]
@@ -157,7 +157,7 @@ def test_a_child_that_floods_the_log_is_read_slowly(
 
 def test_long_lines_are_a_flood_too(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "_WINDOW_SECONDS", 0.2)
-    monkeypatch.setattr(relay, "_BYTES", 100_000)
+    monkeypatch.setattr(relay, "_BYTES_PER_WINDOW", 100_000)
     lines = relayed((b'{"event":"e","many":[' + b'"x",' * 12_000 + b'""]}\n') * 20, capfd)
     assert [line for line in lines if line["event"] == "log_flooded"]
     assert max(len(json.dumps(line)) for line in lines) <= 4096

@@ -141,7 +141,7 @@ def test_an_image_other_than_announced_is_refused_unbuffered() -> None:
     ):
         with pytest.raises(ProtocolError, match="announced"):
             list(Decoder().feed(pack_frame(Kind.CONTROL, 1, announcement) + header, []))
-    with pytest.raises(ProtocolError, match="not announced"):
+    with pytest.raises(ProtocolError, match="an image came without an announcement"):
         list(Decoder().feed(pack_header(Kind.IMAGE, 1, 0xFFFFFFFF), []))
 
 

@@ -136,7 +136,7 @@ def test_an_unfinished_frame_drops_the_client(slow_daemon: Daemon, name: str) ->
             pass
         assert client.status().version and is_closed(slow)
         wait_for(lambda: len(slow_daemon.events("client_dropped")) > dropped)
-        assert "not finished in time" in slow_daemon.events("client_dropped")[-1]["reason"]
+        assert "not complete in time" in slow_daemon.events("client_dropped")[-1]["reason"]
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_clients_find_it_among_the_features(daemon: Daemon) -> None:
         assert "guidance-rescale" in client.status().features
 
 
-def test_a_client_that_has_it_can_still_ask_a_daemon_that_does_not(
+def test_a_newer_client_works_with_a_daemon_without_it(
     command: tuple[str, ...], shared_daemon: Daemon, tmp_path: Path
 ) -> None:
     """It is not sent unless it is given; given, it is refused by name, and never ignored."""

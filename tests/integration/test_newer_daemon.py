@@ -58,7 +58,7 @@ def test_events_and_fields_of_a_newer_daemon_are_skipped(tmp_path: Path) -> None
 
 
 def test_bytes_after_a_skipped_event_break_the_protocol(tmp_path: Path) -> None:
-    with pytest.raises(ProtocolError, match="not announced"):
+    with pytest.raises(ProtocolError, match="an image came without an announcement"):
         answered(tmp_path / "socket", NEWS[1], b"abc", DONE)
 
 

@@ -185,12 +185,12 @@ def test_attestation_fails_without_the_kernels_filter_count(
     monkeypatch.setattr(
         attestation, "_status", lambda thread: {k: v for k, v in told(thread).items() if k != "Seccomp_filters"}
     )
-    with pytest.raises(AttestationFailed, match="does not tell Seccomp_filters"):
+    with pytest.raises(AttestationFailed, match="does not report Seccomp_filters"):
         attest(sleeper.pid, Confinement("broker", Account.own(), False, None), parent=os.getpid())
 
 
 def test_a_child_that_keeps_starting_threads_is_not_attested(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = iter(range(10**9))
     monkeypatch.setattr(attestation, "_threads", lambda _: [Path(f"/proc/none/{next(threads)}")])
-    with pytest.raises(AttestationFailed, match="faster than they can be looked at"):
+    with pytest.raises(AttestationFailed, match="faster than they can be checked"):
         attest(1, Confinement("broker", Account.own(), False, None), parent=os.getpid())

@@ -106,7 +106,7 @@ def test_a_stopped_worker_is_killed_when_its_job_takes_too_long() -> None:
         with daemon.client() as client:
             expected = images(generate(client))[0].data
             os.kill(daemon.pid_of("worker"), signal.SIGSTOP)
-            with pytest.raises(Exception, match="longer than is allowed"):
+            with pytest.raises(Exception, match="longer than allowed"):
                 generate(client)
             assert images(generate(client))[0].data == expected
     finally:

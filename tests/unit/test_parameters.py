@@ -52,7 +52,7 @@ def test_every_parameter_of_the_task_is_checked() -> None:
     assert {name for name in unchecked if get_origin(type_of(name)) is not Literal} == set()
 
 
-def test_every_bound_of_a_model_bounds_a_parameter_and_can_be_configured() -> None:
+def test_every_bound_of_a_model_is_of_a_parameter() -> None:
     named = {it.bound.name for it in PARAMETERS.values() if isinstance(it.bound, OfModel | UpTo)}
     assert named | {"pixels", "prompt_bytes", "prompt_characters"} == set(Bounds.__struct_fields__)
     assert set(BoundsOverride.__struct_fields__) == set(Bounds.__struct_fields__)
@@ -73,7 +73,7 @@ def test_the_go_client_can_ask_for_every_parameter() -> None:
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_a_number_outside_its_bound_is_refused_with_its_name_its_value_and_the_bound(name: str) -> None:
+def test_a_refusal_names_the_field_the_value_and_the_bound(name: str) -> None:
     check_parameters(GOOD, FAMILY.bounds, FAMILY.schedulers)
     kind = type_of(name)
     for value in (kind(-1), kind(2**64)):

@@ -79,7 +79,7 @@ def test_code_may_be_an_indented_block() -> None:
 
 
 def test_code_that_does_not_compile_is_reported_by_module() -> None:
-    with pytest.raises(SyntaxError, match=r"process\.py"):
+    with pytest.raises(SyntaxError, match=r"hardening\.py"):
         applied((before("sandbox/hardening.py", "harden", "if"),))
 
 
