@@ -97,8 +97,8 @@ def test_every_key_of_a_class_is_known_and_no_other_passed_on(class_name: str) -
 
 # Where null or a list is accepted by the type, and the class then fails: when it loads, or at each image.
 STRICTER = {
-    "CLIPTextModel": {"eos_token_id", "layer_norm_eps"},
-    "CLIPTextModelWithProjection": {"eos_token_id", "layer_norm_eps"},
+    "CLIPTextModel": {"eos_token_id", "layer_norm_eps", "projection_dim"},
+    "CLIPTextModelWithProjection": {"eos_token_id", "layer_norm_eps", "projection_dim"},
     "scheduler": {"base_shift", "max_shift", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas"},
 }
 

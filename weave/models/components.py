@@ -62,7 +62,7 @@ T5_TOKENIZER = TokenizerClass(
 
 _CLIP = rules(
     BY_TRANSFORMERS,
-    size="vocab_size hidden_size intermediate_size projection_dim? num_attention_heads max_position_embeddings",
+    size="vocab_size hidden_size intermediate_size projection_dim num_attention_heads max_position_embeddings",
     count="num_hidden_layers",
     name="hidden_act",
     fraction="layer_norm_eps attention_dropout?",
