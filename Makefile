@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Go from the lock file; it downloads nothing.
 GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(BIN)/go
 # Two tests at a time: most of them wait for torch to be imported. A pytest worker that runs out of tests takes over some
-# of the other\'s. tests/faults runs separately, one test at a time, since its daemons have short deadlines.
+# of the other's. tests/faults runs separately, one test at a time, since its daemons have short deadlines.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
 # Shells whose completions are tested; without them these tests are skipped.

@@ -20,7 +20,7 @@ def test_a_user_with_the_overflow_uid_is_refused_by_field_name(field: str) -> No
     ask = {"broker_user": accounts.broker_account, "worker_user": lambda system: accounts.worker_account(system, ())}
     system = SystemConfig(allowed_groups=(), **{field: (name,) if field == "allowed_users" else name})
     with pytest.raises(
-        ConfigError, match=rf"system\.{field}: '{name}' is UID \d+, which the kernel shows for everybody"
+        ConfigError, match=rf"system\.{field}: '{name}' is UID \d+, which the kernel shows for every ID"
     ):
         ask.get(field, accounts.system_access)(system)
 
@@ -31,7 +31,7 @@ def test_a_group_with_the_overflow_gid_is_refused_by_field_name(field: str) -> N
     system = SystemConfig(**{field: (name,) if field == "allowed_groups" else name})
     ask = accounts.system_access if field == "allowed_groups" else accounts.socket_group
     with pytest.raises(
-        ConfigError, match=rf"system\.{field}: '{name}' is GID \d+, which the kernel shows for everybody"
+        ConfigError, match=rf"system\.{field}: '{name}' is GID \d+, which the kernel shows for every ID"
     ):
         ask(system)
 
@@ -46,6 +46,6 @@ def test_a_daemon_running_as_the_overflow_uid_is_refused() -> None:
         [*unmapped, COMMAND, "--check-config"], capture_output=True, text=True, check=False, timeout=60
     )
     assert refused.returncode == 78
-    assert refused.stderr.startswith(f"weave-compute: our UID is {told}, which the kernel shows for everybody")
+    assert refused.stderr.startswith(f"weave-compute: our UID is {told}, which the kernel shows for every ID")
     mapped = subprocess.run([*unmapped, "--map-root-user", COMMAND, "--check-config"], capture_output=True, check=False)
     assert mapped.returncode == 0, mapped.stderr
