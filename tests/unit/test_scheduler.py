@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.test_queue import Model, Told, requester
 from weave.broker.admission.audit import Audit
-from weave.broker.admission.principal import EVERYBODY
+from weave.broker.admission.principal import EVERYONE
 from weave.broker.schedule import scheduler as scheduler_module
 from weave.broker.schedule.job import JobNumber, LoadJob
 from weave.broker.schedule.scheduler import Scheduler
@@ -61,7 +61,7 @@ def codes(told: Told) -> list[ErrorCode]:
 class OldWorker:
     """Holds another model."""
 
-    model, device, serves = "old", "cpu", EVERYBODY
+    model, device, serves = "old", "cpu", EVERYONE
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -118,7 +118,7 @@ def _check_socket(path: Path, *, system: bool, answers: bool) -> Finding:
         return _check_listener(path)
     modes = stat.S_IMODE(folder.st_mode), stat.S_IMODE(found.st_mode)
     detail = f"{path}, mode {modes[1]:04o} in a folder of mode {modes[0]:04o}"
-    # In system mode socket_mode may open the socket to everybody.
+    # In system mode socket_mode may open the socket to everyone.
     if not stat.S_ISSOCK(found.st_mode):
         return Finding("socket", "fail", f"{path} is not a socket", "remove it and start weave-compute")
     if (modes[1] & 0o007 and not system) or found.st_uid not in (0, os.getuid()):

@@ -32,7 +32,7 @@ class Requester(Struct, frozen=True):
 
 
 class Served(Struct, frozen=True):
-    """Whose jobs a worker runs: those of the UID `only`, or (None) everybody's. Not those of a principal: unknown UIDs
+    """Whose jobs a worker runs: those of the UID `only`, or (None) everyone's. Not those of a principal: unknown UIDs
     share a principal, and must not share a worker."""
 
     only: int | None = None
@@ -42,7 +42,7 @@ class Served(Struct, frozen=True):
         return self.only in (None, uid)
 
 
-EVERYBODY = Served()
+EVERYONE = Served()
 
 
 def principal_of(access: Access, uid: int) -> Principal:

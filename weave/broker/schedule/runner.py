@@ -8,7 +8,7 @@ from msgspec import structs
 
 from weave import log
 from weave.broker.admission.audit import Audit
-from weave.broker.admission.principal import EVERYBODY, Principal, Served
+from weave.broker.admission.principal import EVERYONE, Principal, Served
 from weave.broker.schedule.events import FAILURES, event_of
 from weave.broker.schedule.job import GenerateJob, Job, LoadJob
 from weave.broker.schedule.slot import Slot
@@ -112,7 +112,7 @@ class Runner:
         job.state = "loading"
         job.send(Loading(model=job.model.id))
         self._bill(job, slot.culprit or job.principal)
-        serves = Served(only=job.uid) if self._config.isolate_users else EVERYBODY
+        serves = Served(only=job.uid) if self._config.isolate_users else EVERYONE
         worker = await slot.start(job.model.id, serves=serves)
         self._bill(job, job.principal)
         slot.last_served, slot.culprit = job.principal, None

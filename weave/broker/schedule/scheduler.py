@@ -6,7 +6,7 @@ from itertools import count
 
 from weave import log
 from weave.broker.admission.audit import Audit
-from weave.broker.admission.principal import EVERYBODY
+from weave.broker.admission.principal import EVERYONE
 from weave.broker.schedule.job import Job
 from weave.broker.schedule.queue import JobQueue
 from weave.broker.schedule.runner import Runner
@@ -178,7 +178,7 @@ class Scheduler:
         if (model := self._config.default_model) is None:
             return
         try:
-            worker = await slot.start(model, serves=EVERYBODY)
+            worker = await slot.start(model, serves=EVERYONE)
             await slot.load(worker, seconds=self._config.limits.load_seconds)
             log.write("broker", "model_loaded", model=model, ahead=True)
         except (WorkerError, TimeoutError, ChannelViolation, ChannelClosed) as error:

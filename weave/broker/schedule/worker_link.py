@@ -4,7 +4,7 @@ raises ChannelViolation, and the worker is killed."""
 from collections.abc import AsyncIterator
 from typing import TypeAlias
 
-from weave.broker.admission.principal import EVERYBODY, Served
+from weave.broker.admission.principal import EVERYONE, Served
 from weave.broker.schedule.snapshot import WorkerSnapshot
 from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd, close_all
 from weave.protocol.client_messages import Tokens
@@ -43,7 +43,7 @@ class WorkerLink:
     """An attested worker for one model. `layers` are those of its sandbox, according to the supervisor."""
 
     def __init__(
-        self, number: int, model: str, channel: int, *, serves: Served = EVERYBODY, layers: tuple[str, ...] = ()
+        self, number: int, model: str, channel: int, *, serves: Served = EVERYONE, layers: tuple[str, ...] = ()
     ) -> None:
         self.number = number
         self.model = model
