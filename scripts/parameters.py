@@ -2,7 +2,6 @@
 and weavectl's options in docs/man/weavectl.1, each between its two markers."""
 
 from pathlib import Path
-from typing import Literal, get_args, get_origin
 
 from weave.protocol.bounds import FloatRange, Range
 from weave.protocol.parameters import (
@@ -13,6 +12,7 @@ from weave.protocol.parameters import (
     Parameter,
     PromptLength,
     UpTo,
+    choices_of,
     default_of,
     summary,
     type_of,
@@ -48,8 +48,7 @@ def _row(name: str, parameter: Parameter) -> tuple[str, ...]:
 
 
 def _type(name: str) -> str:
-    kind = type_of(name)
-    return " or ".join(f"`{choice}`" for choice in get_args(kind)) if get_origin(kind) is Literal else _TYPES[kind]
+    return " or ".join(f"`{choice}`" for choice in choices_of(name)) or _TYPES[type_of(name)]
 
 
 def _bound(bound: Bound | None) -> str:
@@ -70,7 +69,7 @@ def _bound(bound: Bound | None) -> str:
 
 def _option(name: str, parameter: Parameter) -> str:
     option, _, metavar = parameter.option.replace("-", "\\-").partition(" ")
-    choices = "|".join(get_args(type_of(name))) if get_origin(type_of(name)) is Literal else ""
+    choices = "|".join(choices_of(name))
     shown = f'.BR {option} " {choices}"' if choices else f'.BI {option} " {metavar}"'
     return f".TP\n{shown}\n{summary(name)[0].upper()}{summary(name)[1:]}."
 

@@ -6,7 +6,7 @@ table in docs/protocol.md are derived from these declarations. CONTRIBUTING.md s
 """
 
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeAlias, assert_never, get_args
+from typing import Annotated, Any, Literal, TypeAlias, assert_never, get_args, get_origin
 
 from msgspec import Struct, structs
 
@@ -180,6 +180,12 @@ def type_of(name: str) -> Any:
     """The type of a parameter's value, without None: a class, or a Literal."""
     declared = _DECLARED[name][0]
     return declared.__args__[0] if isinstance(declared, UnionType) else declared
+
+
+def choices_of(name: str) -> tuple[str, ...]:
+    """The values that a parameter may have, if its type is a Literal; else none."""
+    kind = type_of(name)
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def default_of(name: str) -> str:

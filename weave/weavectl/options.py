@@ -3,10 +3,10 @@
 import argparse
 import math
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn
 
 from weave import __version__
-from weave.protocol.parameters import PARAMETERS, Parameter, RequestedParameters, summary, type_of
+from weave.protocol.parameters import PARAMETERS, Parameter, RequestedParameters, choices_of, summary, type_of
 from weave.protocol.text import visible
 from weave.weavectl import commands, doctor
 
@@ -96,11 +96,10 @@ def _add_generate(verb: argparse.ArgumentParser) -> None:
 
 def _add_parameter(verb: argparse.ArgumentParser, name: str, parameter: Parameter, *, default: Any) -> None:
     option, _, metavar = parameter.option.partition(" ")
-    kind = type_of(name)
-    if get_origin(kind) is Literal:
-        verb.add_argument(option, dest=name, choices=get_args(kind), default=default, help=summary(name))
+    if choices := choices_of(name):
+        verb.add_argument(option, dest=name, choices=choices, default=default, help=summary(name))
     else:
-        convert = _finite if kind is float else kind
+        convert = _finite if type_of(name) is float else type_of(name)
         verb.add_argument(option, dest=name, type=convert, default=default, metavar=metavar, help=summary(name))
 
 

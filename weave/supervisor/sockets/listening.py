@@ -122,7 +122,7 @@ def _open_folder(path: Path, wanted: int) -> int:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove the socket that a killed daemon left. One that any process has open stays, whoever owns it.
+    """Remove the socket that a killed daemon left. One that any process has open stays.
 
     Raises ConfigError. A socket that is bound between the check and unlink(2) is lost: no system call does both.
     """
