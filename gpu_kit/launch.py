@@ -22,6 +22,7 @@ KIT = Path(__file__).resolve().parents[1]
 # For everything. With the start and the cleanup that is ten minutes.
 SECONDS = 560
 LONGEST_WORK = 40
+STOPPING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 # The order of imports decides which missing library is named. Prints the GPU's name, if there is one.
 _CHECK = """
 import numpy, PIL, pytest, msgspec, prctl, safetensors, torch, transformers, diffusers
@@ -70,27 +71,35 @@ def run() -> int:
 @contextmanager
 def work_folder(chosen: Path | None) -> Iterator[Path]:
     """A folder that every user can enter. It is removed afterwards."""
-    if chosen is None:
-        folder = Path(tempfile.mkdtemp(prefix="gpu-"))
-    else:
-        folder = chosen.resolve()
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            raise machine.CannotRun(
-                f"{folder} exists, and the kit would remove it; choose another with --work"
-            ) from None
+    # A signal's handler raises: after a folder exists, and before the `try` that removes it, it would leave one behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
-        folder.chmod(0o755)
-        if len(str(folder)) > LONGEST_WORK:
-            raise machine.CannotRun(f"{folder} is too long a path for the tests' sockets in it (unix(7))")
-        (folder / "t").mkdir()
-        (folder / "t").chmod(0o1777)
-        if os.statvfs(folder).f_flag & os.ST_NOEXEC:
-            raise machine.CannotRun(f"{folder} is mounted noexec; choose another with --work")
-        yield folder
+        folder = _create(chosen)
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+            folder.chmod(0o755)
+            if len(str(folder)) > LONGEST_WORK:
+                raise machine.CannotRun(f"{folder} is too long a path for the tests' sockets in it (unix(7))")
+            (folder / "t").mkdir()
+            (folder / "t").chmod(0o1777)
+            if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+                raise machine.CannotRun(f"{folder} is mounted noexec; choose another with --work")
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+def _create(chosen: Path | None) -> Path:
+    if chosen is None:
+        return Path(tempfile.mkdtemp(prefix="gpu-"))
+    folder = chosen.resolve()
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise machine.CannotRun(f"{folder} exists, and the kit would remove it; choose another with --work") from None
+    return folder
 
 
 def gpu(python: Path, variables: dict[str, str]) -> bool:
