@@ -10,7 +10,7 @@ from tests.support.builds import build
 from tests.support.daemon import Daemon
 from tests.support.generation import generate, images, pixels
 from tests.support.reference import make_small_model, write_index
-from tests.support.seams import before
+from tests.support.seams import after, before
 from weave.client import Client, WeaveError
 from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Progress
@@ -22,10 +22,22 @@ CASES = (("sd1", "float32"), ("sdxl", "float32"), ("sdxl", "float16"), ("sd3", "
 FAILING = 128
 FAILURE = before("gpu_worker/decode.py", "decode", f"if width == {FAILING}:\n    latents = latents[:, :1]")
 
+# What a worker has of the modules that lean_imports.py leaves out.
+IMPORTED = after(
+    "gpu_worker/generation.py",
+    "generate",
+    """
+    import sys
+    from weave import log
+    found = [name for name in ("torch._dynamo.config", "torch.distributed.tensor") if name in sys.modules]
+    log.write("worker", "imported_by_job", model=generation.model.id, found=found)
+    """,
+)
+
 
 @pytest.fixture(scope="module")
 def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Daemon]]:
-    folder, command = tmp_path_factory.mktemp("models"), build((FAILURE,))
+    folder, command = tmp_path_factory.mktemp("models"), build((FAILURE, IMPORTED))
     tables = ""
     for name in ("sd1", "sdxl", "sd3", "flux"):
         write_index(name, make_small_model(name, folder / name))
@@ -54,6 +66,15 @@ def test_an_image_does_not_depend_on_earlier_jobs(daemons: dict[str, Daemon], na
             for scheduler, expected in first.items():
                 assert np.array_equal(image(client, **wanted, scheduler=scheduler), expected), scheduler
         assert daemon.pid_of("worker") == worker  # one worker generated all of them
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux"])
+def test_no_job_imports_the_compiler(daemons: dict[str, Daemon], name: str) -> None:
+    daemon = daemons["float32"].wait_until_serving()
+    with daemon.client() as client:
+        image(client, model=name, width=64, height=64, steps=2)
+    lines = [line for line in daemon.events("imported_by_job") if line["model"] == name]
+    assert lines and [line["found"] for line in lines] == [[]] * len(lines)
 
 
 def image(client: Client, **wanted: Any) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The libraries' classes for the names in weave/models."""
 
+import importlib
 from typing import Any
 
 import diffusers
@@ -33,5 +34,7 @@ def import_family(name: str) -> None:
     for scheduler in family.own_schedulers:
         getattr(diffusers, scheduler)
     adapter_of(name)
+    # torch imports it where a module is initialised on the meta device, as transformers does when it loads one.
+    importlib.import_module("sympy")
     Image.preinit()
     assert PngImagePlugin  # Image.save imports it by name

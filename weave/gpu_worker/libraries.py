@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from weave.gpu_worker import lean_imports
+
 # Each package's distribution. torch is first: without it the others replace their classes by placeholders.
 LIBRARIES = {
     "torch": "torch",
@@ -39,6 +41,7 @@ _NAMES = {
     "torch.cuda": (
         *("device_count", "empty_cache", "init", "is_available", "is_bf16_supported", "mem_get_info", "synchronize"),
     ),
+    "torch.distributed": ("is_available",),
     "torch.nn": ("Module.register_parameter", "Parameter"),
     "torch.nn.functional": ("conv2d", "scaled_dot_product_attention"),
     "safetensors": ("SafetensorError",),
@@ -88,6 +91,8 @@ def lacking_for_all() -> list[Lacking]:
     for library in LIBRARIES:
         if error := _import_error(library):
             return [_lacking(library, [error])]
+        if library == "torch":
+            lean_imports.apply()
     return _by_library(check(common_needs()))
 
 
