@@ -15,6 +15,7 @@ from weave.protocol.errors import ErrorCode
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
 class Own:
@@ -59,7 +60,7 @@ def swap(model: Path) -> None:
 
 HARM: dict[str, tuple[Callable[[Path], object], str]] = {
     "the folder is missing": (shutil.rmtree, "no such model folder"),
-    "a file is missing": (lambda model: (model / UNET).unlink(), f"{UNET}: pinned by sha256, but No such file"),
+    "a file is missing": (lambda model: (model / UNET).unlink(), f"{UNET}: No such file"),
     "a component is missing": (lambda model: shutil.rmtree(model / "text_encoder"), "text_encoder: this family needs"),
     "cut off": (lambda model: truncate(model / UNET, 100_000), "bytes of data, the header describes"),
     "cut off in the header": (lambda model: truncate(model / UNET, 20), "header of"),
@@ -67,7 +68,9 @@ HARM: dict[str, tuple[Callable[[Path], object], str]] = {
     "one bit changed": (lambda model: flip(model / UNET), f"{UNET}: sha256 is"),
     "two files swapped": (swap, "sha256 is"),
     "another model's file": (lambda model: shutil.copy(model / VAE, model / UNET), f"{UNET}: sha256 is"),
-    "an additional pickle": (lambda model: (model / "unet" / "x.bin").write_bytes(b"\x80\x04."), "unet/x.bin: only"),
+    "a pickle instead": (lambda model: (model / UNET).rename(model / "unet" / "x.bin"), "x.bin is a pickle"),
+    "a git-lfs pointer": (lambda model: (model / UNET).write_bytes(POINTER), f"{UNET}: a git-lfs pointer"),
+    "a link to nothing": (lambda model: link(model / UNET, Path("x")), f"{UNET}: links to a file that does not exist"),
     "a link to elsewhere": (lambda model: link(model / UNET), "links to outside"),
 }
 
@@ -76,9 +79,9 @@ def truncate(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
-def link(path: Path) -> None:
+def link(path: Path, target: Path = DEMO_MODEL / UNET) -> None:
     path.unlink()
-    path.symlink_to(DEMO_MODEL / UNET)
+    path.symlink_to(target)
 
 
 @pytest.mark.parametrize("name", HARM)

@@ -286,7 +286,7 @@ def test_a_missing_config_or_a_folder_is_refused_by_name(tmp_path: Path) -> None
     with pytest.raises(ModelFilesRefused, match=r"^unet/config.json: No such file"):
         check_layout("sd1", tmp_path)
     (tmp_path / UNET).mkdir()
-    with pytest.raises(ModelFilesRefused, match=r"^unet/config.json: Is a directory"):
+    with pytest.raises(ModelFilesRefused, match=r"^unet/config.json: not a regular file"):
         check_layout("sd1", tmp_path)
 
 

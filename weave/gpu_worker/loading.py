@@ -18,27 +18,33 @@ from weave.gpu_worker.classes import component_class, pipeline_class
 from weave.gpu_worker.device import is_out_of_memory
 from weave.gpu_worker.schedulers import check_own_scheduler
 from weave.models.components import CLIP_TOKENIZER, Component, ModelClass, TokenizerClass
-from weave.models.configs import read_object, shown
+from weave.models.configs import shown
 from weave.models.families import FAMILIES
-from weave.models.files import ModelFilesRefused
-from weave.models.layouts import check_layout
+from weave.models.files import ModelFilesRefused, check_sha256
+from weave.models.layouts import check_layout, check_weights
 
 Tensors = dict[str, torch.Tensor]
 
 _SHOWN_KEYS = 5
 
 
-def load_pipeline(name: str, path: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """The pipeline of a model in diffusers layout, on `device`; `name` is its family. Raises ModelFilesRefused."""
+def load_pipeline(
+    name: str, path: Path, device: torch.device, dtype: torch.dtype, pins: Mapping[str, str] | None = None
+) -> Any:
+    """The pipeline of a model in diffusers layout, on `device`. `name` is its family; `pins` are digests of its files,
+    as for check_sha256(). Raises ModelFilesRefused."""
     family = FAMILIES[name]
     configs, settings = check_layout(name, path)
+    weights = check_weights(name, path, str(dtype).removeprefix("torch."))
+    check_sha256(path, pins or {})
     parts = {part: component for part, component in family.components.items() if (path / part).is_dir()}
     loaded: dict[str, Any] = dict.fromkeys(family.components)
     for part, component in parts.items():
         if isinstance(component, TokenizerClass):
             loaded[part] = _load_tokenizer(path, part, component)
         else:
-            loaded[part] = _load_model(path, part, component, configs[part], dtype, mapped=device.type != "cpu")
+            files = [path / name for name in weights[part].files]
+            loaded[part] = _load_model(files, part, component, configs[part], dtype, mapped=device.type != "cpu")
     _check_tokenizers(parts, loaded)
     scheduler_class = getattr(diffusers, configs["scheduler"]["_class_name"])
     with _errors_refuse("scheduler"):
@@ -99,11 +105,11 @@ def _check_clip_lengths(tokenizers: Mapping[str, Any]) -> None:
 
 
 def _load_model(
-    path: Path, part: str, component: ModelClass, config: dict[str, Any], dtype: torch.dtype, *, mapped: bool
+    files: list[Path], part: str, component: ModelClass, config: dict[str, Any], dtype: torch.dtype, *, mapped: bool
 ) -> Any:
     is_diffusers, model_class = component.library == "diffusers", component_class(component)
     with _errors_refuse(part):
-        tensors = _read_tensors(path, part, "diffusion_pytorch_model" if is_diffusers else "model")
+        tensors = _read_tensors(files, part)
         if not mapped:
             # A tensor that is not cast would stay in the mapped file: a change of the file would change the model, and
             # its address is not aligned, which alone can change pixels.
@@ -195,28 +201,17 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _read_tensors(path: Path, part: str, stem: str) -> Tensors:
+def _read_tensors(files: list[Path], part: str) -> Tensors:
     """All tensors of a component, memory-mapped."""
     tensors: Tensors = {}
-    for name in _weight_files(path, part, stem):
+    for path in files:
         try:
-            with safe_open(path / part / name, framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError) as error:
-            raise ModelFilesRefused(f"{part}/{name}: {error}") from None
+            raise ModelFilesRefused(f"{part}/{path.name}: {error}") from None
         _refuse_keys(part, "tensors in two files", found.keys() & tensors.keys())
         tensors |= found
     others = {key for key, tensor in tensors.items() if not tensor.is_floating_point() and not key.endswith("_ids")}
     _refuse_keys(part, "tensors not of floating-point numbers", others)
     return tensors
-
-
-def _weight_files(path: Path, part: str, stem: str) -> list[str]:
-    index = f"{stem}.safetensors.index.json"
-    if (path / part / f"{stem}.safetensors").exists() or not (path / part / index).exists():
-        return [f"{stem}.safetensors"]
-    files = read_object(path, f"{part}/{index}").get("weight_map")
-    names: list[Any] = list(files.values()) if isinstance(files, Mapping) else [None]
-    if not all(isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in names):
-        raise ModelFilesRefused(f"{part}/{index}: weight_map must give a .safetensors file of this folder for each key")
-    return sorted(set(names))

@@ -11,7 +11,7 @@ from weave.gpu_worker import device as devices
 from weave.gpu_worker.generation import Cancelled, Generation, generate
 from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.schedulers import IncompatibleScheduler
-from weave.models.files import ModelFilesRefused, check_model_files, check_sha256
+from weave.models.files import ModelFilesRefused
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.errors import RequestError
 from weave.protocol.parameters import check_parameters
@@ -61,10 +61,7 @@ def receive(channel: Channel[ToWorker]) -> ToWorker:
 
 
 def _load(model: WorkerModel, device: torch.device, dtype: torch.dtype) -> object:
-    path = Path(model.path)
-    check_model_files(path)
-    check_sha256(path, model.sha256)
-    return load_pipeline(model.offer.family, path, device, dtype)
+    return load_pipeline(model.offer.family, Path(model.path), device, dtype, model.sha256)
 
 
 def _failed(job: int, error: Exception, device: torch.device) -> Failed:

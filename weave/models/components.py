@@ -39,6 +39,11 @@ class ModelClass(Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     unused_tensors: tuple[str, ...] = ()
 
+    @property
+    def weights(self) -> str:
+        """The name of the file with the weights, without suffix and variant."""
+        return "diffusion_pytorch_model" if self.library == "diffusers" else "model"
+
 
 class TokenizerClass(Struct, frozen=True, kw_only=True):
     """A tokenizer's class. At least one of `vocabularies` must be complete: all of its files exist."""

@@ -1,8 +1,11 @@
-"""The files that a model's folder may hold, and the headers of its weights: checked before any library reads them.
+"""The files of a model's folder that are opened, and the headers of its weights: checked before any library reads them.
+
+Other files are left alone, pickles among them.
 
 Format: github.com/huggingface/safetensors, "Format".
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,8 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-_READ = {".safetensors", ".json", ".txt", ".model"}
-_IGNORED = {".md", ".png", ".jpg", ".jpeg", ".webp", ".gitattributes", ".gitignore", "license", "readme"}
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_HEADER_BYTES = 100_000_000
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
@@ -26,31 +28,59 @@ class ModelFilesRefused(Exception):
     """A model's files were not loaded. The message names the file, relative to the model, and the reason."""
 
 
-def check_model_files(path: Path) -> None:
-    """Refuse a folder that holds anything a loader could read except safetensors, JSON and text.
+def find_file(model: Path, name: str) -> Path:
+    """The path of a file that exists in the folder `model`, and may be opened: `name` is relative to the folder.
 
-    The list is of allowed suffixes, because pickles have many. Raises ModelFilesRefused.
+    Links may lead to other files of the folder, and from a snapshot in the Hub's cache to its blobs: elsewhere a folder
+    that someone else has made could have us read any file. Raises ModelFilesRefused.
     """
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise ModelFilesRefused(f"{path.name}: a model in one file must be .safetensors")
-        check_safetensors_header(path)
-        return
-    if not path.is_dir():
-        raise ModelFilesRefused(f"{path.name}: no such model folder")
-    weights = [file for file in sorted(path.rglob("*")) if _check_entry(path, file) and file.suffix == ".safetensors"]
-    if not weights:
-        raise ModelFilesRefused(f"{path.name}: holds no .safetensors file")
-    for file in weights:
-        check_safetensors_header(file)
+    path = model / name
+    try:
+        target = path.resolve(strict=True)
+    except FileNotFoundError:
+        if path.is_symlink():
+            detail = "links to a file that does not exist; the download is incomplete"
+            raise ModelFilesRefused(f"{name}: {detail}") from None
+        raise ModelFilesRefused(f"{name}: No such file or directory{_other_reason(path)}") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
+        raise ModelFilesRefused(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    if not any(target.is_relative_to(folder) for folder in _readable(model)):
+        raise ModelFilesRefused(f"{name}: links to outside the model's folder; put the file itself there")
+    if not target.is_file():
+        raise ModelFilesRefused(f"{name}: not a regular file")
+    return path
+
+
+def linked_files(model: Path) -> tuple[Path, ...]:
+    """The blobs that the links in a snapshot of the Hub's cache lead to; none for other folders."""
+    blobs = _readable(model)[1:]
+    links = [path for path in sorted(model.rglob("*")) if path.is_symlink()] if blobs else []
+    targets = {link.resolve() for link in links}
+    return tuple(sorted(target for target in targets if target.parent in blobs and target.is_file()))
+
+
+def _readable(model: Path) -> tuple[Path, ...]:
+    """The folder, and for a snapshot in the Hub's cache (models--NAME/snapshots/REVISION) also models--NAME/blobs."""
+    folder = model.resolve()
+    is_snapshot = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return (folder, folder.parent.parent / "blobs") if is_snapshot else (folder,)
+
+
+def _other_reason(path: Path) -> str:
+    """Why a file may be missing: what is there in its place."""
+    pickles = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+    with contextlib.suppress(OSError):
+        found = sorted(other.name for other in path.parent.iterdir() if other.suffix in pickles)
+        if found and path.suffix == ".safetensors":
+            return f"; {found[0]} is a pickle, which can run code and is never read"
+    return ""
 
 
 def check_sha256(path: Path, pins: Mapping[str, str]) -> None:
     """`pins` maps a path within the model to the digest that the file must have, in hex. Raises ModelFilesRefused."""
-    base = path if path.is_dir() else path.parent
     for name, expected in pins.items():
         try:
-            with open(base / name, "rb") as file:
+            with open(find_file(path, name), "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise ModelFilesRefused(f"{name}: pinned by sha256, but {error.strerror}") from None
@@ -58,45 +88,43 @@ def check_sha256(path: Path, pins: Mapping[str, str]) -> None:
             raise ModelFilesRefused(f"{name}: sha256 is {found}, expected {expected}")
 
 
-def check_safetensors_header(path: Path) -> None:
-    """The header must describe every byte of the file exactly once. Raises ModelFilesRefused."""
+def refuse_lfs_pointer(name: str, data: bytes) -> None:
+    """`data` is how the file begins. Raises ModelFilesRefused."""
+    if data.startswith(_LFS_POINTER):
+        raise ModelFilesRefused(f"{name}: a git-lfs pointer, not the file that it stands for; run git lfs pull")
+
+
+def check_safetensors_header(path: Path, name: str | None = None) -> None:
+    """The header must describe every byte of the file exactly once. `name` is what messages call it.
+
+    Raises ModelFilesRefused.
+    """
+    name = name or path.name
     try:
         with open(path, "rb") as file:
+            refuse_lfs_pointer(name, file.read(len(_LFS_POINTER)))
+            file.seek(0)
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-                raise ModelFilesRefused(f"{path.name}: header of {length} bytes in a file of {size}")
+                raise ModelFilesRefused(f"{name}: header of {length} bytes in a file of {size}")
             header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
         if not isinstance(header, dict):
             raise ValueError("not an object")
         header.pop("__metadata__", None)
-        spans = sorted(_span(name, tensor) for name, tensor in header.items())
+        spans = sorted(_span(key, tensor) for key, tensor in header.items())
+    except OSError as error:
+        raise ModelFilesRefused(f"{name}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ModelFilesRefused(f"{path.name}: bad safetensors header: {error}") from None
+        raise ModelFilesRefused(f"{name}: bad safetensors header: {error}") from None
     end = 0
     for begin, following in spans:
         if begin != end:
-            raise ModelFilesRefused(f"{path.name}: tensors overlap or leave a hole at byte {end}")
+            raise ModelFilesRefused(f"{name}: tensors overlap or leave a hole at byte {end}")
         end = following
     if end != size - 8 - length:
-        raise ModelFilesRefused(f"{path.name}: {size - 8 - length} bytes of data, the header describes {end}")
-
-
-def _check_entry(model: Path, entry: Path) -> bool:
-    """Whether `entry` is a file that a loader may read. Raises ModelFilesRefused."""
-    name = entry.relative_to(model)
-    if entry.is_symlink() and not entry.resolve().is_relative_to(model.resolve()):
-        raise ModelFilesRefused(f"{name}: links to outside the model's folder; put the file itself there")
-    if entry.is_dir():
-        return False
-    if not entry.is_file():
-        raise ModelFilesRefused(f"{name}: not a regular file")
-    suffix = entry.suffix.lower() or entry.name.lower()
-    if suffix in _IGNORED:
-        return False
-    if suffix not in _READ:
-        raise ModelFilesRefused(f"{name}: only safetensors, JSON and text are loaded; remove it or convert it")
-    return True
+        detail = f"{size - 8 - length} bytes of data, the header describes {end}"
+        raise ModelFilesRefused(f"{name}: {detail}{'; the download is incomplete' if size - 8 - length < end else ''}")
 
 
 def _span(name: str, tensor: dict[str, Any]) -> tuple[int, int]:

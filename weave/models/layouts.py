@@ -1,5 +1,7 @@
 """Checks that a model's folder belongs to its family, by its JSON files: classes, config values and shared sizes."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,8 +9,14 @@ from weave.models.components import TOKENIZER_RULES, Component, ModelClass, Toke
 from weave.models.configs import check_values, read_object, shown
 from weave.models.families import FAMILIES
 from weave.models.family import Family
-from weave.models.files import ModelFilesRefused
+from weave.models.files import ModelFilesRefused, find_file, refuse_lfs_pointer
 from weave.models.schedulers import SCHEDULER_RULES
+from weave.models.weights import Weights, choose_weights
+
+# Tokenizers open these too, if they exist.
+_TOKENIZER_FILES = (*TOKENIZER_RULES, "added_tokens.json", "tokenizer.json", "vocab.json", "merges.txt", "spiece.model")
+# No file of these is worth a note: what git, the Hub's tools and people put beside a model.
+_BESIDE = {".md", ".txt", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".pdf", ""}
 
 
 class Checked(NamedTuple):
@@ -19,8 +27,10 @@ class Checked(NamedTuple):
 
 
 def check_layout(name: str, model: Path) -> Checked:
-    """Raises ModelFilesRefused unless the folder `model` is a model of the family `name`."""
+    """Raises ModelFilesRefused unless the folder `model` is a model of the family `name`. Does not look at weights."""
     family = FAMILIES[name]
+    if not model.exists():
+        raise ModelFilesRefused(f"{model.name}: no such model folder")
     if not model.is_dir():
         raise ModelFilesRefused(f"{model.name}: not a folder in diffusers layout; convert it")
     settings = _check_index(family, model)
@@ -37,6 +47,32 @@ def check_layout(name: str, model: Path) -> Checked:
             configs[part] = _check_component(model, part, component)
     _check_sizes(family, configs)
     return Checked(configs, settings)
+
+
+def check_weights(name: str, model: Path, dtype: str) -> dict[str, Weights]:
+    """The weights of each component by its folder, in a folder that check_layout() accepts. `dtype` is what they are
+    loaded in, by its name in torch; "auto" has no preference. Raises ModelFilesRefused."""
+    return {
+        part: choose_weights(model, part, component.weights, dtype)
+        for part, component in FAMILIES[name].components.items()
+        if isinstance(component, ModelClass) and (model / part).is_dir()
+    }
+
+
+def unread_files(name: str, model: Path, weights: Mapping[str, Weights]) -> list[str]:
+    """The files of a model's folder that are never opened, relative to it, but for documentation and images."""
+    opened = {"model_index.json", "scheduler/scheduler_config.json"}
+    for part, component in FAMILIES[name].components.items():
+        if isinstance(component, TokenizerClass):
+            opened |= {f"{part}/{file}" for file in _TOKENIZER_FILES}
+        elif part in weights:
+            opened |= {f"{part}/config.json", *weights[part].files}
+    found = []
+    for folder, folders, files in os.walk(model):
+        folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
+        names = (Path(folder, file).relative_to(model) for file in sorted(files) if not file.startswith("."))
+        found += [str(path) for path in names if path.suffix.lower() not in _BESIDE and str(path) not in opened]
+    return found
 
 
 def _check_sizes(family: Family, configs: dict[str, dict[str, Any]]) -> None:
@@ -100,6 +136,10 @@ def _check_tokenizer(model: Path, part: str, component: TokenizerClass) -> None:
                 raise ModelFilesRefused(f"{part}/{file}: {detail}")
             if config.get("backend") not in (None, "tokenizers"):
                 raise ModelFilesRefused(f"{part}/{file}: backend is {shown(config['backend'])}, expected tokenizers")
+    for file in _TOKENIZER_FILES:
+        if (model / part / file).exists():
+            with open(find_file(model, f"{part}/{file}"), "rb") as opened:
+                refuse_lfs_pointer(f"{part}/{file}", opened.read(100))
     choices = component.vocabularies
     if not any(all((model / part / file).is_file() for file in files) for files in choices):
         # Without these transformers creates a tokenizer with an empty vocabulary.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import weave
+from weave.models.files import linked_files
 
 
 def packages(search: Iterable[str]) -> tuple[Path, ...]:
@@ -129,9 +130,12 @@ class FileRules(NamedTuple):
 
 
 def rules(pid: int, *models: str | None) -> FileRules:
-    """For the worker with this `pid`; `models` are the folders of its model."""
+    """For the worker with this `pid`; `models` are the folders of its model. Of the Hub's cache, only a snapshot's own
+    blobs: the others belong to other revisions."""
     own = Path(f"/proc/{pid}")
-    read = (*READ, *cards(), *(Path(folder) for folder in models if folder is not None), *(own / name for name in OWN))
+    folders = [Path(folder) for folder in models if folder is not None]
+    linked = (path for folder in folders for path in linked_files(folder))
+    read = (*READ, *cards(), *folders, *linked, *(own / name for name in OWN))
     # CUDA opens task/TID/comm for reading and writing to name its threads. The TIDs are not known yet.
     return FileRules(read, DEVICES, (own / "task",) if NVIDIA else ())
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from weave.client import NotRunning, ProtocolError, WeaveError, default_socket_path
 from weave.config import load as config_file
 from weave.config.schema import Config, ConfigError
-from weave.models.files import ModelFilesRefused, check_model_files
-from weave.models.layouts import check_layout
+from weave.models.files import ModelFilesRefused
+from weave.models.layouts import check_layout, check_weights, unread_files
 from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.protocol.client_messages import StatusReport
 from weave.weavectl.connect import connect, describe_listener
@@ -20,6 +20,7 @@ from weave.weavectl.output import Output
 
 EXIT_PROBLEM = 4
 _NVIDIA, _NVIDIA_UVM, _KFD = (Path("/dev") / name for name in ("nvidiactl", "nvidia-uvm", "kfd"))
+_SHOWN_FILES = 5
 
 
 def doctor(options: argparse.Namespace, output: Output) -> int:
@@ -42,8 +43,8 @@ def check_config(options: argparse.Namespace, output: Output) -> int:
         path = options.config or config_file.default_path(system=system)
         config = config_file.load(options.config, system=system)
         for model in config.models.values():
-            check_model_files(Path(model.path))
             check_layout(model.family, Path(model.path))
+            check_weights(model.family, Path(model.path), config.device.dtype)
     except (ConfigError, ModelFilesRefused, OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
         output.line(str(error), good=False, detail=str(error))
         return EXIT_PROBLEM
@@ -148,13 +149,17 @@ def _check_listener(path: Path) -> Finding:
 
 def _check_models(config: Config) -> Iterator[Finding]:
     for name, model in config.models.items():
+        path = Path(model.path)
         try:
-            check_model_files(Path(model.path))
-            check_layout(model.family, Path(model.path))
+            check_layout(model.family, path)
+            weights = check_weights(model.family, path, config.device.dtype)
+            unread = unread_files(model.family, path, weights)
         except (ModelFilesRefused, OSError) as error:
             yield Finding(f"model {name}", "fail", str(error), f"fix {model.path}, or remove the model from the config")
         else:
-            yield Finding(f"model {name}", "ok", model.path)
+            more = ", ..." * (len(unread) > _SHOWN_FILES)
+            note = f" (never read: {', '.join(unread[:_SHOWN_FILES])}{more})" if unread else ""
+            yield Finding(f"model {name}", "ok", f"{path}{note}")
 
 
 def _check_gpu(used: str | None, *, system: bool) -> Finding:

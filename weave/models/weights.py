@@ -1,0 +1,61 @@
+"""Which files hold a component's weights: one file, or several with an index, of the variant closest to the dtype.
+
+Names: save_pretrained of diffusers and transformers, with and without `variant`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from weave.models.configs import read_object
+from weave.models.files import ModelFilesRefused, check_safetensors_header, find_file
+
+# By the dtype that the model is loaded in. A cast between the two halves costs precision or range: it comes last.
+_VARIANTS = {"float16": ("fp16", "", "bf16"), "bfloat16": ("bf16", "", "fp16")}
+_NO_PREFERENCE = ("", "fp16", "bf16")
+
+
+class Weights(NamedTuple):
+    """`files` are relative to the model's folder. `variant` is empty for the files without one in their name."""
+
+    files: tuple[str, ...]
+    variant: str
+
+
+def choose_weights(model: Path, part: str, stem: str, dtype: str) -> Weights:
+    """`stem` is the file's name without suffix, `dtype` a name in torch. Checks the header of each file.
+
+    Raises ModelFilesRefused.
+    """
+    for variant in _VARIANTS.get(dtype, _NO_PREFERENCE):
+        single, index = _names(part, stem, variant)
+        if _exists(model / single):
+            return _checked(model, Weights((single,), variant))
+        if _exists(model / index):
+            return _checked(model, Weights(_shards(model, part, index), variant))
+    find_file(model, _names(part, stem, "")[0])  # says why there is none
+    raise ModelFilesRefused(f"{part}: its weights have just been removed")
+
+
+def _names(part: str, stem: str, variant: str) -> tuple[str, str]:
+    dotted = f".{variant}" if variant else ""
+    return f"{part}/{stem}{dotted}.safetensors", f"{part}/{stem}.safetensors.index{dotted}.json"
+
+
+def _exists(path: Path) -> bool:
+    """Also a link to nothing: the name says that there should be a file."""
+    return path.is_symlink() or path.exists()
+
+
+def _shards(model: Path, part: str, index: str) -> tuple[str, ...]:
+    found = read_object(model, index).get("weight_map")
+    names: list[Any] = list(found.values()) if isinstance(found, Mapping) else [None]
+    if not all(isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in names):
+        raise ModelFilesRefused(f"{index}: weight_map must give a .safetensors file of this folder for each key")
+    return tuple(f"{part}/{name}" for name in sorted(set(names)))
+
+
+def _checked(model: Path, weights: Weights) -> Weights:
+    for name in weights.files:
+        check_safetensors_header(find_file(model, name), name)
+    return weights
