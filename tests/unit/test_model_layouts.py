@@ -1,5 +1,6 @@
 """Which folders are valid models of a family, by their JSON files alone: published ones are, altered ones are not."""
 
+import ast
 import dataclasses
 import inspect
 import json
@@ -22,7 +23,7 @@ from weave.models.configs import Rule
 from weave.models.families import FAMILIES
 from weave.models.files import ModelFilesRefused
 from weave.models.layouts import check_layout
-from weave.models.schedulers import SCHEDULER_RULES, SCHEDULERS
+from weave.models.schedulers import RELATED, SCHEDULER_RULES, SCHEDULERS
 
 SD1, SD2, SDXL, SD3, FLUX = (
     PUBLISHED[name][1] for name in ("Stable Diffusion 1.5", "Stable Diffusion 2.1", "SDXL", "SD 3.5", "FLUX.1-dev")
@@ -136,10 +137,23 @@ def test_missing_config_keys_are_checked_with_the_class_defaults(class_name: str
         assert theirs[key] == (tuple(value) if isinstance(value, list) else value), key
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_key_of_a_scheduler_is_known(name: str) -> None:
-    class_name = SCHEDULERS[name].class_name
-    assert parameters(class_name).keys() <= SCHEDULER_RULES.keys.keys() | SCHEDULER_RULES.ignored
+OFFERED = [scheduler.class_name for scheduler in SCHEDULERS.values()]
+
+
+@pytest.mark.parametrize("class_name", [*OFFERED, *RELATED["diffusion"], *RELATED["flow"]])
+def test_every_key_of_a_scheduler_is_known(class_name: str) -> None:
+    assert set(written_parameters(class_name)) <= SCHEDULER_RULES.keys.keys() | SCHEDULER_RULES.ignored
+
+
+def written_parameters(class_name: str) -> list[str]:
+    """From the source: diffusers replaces two of the classes by placeholders, unless scipy and torchsde are there."""
+    (folder,) = diffusers.schedulers.__path__
+    for path in Path(folder).glob("scheduling_*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and node.name == class_name:
+                made = next(item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__")
+                return [argument.arg for argument in made.args.args[1:]]
+    raise LookupError(class_name)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -173,6 +187,17 @@ def test_a_scheduler_config_may_have_keys_of_other_classes(tmp_path: Path) -> No
     sound, _ = check_layout("sd1", write(SD1, tmp_path / "sound"))
     configs, _ = check_layout("sd1", write(SD1 | {name: SD1[name] | left}, tmp_path / "left"))
     assert configs["scheduler"] == sound["scheduler"]
+
+
+@pytest.mark.parametrize(
+    "family, class_name", [("sd1", name) for name in RELATED["diffusion"]] + [("flux", RELATED["flow"][0])]
+)
+def test_a_related_schedulers_numbers_go_to_the_default_class(tmp_path: Path, family: str, class_name: str) -> None:
+    name = "scheduler/scheduler_config.json"
+    files = SD1 if family == "sd1" else FLUX
+    configs, _ = check_layout(family, write(files | {name: files[name] | {"_class_name": class_name}}, tmp_path))
+    default = SCHEDULERS[FAMILIES[family].defaults.scheduler].class_name
+    assert configs["scheduler"] == files[name] | {"_class_name": default}
 
 
 UNET, VAE, CLIP, CLIP_2, T5, FLOW = (

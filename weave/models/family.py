@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from weave.models.components import Component
-from weave.models.schedulers import SCHEDULERS
+from weave.models.schedulers import RELATED, SCHEDULERS
 from weave.models.sizes import Sizes
 from weave.protocol.bounds import Bounds, FloatRange, Range
 from weave.protocol.features import TEXT_TO_IMAGE
@@ -45,8 +45,15 @@ class Family(Struct, frozen=True, kw_only=True):
 
     @property
     def own_schedulers(self) -> tuple[str, ...]:
-        """The classes that a model's own scheduler_config.json may name."""
+        """The classes of `schedulers`, one of which is made from a model's own scheduler_config.json."""
         return tuple(SCHEDULERS[name].class_name for name in self.schedulers)
+
+    def own_scheduler(self, class_name: object) -> str | None:
+        """The class to make from a scheduler_config.json that names `class_name`; None if that one is not known."""
+        default = SCHEDULERS[self.defaults.scheduler]
+        if class_name in RELATED[default.kind]:
+            return default.class_name
+        return str(class_name) if class_name in self.own_schedulers else None
 
     @property
     def encoders(self) -> int:

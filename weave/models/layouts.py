@@ -10,7 +10,7 @@ from weave.models.configs import check_values, read_object, shown
 from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.models.files import ModelFilesRefused, find_file, refuse_lfs_pointer
-from weave.models.schedulers import SCHEDULER_RULES
+from weave.models.schedulers import RELATED, SCHEDULER_RULES, SCHEDULERS
 from weave.models.weights import Weights, choose_weights
 
 # Tokenizers open these too, if they exist.
@@ -108,10 +108,11 @@ def _check_index(family: Family, model: Path) -> dict[str, bool]:
 def _check_scheduler(family: Family, model: Path) -> dict[str, Any]:
     name = "scheduler/scheduler_config.json"
     config = check_values(name, read_object(model, name), SCHEDULER_RULES)
-    if (class_name := config.get("_class_name")) not in family.own_schedulers:
-        allowed = ", ".join(family.own_schedulers)
-        raise ModelFilesRefused(f"{name}: _class_name is {shown(class_name)}, expected one of {allowed}")
-    return config
+    class_name = family.own_scheduler(config.get("_class_name"))
+    if class_name is None:
+        known = ", ".join((*family.own_schedulers, *RELATED[SCHEDULERS[family.defaults.scheduler].kind]))
+        raise ModelFilesRefused(f"{name}: _class_name is {shown(config.get('_class_name'))}, expected one of {known}")
+    return config | {"_class_name": class_name}
 
 
 def _check_component(model: Path, part: str, component: ModelClass) -> dict[str, Any]:

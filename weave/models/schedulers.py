@@ -34,6 +34,18 @@ SCHEDULERS = {
 DIFFUSION = tuple(name for name, scheduler in SCHEDULERS.items() if scheduler.kind == "diffusion")
 FLOW = tuple(name for name, scheduler in SCHEDULERS.items() if scheduler.kind == "flow")
 
+# Classes that are not offered, but have the same parameters. A model whose config names one gets its family's default
+# scheduler, with the numbers of that config.
+RELATED = {
+    "diffusion": (
+        *("DDIMInverseScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler", "DDPMScheduler"),
+        *("DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverSDEScheduler"),
+        *("DPMSolverSinglestepScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+        *("KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "SASolverScheduler", "TCDScheduler"),
+    ),
+    "flow": ("FlowMatchLCMScheduler",),
+}
+
 # One set of rules for all: diffusers creates one class from another's config, and keeps the keys that it does not use.
 SCHEDULER_RULES = rules(
     # Keys of classes that are not offered, and of early versions.
