@@ -59,20 +59,26 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def link(file: Path, target: str) -> None:
+    file.unlink()
+    file.symlink_to(target)
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 # By name: the damage to a good model, and the reason in the log.
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (
-        lambda model: (model / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04"),
-        "diffusion_pytorch_model.bin",
+        lambda model: (model / WEIGHTS).rename(model / "unet" / "diffusion_pytorch_model.bin"),
+        "diffusion_pytorch_model.bin is a pickle",
     ),
-    "code": (lambda model: (model / "unet" / "code.py").write_text("import os"), "code.py"),
-    "link-outside": (lambda model: (model / "vae" / "link.json").symlink_to("/etc/passwd"), "link.json"),
+    "pickle-as-safetensors": (lambda model: (model / WEIGHTS).write_bytes(b"\x80\x04" + 99 * b"."), "header of"),
+    "link-outside": (lambda model: link(model / "vae" / "config.json", "/etc/passwd"), "vae/config.json: links to"),
     "no-vae": (lambda model: shutil.rmtree(model / "vae"), "vae"),
     "unknown-scheduler": (
         lambda model: (model / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "os.system"}'),
         "scheduler",
     ),
-    "truncated": (lambda model: truncate(model / "unet" / "diffusion_pytorch_model.safetensors"), "bytes of data"),
+    "truncated": (lambda model: truncate(model / WEIGHTS), "bytes of data"),
     "broken-config": (
         lambda model: (model / "unet" / "config.json").write_text("{"),
         "unet/config.json: not valid JSON",
