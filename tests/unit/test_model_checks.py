@@ -89,7 +89,7 @@ def test_a_snapshot_in_the_hubs_cache_links_to_its_blobs(tmp_path: Path) -> None
     (blob.parent / "another").write_text("x")
     (blob.parent / "folder").mkdir()
     (tmp_path / "secret").write_text("x")
-    for name, target in {"outside": tmp_path / "secret", "folder": blob.parent / "folder"}.items():
+    for name, target in {"outside": tmp_path / "secret", "folder": blob.parent / "folder", "loop": "loop"}.items():
         (snapshot / name).symlink_to(target)
     assert find_file(snapshot, "vae/file").read_text() == "x"
     assert linked_files(snapshot) == (blob,)

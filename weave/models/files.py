@@ -55,7 +55,7 @@ def linked_files(model: Path) -> tuple[Path, ...]:
     """The blobs that the links in a snapshot of the Hub's cache lead to; none for other folders."""
     blobs = _readable(model)[1:]
     links = [path for path in sorted(model.rglob("*")) if path.is_symlink()] if blobs else []
-    targets = {link.resolve() for link in links}
+    targets = {Path(os.path.realpath(link)) for link in links}  # unlike resolve(), also of links in a circle
     return tuple(sorted(target for target in targets if target.parent in blobs and target.is_file()))
 
 
