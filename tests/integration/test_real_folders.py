@@ -3,13 +3,12 @@
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.integration.test_weavectl import weavectl
 from tests.support.builds import build
 from tests.support.daemon import DEMO_MODEL, Daemon
 from tests.support.generation import generate, images
@@ -95,9 +94,7 @@ def test_each_folder_gives_the_same_image(daemon: Daemon, name: str) -> None:
 
 
 def test_doctor_names_the_files_that_are_never_read(daemon: Daemon) -> None:
-    environment = os.environ | {"XDG_RUNTIME_DIR": str(daemon.folder), "XDG_CONFIG_HOME": str(daemon.folder / "config")}
-    command = [str(Path(sys.executable).with_name("weavectl")), "doctor"]
-    said = subprocess.run(command, check=False, env=environment, capture_output=True, text=True).stdout.splitlines()
+    said = weavectl(daemon, "doctor").stdout.splitlines()
     lines = {name: next(line for line in said if f"model {name}:" in line) for name in (CLONED, CACHED, DOWNLOADED)}
     assert all(line.startswith("ok") for line in lines.values())
     assert "(never read: v1.ckpt, x.py, unet/diffusion_pytorch_model.bin)" in lines[CLONED]

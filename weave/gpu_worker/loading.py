@@ -43,7 +43,7 @@ def load_pipeline(
         if isinstance(component, TokenizerClass):
             loaded[part] = _load_tokenizer(path, part, component)
         else:
-            files = [path / name for name in weights[part].files]
+            files = [path / name for name in weights[part]]
             loaded[part] = _load_model(files, part, component, configs[part], dtype, mapped=device.type != "cpu")
     _check_tokenizers(parts, loaded)
     scheduler_class = getattr(diffusers, configs["scheduler"]["_class_name"])

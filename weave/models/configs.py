@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from weave.models.files import ModelFilesRefused, find_file, refuse_lfs_pointer
+from weave.models.files import ModelFilesRefused, find_file
 
 _MAX_BYTES = 64 * 1024 * 1024
 _SHOWN = 80
@@ -111,7 +111,6 @@ def read_object(model: Path, name: str) -> dict[str, Any]:
     try:
         with open(find_file(model, name), "rb") as file:
             data = file.read(_MAX_BYTES + 1)
-        refuse_lfs_pointer(name, data)
         if len(data) > _MAX_BYTES:
             raise ValueError(f"larger than {_MAX_BYTES} bytes")
         found = json.loads(data, object_pairs_hook=_without_duplicates)

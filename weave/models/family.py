@@ -48,11 +48,15 @@ class Family(Struct, frozen=True, kw_only=True):
         """The classes of `schedulers`, one of which is made from a model's own scheduler_config.json."""
         return tuple(SCHEDULERS[name].class_name for name in self.schedulers)
 
+    @property
+    def related_schedulers(self) -> tuple[str, ...]:
+        """The classes that a model's own scheduler_config.json may also name: the default class gets its numbers."""
+        return RELATED[SCHEDULERS[self.defaults.scheduler].kind]
+
     def own_scheduler(self, class_name: object) -> str | None:
         """The class to make from a scheduler_config.json that names `class_name`; None if that one is not known."""
-        default = SCHEDULERS[self.defaults.scheduler]
-        if class_name in RELATED[default.kind]:
-            return default.class_name
+        if class_name in self.related_schedulers:
+            return SCHEDULERS[self.defaults.scheduler].class_name
         return str(class_name) if class_name in self.own_schedulers else None
 
     @property

@@ -48,6 +48,13 @@ def find_file(model: Path, name: str) -> Path:
         raise ModelFilesRefused(f"{name}: links to outside the model's folder; put the file itself there")
     if not target.is_file():
         raise ModelFilesRefused(f"{name}: not a regular file")
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(len(_LFS_POINTER))
+    except OSError as error:
+        raise ModelFilesRefused(f"{name}: {error.strerror}") from None
+    if beginning == _LFS_POINTER:
+        raise ModelFilesRefused(f"{name}: a git-lfs pointer, not the file that it stands for; run git lfs pull")
     return path
 
 
@@ -88,12 +95,6 @@ def check_sha256(path: Path, pins: Mapping[str, str]) -> None:
             raise ModelFilesRefused(f"{name}: sha256 is {found}, expected {expected}")
 
 
-def refuse_lfs_pointer(name: str, data: bytes) -> None:
-    """`data` is how the file begins. Raises ModelFilesRefused."""
-    if data.startswith(_LFS_POINTER):
-        raise ModelFilesRefused(f"{name}: a git-lfs pointer, not the file that it stands for; run git lfs pull")
-
-
 def check_safetensors_header(path: Path, name: str | None = None) -> None:
     """The header must describe every byte of the file exactly once. `name` is what messages call it.
 
@@ -102,8 +103,6 @@ def check_safetensors_header(path: Path, name: str | None = None) -> None:
     name = name or path.name
     try:
         with open(path, "rb") as file:
-            refuse_lfs_pointer(name, file.read(len(_LFS_POINTER)))
-            file.seek(0)
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):

@@ -9,12 +9,12 @@ from weave.models.components import TOKENIZER_RULES, Component, ModelClass, Toke
 from weave.models.configs import check_values, read_object, shown
 from weave.models.families import FAMILIES
 from weave.models.family import Family
-from weave.models.files import ModelFilesRefused, find_file, refuse_lfs_pointer
-from weave.models.schedulers import RELATED, SCHEDULER_RULES, SCHEDULERS
-from weave.models.weights import Weights, choose_weights
+from weave.models.files import ModelFilesRefused, find_file
+from weave.models.schedulers import SCHEDULER_RULES
+from weave.models.weights import choose_weights
 
-# Tokenizers open these too, if they exist.
-_TOKENIZER_FILES = (*TOKENIZER_RULES, "added_tokens.json", "tokenizer.json", "vocab.json", "merges.txt", "spiece.model")
+# Tokenizers open these besides the files in TOKENIZER_RULES, if they exist.
+_VOCABULARIES = ("added_tokens.json", "tokenizer.json", "vocab.json", "merges.txt", "spiece.model")
 # No file of these is worth a note: what git, the Hub's tools and people put beside a model.
 _BESIDE = {".md", ".txt", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".pdf", ""}
 
@@ -49,9 +49,11 @@ def check_layout(name: str, model: Path) -> Checked:
     return Checked(configs, settings)
 
 
-def check_weights(name: str, model: Path, dtype: str) -> dict[str, Weights]:
-    """The weights of each component by its folder, in a folder that check_layout() accepts. `dtype` is what they are
-    loaded in, by its name in torch; "auto" has no preference. Raises ModelFilesRefused."""
+def check_weights(name: str, model: Path, dtype: str) -> dict[str, tuple[str, ...]]:
+    """The files with each component's weights by the component's folder, in a model that check_layout() accepts.
+
+    `dtype` is what they are loaded in, by its name in torch; "auto" has no preference. Raises ModelFilesRefused.
+    """
     return {
         part: choose_weights(model, part, component.weights, dtype)
         for part, component in FAMILIES[name].components.items()
@@ -59,14 +61,14 @@ def check_weights(name: str, model: Path, dtype: str) -> dict[str, Weights]:
     }
 
 
-def unread_files(name: str, model: Path, weights: Mapping[str, Weights]) -> list[str]:
+def unread_files(name: str, model: Path, weights: Mapping[str, tuple[str, ...]]) -> list[str]:
     """The files of a model's folder that are never opened, relative to it, but for documentation and images."""
     opened = {"model_index.json", "scheduler/scheduler_config.json"}
     for part, component in FAMILIES[name].components.items():
         if isinstance(component, TokenizerClass):
-            opened |= {f"{part}/{file}" for file in _TOKENIZER_FILES}
+            opened |= {f"{part}/{file}" for file in (*TOKENIZER_RULES, *_VOCABULARIES)}
         elif part in weights:
-            opened |= {f"{part}/config.json", *weights[part].files}
+            opened |= {f"{part}/config.json", *weights[part]}
     found = []
     for folder, folders, files in os.walk(model):
         folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
@@ -110,7 +112,7 @@ def _check_scheduler(family: Family, model: Path) -> dict[str, Any]:
     config = check_values(name, read_object(model, name), SCHEDULER_RULES)
     class_name = family.own_scheduler(config.get("_class_name"))
     if class_name is None:
-        known = ", ".join((*family.own_schedulers, *RELATED[SCHEDULERS[family.defaults.scheduler].kind]))
+        known = ", ".join((*family.own_schedulers, *family.related_schedulers))
         raise ModelFilesRefused(f"{name}: _class_name is {shown(config.get('_class_name'))}, expected one of {known}")
     return config | {"_class_name": class_name}
 
@@ -137,10 +139,9 @@ def _check_tokenizer(model: Path, part: str, component: TokenizerClass) -> None:
                 raise ModelFilesRefused(f"{part}/{file}: {detail}")
             if config.get("backend") not in (None, "tokenizers"):
                 raise ModelFilesRefused(f"{part}/{file}: backend is {shown(config['backend'])}, expected tokenizers")
-    for file in _TOKENIZER_FILES:
+    for file in _VOCABULARIES:
         if (model / part / file).exists():
-            with open(find_file(model, f"{part}/{file}"), "rb") as opened:
-                refuse_lfs_pointer(f"{part}/{file}", opened.read(100))
+            find_file(model, f"{part}/{file}")
     choices = component.vocabularies
     if not any(all((model / part / file).is_file() for file in files) for files in choices):
         # Without these transformers creates a tokenizer with an empty vocabulary.

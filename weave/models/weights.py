@@ -5,7 +5,7 @@ Names: save_pretrained of diffusers and transformers, with and without `variant`
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from weave.models.configs import read_object
 from weave.models.files import ModelFilesRefused, check_safetensors_header, find_file
@@ -15,24 +15,17 @@ _VARIANTS = {"float16": ("fp16", "", "bf16"), "bfloat16": ("bf16", "", "fp16")}
 _NO_PREFERENCE = ("", "fp16", "bf16")
 
 
-class Weights(NamedTuple):
-    """`files` are relative to the model's folder. `variant` is empty for the files without one in their name."""
+def choose_weights(model: Path, part: str, stem: str, dtype: str) -> tuple[str, ...]:
+    """The files, relative to the model's folder. `stem` is a file's name without suffix, `dtype` a name in torch.
 
-    files: tuple[str, ...]
-    variant: str
-
-
-def choose_weights(model: Path, part: str, stem: str, dtype: str) -> Weights:
-    """`stem` is the file's name without suffix, `dtype` a name in torch. Checks the header of each file.
-
-    Raises ModelFilesRefused.
+    Checks the header of each file. Raises ModelFilesRefused.
     """
     for variant in _VARIANTS.get(dtype, _NO_PREFERENCE):
         single, index = _names(part, stem, variant)
         if _exists(model / single):
-            return _checked(model, Weights((single,), variant))
+            return _checked(model, (single,))
         if _exists(model / index):
-            return _checked(model, Weights(_shards(model, part, index), variant))
+            return _checked(model, _shards(model, part, index))
     find_file(model, _names(part, stem, "")[0])  # says why there is none
     raise ModelFilesRefused(f"{part}: its weights have just been removed")
 
@@ -55,7 +48,7 @@ def _shards(model: Path, part: str, index: str) -> tuple[str, ...]:
     return tuple(f"{part}/{name}" for name in sorted(set(names)))
 
 
-def _checked(model: Path, weights: Weights) -> Weights:
-    for name in weights.files:
+def _checked(model: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
         check_safetensors_header(find_file(model, name), name)
-    return weights
+    return names
