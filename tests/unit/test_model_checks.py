@@ -135,20 +135,20 @@ def test_the_variant_closest_to_the_dtype_is_chosen(tmp_path: Path, dtype: str, 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 UNUSABLE: dict[str, tuple[dict[str, bytes], str]] = {
-    "none": ({}, r"^vae/model.safetensors: No such file or directory$"),
+    "none": ({}, r"^text_encoder/model.safetensors: No such file or directory$"),
     "a pickle": ({"pytorch_model.bin": b"PK"}, r"pytorch_model.bin is a pickle"),
-    "a git-lfs pointer": ({"model.safetensors": POINTER}, r"^vae/model.safetensors: a git-lfs pointer"),
+    "a git-lfs pointer": ({"model.safetensors": POINTER}, r"^text_encoder/model.safetensors: a git-lfs pointer"),
     "cut off": (
         {"model.safetensors": b"\x40" + 7 * b"\0" + b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}'.ljust(64)},
-        r"^vae/model.safetensors: 0 bytes of data, the header describes 4; the download is incomplete",
+        r"^text_encoder/model.safetensors: 0 bytes of data, the header describes 4; the download is incomplete",
     ),
     "a shard missing": (
         {"model.safetensors.index.json": b'{"weight_map": {"a": "model-1.safetensors"}}'},
-        r"^vae/model-1.safetensors: No such file",
+        r"^text_encoder/model-1.safetensors: No such file",
     ),
     "an index that names a file outside": (
         {"model.safetensors.index.json": b'{"weight_map": {"a": "../secret.safetensors"}}'},
-        r"^vae/model.safetensors.index.json: weight_map must give",
+        r"^text_encoder/model.safetensors.index.json: weight_map must give",
     ),
 }
 
@@ -156,12 +156,12 @@ UNUSABLE: dict[str, tuple[dict[str, bytes], str]] = {
 @pytest.mark.parametrize("name", UNUSABLE)
 def test_unusable_weights_are_named_as_what_they_are(tmp_path: Path, name: str) -> None:
     files, reason = UNUSABLE[name]
-    (tmp_path / "vae").mkdir()
+    (tmp_path / "text_encoder").mkdir()
     (tmp_path / "secret.safetensors").write_bytes(SOUND)
     for file, data in files.items():
-        (tmp_path / "vae" / file).write_bytes(data)
+        (tmp_path / "text_encoder" / file).write_bytes(data)
     with pytest.raises(ModelFilesRefused, match=reason):
-        choose_weights(tmp_path, "vae", "model", "float32")
+        check_weights("sd1", tmp_path, "float32")
 
 
 def test_files_that_are_never_read_are_listed(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_an_incomplete_set_of_files_is_refused(tmp_path: Path) -> None:
     half = {name: file for name, file in SD3.items() if not name.startswith("tokenizer_3")}
     with pytest.raises(ModelFilesRefused, match="tokenizer_3: this family needs the folder"):
         check_layout("sd3", write(half, tmp_path / "half"))
-    with pytest.raises(ModelFilesRefused, match=r"tokenizer: has neither tokenizer.json nor vocab.json and merges.txt"):
+    with pytest.raises(ModelFilesRefused, match=r"tokenizer: lacks tokenizer.json, or vocab.json and merges.txt"):
         check_layout("sd1", write({k: v for k, v in SD1.items() if "merges" not in k}, tmp_path / "speechless"))
 
 

@@ -62,7 +62,7 @@ CLIP_TOKENIZER = TokenizerClass(
     aliases=("CLIPTokenizerFast",),
 )
 T5_TOKENIZER = TokenizerClass(
-    class_name="T5TokenizerFast", vocabularies=(("tokenizer.json",), ("spiece.model",)), aliases=("T5Tokenizer",)
+    class_name="T5TokenizerFast", vocabularies=(("tokenizer.json",),), aliases=("T5Tokenizer",)
 )
 
 _CLIP = rules(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from weave.models.faults import Checks
 from weave.models.files import ModelFilesRefused, find_file
 
 _MAX_BYTES = 64 * 1024 * 1024
@@ -123,19 +124,22 @@ def read_object(model: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def check_values(name: str, found: Mapping[str, Any], allowed: Rules) -> dict[str, Any]:
-    """The part of the object `found`, from the file `name`, to pass on to the class. Raises ModelFilesRefused."""
+def check_values(name: str, found: Mapping[str, Any], allowed: Rules) -> Checks[dict[str, Any] | None]:
+    """The part of the object `found`, from the file `name`, to pass on to the class; None if a value cannot be used."""
+    usable = True
     for key, value in found.items():
         if key in allowed.ignored:
             continue
         if key not in allowed.keys:
-            raise ModelFilesRefused(f"{name}: {shown(key)} is not a known key; remove it")
-        if not allowed.keys[key].fits(value):
-            raise ModelFilesRefused(f"{name}: {key} is {shown(value)}, expected {allowed.keys[key].words}")
+            yield f"{name}: {shown(key)} is not a known key; remove it"
+        elif not allowed.keys[key].fits(value):
+            yield f"{name}: {key} is {shown(value)}, expected {allowed.keys[key].words}"
+            usable = False
     # diffusers lists the keys that were missing from the file it once read: their values are the class's defaults.
     defaults = found.get("_use_default_values")
     defaults = defaults if isinstance(defaults, list) else []
-    return {key: value for key, value in found.items() if key in allowed.keys and key not in defaults}
+    sound = {key: value for key, value in found.items() if key in allowed.keys and key not in defaults}
+    return sound if usable else None
 
 
 def shown(value: object) -> str:

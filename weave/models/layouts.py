@@ -1,15 +1,16 @@
 """Checks that a model's folder belongs to its family, by its JSON files: classes, config values and shared sizes."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from weave.models.components import TOKENIZER_RULES, Component, ModelClass, TokenizerClass
-from weave.models.configs import check_values, read_object, shown
+from weave.models.configs import Rules, check_values, read_object, shown
 from weave.models.families import FAMILIES
 from weave.models.family import Family
-from weave.models.files import ModelFilesRefused, find_file
+from weave.models.faults import Checks, apart, fault_of, refuse_first
+from weave.models.files import ModelFilesRefused, check_safetensors_header, check_sha256, find_file
 from weave.models.schedulers import SCHEDULER_RULES
 from weave.models.weights import choose_weights
 
@@ -26,42 +27,32 @@ class Checked(NamedTuple):
     settings: dict[str, bool]
 
 
+Weights = dict[str, tuple[str, ...]]
+
+
 def check_layout(name: str, model: Path) -> Checked:
     """Raises ModelFilesRefused unless the folder `model` is a model of the family `name`. Does not look at weights."""
-    family = FAMILIES[name]
-    if not model.exists():
-        raise ModelFilesRefused(f"{model.name}: no such model folder")
-    if not model.is_dir():
-        raise ModelFilesRefused(f"{model.name}: not a folder in diffusers layout; convert it")
-    settings = _check_index(family, model)
-    configs = {"scheduler": _check_scheduler(family, model)}
-    present = {part for part in family.components if (model / part).is_dir()}
-    optional = family.optional if present & family.optional else frozenset()
-    for part, component in family.components.items():
-        if part not in present:
-            if part not in family.optional or part in optional:  # the optional ones are all present, or none is
-                raise ModelFilesRefused(f"{part}: this family needs the folder, and the model does not have it")
-        elif isinstance(component, TokenizerClass):
-            _check_tokenizer(model, part, component)
-        else:
-            configs[part] = _check_component(model, part, component)
-    _check_sizes(family, configs)
-    return Checked(configs, settings)
+    return refuse_first(_layout(name, model))
 
 
-def check_weights(name: str, model: Path, dtype: str) -> dict[str, tuple[str, ...]]:
+def check_weights(name: str, model: Path, dtype: str) -> Weights:
     """The files with each component's weights by the component's folder, in a model that check_layout() accepts.
 
     `dtype` is what they are loaded in, by its name in torch; "auto" has no preference. Raises ModelFilesRefused.
     """
-    return {
-        part: choose_weights(model, part, component.weights, dtype)
-        for part, component in FAMILIES[name].components.items()
-        if isinstance(component, ModelClass) and (model / part).is_dir()
-    }
+    return refuse_first(_weights(name, model, dtype))
 
 
-def unread_files(name: str, model: Path, weights: Mapping[str, tuple[str, ...]]) -> list[str]:
+def all_checks(name: str, model: Path, dtype: str, pins: Mapping[str, str]) -> Checks[Weights]:
+    """The checks above, and of the digests `pins`: every fault that shows before a library loads the model."""
+    yield from apart(_layout(name, model))
+    weights = yield from _weights(name, model, dtype)
+    for file, digest in pins.items():
+        yield from fault_of(check_sha256, model, {file: digest})
+    return weights
+
+
+def unread_files(name: str, model: Path, weights: Weights) -> list[str]:
     """The files of a model's folder that are never opened, relative to it, but for documentation and images."""
     opened = {"model_index.json", "scheduler/scheduler_config.json"}
     for part, component in FAMILIES[name].components.items():
@@ -77,47 +68,101 @@ def unread_files(name: str, model: Path, weights: Mapping[str, tuple[str, ...]])
     return found
 
 
-def _check_sizes(family: Family, configs: dict[str, dict[str, Any]]) -> None:
-    models = {part: component for part, component in family.components.items() if isinstance(component, ModelClass)}
-    effective = {part: {**models[part].defaults, **configs[part]} for part in models if part in configs}
+def _layout(name: str, model: Path) -> Checks[Checked]:
+    family = FAMILIES[name]
+    if not model.exists():
+        raise ModelFilesRefused(f"{model.name}: no such model folder")
+    if not model.is_dir():
+        raise ModelFilesRefused(f"{model.name}: not a folder in diffusers layout; convert it")
+    settings = yield from apart(_check_index(family, model))
+    found = {"scheduler": (yield from apart(_check_scheduler(family, model)))}
+    for part, component in _parts(family, model):
+        if not (model / part).is_dir():
+            yield f"{part}: this family needs the folder, and the model does not have it"
+        elif isinstance(component, TokenizerClass):
+            yield from _check_tokenizer(model, part, component)
+        else:
+            found[part] = yield from apart(_check_component(model, part, component))
+    configs = {part: config for part, config in found.items() if config is not None}
+    models = {part: component for part, component in _parts(family, model) if isinstance(component, ModelClass)}
+    if models.keys() <= configs.keys():
+        yield from _check_sizes(family, models, configs)
+    return Checked(configs, settings or {})
+
+
+def _weights(name: str, model: Path, dtype: str) -> Checks[Weights]:
+    chosen = {}
+    for part, component in FAMILIES[name].components.items():
+        if isinstance(component, ModelClass) and (model / part).is_dir():
+            try:
+                chosen[part] = choose_weights(model, part, component.weights, dtype)
+            except ModelFilesRefused as error:
+                yield str(error)
+                continue
+            for file in chosen[part]:
+                yield from fault_of(_check_header, model, file)
+    return chosen
+
+
+def _check_header(model: Path, file: str) -> None:
+    check_safetensors_header(find_file(model, file), file)
+
+
+def _parts(family: Family, model: Path) -> Iterator[tuple[str, Component]]:
+    """The components that the model must have: of the optional ones all, or none."""
+    optional = any((model / part).is_dir() for part in family.optional)
+    for part, component in family.components.items():
+        if optional or part not in family.optional:
+            yield part, component
+
+
+def _check_sizes(
+    family: Family, models: Mapping[str, ModelClass], configs: Mapping[str, dict[str, Any]]
+) -> Iterator[str]:
+    effective = {part: {**component.defaults, **configs[part]} for part, component in models.items()}
     for expected in family.sizes(effective):
+        if isinstance(expected, str):
+            yield expected
+            continue
         found = effective[expected.part][expected.key]
         # A list has one value per block.
         if any(value != expected.value for value in (found if isinstance(found, list) else [found])):
             detail = f"{expected.key} is {shown(found)}, expected {shown(expected.value)} ({expected.source})"
-            raise ModelFilesRefused(f"{expected.part}/config.json: {detail}")
+            yield f"{expected.part}/config.json: {detail}"
 
 
-def _check_index(family: Family, model: Path) -> dict[str, bool]:
+def _check_index(family: Family, model: Path) -> Checks[dict[str, bool]]:
     if not (model / "model_index.json").exists():
         return {}
     index = read_object(model, "model_index.json")
     if (name := index.get("_class_name")) not in (family.pipeline, *family.sibling_pipelines):
-        raise ModelFilesRefused(f"model_index.json: _class_name is {shown(name)}, expected {family.pipeline}")
+        yield f"model_index.json: _class_name is {shown(name)}, expected {family.pipeline}"
     for part, component in family.components.items():
         entry = index.get(part)
         if entry is None or entry == [None, None]:
             continue
         if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in _names(component):
-            raise ModelFilesRefused(f"model_index.json: {part} is {shown(entry)}, expected {component.class_name}")
+            yield f"model_index.json: {part} is {shown(entry)}, expected {component.class_name}"
     settings = {key: index[key] for key in family.settings if key in index}
     for key, value in settings.items():
         if not isinstance(value, bool):
-            raise ModelFilesRefused(f"model_index.json: {key} is {shown(value)}, expected true or false")
+            yield f"model_index.json: {key} is {shown(value)}, expected true or false"
     return settings
 
 
-def _check_scheduler(family: Family, model: Path) -> dict[str, Any]:
+def _check_scheduler(family: Family, model: Path) -> Checks[dict[str, Any] | None]:
     name = "scheduler/scheduler_config.json"
-    config = check_values(name, read_object(model, name), SCHEDULER_RULES)
+    config = yield from check_values(name, read_object(model, name), SCHEDULER_RULES)
+    if config is None:
+        return None
     class_name = family.own_scheduler(config.get("_class_name"))
     if class_name is None:
         known = ", ".join((*family.own_schedulers, *family.related_schedulers))
-        raise ModelFilesRefused(f"{name}: _class_name is {shown(config.get('_class_name'))}, expected one of {known}")
+        yield f"{name}: _class_name is {shown(config.get('_class_name'))}, expected one of {known}"
     return config | {"_class_name": class_name}
 
 
-def _check_component(model: Path, part: str, component: ModelClass) -> dict[str, Any]:
+def _check_component(model: Path, part: str, component: ModelClass) -> Checks[dict[str, Any] | None]:
     name = f"{part}/config.json"
     found = read_object(model, name)
     architectures = found.get("architectures")
@@ -126,26 +171,37 @@ def _check_component(model: Path, part: str, component: ModelClass) -> dict[str,
         if class_name is not None and class_name not in _names(component):
             key = "_class_name" if class_name == found.get("_class_name") else "architectures"
             raise ModelFilesRefused(f"{name}: {key} is {shown(class_name)}, expected {component.class_name}")
-    return check_values(name, found, component.config)
+    return (yield from check_values(name, found, component.config))
 
 
-def _check_tokenizer(model: Path, part: str, component: TokenizerClass) -> None:
+def _check_tokenizer(model: Path, part: str, component: TokenizerClass) -> Iterator[str]:
     for file, allowed in TOKENIZER_RULES.items():
         if (model / part / file).exists():
-            config = check_values(f"{part}/{file}", read_object(model, f"{part}/{file}"), allowed)
-            found = config.get("tokenizer_class") or component.class_name
-            if found not in _names(component):
-                detail = f"tokenizer_class is {shown(found)}, expected {component.class_name}"
-                raise ModelFilesRefused(f"{part}/{file}: {detail}")
-            if config.get("backend") not in (None, "tokenizers"):
-                raise ModelFilesRefused(f"{part}/{file}: backend is {shown(config['backend'])}, expected tokenizers")
+            yield from apart(_check_tokenizer_config(model, f"{part}/{file}", component, allowed))
     for file in _VOCABULARIES:
         if (model / part / file).exists():
-            find_file(model, f"{part}/{file}")
+            yield from fault_of(find_file, model, f"{part}/{file}")
     choices = component.vocabularies
     if not any(all((model / part / file).is_file() for file in files) for files in choices):
         # Without these transformers creates a tokenizer with an empty vocabulary.
-        raise ModelFilesRefused(f"{part}: has neither {' nor '.join(' and '.join(files) for files in choices)}")
+        yield f"{part}: lacks {', or '.join(' and '.join(files) for files in choices)}{_other_vocabulary(model / part)}"
+
+
+def _check_tokenizer_config(model: Path, name: str, component: TokenizerClass, allowed: Rules) -> Checks[None]:
+    config = (yield from check_values(name, read_object(model, name), allowed)) or {}
+    found = config.get("tokenizer_class") or component.class_name
+    if found not in _names(component):
+        yield f"{name}: tokenizer_class is {shown(found)}, expected {component.class_name}"
+    if config.get("backend") not in (None, "tokenizers"):
+        yield f"{name}: backend is {shown(config['backend'])}, expected tokenizers"
+
+
+def _other_vocabulary(tokenizer: Path) -> str:
+    if not (tokenizer / "spiece.model").exists():
+        return ""
+    return (
+        "; spiece.model is for the library sentencepiece, which is not used: get tokenizer.json, which holds the same"
+    )
 
 
 def _names(component: Component) -> tuple[str, ...]:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from weave.models.configs import shown
-from weave.models.files import ModelFilesRefused
 
 # Each component's config by its folder, with the class's defaults for missing keys.
 Configs = Mapping[str, Mapping[str, Any]]
-Sizes = Callable[[Configs], Iterator["Expected"]]
+# Yields what must hold, and as text what is wrong beyond that.
+Sizes = Callable[[Configs], Iterator["Expected | str"]]
 
 # Each block but the first halves width and height, and both are multiples of 8 pixels (= 2**3).
 _MAX_VAE_BLOCKS = 4
@@ -23,17 +23,16 @@ class Expected(NamedTuple):
     source: str
 
 
-def vae(configs: Configs) -> Iterator[Expected]:
+def vae(configs: Configs) -> Iterator[Expected | str]:
     """The sizes of an AutoencoderKL."""
     yield Expected("vae", "in_channels", 3, "red, green, blue")
     yield Expected("vae", "out_channels", 3, "red, green, blue")
     blocks = configs["vae"]["block_out_channels"]
     if not 1 <= len(blocks) <= _MAX_VAE_BLOCKS:
-        detail = f"block_out_channels is {shown(blocks)}, expected 1 to {_MAX_VAE_BLOCKS} blocks"
-        raise ModelFilesRefused(f"vae/config.json: {detail}")
+        yield f"vae/config.json: block_out_channels is {shown(blocks)}, expected 1 to {_MAX_VAE_BLOCKS} blocks"
 
 
-def unet(configs: Configs) -> Iterator[Expected]:
+def unet(configs: Configs) -> Iterator[Expected | str]:
     """The sizes of a UNet2DConditionModel and its AutoencoderKL."""
     yield from vae(configs)
     latents = configs["vae"]["latent_channels"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weave.models.configs import read_object
-from weave.models.files import ModelFilesRefused, check_safetensors_header, find_file
+from weave.models.files import ModelFilesRefused, find_file
 
 # By the dtype that the model is loaded in. A cast between the two halves costs precision or range: it comes last.
 _VARIANTS = {"float16": ("fp16", "", "bf16"), "bfloat16": ("bf16", "", "fp16")}
@@ -18,14 +18,14 @@ _NO_PREFERENCE = ("", "fp16", "bf16")
 def choose_weights(model: Path, part: str, stem: str, dtype: str) -> tuple[str, ...]:
     """The files, relative to the model's folder. `stem` is a file's name without suffix, `dtype` a name in torch.
 
-    Checks the header of each file. Raises ModelFilesRefused.
+    Their headers are not checked. Raises ModelFilesRefused.
     """
     for variant in _VARIANTS.get(dtype, _NO_PREFERENCE):
         single, index = _names(part, stem, variant)
         if _exists(model / single):
-            return _checked(model, (single,))
+            return (single,)
         if _exists(model / index):
-            return _checked(model, _shards(model, part, index))
+            return _shards(model, part, index)
     find_file(model, _names(part, stem, "")[0])  # says why there is none
     raise ModelFilesRefused(f"{part}: its weights have just been removed")
 
@@ -46,9 +46,3 @@ def _shards(model: Path, part: str, index: str) -> tuple[str, ...]:
     if not all(isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in names):
         raise ModelFilesRefused(f"{index}: weight_map must give a .safetensors file of this folder for each key")
     return tuple(f"{part}/{name}" for name in sorted(set(names)))
-
-
-def _checked(model: Path, names: tuple[str, ...]) -> tuple[str, ...]:
-    for name in names:
-        check_safetensors_header(find_file(model, name), name)
-    return names

@@ -39,7 +39,7 @@ _TRANSFORMER = ModelClass(
 )
 
 
-def _sizes(configs: Configs) -> Iterator[Expected]:
+def _sizes(configs: Configs) -> Iterator[Expected | str]:
     transformer = configs["transformer"]
     yield from sizes.vae(configs)
     packed = 4 * configs["vae"]["latent_channels"]

@@ -14,7 +14,6 @@ from weave.models.components import (
 )
 from weave.models.configs import rules
 from weave.models.family import Family, bounds, defaults
-from weave.models.files import ModelFilesRefused
 from weave.models.schedulers import FLOW
 from weave.models.sizes import Configs, Expected, total
 
@@ -45,7 +44,7 @@ _TRANSFORMER = ModelClass(
 )
 
 
-def _sizes(configs: Configs) -> Iterator[Expected]:
+def _sizes(configs: Configs) -> Iterator[Expected | str]:
     """The transformer takes the embeddings of CLIP and T5, and the pooled embeddings of CLIP."""
     transformer = configs["transformer"]
     clips = [configs["text_encoder"], configs["text_encoder_2"]]
@@ -63,16 +62,14 @@ def _sizes(configs: Configs) -> Iterator[Expected]:
     widths = sum(clip["hidden_size"] for clip in clips)
     joint = transformer["joint_attention_dim"]
     if widths > joint:
-        detail = (
-            f"joint_attention_dim is {joint}, expected at least {widths} (the sum of the CLIP encoders' hidden_size)"
-        )
-        raise ModelFilesRefused(f"transformer/config.json: {detail}")
+        detail = f"expected at least {widths} (the sum of the CLIP encoders' hidden_size)"
+        yield f"transformer/config.json: joint_attention_dim is {joint}, {detail}"
     if transformer["patch_size"] not in (1, 2):
-        raise ModelFilesRefused(f"transformer/config.json: patch_size is {transformer['patch_size']}, expected 1 or 2")
+        yield f"transformer/config.json: patch_size is {transformer['patch_size']}, expected 1 or 2"
     # The class computes the table of positions, 8 bytes per element, before the file's table replaces it.
     side = transformer["pos_embed_max_size"]
     if side * side * inner > _LARGEST_TABLE:
-        raise ModelFilesRefused(f"transformer/config.json: pos_embed_max_size is {side}, too large")
+        yield f"transformer/config.json: pos_embed_max_size is {side}, too large"
 
 
 FAMILIES = (

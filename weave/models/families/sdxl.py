@@ -9,7 +9,7 @@ from weave.models.schedulers import DIFFUSION
 from weave.models.sizes import Configs, Expected, total
 
 
-def _sizes(configs: Configs) -> Iterator[Expected]:
+def _sizes(configs: Configs) -> Iterator[Expected | str]:
     """The UNet takes both encoders' embeddings, concatenated, and the second's pooled embedding with the sizes."""
     first, second = configs["text_encoder"], configs["text_encoder_2"]
     yield Expected("unet", "addition_embed_type", "text_time", "as in this family")

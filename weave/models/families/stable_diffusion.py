@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from weave.models import sizes
 from weave.models.components import AUTOENCODER_KL, CLIP_TEXT, CLIP_TOKENIZER, UNET
 from weave.models.family import Family, bounds, defaults
-from weave.models.files import ModelFilesRefused
 from weave.models.schedulers import DIFFUSION
 from weave.models.sizes import Configs, Expected, Sizes
 
@@ -32,13 +31,13 @@ def _family(name: str, expected: Sizes, *, largest_side: int, side: int) -> Fami
 def _sizes(other_family: str, other_width: int) -> Sizes:
     """The width of the real text encoders, 768 or 1024, distinguishes the two families."""
 
-    def expected(configs: Configs) -> Iterator[Expected]:
+    def expected(configs: Configs) -> Iterator[Expected | str]:
         width = configs["text_encoder"]["hidden_size"]
         yield Expected("unet", "cross_attention_dim", width, "the text encoder's hidden_size")
         yield Expected("unet", "addition_embed_type", None, "not supported in this family")
         yield from sizes.unet(configs)
         if width == other_width:
-            raise ModelFilesRefused(f"text_encoder/config.json: hidden_size is {width}, as in family {other_family}")
+            yield f"text_encoder/config.json: hidden_size is {width}, as in family {other_family}"
 
     return expected
 
