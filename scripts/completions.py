@@ -20,7 +20,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "weavectl": client_parser,
 }
 SHELLS = ("bash", "zsh", "fish")
-FILES = ("config", "output", "socket", "socket_path")
+FILES = ("config", "output", "path", "socket", "socket_path")
 FROM_DAEMON = {"model": "_weavectl_models", "job": "_weavectl_jobs"}
 HEADER = "# Made by scripts/completions.py with shtab, from the options themselves; do not edit.\n"
 

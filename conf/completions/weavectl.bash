@@ -1,6 +1,6 @@
 # Made by scripts/completions.py with shtab, from the options themselves; do not edit.
 
-_shtab_weavectl_subparsers=(status models load unload generate cancel doctor check-config)
+_shtab_weavectl_subparsers=(status models load unload generate cancel add doctor check-config)
 
 _shtab_weavectl_status_option_strings=(-h --help -s --socket --json --timeout)
 _shtab_weavectl_models_option_strings=(-h --help -s --socket --json --timeout)
@@ -8,6 +8,7 @@ _shtab_weavectl_load_option_strings=(-h --help -s --socket --json --timeout)
 _shtab_weavectl_unload_option_strings=(-h --help -s --socket --json --timeout)
 _shtab_weavectl_generate_option_strings=(-h --help -s --socket --json --timeout -o --output -f --force --negative-prompt --model --width --height --steps --cfg-scale --seed --scheduler --images --format --preview)
 _shtab_weavectl_cancel_option_strings=(-h --help -s --socket --json --timeout --all)
+_shtab_weavectl_add_option_strings=(-h --help -s --socket --json --timeout --id --title -n --dry-run --known --config)
 _shtab_weavectl_doctor_option_strings=(-h --help -s --socket --json --timeout --config)
 _shtab_weavectl_check_config_option_strings=(-h --help -s --socket --json --timeout --config)
 _shtab_weavectl_option_strings=(-h --help -s --socket --json --timeout --version)
@@ -29,6 +30,10 @@ _shtab_weavectl_generate___model_COMPGEN=_weavectl_models
 _shtab_weavectl_cancel_pos_0_COMPGEN=_weavectl_jobs
 _shtab_weavectl_cancel__s_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_cancel___socket_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_add_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_add__s_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_add___socket_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_add___config_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_doctor__s_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_doctor___socket_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_doctor___config_COMPGEN=_shtab_compgen_files
@@ -39,7 +44,7 @@ _shtab_weavectl__s_COMPGEN=_shtab_compgen_files
 _shtab_weavectl___socket_COMPGEN=_shtab_compgen_files
 
 _shtab_weavectl_generate___format_choices=(png raw)
-_shtab_weavectl_pos_0_choices=(status models load unload generate cancel doctor check-config)
+_shtab_weavectl_pos_0_choices=(status models load unload generate cancel add doctor check-config)
 
 _shtab_weavectl_status__h_nargs=0
 _shtab_weavectl_status___help_nargs=0
@@ -63,6 +68,12 @@ _shtab_weavectl_cancel__h_nargs=0
 _shtab_weavectl_cancel___help_nargs=0
 _shtab_weavectl_cancel___json_nargs=0
 _shtab_weavectl_cancel___all_nargs=0
+_shtab_weavectl_add__h_nargs=0
+_shtab_weavectl_add___help_nargs=0
+_shtab_weavectl_add___json_nargs=0
+_shtab_weavectl_add__n_nargs=0
+_shtab_weavectl_add___dry_run_nargs=0
+_shtab_weavectl_add___known_nargs=0
 _shtab_weavectl_doctor__h_nargs=0
 _shtab_weavectl_doctor___help_nargs=0
 _shtab_weavectl_doctor___json_nargs=0

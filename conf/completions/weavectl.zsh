@@ -3,6 +3,7 @@
 
 _shtab_weavectl_commands() {
   local _commands=(
+    add:'add a model to the config'
     cancel:'cancel your jobs'
     check-config:'check the config and the files of its models'
     doctor:'check the socket, config, models, gpu and sandbox, and suggest fixes'
@@ -25,6 +26,22 @@ _shtab_weavectl_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_weavectl_defaults_added=0
+
+_shtab_weavectl_add_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-s,--socket}"[the daemon\'s socket]:PATH:_files"
+  "--json[one JSON object a line]"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
+  "--id[the model\'s ID (default\: made from the folder\'s name)]:ID:"
+  "--title[the model\'s title (default\: the folder\'s name)]:TEXT:"
+  {-n,--dry-run}"[write nothing]"
+  "--known[list models that many people use, and how to get them]"
+  "--config[the config file, instead of the default one]:FILE:_files"
+  ":the model\'s folder, also in the Hub\'s cache:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_weavectl_add_defaults_added=0
 
 _shtab_weavectl_cancel_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -144,6 +161,7 @@ _shtab_weavectl() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_weavectl-$line[1]:"
       case $line[1] in
+        add) _arguments -C -s $_shtab_weavectl_add_options ;;
         cancel) _arguments -C -s $_shtab_weavectl_cancel_options ;;
         check-config) _arguments -C -s $_shtab_weavectl_check_config_options ;;
         doctor) _arguments -C -s $_shtab_weavectl_doctor_options ;;

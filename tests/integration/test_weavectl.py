@@ -118,7 +118,7 @@ def a_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     config.write_text("[system]\nrequire_mac = true\n[models]\n")
     monkeypatch.setattr(sys.modules["weave.config.load"], "_SYSTEM_PATH", config)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("weave.weavectl.doctor.SYSTEM_SOCKET_PATH", tmp_path / "run" / "weave.sock")
+    monkeypatch.setattr("weave.weavectl.locate.SYSTEM_SOCKET_PATH", tmp_path / "run" / "weave.sock")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "user"))
     return config
 

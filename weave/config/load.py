@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
+from weave.config.drop_in import DropIn
 from weave.config.offers import check
 from weave.config.ownership import read_checked
 from weave.config.schema import BoundsOverride, Config, ConfigError, DefaultsOverride, ModelConfig
@@ -30,10 +31,11 @@ def default_path(*, system: bool = False) -> Path:
     return Path(base) / "weave" / "weave-compute.toml"
 
 
-def load(path: Path | None = None, *, system: bool = False) -> Config:
+def load(path: Path | None = None, *, system: bool = False, planned: DropIn | None = None) -> Config:
     """Read `path`, by default the system's or the user's file, and then conf.d/*.toml in the same folder in order of
-    name; later files override earlier ones. If none of them has [models], the config has the demo model. Raises
-    ConfigError; in system mode also if the system's file is missing, because it decides about require_mac."""
+    name; later files override earlier ones. `planned` is read as if it existed. If none of them has [models], the
+    config has the demo model. Raises ConfigError; in system mode also if the system's file is missing, because it
+    decides about require_mac."""
     given = path is not None
     path = path or default_path(system=system)
     if system and not given and not path.exists():
@@ -41,11 +43,11 @@ def load(path: Path | None = None, *, system: bool = False) -> Config:
             f"{path}: there is no such file; in system mode it decides whether require_mac is true. Restore the "
             f"package's file with: printf '[system]\\nrequire_mac = true\\n' > {path}"
         )
-    drop_ins = sorted(path.parent.glob("conf.d/*.toml"))
+    drop_ins = sorted([*path.parent.glob("conf.d/*.toml"), *([planned.path] if planned else [])])
     files = [path, *drop_ins] if given or path.exists() else drop_ins
     merged: dict[str, Any] = {}
     for file in files:
-        _merge(merged, _read(file))
+        _merge(merged, _parse(file, planned.text) if planned and file == planned.path else _read(file))
     return _convert(path, merged)
 
 
@@ -69,13 +71,20 @@ def _demo_model(folder: Path) -> ModelConfig:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    try:
+        return _parse(path, read_checked(path).decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
     """One file's tables. Each file is checked alone first, so that an error names the right file."""
     try:
-        tables = tomllib.loads(read_checked(path).decode())
+        tables = tomllib.loads(text)
         msgspec.convert({"models": {}} | tables, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, not UTF-8, a number of 5000 digits; deep nesting
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number of 5000 digits; deep nesting
         raise ConfigError(f"{path}: not TOML: {error}") from None
     return tables
 

@@ -26,7 +26,14 @@ def check(config: Config) -> None:
     for model_id, model in config.models.items():
         if model.v1_id is not None and numbers.setdefault(model.v1_id, model_id) != model_id:
             raise ConfigError(f"models.{model_id}.v1_id is {model.v1_id}, as is {numbers[model.v1_id]}'s")
-    offers(config)
+    conflicts = []
+    for model_id, model in config.models.items():
+        try:
+            _offer(model_id, model)
+        except ConfigError as error:
+            conflicts.append(str(error))
+    if conflicts:
+        raise ConfigError("; ".join(conflicts))
 
 
 def _offer(model_id: str, model: ModelConfig) -> ModelOffer:

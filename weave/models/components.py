@@ -30,7 +30,8 @@ BY_TRANSFORMERS = """_class_name _name_or_path _commit_hash _attn_implementation
 class ModelClass(Struct, frozen=True, kw_only=True):
     """A class with weights. `config` has a rule for each key of its config.json. `defaults` are the class's own values
     for the keys that a family compares (sizes.py), used where a config lacks them. Files may name the class by one of
-    `aliases`. Files of transformers may hold `unused_tensors`, which the class does not have."""
+    `aliases`. Files of transformers may hold `unused_tensors`, which the class does not have. The modules
+    `kept_in_float32` stay so when the model is loaded in float16."""
 
     library: Literal["diffusers", "transformers"]
     class_name: str
@@ -38,6 +39,7 @@ class ModelClass(Struct, frozen=True, kw_only=True):
     defaults: Mapping[str, Any]
     aliases: tuple[str, ...] = ()
     unused_tensors: tuple[str, ...] = ()
+    kept_in_float32: tuple[str, ...] = ()
 
     @property
     def weights(self) -> str:
@@ -109,6 +111,7 @@ T5_ENCODER = ModelClass(
     # The decoder in files of these classes is not loaded.
     aliases=("T5ForConditionalGeneration", "T5Model"),
     unused_tensors=("lm_head.weight",),
+    kept_in_float32=("wo",),
 )
 
 UNET = ModelClass(

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_HEADER_BYTES = 100_000_000
@@ -22,6 +22,13 @@ _BITS = {
     **dict.fromkeys(("I32", "U32", "F32"), 32),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
+
+
+class Tensor(NamedTuple):
+    """What a header says about a tensor: its dtype, by its name there, and how many numbers it holds."""
+
+    dtype: str
+    numbers: int
 
 
 class ModelFilesRefused(Exception):
@@ -95,8 +102,8 @@ def check_sha256(path: Path, pins: Mapping[str, str]) -> None:
             raise ModelFilesRefused(f"{name}: sha256 is {found}, expected {expected}")
 
 
-def check_safetensors_header(path: Path, name: str | None = None) -> None:
-    """The header must describe every byte of the file exactly once. `name` is what messages call it.
+def check_safetensors_header(path: Path, name: str | None = None) -> dict[str, Tensor]:
+    """The file's tensors, if the header describes every byte exactly once. `name` is what messages call the file.
 
     Raises ModelFilesRefused.
     """
@@ -124,6 +131,7 @@ def check_safetensors_header(path: Path, name: str | None = None) -> None:
     if end != size - 8 - length:
         detail = f"{size - 8 - length} bytes of data, the header describes {end}"
         raise ModelFilesRefused(f"{name}: {detail}{'; the download is incomplete' if size - 8 - length < end else ''}")
+    return {key: Tensor(tensor["dtype"], prod(tensor["shape"])) for key, tensor in header.items()}
 
 
 def _span(name: str, tensor: dict[str, Any]) -> tuple[int, int]:

@@ -32,7 +32,7 @@ Weights = dict[str, tuple[str, ...]]
 
 def check_layout(name: str, model: Path) -> Checked:
     """Raises ModelFilesRefused unless the folder `model` is a model of the family `name`. Does not look at weights."""
-    return refuse_first(_layout(name, model))
+    return refuse_first(layout_checks(name, model))
 
 
 def check_weights(name: str, model: Path, dtype: str) -> Weights:
@@ -45,7 +45,7 @@ def check_weights(name: str, model: Path, dtype: str) -> Weights:
 
 def all_checks(name: str, model: Path, dtype: str, pins: Mapping[str, str]) -> Checks[Weights]:
     """The checks above, and of the digests `pins`: every fault that shows before a library loads the model."""
-    yield from apart(_layout(name, model))
+    yield from apart(layout_checks(name, model))
     weights = yield from _weights(name, model, dtype)
     for file, digest in pins.items():
         yield from fault_of(check_sha256, model, {file: digest})
@@ -58,8 +58,8 @@ def unread_files(name: str, model: Path, weights: Weights) -> list[str]:
     for part, component in FAMILIES[name].components.items():
         if isinstance(component, TokenizerClass):
             opened |= {f"{part}/{file}" for file in (*TOKENIZER_RULES, *_VOCABULARIES)}
-        elif part in weights:
-            opened |= {f"{part}/config.json", *weights[part]}
+        else:
+            opened |= {f"{part}/config.json", *weights.get(part, ())}
     found = []
     for folder, folders, files in os.walk(model):
         folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
@@ -68,7 +68,8 @@ def unread_files(name: str, model: Path, weights: Weights) -> list[str]:
     return found
 
 
-def _layout(name: str, model: Path) -> Checks[Checked]:
+def layout_checks(name: str, model: Path) -> Checks[Checked]:
+    """check_layout(), for all faults."""
     family = FAMILIES[name]
     if not model.exists():
         raise ModelFilesRefused(f"{model.name}: no such model folder")

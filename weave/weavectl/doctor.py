@@ -6,16 +6,16 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from weave.client import NotRunning, ProtocolError, WeaveError, default_socket_path
+from weave.client import NotRunning, ProtocolError, WeaveError
 from weave.config import load as config_file
-from weave.config.schema import Config, ConfigError
-from weave.models.files import ModelFilesRefused
-from weave.models.layouts import check_layout, check_weights, unread_files
-from weave.protocol import SYSTEM_SOCKET_PATH
+from weave.config.schema import Config, ConfigError, ModelConfig
+from weave.models.faults import collect
+from weave.models.layouts import Weights, all_checks, unread_files
 from weave.protocol.client_messages import StatusReport
 from weave.weavectl.connect import connect, describe_listener
 from weave.weavectl.doctor_sandbox import check_landlock, check_layers, check_what_it_needs
 from weave.weavectl.finding import Finding
+from weave.weavectl.locate import is_systems, socket_to_check
 from weave.weavectl.output import Output
 
 EXIT_PROBLEM = 4
@@ -38,39 +38,25 @@ def doctor(options: argparse.Namespace, output: Output) -> int:
 
 def check_config(options: argparse.Namespace, output: Output) -> int:
     """Check the config and the files of its models."""
-    system = _socket(options) == SYSTEM_SOCKET_PATH
+    system = is_systems(socket_to_check(options))
     try:
         path = options.config or config_file.default_path(system=system)
         config = config_file.load(options.config, system=system)
-        for model in config.models.values():
-            check_layout(model.family, Path(model.path))
-            check_weights(model.family, Path(model.path), config.device.dtype)
-    except (ConfigError, ModelFilesRefused, OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
+    except (ConfigError, OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
         output.line(str(error), good=False, detail=str(error))
+        return EXIT_PROBLEM
+    found = [(name, fault) for name, model in config.models.items() for fault in _faults(config, model)[0]]
+    for name, fault in found:
+        output.line(f"model {name}: {fault}", good=False, model=name, detail=fault)
+    if found:
         return EXIT_PROBLEM
     output.line(f"good: {path}: {', '.join(config.models)}", good=True, path=str(path), models=list(config.models))
     return 0
 
 
-def _socket(options: argparse.Namespace) -> Path:
-    """The socket to check. If none exists: the system's if only the system has a config, else the user's."""
-    found: Path = options.socket or default_socket_path()
-    if options.socket is not None or os.path.exists(found):
-        return found
-    own, systems = (_exists(system=system) for system in (False, True))
-    return SYSTEM_SOCKET_PATH if systems and not own else found
-
-
-def _exists(*, system: bool) -> bool:
-    try:
-        return os.path.exists(config_file.default_path(system=system))
-    except RuntimeError:  # no HOME, and the user is unknown
-        return False
-
-
 def _findings(options: argparse.Namespace) -> Iterator[Finding]:
-    socket = _socket(options)
-    system = socket == SYSTEM_SOCKET_PATH
+    socket = socket_to_check(options)
+    system = is_systems(socket)
     report, daemon = _ask(argparse.Namespace(socket=socket, timeout=options.timeout))
     yield _check_socket(socket, system=system, answers=report is not None)
     config: Config | None = None
@@ -149,17 +135,22 @@ def _check_listener(path: Path) -> Finding:
 
 def _check_models(config: Config) -> Iterator[Finding]:
     for name, model in config.models.items():
-        path = Path(model.path)
-        try:
-            check_layout(model.family, path)
-            weights = check_weights(model.family, path, config.device.dtype)
-            unread = unread_files(model.family, path, weights)
-        except (ModelFilesRefused, OSError) as error:
-            yield Finding(f"model {name}", "fail", str(error), f"fix {model.path}, or remove the model from the config")
-        else:
+        faults, weights = _faults(config, model)
+        for fault in faults:
+            yield Finding(f"model {name}", "fail", fault, f"fix {model.path}, or remove the model from the config")
+        if not faults:
+            unread = unread_files(model.family, Path(model.path), weights)
             more = ", ..." * (len(unread) > _SHOWN_FILES)
             note = f" (never read: {', '.join(unread[:_SHOWN_FILES])}{more})" if unread else ""
-            yield Finding(f"model {name}", "ok", f"{path}{note}")
+            yield Finding(f"model {name}", "ok", f"{model.path}{note}")
+
+
+def _faults(config: Config, model: ModelConfig) -> tuple[list[str], Weights]:
+    """Everything that is wrong with a model's files, and the files with its weights."""
+    try:
+        return collect(all_checks(model.family, Path(model.path), config.device.dtype, model.sha256))
+    except OSError as error:  # a folder that may not be entered
+        return [str(error)], {}
 
 
 def _check_gpu(used: str | None, *, system: bool) -> Finding:

@@ -7,12 +7,13 @@ from typing import Any, NoReturn
 
 from weave import __version__
 from weave.protocol.parameters import PARAMETERS, Parameter, RequestedParameters, choices_of, summary, type_of
-from weave.protocol.text import visible
+from weave.protocol.text import is_model_id, visible
+from weave.weavectl import add as add_model
 from weave.weavectl import commands, doctor
 
 _EXIT_STATUS = """exit status:
   0 done; 1 the daemon refused or failed the request, or a file could not be written; 2 wrong usage;
-  3 no daemon answers; 4 doctor or check-config found a problem; 130 interrupted (the job is cancelled);
+  3 no daemon answers; 4 add, doctor or check-config found a problem; 130 interrupted (the job is cancelled);
   141 standard output was closed"""
 # Long enough for a service that systemd starts on demand.
 _ANSWER_SECONDS = 20.0
@@ -54,9 +55,10 @@ def parser() -> argparse.ArgumentParser:
     cancel.add_argument("job", type=int, nargs="*", help="the job's number in status")
     cancel.add_argument("--all", action="store_true", help="all of your jobs")
     cancel.set_defaults(run=commands.cancel)
+    _add_add(add("add", "add a model to the config"))
     for name, run in (("doctor", doctor.doctor), ("check-config", doctor.check_config)):
         verb = add(name, (run.__doc__ or "").splitlines()[0].rstrip(".").lower())
-        verb.add_argument("--config", type=_path, metavar="FILE", help="the config file, instead of the default one")
+        _add_config(verb)
         verb.set_defaults(run=run)
     return options
 
@@ -75,6 +77,22 @@ def _add_common(options: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"how long to wait for the daemon's first answer (default: {_ANSWER_SECONDS:g})",
     )
+
+
+def _add_add(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("path", type=_path, nargs="?", metavar="PATH", help="the model's folder, also in the Hub's cache")
+    verb.add_argument(
+        "--id", type=_model_id, metavar="ID", help="the model's ID (default: made from the folder's name)"
+    )
+    verb.add_argument("--title", metavar="TEXT", help="the model's title (default: the folder's name)")
+    verb.add_argument("-n", "--dry-run", action="store_true", help="write nothing")
+    verb.add_argument("--known", action="store_true", help="list models that many people use, and how to get them")
+    _add_config(verb)
+    verb.set_defaults(run=add_model.add)
+
+
+def _add_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--config", type=_path, metavar="FILE", help="the config file, instead of the default one")
 
 
 def _add_generate(verb: argparse.ArgumentParser) -> None:
@@ -107,6 +125,12 @@ def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
+
+
+def _model_id(text: str) -> str:
+    if not is_model_id(text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not up to 64 of a-z, 0-9, '.', '_' and '-'")
+    return text
 
 
 def _finite(text: str) -> float:

@@ -1,0 +1,83 @@
+"""What a path holds: the folder that a config would name, and the family of the model in it."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from weave.models.configs import read_object, shown
+from weave.models.families import FAMILIES
+from weave.models.family import Family
+from weave.models.faults import apart, collect
+from weave.models.files import ModelFilesRefused
+from weave.models.layouts import layout_checks
+
+
+class Detected(NamedTuple):
+    """`path` is for the config. `families` are those that its files fit best: one, unless they fit several alike."""
+
+    path: Path
+    name: str
+    families: tuple[str, ...]
+
+
+def detect(given: Path) -> Detected:
+    """What `given` is: a folder in diffusers layout, a snapshot in the Hub's cache, or the cache's folder of one model.
+
+    Raises ModelFilesRefused if it is nothing that can be served, OSError.
+    """
+    path = _folder(Path(os.path.abspath(given)))
+    if not path.exists():
+        raise ModelFilesRefused(f"{given}: no such file or folder")
+    if not path.is_dir():
+        raise ModelFilesRefused(f"{given}: a file; only folders in diffusers layout can be added, so convert it")
+    return Detected(path, _name(path), _families(path))
+
+
+def _folder(path: Path) -> Path:
+    """In the Hub's cache models--AUTHOR--NAME holds snapshots/REVISION, and in refs/main the revision of `main`."""
+    snapshots = path / "snapshots"
+    if not (path.name.startswith("models--") and snapshots.is_dir()):
+        return path
+    try:
+        revision = (path / "refs/main").read_text(errors="replace").strip()
+    except FileNotFoundError:
+        revision = ""
+    found = {folder.name: folder for folder in snapshots.iterdir() if folder.is_dir()}
+    if not found:
+        raise ModelFilesRefused(f"{path.name}: has no snapshot; the download is incomplete")
+    return found.get(revision) or max(found.values(), key=lambda folder: folder.stat().st_mtime)
+
+
+def _name(path: Path) -> str:
+    """AUTHOR/NAME in the Hub's cache, else the folder's own name."""
+    store = path.parent.parent.name
+    is_snapshot = path.parent.name == "snapshots" and store.startswith("models--")
+    return store.removeprefix("models--").replace("--", "/", 1) if is_snapshot else path.name
+
+
+def _families(path: Path) -> tuple[str, ...]:
+    """Those that misfit least, among those whose pipeline model_index.json names; without it, among all."""
+    candidates = _named_by_index(path) or list(FAMILIES.values())
+    present = {part for family in FAMILIES.values() for part in family.components if (path / part).is_dir()}
+    if not present:
+        raise ModelFilesRefused(f"{path.name}: not a model in diffusers layout: it has none of the folders of one")
+    misfits = {family.name: _misfits(family, path, present) for family in candidates}
+    return tuple(name for name in misfits if misfits[name] == min(misfits.values()))
+
+
+def _misfits(family: Family, path: Path, present: set[str]) -> int:
+    """The number of faults, and of components that only other families have."""
+    faults, _ = collect(apart(layout_checks(family.name, path)))
+    return len(faults) + len(present - family.components.keys())
+
+
+def _named_by_index(path: Path) -> list[Family]:
+    try:
+        class_name = read_object(path, "model_index.json").get("_class_name")
+    except ModelFilesRefused:  # the checks of the layout say why, where that is a fault
+        return []
+    found = [family for family in FAMILIES.values() if class_name in (family.pipeline, *family.sibling_pipelines)]
+    if not found:
+        known = ", ".join(dict.fromkeys(family.pipeline for family in FAMILIES.values()))
+        raise ModelFilesRefused(f"model_index.json: _class_name is {shown(class_name)}, expected one of {known}")
+    return found

@@ -1,0 +1,41 @@
+"""The size of a model's weights, on the disk and in memory, from the headers of its files."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from weave.models.components import ModelClass
+from weave.models.files import check_safetensors_header, find_file
+
+# Names in torch, by those in safetensors files.
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+# An estimate of what is needed besides the weights: the GPU's context, and the intermediate results of one image of the
+# family's default size.
+ALLOWANCE = 2_500_000_000
+
+
+class Part(NamedTuple):
+    """A component's tensors: how many numbers they hold, and in which dtypes. `in_float32` of them are kept so where
+    the model is loaded in float16."""
+
+    numbers: int
+    in_float32: int
+    dtypes: tuple[str, ...]
+
+
+def measure(component: ModelClass, model: Path, files: tuple[str, ...]) -> Part:
+    """`files` hold the component's weights. Raises ModelFilesRefused."""
+    tensors = [item for file in files for item in check_safetensors_header(find_file(model, file), file).items()]
+    kept = sum(tensor.numbers for key, tensor in tensors if set(component.kept_in_float32) & set(key.split(".")))
+    dtypes = dict.fromkeys(_DTYPES.get(tensor.dtype, tensor.dtype) for _, tensor in tensors)
+    return Part(sum(tensor.numbers for _, tensor in tensors), kept, tuple(dtypes))
+
+
+def bytes_in(parts: Iterable[Part], dtype: str) -> int:
+    """What the weights take once they are loaded in `dtype`, one of those that the config may name."""
+    return sum(_bytes(part, dtype) for part in parts)
+
+
+def _bytes(part: Part, dtype: str) -> int:
+    kept = {"float32": part.numbers, "float16": part.in_float32}.get(dtype, 0)
+    return 2 * (part.numbers + kept)

