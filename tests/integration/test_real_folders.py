@@ -1,22 +1,26 @@
 """Folders as people have them: from the Hub's cache, from `hf download`, from git."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.test_weavectl import weavectl
 from tests.support.builds import build
-from tests.support.daemon import DEMO_MODEL, Daemon
-from tests.support.generation import generate, images
+from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
+from tests.support.generation import PROMPT, generate, images
 from tests.support.seams import before
 from tests.support.system import MODEL
 from weave.client import WeaveError
 
 DOWNLOADED, CLONED, CACHED, VARIANT = "downloaded", "cloned", "cached", "variant"
+# Tokenizers whose config says nothing about the length of a prompt, or what transformers writes for "no limit".
+NO_LENGTH, HUGE_LENGTH = "no-length", "huge-length"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 # No link leads to this blob: it belongs to another revision.
 OTHER_BLOB = "0" * 64
@@ -67,11 +71,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     variant = copied(folder, VARIANT)
     for file in list(variant.rglob("*.safetensors")):
         file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    no_length, huge_length = copied(folder, NO_LENGTH), copied(folder, HUGE_LENGTH)
+    config = no_length / "tokenizer/tokenizer_config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({key: value for key, value in values.items() if key != "model_max_length"}))
+    (huge_length / "tokenizer/tokenizer_config.json").write_text(json.dumps(values | {"model_max_length": int(1e30)}))
     return {
         DOWNLOADED: copied(folder, DOWNLOADED, ".cache/huggingface/download/unet/config.json.metadata", "v1.yaml"),
         CLONED: copied(folder, CLONED, ".git/HEAD", "unet/diffusion_pytorch_model.bin", "v1.ckpt", "x.py"),
         CACHED: cached(folder),
         VARIANT: variant,
+        NO_LENGTH: no_length,
+        HUGE_LENGTH: huge_length,
     }
 
 
@@ -86,11 +97,13 @@ def daemon(folders: dict[str, Path]) -> Iterator[Daemon]:
     assert found.stop() == 0
 
 
-@pytest.mark.parametrize("name", [DOWNLOADED, CLONED, CACHED, VARIANT])
+@pytest.mark.parametrize("name", [DOWNLOADED, CLONED, CACHED, VARIANT, NO_LENGTH, HUGE_LENGTH])
 def test_each_folder_gives_the_same_image(daemon: Daemon, name: str) -> None:
+    """Also of a prompt that is longer than the encoder takes."""
+    options: dict[str, Any] = {"prompt": f"{PROMPT}, " * 40, "seed": 3, "steps": 2, "format": "raw"}
     with daemon.client() as client:
-        expected = images(generate(client, model="shapes", seed=3, steps=2, format="raw"))[0].data
-        assert images(generate(client, model=name, seed=3, steps=2, format="raw"))[0].data == expected
+        expected = images(generate(client, model="shapes", **options))[0].data
+        assert images(generate(client, model=name, **options))[0].data == expected
 
 
 def test_doctor_names_the_files_that_are_never_read(daemon: Daemon) -> None:
@@ -120,6 +133,7 @@ def test_a_link_to_nothing_is_an_incomplete_download(daemon: Daemon, folders: di
         client.unload()
         with pytest.raises(WeaveError):
             client.load_model(CACHED)
+        wait_for(lambda: daemon.events("job_failed") != [])  # another process writes the log
         assert "the download is incomplete" in daemon.events("job_failed")[-1]["detail"]
         link.unlink()
         link.symlink_to(target)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import Daemon, wait_for
+from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
 from tests.support.generation import PROMPT
 from weave.client import AsyncClient, WeaveError
 from weave.weavectl.options import parser
@@ -108,6 +109,37 @@ def test_doctor_passes_with_a_good_daemon_and_fails_without(daemon: Daemon) -> N
     daemon.config.write_text("[models.x]\nfamily = 5\n")
     checked = weavectl(daemon, "check-config")
     assert checked.returncode == 4 and "models" in checked.stdout
+
+
+def test_every_fault_of_every_model_is_told_in_one_go(tmp_path: Path) -> None:
+    first, second = (Path(shutil.copytree(DEMO_MODEL, tmp_path / name)) for name in ("first", "second"))
+    (first / "unet/config.json").write_text('{"auto_map": {}, "act_fn": 5}')
+    (first / "vae/diffusion_pytorch_model.safetensors").unlink()
+    shutil.rmtree(second / "tokenizer")
+    faults = {
+        "first": [
+            "unet/config.json: 'auto_map' is not a known key; remove it",
+            "unet/config.json: act_fn is 5, expected a plain name",
+            "vae/diffusion_pytorch_model.safetensors: No such file or directory",
+        ],
+        "second": [
+            "tokenizer: this family needs the folder, and the model does not have it",
+            "unet/config.json: sha256 is",
+        ],
+    }
+    config = tmp_path / "weave.toml"
+    models = "".join(f'[models.{name}]\npath = "{tmp_path / name}"\nfamily = "sd1"\n' for name in faults)
+    config.write_text(f'{models}sha256 = {{ "unet/config.json" = "{"0" * 64}" }}\n')
+    config.chmod(0o600)
+    expected = [f"model {name}: {fault}" for name, own in faults.items() for fault in own]
+    for command in ("check-config", "doctor"):
+        ended = subprocess.run([COMMAND, command, "--config", config], capture_output=True, text=True, check=False)
+        told = [line.removeprefix("fail  ") for line in ended.stdout.splitlines() if "model " in line]
+        assert ended.returncode == 4 and len(told) == len(expected), ended.stdout
+        assert all(line.startswith(fault) for line, fault in zip(told, expected, strict=True))
+    config.write_text(models.replace('"sd1"', '"sd9"'))
+    ended = subprocess.run([COMMAND, "check-config", "--config", config], capture_output=True, text=True, check=False)
+    assert all(f"models.{name}.family is 'sd9'; it must be one of" in ended.stdout for name in faults)
 
 
 @pytest.fixture

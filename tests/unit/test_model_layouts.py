@@ -137,6 +137,12 @@ def test_missing_config_keys_are_checked_with_the_class_defaults(class_name: str
         assert theirs[key] == (tuple(value) if isinstance(value, list) else value), key
 
 
+@pytest.mark.parametrize("class_name", MODEL_CLASSES)
+def test_modules_kept_in_float32_are_those_of_the_class(class_name: str) -> None:
+    component = MODEL_CLASSES[class_name]
+    assert set(component.kept_in_float32) == set(component_class(component)._keep_in_fp32_modules or ())
+
+
 OFFERED = [scheduler.class_name for scheduler in SCHEDULERS.values()]
 
 
@@ -259,6 +265,11 @@ def test_an_incomplete_set_of_files_is_refused(tmp_path: Path) -> None:
         check_layout("sd3", write(half, tmp_path / "half"))
     with pytest.raises(ModelFilesRefused, match=r"tokenizer: lacks tokenizer.json, or vocab.json and merges.txt"):
         check_layout("sd1", write({k: v for k, v in SD1.items() if "merges" not in k}, tmp_path / "speechless"))
+    slow = write({k: v for k, v in FLUX.items() if k != "tokenizer_2/tokenizer.json"}, tmp_path / "slow")
+    with pytest.raises(
+        ModelFilesRefused, match=r"^tokenizer_2: lacks tokenizer.json; spiece.model .*: get tokenizer.json"
+    ):
+        check_layout("flux", slow)
 
 
 VALUES: dict[str, tuple[str, str, str]] = {

