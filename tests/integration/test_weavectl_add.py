@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.integration.test_weavectl import COMMAND, weavectl
 from tests.support import tiny_models
 from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
 from tests.support.generation import PROMPT
+from tests.support.users import ALICE
 from weave.config.load import load
 from weave.weavectl.known import KNOWN, download
 from weave.weavectl.options import parser
@@ -216,24 +218,45 @@ def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+def root_commands(said: list[str]) -> list[str]:
+    """Those that root must run: the indented lines after the drop-in's."""
+    start = next(number for number, line in enumerate(said) if line.startswith("Nothing is written"))
+    return [line[4:] for line in said[start:] if line.startswith("    ")]
+
+
 def test_in_system_mode_root_gets_the_commands(
     system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = copied(tmp_path, "it's mine")
-    said = asked(capsys, "add", str(source), "--id", "mine")
-    start = next(number for number, line in enumerate(said) if line.startswith("    cp "))
-    commands = [line[4:] for line in said[start:] if line.startswith("    ")]
+    commands = root_commands(asked(capsys, "add", str(source), "--id", "mine"))
     assert commands[-2:] == [
         f"runuser -u weave-gpu -- find -L {tmp_path}/var/models/mine ! -readable", "systemctl reload weave-compute"
     ]  # fmt: skip
     assert not (system.parent / "conf.d").exists()
-    (tmp_path / "var/models").mkdir(parents=True)
-    subprocess.run(["sh", "-euc", "umask 077\n" + "\n".join(commands[:-2])], check=True)
+    placed = copied(tmp_path / "var/models", "placed")
+    assert root_commands(asked(capsys, "add", str(placed)))[0] == f"chmod -R a+rX {placed}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run what root must run")
+def test_roots_commands_copy_what_the_owner_may_read(
+    system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], users: None
+) -> None:
+    source = copied(Path(tempfile.mkdtemp(prefix="weave-test-")), "it's mine")
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0o600)
+    (source / "link.txt").symlink_to(secret)
+    for above in source.parents[:2]:
+        above.chmod(0o755)
+    for path in (source, *source.rglob("*")):
+        shutil.chown(path, ALICE) if not path.is_symlink() else None
+    commands = root_commands(asked(capsys, "add", str(source), "--id", "mine"))[:-2]
+    ended = subprocess.run(["sh", "-uc", "umask 077\n" + "\n".join(commands)], check=False)
     model = load(system=True).models["mine"]
-    assert Path(model.path) == tmp_path / "var/models/mine" and (model.family, model.title) == ("sd1", "it's mine")
-    assert all(path.stat().st_mode & 0o004 for path in Path(model.path).rglob("*"))
-    again = copied(tmp_path / "var/models", "second")
-    assert not any(line.startswith("    cp ") for line in asked(capsys, "add", str(again)))
+    assert ended.returncode == 0 and (model.family, model.title) == ("sd1", "it's mine")
+    copies = {path.relative_to(model.path): path for path in Path(model.path).rglob("*")}
+    assert {path.relative_to(source) for path in source.rglob("*")} - {Path("link.txt")} == copies.keys()
+    assert all(path.stat().st_mode & 0o004 for path in copies.values())
 
 
 @pytest.fixture(scope="module")

@@ -32,11 +32,12 @@ class _Target(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """`model` is the folder that the drop-in names."""
+    """`model` is the folder that the drop-in names. The default model may change, if the config names none."""
 
     model_id: str
     model: Path
     drop_in: DropIn
+    is_default: bool
 
 
 def add(options: argparse.Namespace, output: Output) -> int:
@@ -100,8 +101,8 @@ def _plan(options: argparse.Namespace, target: _Target, detected: Detected) -> _
     for file in (drop_in.path, *([] if in_place else [model])):
         if file.exists():
             raise ConfigError(f"{file} exists, and is not overwritten; choose another --id")
-    config_file.load(target.given, system=target.system, planned=drop_in)
-    return _Plan(model_id, model, drop_in)
+    after = config_file.load(target.given, system=target.system, planned=drop_in)
+    return _Plan(model_id, model, drop_in, is_default=model_id == (after.default_model or next(iter(after.models))))
 
 
 def _check_printable(path: Path) -> None:
@@ -113,9 +114,9 @@ def _check_printable(path: Path) -> None:
 def _commands(planned: _Plan, detected: Detected, config: Config) -> list[str]:
     """What root must run in system mode."""
     model, file = shlex.quote(str(planned.model)), planned.drop_in.path
-    copied = [f"cp -rLT --no-preserve=mode,ownership {shlex.quote(str(detected.path))} {model}"]
+    copying = [f"install -d -m 755 {model}", f"{_reading_as_owner(detected.path)} | tar -x --no-same-owner -C {model}"]
     return [
-        *(copied if planned.model != detected.path else []),
+        *(copying if planned.model != detected.path else []),
         f"chmod -R a+rX {model}",
         f"install -d -m 755 {shlex.quote(str(file.parent))}",
         f"install -m 644 /dev/stdin {shlex.quote(str(file))} <<'END'\n{planned.drop_in.text}END",
@@ -124,9 +125,18 @@ def _commands(planned: _Plan, detected: Detected, config: Config) -> list[str]:
     ]
 
 
+def _reading_as_owner(folder: Path) -> str:
+    """Links in the folder may lead anywhere: what its owner cannot read is not copied to where all can."""
+    owner = folder.stat()
+    as_owner = f"setpriv --reuid={owner.st_uid} --regid={owner.st_gid} --clear-groups"
+    return f"{as_owner} tar -ch --exclude-vcs -C {shlex.quote(str(folder))} ."
+
+
 def _what_follows(planned: _Plan, target: _Target, commands: list[str], *, is_written: bool) -> Iterator[str]:
     if not target.config.models:
         yield "The demo model is served only while the config has no other."
+    if planned.is_default:
+        yield "It becomes the default model, unless the config names another as default_model."
     if commands:
         yield "Nothing is written, since the system's config belongs to root. Root must run this, as it is:"
         yield from _indented(line for command in commands for line in command.splitlines())
