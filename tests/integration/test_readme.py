@@ -2,12 +2,13 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
-from tests.support.daemon import COMMAND, Daemon
+from tests.support.daemon import COMMAND, DEMO_MODEL, Daemon
 from weave.sandbox import broker_calls, worker_calls
 from weave.sandbox.seccomp import Call
 
@@ -29,11 +30,14 @@ def test_the_example_for_python_makes_an_image(shared_daemon: Daemon, tmp_path: 
     assert (tmp_path / "circle.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_the_example_config_is_good(tmp_path: Path) -> None:
-    config = tmp_path / "weave-compute.toml"
-    config.write_text(example("Use your own model"))
-    command = [COMMAND, "--config", config, "--check-config"]
-    assert subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout == "good: 1 models\n"
+def test_the_example_adds_a_model_to_the_config(tmp_path: Path) -> None:
+    shutil.copytree(DEMO_MODEL, tmp_path / "models/sdxl")
+    # No config of the machine's, and no daemon's socket.
+    home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / ".config"), "XDG_RUNTIME_DIR": str(tmp_path)}
+    environment = os.environ | home | {"PATH": f"{COMMAND.parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-euc", example("Use your own model")], env=environment, check=True, timeout=60)
+    checked = subprocess.run([COMMAND, "--check-config"], env=environment, check=True, capture_output=True, text=True)
+    assert checked.stdout == "good: 1 models\n"
 
 
 def test_the_counts_of_system_calls_are_those_of_the_lists() -> None:
