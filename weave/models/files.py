@@ -25,10 +25,10 @@ _BITS = {
 
 
 class Tensor(NamedTuple):
-    """What a header says about a tensor: its dtype, by its name there, and how many numbers it holds."""
+    """What a header says about a tensor; `dtype` is the name there."""
 
     dtype: str
-    numbers: int
+    shape: tuple[int, ...]
 
 
 class ModelFilesRefused(Exception):
@@ -131,7 +131,7 @@ def check_safetensors_header(path: Path, name: str | None = None) -> dict[str, T
     if end != size - 8 - length:
         detail = f"{size - 8 - length} bytes of data, the header describes {end}"
         raise ModelFilesRefused(f"{name}: {detail}{'; the download is incomplete' if size - 8 - length < end else ''}")
-    return {key: Tensor(tensor["dtype"], prod(tensor["shape"])) for key, tensor in header.items()}
+    return {key: Tensor(tensor["dtype"], tuple(tensor["shape"])) for key, tensor in header.items()}
 
 
 def _span(name: str, tensor: dict[str, Any]) -> tuple[int, int]:

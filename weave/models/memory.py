@@ -1,11 +1,12 @@
 """The size of a model's weights, on the disk and in memory, from the headers of its files."""
 
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 from weave.models.components import ModelClass
-from weave.models.files import check_safetensors_header, find_file
+from weave.models.files import Tensor, check_safetensors_header, find_file
 
 # Names in torch, by those in safetensors files.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
@@ -26,9 +27,9 @@ class Part(NamedTuple):
 def measure(component: ModelClass, model: Path, files: tuple[str, ...]) -> Part:
     """`files` hold the component's weights. Raises ModelFilesRefused."""
     tensors = [item for file in files for item in check_safetensors_header(find_file(model, file), file).items()]
-    kept = sum(tensor.numbers for key, tensor in tensors if set(component.kept_in_float32) & set(key.split(".")))
     dtypes = dict.fromkeys(_DTYPES.get(tensor.dtype, tensor.dtype) for _, tensor in tensors)
-    return Part(sum(tensor.numbers for _, tensor in tensors), kept, tuple(dtypes))
+    kept = [tensor for name, tensor in tensors if set(component.kept_in_float32) & set(name.split("."))]
+    return Part(_numbers(tensor for _, tensor in tensors), _numbers(kept), tuple(dtypes))
 
 
 def bytes_in(parts: Iterable[Part], dtype: str) -> int:
@@ -39,3 +40,7 @@ def bytes_in(parts: Iterable[Part], dtype: str) -> int:
 def _bytes(part: Part, dtype: str) -> int:
     kept = {"float32": part.numbers, "float16": part.in_float32}.get(dtype, 0)
     return 2 * (part.numbers + kept)
+
+
+def _numbers(tensors: Iterable[Tensor]) -> int:
+    return sum(prod(tensor.shape) for tensor in tensors)

@@ -22,7 +22,7 @@ _TRANSFORMER = ModelClass(
 )
 
 
-def _sizes(configs: Configs) -> Iterator[Expected]:
+def _sizes(configs: Configs) -> Iterator[Expected | str]:
     yield from sizes.vae(configs)
     packed = 4 * configs["vae"]["latent_channels"]
     yield Expected("transformer", "in_channels", packed, "4 times the VAE's latent_channels")
