@@ -43,3 +43,6 @@ def test_the_hubs_cache_leads_to_its_main_or_newest_snapshot(tmp_path: Path) -> 
     for content, found in {"aaaa\n": "aaaa", "cccc": "bbbb", "../../..": "bbbb", "": "bbbb", "\xff": "bbbb"}.items():
         (store / "refs/main").write_text(content)
         assert detect(store).path.name == found
+    (store / "refs/main").unlink()
+    os.mkfifo(store / "refs/main")  # nothing writes to it
+    assert detect(store).path.name == "bbbb"

@@ -56,7 +56,9 @@ def default_config() -> Config:
     for folder in _DEMO_MODEL_FOLDERS:
         if folder.is_dir():
             return Config(models={"shapes": _demo_model(folder)}, default_model="shapes")
-    raise ConfigError("no config file has [models], and the demo model is not installed; see weave-compute(1)")
+    raise ConfigError(
+        "no config file has [models], and the demo model is not installed; weavectl add puts a model into the config"
+    )
 
 
 def _demo_model(folder: Path) -> ModelConfig:

@@ -1,5 +1,6 @@
 """What a path holds: the folder that a config would name, and the family of the model in it."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -8,8 +9,10 @@ from weave.models.configs import read_object, shown
 from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.models.faults import apart, collect
-from weave.models.files import ModelFilesRefused
+from weave.models.files import ModelFilesRefused, find_file
 from weave.models.layouts import layout_checks
+
+_LONGEST_NAME = 255  # of a folder
 
 
 class Detected(NamedTuple):
@@ -38,14 +41,13 @@ def _folder(path: Path) -> Path:
     snapshots = path / "snapshots"
     if not (path.name.startswith("models--") and snapshots.is_dir()):
         return path
-    try:
-        revision = (path / "refs/main").read_text(errors="replace").strip()
-    except FileNotFoundError:
-        revision = ""
+    revision = b""
+    with contextlib.suppress(ModelFilesRefused), open(find_file(path, "refs/main"), "rb") as file:
+        revision = file.read(_LONGEST_NAME).strip()
     found = {folder.name: folder for folder in snapshots.iterdir() if folder.is_dir()}
     if not found:
         raise ModelFilesRefused(f"{path.name}: has no snapshot; the download is incomplete")
-    return found.get(revision) or max(found.values(), key=lambda folder: folder.stat().st_mtime)
+    return found.get(os.fsdecode(revision)) or max(found.values(), key=lambda folder: folder.stat().st_mtime)
 
 
 def _name(path: Path) -> str:

@@ -67,7 +67,7 @@ def show_known(output: Output) -> int:
 
 
 def download(model: Known) -> str:
-    """The command of people's own tool, huggingface_hub 1.0 or later, that gets the files that are read."""
+    """The command of huggingface_hub's own tool that gets the files that are read, and no others."""
     folder = model.repository.rpartition("/")[2]
     options = [f"--include '{pattern}'" for pattern in _patterns(model)]
     excluded = [] if model.variant else ["--exclude '*fp16*'"]
