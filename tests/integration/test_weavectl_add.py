@@ -149,6 +149,20 @@ def test_everything_wrong_is_shown_and_nothing_written(run: Run, tmp_path: Path)
     assert not (tmp_path / "config").exists()
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_a_fault_like_any_other(run: Run, tmp_path: Path) -> None:
+    model = copied(tmp_path, "model")
+    (model / "vae/config.json").chmod(0)
+    (model / "unet").chmod(0)
+    faults = shown(run("add", model))["fault"]
+    (model / "unet").chmod(0o700)
+    assert faults == [
+        "unet/config.json: Permission denied",
+        "vae/config.json: Permission denied",
+        "unet/diffusion_pytorch_model.safetensors: Permission denied",
+    ]
+
+
 def test_no_file_and_no_model_of_the_config_is_overwritten(run: Run, tmp_path: Path) -> None:
     assert run("add", DEMO_MODEL, "--id=mine").returncode == 0
     again = run("add", DEMO_MODEL)

@@ -1,6 +1,7 @@
 """Checks that yield every fault of a model's files. The worker refuses a model at the first, the tools show all."""
 
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from weave.models.files import ModelFilesRefused
@@ -37,6 +38,8 @@ def apart(checks: Checks[Result]) -> Checks[Result | None]:
         return (yield from checks)
     except ModelFilesRefused as error:
         yield str(error)
+    except OSError as error:  # a folder that may not be entered; no full path, since messages reach clients
+        yield f"{'/'.join(Path(error.filename or 'model').parts[-2:])}: {error.strerror}"
     return None
 
 

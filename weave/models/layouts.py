@@ -46,10 +46,10 @@ def check_weights(name: str, model: Path, dtype: str) -> Weights:
 def all_checks(name: str, model: Path, dtype: str, pins: Mapping[str, str]) -> Checks[Weights]:
     """The checks above, and of the digests `pins`: every fault that shows before a library loads the model."""
     yield from apart(layout_checks(name, model))
-    weights = yield from _weights(name, model, dtype)
+    weights = yield from apart(_weights(name, model, dtype))
     for file, digest in pins.items():
         yield from fault_of(check_sha256, model, {file: digest})
-    return weights
+    return weights or {}
 
 
 def unread_files(name: str, model: Path, weights: Weights) -> list[str]:
@@ -81,7 +81,7 @@ def layout_checks(name: str, model: Path) -> Checks[Checked]:
         if not (model / part).is_dir():
             yield f"{part}: this family needs the folder, and the model does not have it"
         elif isinstance(component, TokenizerClass):
-            yield from _check_tokenizer(model, part, component)
+            yield from apart(_check_tokenizer(model, part, component))
         else:
             found[part] = yield from apart(_check_component(model, part, component))
     configs = {part: config for part, config in found.items() if config is not None}
@@ -95,14 +95,15 @@ def _weights(name: str, model: Path, dtype: str) -> Checks[Weights]:
     chosen = {}
     for part, component in FAMILIES[name].components.items():
         if isinstance(component, ModelClass) and (model / part).is_dir():
-            try:
-                chosen[part] = choose_weights(model, part, component.weights, dtype)
-            except ModelFilesRefused as error:
-                yield str(error)
-                continue
-            for file in chosen[part]:
-                yield from fault_of(_check_header, model, file)
-    return chosen
+            chosen[part] = yield from apart(_weights_of(model, part, component, dtype))
+    return {part: files for part, files in chosen.items() if files is not None}
+
+
+def _weights_of(model: Path, part: str, component: ModelClass, dtype: str) -> Checks[tuple[str, ...]]:
+    files = choose_weights(model, part, component.weights, dtype)
+    for file in files:
+        yield from fault_of(_check_header, model, file)
+    return files
 
 
 def _check_header(model: Path, file: str) -> None:
@@ -175,7 +176,7 @@ def _check_component(model: Path, part: str, component: ModelClass) -> Checks[di
     return (yield from check_values(name, found, component.config))
 
 
-def _check_tokenizer(model: Path, part: str, component: TokenizerClass) -> Iterator[str]:
+def _check_tokenizer(model: Path, part: str, component: TokenizerClass) -> Checks[None]:
     for file, allowed in TOKENIZER_RULES.items():
         if (model / part / file).exists():
             yield from apart(_check_tokenizer_config(model, f"{part}/{file}", component, allowed))
