@@ -11,6 +11,7 @@ import torch
 from tests.support.reference import make_small_model, one_thread
 from weave.gpu_worker.generation import Generation, generate
 from weave.gpu_worker.loading import load_pipeline
+from weave.models.assets import Source
 from weave.models.components import TOKENIZER_RULES, ModelClass
 from weave.models.configs import Rules, shown
 from weave.models.families import FAMILIES
@@ -64,7 +65,7 @@ def on_one_thread() -> Iterator[None]:
 
 def load_and_generate(family: str, model: Path) -> None:
     """Two steps of the worker's own code. Raises ModelFilesRefused while it loads, or what the generation raises."""
-    pipeline = load_pipeline(family, model, torch.device("cpu"), torch.float32)
+    pipeline = load_pipeline(family, Source(model), torch.device("cpu"), torch.float32)
     known = FAMILIES[family]
     scheduler = next(
         name for name in known.schedulers if SCHEDULERS[name].class_name == type(pipeline.scheduler).__name__

@@ -18,6 +18,7 @@ from tests.support.generation import generate, images, pixels
 from tests.support.reference import assembled, generated
 from weave.client import WeaveError
 from weave.gpu_worker.loading import load_pipeline
+from weave.models.assets import Source
 from weave.models.families import FAMILIES
 from weave.models.files import ModelFilesRefused
 from weave.protocol.errors import ErrorCode
@@ -66,7 +67,7 @@ def change(file: Path, action: Callable[[Tensors], Tensors]) -> None:
 
 
 def load(family: str, model: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return load_pipeline(family, model, CPU, dtype)
+    return load_pipeline(family, Source(model), CPU, dtype)
 
 
 # sd2 has sd1's classes.

@@ -30,7 +30,7 @@ TRY_BLOBS = before(
     "load_pipeline",
     f"""
     from weave import log
-    own = (path / "{UNET}").resolve()
+    own = (source.path / "{UNET}").resolve()
     found = []
     for blob in (own, own.with_name("{OTHER_BLOB}")):
         try:
@@ -38,7 +38,7 @@ TRY_BLOBS = before(
             found.append("opened")
         except OSError as error:
             found.append(error.strerror)
-    log.write("worker", "tried_blobs", model=path.name, found=found)
+    log.write("worker", "tried_blobs", model=source.path.name, found=found)
     """,
 )
 

@@ -13,6 +13,7 @@ import torch
 from tests.support import tiny_models
 from tests.support.reference import generated
 from weave.gpu_worker.loading import load_pipeline
+from weave.models.assets import Source
 from weave.models.families import FAMILIES
 from weave.models.files import ModelFilesRefused
 
@@ -30,7 +31,7 @@ def copy_of(model: Path, folder: Path) -> Path:
 
 
 def load_on_cpu(family: str, model: Path) -> Any:
-    return load_pipeline(family, model, torch.device("cpu"), torch.float32)
+    return load_pipeline(family, Source(model), torch.device("cpu"), torch.float32)
 
 
 OF_TRANSFORMERS = (

@@ -12,11 +12,12 @@ from huggingface_hub.utils import filter_repo_objects
 from tests.support import tiny_models
 from tests.support.published import PUBLISHED
 from weave.gpu_worker.classes import component_class
+from weave.models.assets import Source, all_checks
 from weave.models.components import ModelClass
 from weave.models.detect import detect
 from weave.models.families import FAMILIES
 from weave.models.faults import collect
-from weave.models.layouts import all_checks, unread_files
+from weave.models.layouts import unread_files
 from weave.weavectl.known import KNOWN, Known, download
 
 SIZES = {
@@ -73,5 +74,5 @@ def test_the_command_gets_the_files_that_are_read_alone(model: Known, tmp_path: 
         (tmp_path / "got" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(repository / name, tmp_path / "got" / name)
     assert model.family in detect(tmp_path / "got").families
-    faults, weights = collect(all_checks(model.family, tmp_path / "got", "auto", {}))
-    assert faults == [] and unread_files(model.family, tmp_path / "got", weights) == []
+    faults, assets = collect(all_checks(model.family, Source(tmp_path / "got"), "auto", {}))
+    assert faults == [] and assets and unread_files(model.family, tmp_path / "got", assets.files()) == []

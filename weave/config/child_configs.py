@@ -45,7 +45,12 @@ class WorkerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     offer: ModelOffer
     path: str
     layout: str | None
+    parts: dict[str, str]
     sha256: dict[str, str]
+
+    def paths(self) -> tuple[str, ...]:
+        """All that the worker must be able to read."""
+        return (self.path, *([self.layout] if self.layout else []), *self.parts.values())
 
 
 class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

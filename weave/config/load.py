@@ -121,5 +121,11 @@ def _convert(path: Path, tables: dict[str, Any]) -> Config:
 
 def _absolute(base: Path, model: ModelConfig) -> ModelConfig:
     """A path in the config may be relative to the file's folder, or start with ~."""
-    layout = model.layout and str((base / Path(model.layout).expanduser()).resolve())
-    return structs.replace(model, path=str((base / Path(model.path).expanduser()).resolve()), layout=layout)
+
+    def absolute(path: str) -> str:
+        return str((base / Path(path).expanduser()).resolve())
+
+    parts = {part: absolute(path) for part, path in model.parts.items()}
+    return structs.replace(
+        model, path=absolute(model.path), layout=model.layout and absolute(model.layout), parts=parts
+    )

@@ -47,6 +47,10 @@ def _offer(model_id: str, model: ModelConfig) -> ModelOffer:
     family = FAMILIES.get(model.family)
     if family is None:
         raise ConfigError(f"{where}.family is {model.family!r}; it must be one of {', '.join(FAMILIES)}")
+    for part in model.parts:
+        if part not in family.components:
+            known = ", ".join(family.components)
+            raise ConfigError(f"{where}.parts.{part}: the components of family {family.name} are {known}")
     bounds = _bounds(where, family.bounds, model.bounds)
     changed = {name: value for name, value in structs.asdict(model.defaults).items() if value is not None}
     defaults = structs.replace(family.defaults, **changed)

@@ -121,16 +121,19 @@ class DefaultsOverride(_Table, frozen=True, kw_only=True):
 
 
 class ModelConfig(_Table, frozen=True, kw_only=True):
-    """A folder in diffusers layout, or a .safetensors file with a `layout` folder.
+    """`path` is a folder in diffusers layout, or a .safetensors file. Of a file, `layout` is a folder with the configs
+    and tokenizers, where those of the published model are not wanted. `parts` are the files or folders of components,
+    such as `vae`, which replace those of `path`.
 
-    `sha256` pins files, by their path inside the folder, to a digest in hex. `v1_id` is the model's number in
-    version 1 of the protocol.
+    `sha256` pins files to a digest in hex: by their path inside the folder, or `path`'s own name, or `parts.NAME`.
+    `v1_id` is the model's number in version 1 of the protocol.
     """
 
     path: str
     family: str
     title: str = ""
     layout: str | None = None
+    parts: dict[str, str] = {}
     v1_id: Annotated[int, Meta(ge=1, le=2**32 - 1)] | None = None
     bounds: BoundsOverride = BoundsOverride()
     defaults: DefaultsOverride = DefaultsOverride()

@@ -27,7 +27,7 @@ def worker_config(config: Config) -> WorkerConfig:
     return WorkerConfig(
         device=config.device,
         models=tuple(
-            WorkerModel(offer=offer, path=model.path, layout=model.layout, sha256=model.sha256)
+            WorkerModel(offer=offer, path=model.path, layout=model.layout, parts=model.parts, sha256=model.sha256)
             for offer, model in zip(offers(config), config.models.values(), strict=True)
         ),
     )

@@ -42,6 +42,10 @@ _NAMES = {
         *("device_count", "empty_cache", "init", "is_available", "is_bf16_supported", "mem_get_info", "synchronize"),
     ),
     "torch.distributed": ("is_available",),
+    "diffusers.loaders.single_file_utils": (
+        *("DIFFUSERS_TO_LDM_MAPPING", "convert_ldm_unet_checkpoint", "convert_ldm_vae_checkpoint"),
+        "convert_open_clip_checkpoint",
+    ),
     "torch.nn": ("Module.register_parameter", "Parameter"),
     "torch.nn.functional": ("conv2d", "scaled_dot_product_attention"),
     "safetensors": ("SafetensorError",),

@@ -1,51 +1,46 @@
 """A model's files become a pipeline: every tensor in its place, all of one dtype, and nothing chosen by a file.
 
 The libraries' from_pretrained reads more than weights: an adapter's config names another model, an index names other
-files, a config names kernels and quantizers. So weave/models/layouts.py reads the configs and this module reads the
-weights; the libraries get classes, checked values and tensors.
+files, a config names kernels and quantizers. So weave/models/ chooses the files and reads the configs, tensors.py reads
+the weights; the libraries get classes, checked values and tensors.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError, safe_open
 
 from weave.gpu_worker.classes import component_class, pipeline_class
 from weave.gpu_worker.device import is_out_of_memory
 from weave.gpu_worker.schedulers import check_own_scheduler
+from weave.gpu_worker.tensors import Tensors, read_tensors, refuse_keys
+from weave.models.assets import Source, Weights, find_assets
 from weave.models.components import CLIP_TOKENIZER, Component, ModelClass, TokenizerClass
-from weave.models.configs import shown
 from weave.models.families import FAMILIES
-from weave.models.files import ModelFilesRefused, check_sha256
-from weave.models.layouts import check_layout, check_weights
-
-Tensors = dict[str, torch.Tensor]
-
-_SHOWN_KEYS = 5
+from weave.models.files import ModelFilesRefused
 
 
 def load_pipeline(
-    name: str, path: Path, device: torch.device, dtype: torch.dtype, pins: Mapping[str, str] | None = None
+    name: str, source: Source, device: torch.device, dtype: torch.dtype, pins: Mapping[str, str] | None = None
 ) -> Any:
-    """The pipeline of a model in diffusers layout, on `device`. `name` is its family; `pins` are digests of its files,
-    as for check_sha256(). Raises ModelFilesRefused."""
+    """The pipeline of a model, on `device`. `name` is its family; `pins` are digests of its files, as for
+    Source.check_pin(). Raises ModelFilesRefused."""
     family = FAMILIES[name]
-    configs, settings = check_layout(name, path)
-    weights = check_weights(name, path, str(dtype).removeprefix("torch."))
-    check_sha256(path, pins or {})
-    parts = {part: component for part, component in family.components.items() if (path / part).is_dir()}
+    assets = find_assets(name, source, str(dtype).removeprefix("torch."))
+    configs, settings = assets.checked
+    for file, digest in (pins or {}).items():
+        source.check_pin(file, digest)
     loaded: dict[str, Any] = dict.fromkeys(family.components)
-    for part, component in parts.items():
-        if isinstance(component, TokenizerClass):
-            loaded[part] = _load_tokenizer(path, part, component)
-        else:
-            files = [path / name for name in weights[part]]
-            loaded[part] = _load_model(files, part, component, configs[part], dtype, mapped=device.type != "cpu")
-    _check_tokenizers(parts, loaded)
+    for part, folder in assets.tokenizers.items():
+        loaded[part] = _load_tokenizer(folder, part, family.components[part], assets.padding.get(part))
+    for part, component in family.components.items():
+        if isinstance(component, ModelClass) and part in assets.weights:
+            weights = assets.weights[part]
+            loaded[part] = _load_model(weights, part, component, configs[part], dtype, mapped=device.type != "cpu")
+    _check_tokenizers({part: family.components[part] for part in assets.tokenizers}, loaded)
     scheduler_class = getattr(diffusers, configs["scheduler"]["_class_name"])
     with _errors_refuse("scheduler"):
         scheduler = scheduler_class.from_config(configs["scheduler"])
@@ -70,9 +65,10 @@ def _errors_refuse(part: str) -> Iterator[None]:
         raise ModelFilesRefused(f"{part}: {type(error).__name__}: {str(error)[:500]}") from error
 
 
-def _load_tokenizer(path: Path, part: str, component: TokenizerClass) -> Any:
+def _load_tokenizer(folder: Path, part: str, component: Component, padding: str | None) -> Any:
     with _errors_refuse(part):
-        return component_class(component).from_pretrained(str(path / part), local_files_only=True)
+        more = {} if padding is None else {"pad_token": padding}
+        return component_class(component).from_pretrained(str(folder), local_files_only=True, **more)
 
 
 def _check_tokenizers(parts: Mapping[str, Component], loaded: Mapping[str, Any]) -> None:
@@ -105,11 +101,11 @@ def _check_clip_lengths(tokenizers: Mapping[str, Any]) -> None:
 
 
 def _load_model(
-    files: list[Path], part: str, component: ModelClass, config: dict[str, Any], dtype: torch.dtype, *, mapped: bool
+    weights: Weights, part: str, component: ModelClass, config: dict[str, Any], dtype: torch.dtype, *, mapped: bool
 ) -> Any:
     is_diffusers, model_class = component.library == "diffusers", component_class(component)
     with _errors_refuse(part):
-        tensors = _read_tensors(files, part)
+        tensors = read_tensors(part, weights, config, dtype)
         if not mapped:
             # A tensor that is not cast would stay in the mapped file: a change of the file would change the model, and
             # its address is not aligned, which alone can change pixels.
@@ -130,9 +126,9 @@ def _load_with_diffusers(
     model._fix_state_dict_keys_on_load(tensors)  # renames the attention keys of older VAEs
     expected = model.state_dict()
     wrong = {key for key in expected.keys() & tensors.keys() if expected[key].shape != tensors[key].shape}
-    _refuse_keys(part, "tensors of another shape", wrong)
-    _refuse_keys(part, "missing tensors", expected.keys() - tensors.keys())
-    _refuse_keys(part, "unexpected tensors", tensors.keys() - expected.keys())
+    refuse_keys(part, "tensors of another shape", wrong)
+    refuse_keys(part, "missing tensors", expected.keys() - tensors.keys())
+    refuse_keys(part, "unexpected tensors", tensors.keys() - expected.keys())
     kept = model_class._keep_in_fp32_modules or []
 
     def target(key: str) -> torch.dtype:
@@ -160,16 +156,10 @@ def _load_with_transformers(
         output_loading_info=True,
         local_files_only=True,
     )
-    _refuse_keys(part, "tensors of another shape", {key for key, *_ in report["mismatched_keys"]})
-    _refuse_keys(part, "missing tensors", report["missing_keys"])
-    _refuse_keys(part, "unexpected tensors", set(report["unexpected_keys"]) - set(component.unused_tensors))
+    refuse_keys(part, "tensors of another shape", {key for key, *_ in report["mismatched_keys"]})
+    refuse_keys(part, "missing tensors", report["missing_keys"])
+    refuse_keys(part, "unexpected tensors", set(report["unexpected_keys"]) - set(component.unused_tensors))
     return model
-
-
-def _refuse_keys(part: str, fault: str, keys: Iterable[str]) -> None:
-    if found := sorted(keys):
-        first = ", ".join(shown(key) for key in found[:_SHOWN_KEYS])
-        raise ModelFilesRefused(f"{part}: {len(found)} {fault}: {first}{', ...' * (len(found) > _SHOWN_KEYS)}")
 
 
 def _check_complete(part: str, model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -199,19 +189,3 @@ def _parameters_on_meta() -> Iterator[None]:
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _read_tensors(files: list[Path], part: str) -> Tensors:
-    """All tensors of a component, memory-mapped."""
-    tensors: Tensors = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, SafetensorError) as error:
-            raise ModelFilesRefused(f"{part}/{path.name}: {error}") from None
-        _refuse_keys(part, "tensors in two files", found.keys() & tensors.keys())
-        tensors |= found
-    others = {key for key, tensor in tensors.items() if not tensor.is_floating_point() and not key.endswith("_ids")}
-    _refuse_keys(part, "tensors not of floating-point numbers", others)
-    return tensors

@@ -1,7 +1,6 @@
 """The loop of a locked-down worker: load the model, then run one job after another."""
 
 import traceback
-from pathlib import Path
 
 import torch
 
@@ -11,6 +10,7 @@ from weave.gpu_worker import device as devices
 from weave.gpu_worker.generation import Cancelled, Generation, generate
 from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.schedulers import IncompatibleScheduler
+from weave.models.assets import source_of
 from weave.models.files import ModelFilesRefused
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.errors import RequestError
@@ -61,7 +61,8 @@ def receive(channel: Channel[ToWorker]) -> ToWorker:
 
 
 def _load(model: WorkerModel, device: torch.device, dtype: torch.dtype) -> object:
-    return load_pipeline(model.offer.family, Path(model.path), device, dtype, model.sha256)
+    source = source_of(model.path, model.layout, model.parts)
+    return load_pipeline(model.offer.family, source, device, dtype, model.sha256)
 
 
 def _failed(job: int, error: Exception, device: torch.device) -> Failed:

@@ -66,7 +66,7 @@ def close_descriptors_except(*kept: int) -> None:
 
 def confine(model: WorkerModel) -> tuple[str, ...]:
     """Landlock and capabilities bind the calling thread and those that it starts, so this comes before warm_up()."""
-    layer = landlock.restrict(**worker_files.rules(os.getpid(), model.path, model.layout)._asdict())
+    layer = landlock.restrict(**worker_files.rules(os.getpid(), *model.paths())._asdict())
     return (layer, drop_capabilities())
 
 

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from weave.models.components import Component
 from weave.models.schedulers import RELATED, SCHEDULERS
+from weave.models.single_files import SingleFile
 from weave.models.sizes import Sizes
 from weave.protocol.bounds import Bounds, FloatRange, Range
 from weave.protocol.features import TEXT_TO_IMAGE
@@ -38,6 +39,8 @@ class Family(Struct, frozen=True, kw_only=True):
     # Arguments of the pipeline's class: flags from model_index.json, and values that are the same for every model.
     settings: frozenset[str] = frozenset()
     fixed: Mapping[str, Any] = MappingProxyType({})
+    # None: models of this family are loaded from folders only.
+    single_file: SingleFile | None = None
     # The number of tokens for T5, the pipeline's own default; None without T5.
     t5_tokens: int | None = None
     # The module in weave/gpu_worker/pipelines/ whose Adapter calls the pipeline.

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_HEADER_BYTES = 100_000_000
@@ -29,6 +29,10 @@ class Tensor(NamedTuple):
 
     dtype: str
     shape: tuple[int, ...]
+
+
+# The tensors of a file by name.
+Header: TypeAlias = Mapping[str, Tensor]
 
 
 class ModelFilesRefused(Exception):

@@ -1,7 +1,7 @@
 """Checks that a model's folder belongs to its family, by its JSON files: classes, config values and shared sizes."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +10,8 @@ from weave.models.configs import Rules, check_values, read_object, shown
 from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.models.faults import Checks, apart, fault_of, refuse_first
-from weave.models.files import ModelFilesRefused, check_safetensors_header, check_sha256, find_file
+from weave.models.files import ModelFilesRefused, find_file
 from weave.models.schedulers import SCHEDULER_RULES
-from weave.models.weights import choose_weights
 
 # Tokenizers open these besides the files in TOKENIZER_RULES, if they exist.
 _VOCABULARIES = ("added_tokens.json", "tokenizer.json", "vocab.json", "merges.txt", "spiece.model")
@@ -27,39 +26,21 @@ class Checked(NamedTuple):
     settings: dict[str, bool]
 
 
-Weights = dict[str, tuple[str, ...]]
-
-
 def check_layout(name: str, model: Path) -> Checked:
     """Raises ModelFilesRefused unless the folder `model` is a model of the family `name`. Does not look at weights."""
     return refuse_first(layout_checks(name, model))
 
 
-def check_weights(name: str, model: Path, dtype: str) -> Weights:
-    """The files with each component's weights by the component's folder, in a model that check_layout() accepts.
-
-    `dtype` is what they are loaded in, by its name in torch; "auto" has no preference. Raises ModelFilesRefused.
-    """
-    return refuse_first(_weights(name, model, dtype))
-
-
-def all_checks(name: str, model: Path, dtype: str, pins: Mapping[str, str]) -> Checks[Weights]:
-    """The checks above, and of the digests `pins`: every fault that shows before a library loads the model."""
-    yield from apart(layout_checks(name, model))
-    weights = yield from apart(_weights(name, model, dtype))
-    for file, digest in pins.items():
-        yield from fault_of(check_sha256, model, {file: digest})
-    return weights or {}
-
-
-def unread_files(name: str, model: Path, weights: Weights) -> list[str]:
-    """The files of a model's folder that are never opened, relative to it, but for documentation and images."""
+def unread_files(name: str, model: Path, weights: Iterable[Path]) -> list[str]:
+    """The files of a model's folder that are never opened, relative to it, but for documentation and images. `weights`
+    are those that are."""
     opened = {"model_index.json", "scheduler/scheduler_config.json"}
+    opened |= {str(path.relative_to(model)) for path in weights if path.is_relative_to(model)}
     for part, component in FAMILIES[name].components.items():
         if isinstance(component, TokenizerClass):
             opened |= {f"{part}/{file}" for file in (*TOKENIZER_RULES, *_VOCABULARIES)}
         else:
-            opened |= {f"{part}/config.json", *weights.get(part, ())}
+            opened.add(f"{part}/config.json")
     found = []
     for folder, folders, files in os.walk(model):
         folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
@@ -70,49 +51,44 @@ def unread_files(name: str, model: Path, weights: Weights) -> list[str]:
 
 def layout_checks(name: str, model: Path) -> Checks[Checked]:
     """check_layout(), for all faults."""
-    family = FAMILIES[name]
     if not model.exists():
         raise ModelFilesRefused(f"{model.name}: no such model folder")
     if not model.is_dir():
-        raise ModelFilesRefused(f"{model.name}: not a folder in diffusers layout; convert it")
-    settings = yield from apart(_check_index(family, model))
-    found = {"scheduler": (yield from apart(_check_scheduler(family, model)))}
-    for part, component in _parts(family, model):
-        if not (model / part).is_dir():
+        raise ModelFilesRefused(f"{model.name}: not a folder in diffusers layout")
+    return (yield from folder_checks(name, model, part_folders(name, model), {}))
+
+
+def part_folders(name: str, model: Path) -> dict[str, Path]:
+    """By component, its folder in `model`, if there is one."""
+    return {part: model / part for part in FAMILIES[name].components if (model / part).is_dir()}
+
+
+def folder_checks(
+    name: str, base: Path, folders: Mapping[str, Path], derived: Mapping[str, dict[str, Any]]
+) -> Checks[Checked]:
+    """As layout_checks(), of components in `folders`. `base` has the scheduler's folder, and maybe model_index.json.
+    `derived` has values that replace those of a component's config, or the scheduler's."""
+    family = FAMILIES[name]
+    settings = yield from apart(_check_index(family, base))
+    found = {"scheduler": (yield from apart(_check_scheduler(family, base)))}
+    parts = dict(_parts(family, folders))
+    for part, component in parts.items():
+        if part not in folders:
             yield f"{part}: this family needs the folder, and the model does not have it"
         elif isinstance(component, TokenizerClass):
-            yield from apart(_check_tokenizer(model, part, component))
+            yield from apart(_check_tokenizer(folders[part].parent, folders[part].name, component))
         else:
-            found[part] = yield from apart(_check_component(model, part, component))
-    configs = {part: config for part, config in found.items() if config is not None}
-    models = {part: component for part, component in _parts(family, model) if isinstance(component, ModelClass)}
+            found[part] = yield from apart(_check_component(folders[part].parent, folders[part].name, component))
+    configs = {part: config | derived.get(part, {}) for part, config in found.items() if config is not None}
+    models = {part: component for part, component in parts.items() if isinstance(component, ModelClass)}
     if models.keys() <= configs.keys():
         yield from _check_sizes(family, models, configs)
     return Checked(configs, settings or {})
 
 
-def _weights(name: str, model: Path, dtype: str) -> Checks[Weights]:
-    chosen = {}
-    for part, component in FAMILIES[name].components.items():
-        if isinstance(component, ModelClass) and (model / part).is_dir():
-            chosen[part] = yield from apart(_weights_of(model, part, component, dtype))
-    return {part: files for part, files in chosen.items() if files is not None}
-
-
-def _weights_of(model: Path, part: str, component: ModelClass, dtype: str) -> Checks[tuple[str, ...]]:
-    files = choose_weights(model, part, component.weights, dtype)
-    for file in files:
-        yield from fault_of(_check_header, model, file)
-    return files
-
-
-def _check_header(model: Path, file: str) -> None:
-    check_safetensors_header(find_file(model, file), file)
-
-
-def _parts(family: Family, model: Path) -> Iterator[tuple[str, Component]]:
+def _parts(family: Family, folders: Mapping[str, Path]) -> Iterator[tuple[str, Component]]:
     """The components that the model must have: of the optional ones all, or none."""
-    optional = any((model / part).is_dir() for part in family.optional)
+    optional = bool(folders.keys() & family.optional)
     for part, component in family.components.items():
         if optional or part not in family.optional:
             yield part, component

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 from math import prod
-from pathlib import Path
 from typing import NamedTuple
 
+from weave.models.assets import Weights
 from weave.models.components import ModelClass
-from weave.models.files import Tensor, check_safetensors_header, find_file
+from weave.models.files import Tensor, check_safetensors_header
 
 # Names in torch, by those in safetensors files.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
@@ -24,9 +24,12 @@ class Part(NamedTuple):
     dtypes: tuple[str, ...]
 
 
-def measure(component: ModelClass, model: Path, files: tuple[str, ...]) -> Part:
-    """`files` hold the component's weights. Raises ModelFilesRefused."""
-    tensors = [item for file in files for item in check_safetensors_header(find_file(model, file), file).items()]
+def measure(component: ModelClass, weights: Weights) -> Part:
+    """Raises ModelFilesRefused."""
+    headers = [check_safetensors_header(file) for file in weights.files]
+    tensors = [item for header in headers for item in header.items()]
+    if weights.names is not None:
+        tensors = [(name, headers[0][stored]) for name, stored in weights.names.items()]
     dtypes = dict.fromkeys(_DTYPES.get(tensor.dtype, tensor.dtype) for _, tensor in tensors)
     kept = [tensor for name, tensor in tensors if set(component.kept_in_float32) & set(name.split("."))]
     return Part(_numbers(tensor for _, tensor in tensors), _numbers(kept), tuple(dtypes))

@@ -129,13 +129,13 @@ class FileRules(NamedTuple):
         return any(Path(path).is_relative_to(rule) for rule in rules)
 
 
-def rules(pid: int, *models: str | None) -> FileRules:
-    """For the worker with this `pid`; `models` are the folders of its model. Of the Hub's cache, only a snapshot's own
-    blobs: the others belong to other revisions."""
+def rules(pid: int, *models: str) -> FileRules:
+    """For the worker with this `pid`; `models` are the folders and files of its model. Of the Hub's cache, only a
+    snapshot's own blobs: the others belong to other revisions."""
     own = Path(f"/proc/{pid}")
-    folders = [Path(folder) for folder in models if folder is not None]
-    linked = (path for folder in folders for path in linked_files(folder))
-    read = (*READ, *cards(), *folders, *linked, *(own / name for name in OWN))
+    found = [Path(model) for model in models]
+    linked = (path for model in found for path in linked_files(model))
+    read = (*READ, *cards(), *found, *linked, *(own / name for name in OWN))
     # CUDA opens task/TID/comm for reading and writing to name its threads. The TIDs are not known yet.
     return FileRules(read, DEVICES, (own / "task",) if NVIDIA else ())
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from weave.client import NotRunning, ProtocolError, WeaveError
 from weave.config import load as config_file
 from weave.config.schema import Config, ConfigError, ModelConfig
+from weave.models.assets import all_checks, source_of
 from weave.models.faults import collect
-from weave.models.layouts import Weights, all_checks, unread_files
+from weave.models.layouts import unread_files
 from weave.protocol.client_messages import StatusReport
 from weave.weavectl.connect import connect, describe_listener
 from weave.weavectl.doctor_sandbox import check_landlock, check_layers, check_what_it_needs
@@ -145,9 +146,11 @@ def _check_models(config: Config) -> Iterator[Finding]:
             yield Finding(f"model {name}", "ok", f"{model.path}{note}")
 
 
-def _faults(config: Config, model: ModelConfig) -> tuple[list[str], Weights]:
+def _faults(config: Config, model: ModelConfig) -> tuple[list[str], list[Path]]:
     """Everything that is wrong with a model's files, and the files with its weights."""
-    return collect(all_checks(model.family, Path(model.path), config.device.dtype, model.sha256))
+    source = source_of(model.path, model.layout, model.parts)
+    faults, assets = collect(all_checks(model.family, source, config.device.dtype, model.sha256))
+    return faults, assets.files() if assets else []
 
 
 def _check_gpu(used: str | None, *, system: bool) -> Finding:

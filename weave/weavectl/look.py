@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weave.config.schema import DeviceConfig
+from weave.models.assets import Source, all_checks
 from weave.models.components import ModelClass
 from weave.models.detect import Detected
 from weave.models.families import FAMILIES
 from weave.models.faults import collect
 from weave.models.files import ModelFilesRefused
-from weave.models.layouts import all_checks, unread_files
+from weave.models.layouts import unread_files
 from weave.models.memory import ALLOWANCE, Part, bytes_in, measure
 
 _LICENCES = ("license", "licence", "copying")
@@ -65,13 +66,14 @@ class Look(NamedTuple):
 def look_at(detected: Detected, device: DeviceConfig) -> Look:
     """Raises OSError."""
     family, path = FAMILIES[detected.families[0]], detected.path
-    faults, weights = collect(all_checks(family.name, path, device.dtype, {}))
+    faults, assets = collect(all_checks(family.name, Source(path), device.dtype, {}))
+    weights = assets.weights if assets else {}
     parts = {}
     for name, component in family.components.items():
         if isinstance(component, ModelClass) and name in weights:
             with contextlib.suppress(ModelFilesRefused):  # it is among the faults
-                parts[name] = measure(component, path, weights[name])
-    unread = unread_files(family.name, path, weights)
+                parts[name] = measure(component, weights[name])
+    unread = unread_files(family.name, path, assets.files() if assets else [])
     return Look(
         detected=detected,
         parts=parts,

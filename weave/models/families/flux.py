@@ -1,8 +1,9 @@
 """FLUX.1: a transformer that takes T5's embeddings, CLIP's pooled embedding, and latents packed by four."""
 
 from collections.abc import Iterator
+from typing import Any
 
-from weave.models import sizes
+from weave.models import single_files, sizes
 from weave.models.components import (
     AUTOENCODER_KL,
     BY_DIFFUSERS,
@@ -14,6 +15,8 @@ from weave.models.components import (
 )
 from weave.models.configs import rules
 from weave.models.family import Family, bounds, defaults
+from weave.models.files import Header
+from weave.models.single_files import SingleFile, of_prefix
 from weave.models.sizes import Configs, Expected, total
 
 _TRANSFORMER = ModelClass(
@@ -56,6 +59,36 @@ def _sizes(configs: Configs) -> Iterator[Expected | str]:
     yield Expected("transformer", "attention_head_dim", rotated, "the sum of the three axes_dims_rope")
 
 
+def _is_of(header: Header) -> bool:
+    """FLUX.2 and Chroma have no vector_in."""
+    found = single_files.denoiser_of(header)
+    return "double_blocks.0.img_attn.qkv.weight" in found and "vector_in.in_layer.weight" in found
+
+
+def _derive(header: Header) -> dict[str, dict[str, Any]]:
+    """Schnell takes no guidance scale, and its scheduler shifts nothing."""
+    found = single_files.denoiser_of(header)
+    guided = "guidance_in.in_layer.weight" in found
+    transformer = {
+        "num_layers": single_files.blocks(found, "double_blocks"),
+        "num_single_layers": single_files.blocks(found, "single_blocks"),
+        "guidance_embeds": guided,
+    }
+    return {"transformer": transformer, "scheduler": {} if guided else {"shift": 1.0, "use_dynamic_shifting": False}}
+
+
+_FILE = SingleFile(
+    parts={
+        "text_encoder": of_prefix("text_encoders.clip_l.transformer."),
+        "text_encoder_2": of_prefix("text_encoders.t5xxl.transformer."),
+        "transformer": single_files.of_transformer("flux"),
+        "vae": single_files.VAE,
+    },
+    is_of=_is_of,
+    derive=_derive,
+    tokenizers={"tokenizer": single_files.CLIP, "tokenizer_2": single_files.T5},
+)
+
 FAMILIES = (
     Family(
         name="flux",
@@ -73,6 +106,7 @@ FAMILIES = (
             "vae": AUTOENCODER_KL,
         },
         sizes=_sizes,
+        single_file=_FILE,
         t5_tokens=512,
         adapter="flux",
     ),

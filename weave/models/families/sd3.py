@@ -1,8 +1,10 @@
 """Stable Diffusion 3 and 3.5: a transformer, two CLIP encoders, and optionally T5."""
 
 from collections.abc import Iterator
+from math import isqrt
+from typing import Any
 
-from weave.models import sizes
+from weave.models import single_files, sizes
 from weave.models.components import (
     AUTOENCODER_KL,
     BY_DIFFUSERS,
@@ -14,7 +16,9 @@ from weave.models.components import (
 )
 from weave.models.configs import rules
 from weave.models.family import Family, bounds, defaults
+from weave.models.files import Header, ModelFilesRefused
 from weave.models.schedulers import FLOW
+from weave.models.single_files import FilePart, SingleFile, of_prefix
 from weave.models.sizes import Configs, Expected, total
 
 _LARGEST_TABLE = 1 << 29  # elements
@@ -72,6 +76,39 @@ def _sizes(configs: Configs) -> Iterator[Expected | str]:
         yield f"transformer/config.json: pos_embed_max_size is {side}, too large"
 
 
+def _derive(header: Header) -> dict[str, dict[str, Any]]:
+    """The sizes of SD 3 medium, 3.5 medium and 3.5 large."""
+    found = single_files.denoiser_of(header)
+    try:
+        width, (_, positions, *_) = found["context_embedder.weight"].shape[0], found["pos_embed"].shape
+    except (KeyError, IndexError, ValueError):
+        raise ModelFilesRefused("transformer: context_embedder.weight or pos_embed is missing") from None
+    dual = sorted(int(name.split(".")[1]) for name in found if name.endswith(".x_block.attn2.qkv.weight"))
+    config: dict[str, Any] = {
+        "num_layers": single_files.blocks(found, "joint_blocks"),
+        "num_attention_heads": width // 64,
+        "caption_projection_dim": width,
+        "pos_embed_max_size": isqrt(positions),
+        "dual_attention_layers": dual,
+    }
+    if any(".ln_q." in name for name in found):
+        config["qk_norm"] = "rms_norm"
+    return {"transformer": config}
+
+
+_FILE = SingleFile(
+    parts={
+        "text_encoder": FilePart(("text_encoders.clip_l.transformer.",), "clip_of_sd3"),
+        "text_encoder_2": of_prefix("text_encoders.clip_g.transformer."),
+        "text_encoder_3": of_prefix("text_encoders.t5xxl.transformer."),
+        "transformer": single_files.of_transformer("sd3"),
+        "vae": single_files.VAE,
+    },
+    is_of=lambda header: "joint_blocks.0.x_block.attn.qkv.weight" in single_files.denoiser_of(header),
+    derive=_derive,
+    tokenizers={"tokenizer": single_files.CLIP, "tokenizer_2": single_files.OPEN_CLIP, "tokenizer_3": single_files.T5},
+)
+
 FAMILIES = (
     Family(
         name="sd3",
@@ -92,6 +129,7 @@ FAMILIES = (
         },
         optional=frozenset({"tokenizer_3", "text_encoder_3"}),
         sizes=_sizes,
+        single_file=_FILE,
         t5_tokens=256,
         adapter="sd3",
     ),

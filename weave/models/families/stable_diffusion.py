@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 
-from weave.models import sizes
+from weave.models import single_files, sizes
 from weave.models.components import AUTOENCODER_KL, CLIP_TEXT, CLIP_TOKENIZER, UNET
 from weave.models.family import Family, bounds, defaults
+from weave.models.files import Header
 from weave.models.schedulers import DIFFUSION
+from weave.models.single_files import FilePart, SingleFile, of_prefix
 from weave.models.sizes import Configs, Expected, Sizes
 
 
-def _family(name: str, expected: Sizes, *, largest_side: int, side: int) -> Family:
+def _family(name: str, expected: Sizes, single_file: SingleFile, *, largest_side: int, side: int) -> Family:
     return Family(
         name=name,
         bounds=bounds(largest_side=largest_side, multiple=8, prompt_characters=2048),
@@ -24,6 +26,7 @@ def _family(name: str, expected: Sizes, *, largest_side: int, side: int) -> Fami
             "vae": AUTOENCODER_KL,
         },
         sizes=expected,
+        single_file=single_file,
         fixed={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
     )
 
@@ -42,7 +45,37 @@ def _sizes(other_family: str, other_width: int) -> Sizes:
     return expected
 
 
+def _is_either(header: Header) -> bool:
+    unet = single_files.denoiser_of(header)
+    return "input_blocks.0.0.weight" in unet and "label_emb.0.0.weight" not in unet
+
+
+def _has_open_clip(header: Header) -> bool:
+    width = single_files.context_width(single_files.denoiser_of(header))
+    return width == 1024 or any(name.startswith(_OPEN_CLIP) for name in header)
+
+
+_OPEN_CLIP = "cond_stage_model.model."
+_SD1_FILE = SingleFile(
+    parts={
+        "text_encoder": of_prefix("cond_stage_model.transformer."),
+        "unet": single_files.UNET,
+        "vae": single_files.VAE,
+    },
+    is_of=lambda header: _is_either(header) and not _has_open_clip(header),
+    tokenizers={"tokenizer": single_files.CLIP},
+)
+_SD2_FILE = SingleFile(
+    parts={
+        "text_encoder": FilePart((_OPEN_CLIP,), "open_clip_of_sd2", ("text_model.",)),
+        "unet": single_files.UNET,
+        "vae": single_files.VAE,
+    },
+    is_of=lambda header: _is_either(header) and _has_open_clip(header),
+    tokenizers={"tokenizer": single_files.OPEN_CLIP},
+)
+
 FAMILIES = (
-    _family("sd1", _sizes("sd2", 1024), largest_side=1024, side=512),
-    _family("sd2", _sizes("sd1", 768), largest_side=1536, side=768),
+    _family("sd1", _sizes("sd2", 1024), _SD1_FILE, largest_side=1024, side=512),
+    _family("sd2", _sizes("sd1", 768), _SD2_FILE, largest_side=1536, side=768),
 )

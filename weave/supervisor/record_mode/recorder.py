@@ -68,7 +68,7 @@ class RecordedWorker:
         self._recorder = recorder
         self._pid = pid
         self._calls = worker_calls.calls(pid, gpu=True)
-        self._rules = worker_files.rules(pid, model.path, model.layout).existing()
+        self._rules = worker_files.rules(pid, *model.paths()).existing()
 
     def answer(self, listener: int, violation: Violation) -> None:
         """Have the kernel make the call, or refuse it if the list has a Refusal for it. Count what the lists lack."""

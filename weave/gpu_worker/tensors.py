@@ -1,0 +1,94 @@
+"""The tensors of one component, memory-mapped from its files, with the names that its class gives them."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from weave.gpu_worker.converters import convert
+from weave.models.assets import Weights
+from weave.models.configs import shown
+from weave.models.files import ModelFilesRefused
+
+Tensors = dict[str, torch.Tensor]
+
+_SHOWN_KEYS = 5
+# A scale that a module's weight in 8 bits is to be multiplied by, and what describes or only speeds up such weights:
+# names of ComfyUI and of those who make files for it.
+_SCALES = (".scale_weight", ".weight_scale")
+_QUANTISATION, _FORMATS = ".comfy_quant", ("float8_e4m3fn", "float8_e5m2")
+_NOT_NEEDED = (".scale_input", ".input_scale")
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def read_tensors(part: str, weights: Weights, config: Mapping[str, Any], dtype: torch.dtype) -> Tensors:
+    """`config` is the component's; weights with a scale are multiplied by it, and then of `dtype`.
+
+    Raises ModelFilesRefused.
+    """
+    tensors: Tensors = {}
+    for path in weights.files:
+        found = _read(part, path, weights.names)
+        refuse_keys(part, "tensors in two files", found.keys() & tensors.keys())
+        tensors |= found
+    if weights.part is not None:
+        tensors = _unscaled(part, tensors, dtype)
+        if weights.part.converter and not any(name.startswith(weights.part.own) for name in tensors):
+            tensors, unknown = convert(weights.part.converter, tensors, config)
+            refuse_keys(part, "unexpected tensors", unknown)
+    others = {key for key, tensor in tensors.items() if not tensor.is_floating_point() and not key.endswith("_ids")}
+    refuse_keys(part, "tensors not of floating-point numbers", others)
+    return tensors
+
+
+def refuse_keys(part: str, fault: str, keys: Iterable[str]) -> None:
+    """Raises ModelFilesRefused if there are any `keys`."""
+    if found := sorted(keys):
+        first = ", ".join(shown(key) for key in found[:_SHOWN_KEYS])
+        raise ModelFilesRefused(f"{part}: {len(found)} {fault}: {first}{', ...' * (len(found) > _SHOWN_KEYS)}")
+
+
+def _read(part: str, path: Path, names: Mapping[str, str] | None) -> Tensors:
+    """All tensors of the file, or those in `names` by the names there."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            chosen = names or {name: name for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return {name: file.get_tensor(stored) for name, stored in chosen.items()}
+    except (OSError, SafetensorError) as error:
+        raise ModelFilesRefused(f"{part}/{path.name}: {error}") from None
+
+
+def _unscaled(part: str, tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    """Each weight that has a scale is multiplied by it: libraries drop scales, and such models generate noise."""
+    plain = {}
+    scales = {}
+    for name, tensor in tensors.items():
+        if (suffix := next((suffix for suffix in _SCALES if name.endswith(suffix)), None)) is not None:
+            scales[name.removesuffix(suffix) + ".weight"] = tensor
+        elif name.endswith(_QUANTISATION):
+            _check_format(part, name, tensor)
+        elif name != "scaled_fp8" and not name.endswith(_NOT_NEEDED):
+            plain[name] = tensor
+    refuse_keys(part, "scales of missing weights", scales.keys() - plain.keys())
+    for name, scale in scales.items():
+        weight = plain[name]
+        if weight.dtype not in _FP8 or scale.numel() not in (1, weight.shape[0]):
+            detail = f"scale of shape {list(scale.shape)} for a weight of {weight.dtype}, {list(weight.shape)}"
+            raise ModelFilesRefused(f"{part}: {shown(name)}: {detail}: not supported")
+        by_row = scale.float().reshape(-1, *[1] * (weight.dim() - 1))
+        plain[name] = (weight.float() * by_row).to(dtype)
+    return plain
+
+
+def _check_format(part: str, name: str, tensor: torch.Tensor) -> None:
+    try:
+        found = json.loads(bytes(tensor.tolist())).get("format")
+    except (ValueError, TypeError, AttributeError):
+        found = None
+    if found not in _FORMATS:
+        raise ModelFilesRefused(
+            f"{part}: {shown(name)}: format is {shown(found)}, expected one of {', '.join(_FORMATS)}"
+        )

@@ -1,0 +1,175 @@
+"""Where each component of a model comes from: folders in diffusers layout, single files, or both."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from weave.models.components import ModelClass
+from weave.models.families import FAMILIES
+from weave.models.family import Family
+from weave.models.faults import Checks, apart, fault_of, refuse_first
+from weave.models.files import Header, ModelFilesRefused, check_safetensors_header, check_sha256, find_file
+from weave.models.layouts import Checked, folder_checks, part_folders
+from weave.models.single_files import DENOISERS, FilePart, SingleFile, tensors_of
+from weave.models.weights import choose_weights
+
+# The configs of the published models and their tokenizers, which single files lack.
+_SHIPPED = Path(__file__).parent / "shipped"
+
+
+class Source(NamedTuple):
+    """Where the config says that a model is. `path` is a folder in diffusers layout, or a .safetensors file: then
+    `layout` is a folder with configs and tokenizers; without one, those of the published model are used. `parts` are
+    files or folders of single components, which replace those of `path`."""
+
+    path: Path
+    layout: Path | None = None
+    parts: Mapping[str, Path] = {}
+
+    def check_pin(self, name: str, digest: str) -> None:
+        """`name` is a file's path within the folder `path`; for single files `path`, or `parts.` and the component.
+        `digest` is its SHA-256 in hex. Raises ModelFilesRefused."""
+        files = {f"parts.{part}": path for part, path in self.parts.items()}
+        if self.path.is_file():
+            files["path"] = self.path
+        file = files.get(name, self.path / name)
+        folder = file.parent if name in files else self.path
+        check_sha256(folder, {str(file.relative_to(folder)): digest})
+
+
+def source_of(path: str, layout: str | None, parts: Mapping[str, str]) -> Source:
+    """From the values in a config."""
+    return Source(Path(path), Path(layout) if layout else None, {part: Path(name) for part, name in parts.items()})
+
+
+class Weights(NamedTuple):
+    """The files of a component. In a single file its tensors are those in `names`, by their names without prefix."""
+
+    files: tuple[Path, ...]
+    part: FilePart | None = None
+    names: Mapping[str, str] | None = None
+
+
+class Assets(NamedTuple):
+    """By component. `tokenizers` are folders; `padding` are tokens to pad with instead of the tokenizer's own."""
+
+    checked: Checked
+    weights: dict[str, Weights]
+    tokenizers: dict[str, Path]
+    padding: dict[str, str]
+
+    def files(self) -> list[Path]:
+        """All that have weights."""
+        return [file for weights in self.weights.values() for file in weights.files]
+
+
+def find_assets(name: str, source: Source, dtype: str) -> Assets:
+    """Those of a model of the family `name`. `dtype` is what its weights are loaded in, by its name in torch; "auto"
+    has no preference among variants. Raises ModelFilesRefused."""
+    return refuse_first(_asset_checks(FAMILIES[name], source, dtype))
+
+
+def all_checks(name: str, source: Source, dtype: str, pins: Mapping[str, str]) -> Checks[Assets | None]:
+    """As find_assets(), and of the digests `pins`: every fault that shows before a library loads the model."""
+    assets = yield from apart(_asset_checks(FAMILIES[name], source, dtype))
+    for file, digest in pins.items():
+        yield from fault_of(source.check_pin, file, digest)
+    return assets
+
+
+def family_of(header: Header) -> str | None:
+    """The family of a file that has a UNet or transformer; None if there is none, or it is of no known family."""
+    of_files = {name: family.single_file for name, family in FAMILIES.items() if family.single_file}
+    return next((name for name, single_file in of_files.items() if single_file.is_of(header)), None)
+
+
+def read_header(path: Path) -> Header:
+    """Of a single file. Raises ModelFilesRefused."""
+    if path.suffix not in (".safetensors", ""):  # the Hub's cache names files by their digest
+        raise ModelFilesRefused(f"{path.name}: not a .safetensors file; other formats can run code and are never read")
+    return check_safetensors_header(find_file(path.parent, path.name), path.name)
+
+
+def _asset_checks(family: Family, source: Source, dtype: str) -> Checks[Assets]:
+    if not source.path.exists():
+        raise ModelFilesRefused(f"{source.path.name}: no such file or folder")
+    single = _of_single_files(family, source)
+    header = None if source.path.is_dir() else _header_of(family, single, source.path)
+    weights = dict(_in_files(single, source, header))
+    base, folders = _find_folders(family, single, source, weights)
+    derived = {} if header is None else single.derive(header)
+    if source.layout:  # which says how large the model is
+        derived = {"scheduler": derived.get("scheduler", {})}
+    checked = yield from folder_checks(family.name, base, folders, derived)
+    for part, component in family.components.items():
+        if not isinstance(component, ModelClass) or part in weights or part not in folders:
+            continue
+        if header is not None and part not in source.parts:
+            yield f"{part}: {source.path.name} does not have it; give its file as parts.{part}"
+        elif (chosen := (yield from apart(_in_folder(folders[part], component, dtype)))) is not None:
+            weights[part] = chosen
+    tokenizers = {part: folders[part] for part in folders if not isinstance(family.components[part], ModelClass)}
+    padding = {
+        part: tokenizer.pad_token
+        for part, tokenizer in single.tokenizers.items()
+        if tokenizer.pad_token and tokenizers.get(part) == _SHIPPED / tokenizer.folder
+    }
+    return Assets(checked, weights, tokenizers, padding)
+
+
+_NONE = SingleFile(parts={}, is_of=lambda header: False, tokenizers={})
+
+
+def _of_single_files(family: Family, source: Source) -> SingleFile:
+    files = [path for path in (source.path, *source.parts.values()) if path.is_file()]
+    if files and family.single_file is None:
+        raise ModelFilesRefused(f"{files[0].name}: models of family {family.name} must be folders in diffusers layout")
+    return family.single_file or _NONE
+
+
+def _header_of(family: Family, single: SingleFile, path: Path) -> Header:
+    header = read_header(path)
+    if not single.is_of(header):
+        found = family_of(header)
+        is_what = (
+            f"a model of family {found}, not of {family.name}" if found else "has no UNet or transformer of a family"
+        )
+        raise ModelFilesRefused(f"{path.name}: {is_what}")
+    return header
+
+
+def _in_files(single: SingleFile, source: Source, header: Header | None) -> Iterator[tuple[str, Weights]]:
+    """Of the components in single files."""
+    for part, kind in single.parts.items():
+        path = source.parts.get(part)
+        if path is None and header is not None:
+            if names := tensors_of(kind, header, alone=part in DENOISERS):
+                yield part, Weights((source.path,), kind, names)
+        elif path is not None and path.is_file():
+            yield part, Weights((path,), kind, tensors_of(kind, read_header(path), alone=True))
+
+
+def _in_folder(folder: Path, component: ModelClass, dtype: str) -> Checks[Weights]:
+    files = choose_weights(folder.parent, folder.name, component.weights, dtype)
+    for file in files:
+        yield from fault_of(_check_header, folder.parent, file)
+    return Weights(tuple(folder.parent / file for file in files))
+
+
+def _check_header(folder: Path, file: str) -> None:
+    check_safetensors_header(find_file(folder, file), file)
+
+
+def _find_folders(
+    family: Family, single: SingleFile, source: Source, weights: Mapping[str, Weights]
+) -> tuple[Path, dict[str, Path]]:
+    """The folder of the scheduler's config, and each component's folder with its config or the tokenizer's files."""
+    given = {part: path for part, path in source.parts.items() if path.is_dir()}
+    if source.path.is_dir() or source.layout:
+        base = source.layout or source.path
+        return base, part_folders(family.name, base) | given
+    base = _SHIPPED / family.name
+    tokenizers = {part: _SHIPPED / tokenizer.folder for part, tokenizer in single.tokenizers.items()}
+    folders = part_folders(family.name, base) | tokenizers | given
+    absent = {part for part in family.optional if part.replace("tokenizer", "text_encoder") not in weights}
+    return base, {part: folder for part, folder in folders.items() if part not in absent}
