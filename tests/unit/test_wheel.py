@@ -26,7 +26,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 def test_the_wheel_has_every_module_and_py_typed(wheel: zipfile.ZipFile) -> None:
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "weave").rglob("*.py")}
+    files = [*(ROOT / "weave").rglob("*.py"), *(p for p in (ROOT / "weave/models/shipped").rglob("*") if p.is_file())]
+    modules = {str(path.relative_to(ROOT)) for path in files}
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == {*modules, "weave/py.typed"}
 
 
