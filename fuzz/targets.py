@@ -26,7 +26,11 @@ from weave.client import codec
 from weave.config.child_configs import Access, BrokerConfig
 from weave.config.schema import Limits
 from weave.models import files
+from weave.models.assets import SHIPPED, family_of
 from weave.models.families import FAMILIES
+from weave.models.faults import collect
+from weave.models.layouts import folder_checks, part_folders
+from weave.models.single_files import tensors_of
 from weave.protocol import client_messages, frames, version1
 from weave.protocol.bounds import MAX_SEED
 from weave.protocol.channel import close_all, sealed_memfd
@@ -211,6 +215,27 @@ def safetensors(data: bytes) -> None:
         close_all([memfd])
 
 
+def single_file(data: bytes) -> None:
+    """A file's family, the tensors of its components and the values of its configs: other values are faults."""
+    memfd = sealed_memfd("fuzz", _safetensors_file(Reader(data)))
+    try:
+        header = files.check_safetensors_header(Path(f"/proc/self/fd/{memfd}"))
+        if (name := family_of(header)) is None:
+            return
+        single = FAMILIES[name].single_file
+        assert single is not None
+        for kind in single.parts.values():
+            assert set(tensors_of(kind, header, alone=False).values()) <= header.keys()
+        folders, derived = part_folders(name, SHIPPED / name), single.derive(header)
+        faults, checked = collect(folder_checks(name, SHIPPED / name, folders, derived))
+        for part, config in checked.configs.items():
+            assert faults or derived.get(part, {}).items() <= config.items()
+    except files.ModelFilesRefused as error:
+        assert str(error)
+    finally:
+        close_all([memfd])
+
+
 def _safetensors_file(reader: Reader) -> bytes:
     """The input itself, or a header with a correct length and the number of bytes that follow it."""
     if reader.byte() & 1:
@@ -264,6 +289,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "version1": version_1,
     "config": config,
     "safetensors": safetensors,
+    "single_file": single_file,
     "worker_replies": worker_replies,
     "control": control,
     "relay": relayed,

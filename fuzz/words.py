@@ -25,6 +25,12 @@ _OTHER: dict[str, tuple[bytes, ...]] = {
     # 64, 100, 2048 and 20.0: the bounds of version 1.
     "version1": (b"\0\0\0\x40", b"\0\0\0\x64", b"\0\0\x08\0", b"\x41\xa0\0\0"),
     "safetensors": (b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"', b'"F32"', b'"BOOL"', b"[0,4]"),
+    "single_file": (
+        *(b'"dtype"', b'"shape"', b'"data_offsets"', b'"F32"', b"[0,4]", b'"model.diffusion_model.'),
+        *(b"input_blocks.0.0.weight", b"label_emb.0.0.weight", b"x.attn2.to_k.weight", b"context_embedder.weight"),
+        *(b"joint_blocks.0.x_block.attn.qkv.weight", b"pos_embed", b"x_block.attn2.", b"x_block.attn.ln_q."),
+        *(b"double_blocks.0.img_attn.qkv.weight", b"vector_in.in_layer.weight", b"single_blocks.", b'"v_pred"'),
+    ),
     "relay": (b'"event"', b'"time"', b'"process"', b'"serving"', b'"text"'),
     "config": (
         b"[[",

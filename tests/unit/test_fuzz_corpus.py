@@ -59,6 +59,7 @@ BROKEN: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "the config is not checked": ("config", "weave.config.load:check", believing),
     "another file is read": ("config", "weave.config.load:read_checked", lambda _: Path("/etc/passwd").read_bytes()),
     "any header will do": ("safetensors", "weave.models.files:check_safetensors_header", believing),
+    "names of other files": ("single_file", "fuzz.targets:tensors_of", lambda *_, **__: {"x": "not in the file"}),
     "the worker is believed": ("worker_replies", "weave.broker.schedule.worker_link:_check_update", believing),
     "the link leaks": ("worker_replies", "weave.broker.schedule.worker_link:close_all", believing),
     "a channel raises": ("control", "weave.protocol.channel:received_descriptors", raising),

@@ -14,7 +14,7 @@ from weave.models.single_files import DENOISERS, FilePart, SingleFile, tensors_o
 from weave.models.weights import choose_weights
 
 # The configs of the published models and their tokenizers, which single files lack.
-_SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED = Path(__file__).parent / "shipped"
 
 
 class Source(NamedTuple):
@@ -112,7 +112,7 @@ def _asset_checks(family: Family, source: Source, dtype: str) -> Checks[Assets]:
     padding = {
         part: tokenizer.pad_token
         for part, tokenizer in single.tokenizers.items()
-        if tokenizer.pad_token and tokenizers.get(part) == _SHIPPED / tokenizer.folder
+        if tokenizer.pad_token and tokenizers.get(part) == SHIPPED / tokenizer.folder
     }
     return Assets(checked, weights, tokenizers, padding)
 
@@ -168,8 +168,8 @@ def _find_folders(
     if source.path.is_dir() or source.layout:
         base = source.layout or source.path
         return base, part_folders(family.name, base) | given
-    base = _SHIPPED / family.name
-    tokenizers = {part: _SHIPPED / tokenizer.folder for part, tokenizer in single.tokenizers.items()}
+    base = SHIPPED / family.name
+    tokenizers = {part: SHIPPED / tokenizer.folder for part, tokenizer in single.tokenizers.items()}
     folders = part_folders(family.name, base) | tokenizers | given
     absent = {part for part in family.optional if part.replace("tokenizer", "text_encoder") not in weights}
     return base, {part: folder for part, folder in folders.items() if part not in absent}

@@ -70,7 +70,7 @@ def folder_checks(
     `derived` has values that replace those of a component's config, or the scheduler's."""
     family = FAMILIES[name]
     settings = yield from apart(_check_index(family, base))
-    found = {"scheduler": (yield from apart(_check_scheduler(family, base)))}
+    found = {"scheduler": (yield from apart(_check_scheduler(family, base, derived.get("scheduler", {}))))}
     parts = dict(_parts(family, folders))
     for part, component in parts.items():
         if part not in folders:
@@ -78,8 +78,8 @@ def folder_checks(
         elif isinstance(component, TokenizerClass):
             yield from apart(_check_tokenizer(folders[part].parent, folders[part].name, component))
         else:
-            found[part] = yield from apart(_check_component(folders[part].parent, folders[part].name, component))
-    configs = {part: config | derived.get(part, {}) for part, config in found.items() if config is not None}
+            found[part] = yield from apart(_check_component(folders[part], component, derived.get(part, {})))
+    configs = {part: config for part, config in found.items() if config is not None}
     models = {part: component for part, component in parts.items() if isinstance(component, ModelClass)}
     if models.keys() <= configs.keys():
         yield from _check_sizes(family, models, configs)
@@ -128,9 +128,9 @@ def _check_index(family: Family, model: Path) -> Checks[dict[str, bool]]:
     return settings
 
 
-def _check_scheduler(family: Family, model: Path) -> Checks[dict[str, Any] | None]:
+def _check_scheduler(family: Family, model: Path, derived: dict[str, Any]) -> Checks[dict[str, Any] | None]:
     name = "scheduler/scheduler_config.json"
-    config = yield from check_values(name, read_object(model, name), SCHEDULER_RULES)
+    config = yield from check_values(name, read_object(model, name) | derived, SCHEDULER_RULES)
     if config is None:
         return None
     class_name = family.own_scheduler(config.get("_class_name"))
@@ -140,9 +140,9 @@ def _check_scheduler(family: Family, model: Path) -> Checks[dict[str, Any] | Non
     return config | {"_class_name": class_name}
 
 
-def _check_component(model: Path, part: str, component: ModelClass) -> Checks[dict[str, Any] | None]:
-    name = f"{part}/config.json"
-    found = read_object(model, name)
+def _check_component(folder: Path, component: ModelClass, derived: dict[str, Any]) -> Checks[dict[str, Any] | None]:
+    name = f"{folder.name}/config.json"
+    found = read_object(folder.parent, name) | derived
     architectures = found.get("architectures")
     named = [found.get("_class_name"), *(architectures if isinstance(architectures, list) else [architectures])]
     for class_name in named:

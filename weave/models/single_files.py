@@ -4,6 +4,7 @@ Only names and shapes of tensors are looked at here. gpu_worker/converters.py gi
 libraries' classes.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,9 +78,10 @@ def denoiser_of(header: Header) -> Header:
     return with_prefix or header
 
 
-def blocks(header: Header, kind: str) -> int:
-    """The number of blocks whose tensors' names begin with `kind` and a number."""
-    return len({name.split(".")[1] for name in header if name.startswith(kind + ".") and name.count(".") > 1})
+def blocks(header: Header, name: str, tensor: str = "") -> list[int]:
+    """The numbers of the blocks `name` that have any tensors, or one whose name begins with `tensor`."""
+    pattern = re.compile(rf"{re.escape(name)}\.([0-9]{{1,4}})\.{re.escape(tensor)}")
+    return sorted({int(found[1]) for found in map(pattern.match, header) if found})
 
 
 def context_width(header: Header) -> int | None:

@@ -70,8 +70,8 @@ def _derive(header: Header) -> dict[str, dict[str, Any]]:
     found = single_files.denoiser_of(header)
     guided = "guidance_in.in_layer.weight" in found
     transformer = {
-        "num_layers": single_files.blocks(found, "double_blocks"),
-        "num_single_layers": single_files.blocks(found, "single_blocks"),
+        "num_layers": len(single_files.blocks(found, "double_blocks")),
+        "num_single_layers": len(single_files.blocks(found, "single_blocks")),
         "guidance_embeds": guided,
     }
     return {"transformer": transformer, "scheduler": {} if guided else {"shift": 1.0, "use_dynamic_shifting": False}}

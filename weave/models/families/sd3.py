@@ -83,13 +83,12 @@ def _derive(header: Header) -> dict[str, dict[str, Any]]:
         width, (_, positions, *_) = found["context_embedder.weight"].shape[0], found["pos_embed"].shape
     except (KeyError, IndexError, ValueError):
         raise ModelFilesRefused("transformer: context_embedder.weight or pos_embed is missing") from None
-    dual = sorted(int(name.split(".")[1]) for name in found if name.endswith(".x_block.attn2.qkv.weight"))
     config: dict[str, Any] = {
-        "num_layers": single_files.blocks(found, "joint_blocks"),
+        "num_layers": len(single_files.blocks(found, "joint_blocks")),
         "num_attention_heads": width // 64,
         "caption_projection_dim": width,
         "pos_embed_max_size": isqrt(positions),
-        "dual_attention_layers": dual,
+        "dual_attention_layers": single_files.blocks(found, "joint_blocks", "x_block.attn2."),
     }
     if any(".ln_q." in name for name in found):
         config["qk_norm"] = "rms_norm"
