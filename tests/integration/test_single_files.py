@@ -17,7 +17,7 @@ from tests.support.single_files import converted, make_single_file
 from weave.client import WeaveError
 from weave.models import families as known_families
 
-FAMILIES = ("sd1", "sdxl", "sd3", "flux")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
 STEPS, SEED, SCALE = 2, 3, 4.0
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VELOCITY = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

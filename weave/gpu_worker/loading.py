@@ -22,6 +22,8 @@ from weave.models.components import CLIP_TOKENIZER, Component, ModelClass, Token
 from weave.models.families import FAMILIES
 from weave.models.files import ModelFilesRefused
 
+_VELOCITY = 0.09
+
 
 def load_pipeline(
     name: str, source: Source, device: torch.device, dtype: torch.dtype, pins: Mapping[str, str] | None = None
@@ -43,6 +45,8 @@ def load_pipeline(
     _check_tokenizers({part: family.components[part] for part in assets.tokenizers}, loaded)
     scheduler_class = getattr(diffusers, configs["scheduler"]["_class_name"])
     with _errors_refuse("scheduler"):
+        if assets.velocity_bias and predicts_velocity(loaded["unet"].get_parameter(assets.velocity_bias)):
+            configs["scheduler"]["prediction_type"] = "v_prediction"
         scheduler = scheduler_class.from_config(configs["scheduler"])
     pipeline = pipeline_class(family)(scheduler=scheduler, **loaded, **family.fixed, **settings)
     with _errors_refuse("scheduler"):
@@ -50,6 +54,11 @@ def load_pipeline(
     # tqdm creates a multiprocessing lock at its first use, which the sandbox forbids.
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def predicts_velocity(bias: torch.Tensor) -> bool:
+    """Whether this parameter, SingleFile.velocity_bias, is of a model that predicts velocity, not noise."""
+    return bool(bias.float().std(correction=0) > _VELOCITY)
 
 
 @contextlib.contextmanager

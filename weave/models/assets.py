@@ -51,12 +51,14 @@ class Weights(NamedTuple):
 
 
 class Assets(NamedTuple):
-    """By component. `tokenizers` are folders; `padding` are tokens to pad with instead of the tokenizer's own."""
+    """By component. `tokenizers` are folders; `padding` are tokens to pad with instead of the tokenizer's own.
+    `velocity_bias` is as in SingleFile, if no config says what the model predicts."""
 
     checked: Checked
     weights: dict[str, Weights]
     tokenizers: dict[str, Path]
     padding: dict[str, str]
+    velocity_bias: str | None
 
     def files(self) -> list[Path]:
         """All that have weights."""
@@ -114,7 +116,8 @@ def _asset_checks(family: Family, source: Source, dtype: str) -> Checks[Assets]:
         for part, tokenizer in single.tokenizers.items()
         if tokenizer.pad_token and tokenizers.get(part) == SHIPPED / tokenizer.folder
     }
-    return Assets(checked, weights, tokenizers, padding)
+    velocity_bias = None if header is None or source.layout else single.velocity_bias
+    return Assets(checked, weights, tokenizers, padding, velocity_bias)
 
 
 _NONE = SingleFile(parts={}, is_of=lambda header: False, tokenizers={})

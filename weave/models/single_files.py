@@ -37,12 +37,15 @@ class ShippedTokenizer(Struct, frozen=True):
 
 class SingleFile(Struct, frozen=True, kw_only=True):
     """How a family's models come as single files. `is_of` tells whether a file with the UNet or transformer is of the
-    family; `derive` tells from such a file, by component, the values of the configs that differ between its models."""
+    family; `derive` tells from such a file, by component, the values of the configs that differ between its models.
+    `velocity_bias` is a parameter of the UNet whose standard deviation tells whether the model predicts velocity, where
+    nothing else does."""
 
     parts: Mapping[str, FilePart]
     is_of: Callable[[Header], bool]
     derive: Callable[[Header], Mapping[str, dict[str, Any]]] = lambda header: {}
     tokenizers: Mapping[str, ShippedTokenizer]
+    velocity_bias: str | None = None
 
 
 CLIP = ShippedTokenizer("clip_tokenizer")

@@ -73,6 +73,7 @@ _SD2_FILE = SingleFile(
     },
     is_of=lambda header: _is_either(header) and _has_open_clip(header),
     tokenizers={"tokenizer": single_files.OPEN_CLIP},
+    velocity_bias="up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias",  # as ComfyUI tells the two kinds apart
 )
 
 FAMILIES = (
