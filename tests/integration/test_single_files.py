@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.daemon import Daemon
+from tests.integration.test_weavectl import weavectl
+from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import generate, images, pixels
 from tests.support.reference import Reference, arguments, make_small_model, one_thread, write_index
 from tests.support.single_files import converted, make_single_file
@@ -157,6 +159,31 @@ def test_an_image_equals_that_of_the_folder(
 def test_weights_with_scales_are_multiplied_by_them(served: tuple[Daemon, str]) -> None:
     daemon, _ = served
     assert np.array_equal(drawn(daemon, "scaled"), drawn(daemon, "unscaled"))
+
+
+def test_a_single_file_that_was_added_is_served(tmp_path: Path) -> None:
+    """With a part of its own, and the configs of a small model."""
+    layout = make_folder("sd1", tmp_path / "layout")
+    file = make_single_file("sd1", layout, tmp_path / "My File.safetensors")
+    vae = save_part("sd1", layout, "vae", tmp_path / "vae.safetensors")
+    broken(file, file, without("first_stage_model."))
+    daemon = Daemon()
+    try:
+        daemon.wait_until_serving()
+        lacking = weavectl(daemon, "add", str(file), "--layout", str(layout), "--dry-run")
+        assert lacking.returncode == 4 and "vae: My File.safetensors does not have it" in lacking.stdout
+        ended = weavectl(daemon, "add", str(file), "--layout", str(layout), f"--part=vae={vae}")
+        assert ended.returncode == 0, ended.stdout
+        drop_in = (daemon.folder / "config/weave/conf.d/my-file.toml").read_text()
+        wanted = [f'path = "{file}"', f'layout = "{layout}"', f'parts.vae = "{vae}"', 'family = "sd1"']
+        assert set(wanted) < set(drop_in.splitlines())
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: daemon.events("reloaded") != [])
+        assert drawn(daemon, "my-file").std() > 0
+        doctor = weavectl(daemon, "doctor")
+        assert f"{file}" in doctor.stdout and "fail" not in doctor.stdout
+    finally:
+        daemon.stop()
 
 
 def broken(file: Path, model: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:

@@ -12,14 +12,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from tests.integration.test_real_folders import cached, copied
 from tests.integration.test_weavectl import COMMAND, weavectl
 from tests.support import tiny_models
 from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
 from tests.support.generation import PROMPT
+from tests.support.reference import make_small_model
+from tests.support.single_files import converted, make_single_file
 from tests.support.users import ALICE
 from weave.config.load import load
+from weave.models.assets import all_checks, source_of
+from weave.models.faults import collect
 from weave.weavectl.known import KNOWN, download
 from weave.weavectl.options import parser
 from weave.weavectl.output import Output
@@ -249,6 +254,25 @@ def test_in_system_mode_root_gets_the_commands(
     assert not (system.parent / "conf.d").exists()
     placed = copied(tmp_path / "var/models", "placed")
     assert root_commands(asked(capsys, "add", str(placed)))[0] == f"chmod -R a+rX {placed}"
+
+
+@pytest.mark.parametrize("path", [True, False], ids=["a file in parts", "a folder with another part"])
+def test_in_system_mode_parts_are_copied_too(
+    system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], path: bool
+) -> None:
+    layout = make_small_model("sd1", tmp_path / "layout")
+    file = make_single_file("sd1", layout, tmp_path / "model.safetensors")
+    vae = tmp_path / "vae.safetensors"
+    save_file(converted("sd1", layout, "vae"), vae)
+    given = (str(file), "--layout", str(layout)) if path else (str(layout),)
+    commands = root_commands(asked(capsys, "add", *given, "--part", f"vae={vae}", "--id", "mine"))[:-2]
+    ended = subprocess.run(["sh", "-uc", "\n".join(commands)], check=False, capture_output=True, text=True)
+    added = load(system=True).models["mine"]
+    copied = source_of(added.path, added.layout, added.parts)
+    assert ended.returncode == 0, ended.stderr
+    top = tmp_path / "var/models/mine"
+    assert all(place.is_relative_to(top) for place in (copied.path, *copied.parts.values()))
+    assert collect(all_checks("sd1", copied, "float32", {}))[0] == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run what root must run")

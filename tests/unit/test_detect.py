@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.published import PUBLISHED, write
+from weave.models.assets import Source
 from weave.models.detect import detect
 from weave.models.files import ModelFilesRefused
 
@@ -38,11 +39,11 @@ def test_the_hubs_cache_leads_to_its_main_or_newest_snapshot(tmp_path: Path) -> 
     with pytest.raises(ModelFilesRefused, match="the download is incomplete"):
         detect(store)
     snapshots(store, "aaaa", "bbbb")
-    assert detect(store)[:2] == (store / "snapshots/bbbb", "author/a--b")
+    assert detect(store)[:2] == (Source(store / "snapshots/bbbb"), "author/a--b")
     (store / "refs").mkdir()
     for content, found in {"aaaa\n": "aaaa", "cccc": "bbbb", "../../..": "bbbb", "": "bbbb", "\xff": "bbbb"}.items():
         (store / "refs/main").write_text(content)
-        assert detect(store).path.name == found
+        assert detect(store).source.path.name == found
     (store / "refs/main").unlink()
     os.mkfifo(store / "refs/main")  # nothing writes to it
-    assert detect(store).path.name == "bbbb"
+    assert detect(store).source.path.name == "bbbb"

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from weave.config.ownership import check_open_folder
 from weave.config.schema import ConfigError
+from weave.models.assets import Source
 
 _LONGEST_ID = 64
 
@@ -22,9 +23,11 @@ class DropIn(NamedTuple):
     text: str
 
 
-def plan(config: Path, model_id: str, *, path: Path, family: str, title: str) -> DropIn:
+def plan(config: Path, model_id: str, *, source: Source, family: str, title: str) -> DropIn:
     """The drop-in that adds a model to `config`, the main file. All arguments are printable text."""
-    values = {"path": str(path), "family": family, "title": title}
+    values = {"path": str(source.path), "family": family, "title": title}
+    values |= {"layout": str(source.layout)} if source.layout else {}
+    values |= {f"parts.{part}": str(path) for part, path in source.parts.items()}
     # JSON's strings of printable characters are TOML's too.
     key = _quoted(model_id) if "." in model_id else model_id
     lines = [f"[models.{key}]", *(f"{name} = {_quoted(value)}" for name, value in values.items())]

@@ -1,10 +1,13 @@
-"""What a path holds: the folder that a config would name, and the family of the model in it."""
+"""What a path holds: the folder or file that a config would name, and the family of the model in it."""
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
+from weave.models.assets import Source, family_of, read_header
 from weave.models.configs import read_object, shown
 from weave.models.families import FAMILIES
 from weave.models.family import Family
@@ -16,24 +19,29 @@ _LONGEST_NAME = 255  # of a folder
 
 
 class Detected(NamedTuple):
-    """`path` is for the config. `families` are those that its files fit best: one, unless they fit several alike."""
+    """`source` is for the config. `families` are those that its files fit best: one, unless they fit several alike."""
 
-    path: Path
+    source: Source
     name: str
     families: tuple[str, ...]
 
 
-def detect(given: Path) -> Detected:
-    """What `given` is: a folder in diffusers layout, a snapshot in the Hub's cache, or the cache's folder of one model.
-
-    Raises ModelFilesRefused if it is nothing that can be served, OSError.
+def detect(given: Path, layout: Path | None = None, parts: Mapping[str, Path] = MappingProxyType({})) -> Detected:
+    """What `given` is: a folder in diffusers layout, a snapshot in the Hub's cache, the cache's folder of one model, or
+    a single file. `layout` and `parts` are as in Source. Raises ModelFilesRefused if it is nothing that can be served,
+    OSError.
     """
     path = _folder(Path(os.path.abspath(given)))
     if not path.exists():
         raise ModelFilesRefused(f"{given}: no such file or folder")
-    if not path.is_dir():
-        raise ModelFilesRefused(f"{given}: a file; only folders in diffusers layout can be added, so convert it")
-    return Detected(path, _name(path), _families(path))
+    absolute = {part: Path(os.path.abspath(file)) for part, file in parts.items()}
+    source = Source(path, layout and Path(os.path.abspath(layout)), absolute)
+    if path.is_dir():
+        return Detected(source, _name(path), _families(path))
+    found = family_of(read_header(path))
+    if found is None:
+        raise ModelFilesRefused(f"{path.name}: has no UNet or transformer of a family that is known in single files")
+    return Detected(source, path.stem, (found,))
 
 
 def _folder(path: Path) -> Path:

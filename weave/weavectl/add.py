@@ -2,13 +2,14 @@
 
 import argparse
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from weave.config import load as config_file
 from weave.config.drop_in import DropIn, free_id, plan, write
 from weave.config.schema import Config, ConfigError
+from weave.models.assets import Source
 from weave.models.detect import Detected, detect
 from weave.models.files import ModelFilesRefused
 from weave.protocol.text import LONGEST_TITLE, visible
@@ -32,18 +33,19 @@ class _Target(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """`model` is the folder that the drop-in names. The default model may change, if the config names none."""
+    """`copies` are what root must copy first, and where to. The default model may change, if the config names none."""
 
     model_id: str
-    model: Path
+    copies: dict[Path, Path]
+    source: Source
     drop_in: DropIn
     is_default: bool
 
 
 def add(options: argparse.Namespace, output: Output) -> int:
-    """Look at a model's folder, and add it to the config."""
+    """Look at a model, and add it to the config."""
     if options.known == (options.path is not None):
-        raise UsageError("name a model's folder, or --known")
+        raise UsageError("name a model's folder or file, or --known")
     if options.known:
         return show_known(output)
     try:
@@ -55,7 +57,7 @@ def add(options: argparse.Namespace, output: Output) -> int:
 
 def _add(options: argparse.Namespace, output: Output) -> int:
     target = _target(options)
-    detected = detect(options.path)
+    detected = detect(options.path, options.layout, dict(options.part))
     look = look_at(detected, target.config.device)
     _show(output, look.lines())
     fields = look.fields()
@@ -64,7 +66,7 @@ def _add(options: argparse.Namespace, output: Output) -> int:
         _report(output, good=False, **fields)
         return EXIT_PROBLEM
     planned = _plan(options, target, detected)
-    commands = _commands(planned, detected, target.config) if target.system else []
+    commands = _commands(planned, target.config) if target.system else []
     _show(output, ["", f"{planned.drop_in.path}:", *_indented(planned.drop_in.text.splitlines())])
     is_written = not (target.system or options.dry_run)
     if is_written:
@@ -85,24 +87,46 @@ def _target(options: argparse.Namespace) -> _Target:
 
 def _plan(options: argparse.Namespace, target: _Target, detected: Detected) -> _Plan:
     """Raises ConfigError if the model is in the config already, or the daemon would refuse the config with it."""
-    _check_printable(detected.path)
+    paths = _paths(detected.source)
+    for path in paths:
+        _check_printable(path)
     models = target.config.models
-    own = next((name for name, model in models.items() if model.path == str(detected.path.resolve())), None)
+    own = next((name for name, model in models.items() if model.path == str(paths[0].resolve())), None)
     if own is not None and options.id is None:
-        raise ConfigError(f"{detected.path} is in the config already, as {own}; to add it again, give it another --id")
+        raise ConfigError(f"{paths[0]} is in the config already, as {own}; to add it again, give it another --id")
     taken = models.keys() | {file.stem for file in target.path.parent.glob("conf.d/*.toml")}
     model_id = options.id or free_id(detected.name.rpartition("/")[2], taken)
     if model_id in models:
         raise ConfigError(f"models.{model_id} is in the config already; choose another --id")
-    in_place = not target.system or detected.path.is_relative_to(_SYSTEM_MODELS)
-    model = detected.path if in_place else _SYSTEM_MODELS / model_id
+    copies = _copies(paths, _SYSTEM_MODELS / model_id) if target.system else {}
+    source = _moved(detected.source, copies)
     title = visible(detected.name)[:LONGEST_TITLE] if options.title is None else options.title
-    drop_in = plan(target.path, model_id, path=model, family=detected.families[0], title=title)
-    for file in (drop_in.path, *([] if in_place else [model])):
+    drop_in = plan(target.path, model_id, source=source, family=detected.families[0], title=title)
+    for file in (drop_in.path, *([_SYSTEM_MODELS / model_id] if copies else [])):
         if file.exists():
             raise ConfigError(f"{file} exists, and is not overwritten; choose another --id")
     after = config_file.load(target.given, system=target.system, planned=drop_in)
-    return _Plan(model_id, model, drop_in, is_default=model_id == (after.default_model or next(iter(after.models))))
+    is_default = model_id == (after.default_model or next(iter(after.models)))
+    return _Plan(model_id, copies, source, drop_in, is_default)
+
+
+def _paths(source: Source) -> list[Path]:
+    return [source.path, *([source.layout] if source.layout else []), *source.parts.values()]
+
+
+def _copies(paths: Iterable[Path], folder: Path) -> dict[Path, Path]:
+    """Where root copies what is not where AppArmor and SELinux let the worker read it: a model's folder as `folder`,
+    other things into it."""
+    outside = [path for path in paths if not path.is_relative_to(_SYSTEM_MODELS)]
+    first = {path: folder for path in outside[:1] if path.is_dir()}
+    names = [f"{number}-{path.name}" if number else path.name for number, path in enumerate(outside)]
+    return {path: folder / name for path, name in zip(outside, names, strict=True)} | first
+
+
+def _moved(source: Source, copies: Mapping[Path, Path]) -> Source:
+    layout = source.layout and copies.get(source.layout, source.layout)
+    parts = {part: copies.get(path, path) for part, path in source.parts.items()}
+    return Source(copies.get(source.path, source.path), layout, parts)
 
 
 def _check_printable(path: Path) -> None:
@@ -111,25 +135,31 @@ def _check_printable(path: Path) -> None:
         raise ConfigError(f"{path}: the path holds U+{ord(hidden[0]):04X}, which cannot be shown; rename the folder")
 
 
-def _commands(planned: _Plan, detected: Detected, config: Config) -> list[str]:
+def _commands(planned: _Plan, config: Config) -> list[str]:
     """What root must run in system mode."""
-    model, file = shlex.quote(str(planned.model)), planned.drop_in.path
-    copying = [f"install -d -m 755 {model}", f"{_reading_as_owner(detected.path)} | tar -x --no-same-owner -C {model}"]
+    top = _SYSTEM_MODELS / planned.model_id
+    served = shlex.join(map(str, [top] if planned.copies else _paths(planned.source)))
+    file = planned.drop_in.path
     return [
-        *(copying if planned.model != detected.path else []),
-        f"chmod -R a+rX {model}",
+        *([f"install -d -m 755 {shlex.quote(str(top))}"] if planned.copies else []),
+        *(_copying(path, copy) for path, copy in planned.copies.items()),
+        f"chmod -R a+rX {served}",
         f"install -d -m 755 {shlex.quote(str(file.parent))}",
         f"install -m 644 /dev/stdin {shlex.quote(str(file))} <<'END'\n{planned.drop_in.text}END",
-        f"runuser -u {shlex.quote(config.system.worker_user)} -- find -L {model} ! -readable",
+        f"runuser -u {shlex.quote(config.system.worker_user)} -- find -L {served} ! -readable",
         "systemctl reload weave-compute",
     ]
 
 
-def _reading_as_owner(folder: Path) -> str:
-    """Links in the folder may lead anywhere: what its owner cannot read is not copied to where all can."""
-    owner = folder.stat()
+def _copying(path: Path, copy: Path) -> str:
+    """Links in a folder may lead anywhere: what its owner cannot read is not copied to where all can."""
+    owner = path.stat()
     as_owner = f"setpriv --reuid={owner.st_uid} --regid={owner.st_gid} --clear-groups"
-    return f"{as_owner} tar -ch --exclude-vcs -C {shlex.quote(str(folder))} ."
+    given, target = shlex.quote(str(path)), shlex.quote(str(copy))
+    if path.is_file():
+        return f"{as_owner} cat {given} | install -m 644 /dev/stdin {target}"
+    unpacking = f"install -d -m 755 {target} && tar -x --no-same-owner -C {target}"
+    return f"{as_owner} tar -ch --exclude-vcs -C {given} . | ({unpacking})"
 
 
 def _what_follows(planned: _Plan, target: _Target, commands: list[str], *, is_written: bool) -> Iterator[str]:

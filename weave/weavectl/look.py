@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weave.config.schema import DeviceConfig
-from weave.models.assets import Source, all_checks
+from weave.models.assets import all_checks
 from weave.models.components import ModelClass
 from weave.models.detect import Detected
 from weave.models.families import FAMILIES
@@ -34,7 +34,7 @@ class Look(NamedTuple):
     def lines(self) -> Iterator[str]:
         """For people."""
         family, *others = self.detected.families
-        yield f"path        {self.detected.path}"
+        yield f"path        {self.detected.source.path}"
         yield f"family      {family}" + (f" (its files fit {', '.join(others)} as well)" if others else "")
         for name, component in FAMILIES[family].components.items():
             yield f"part        {name}: {component.class_name}{_described(self.parts.get(name))}"
@@ -54,7 +54,7 @@ class Look(NamedTuple):
         rest = {name: getattr(self, name) for name in ("size", "unread", "unread_size", "licences", "faults")}
         memory = {dtype: {"weights": weights, "allowance": ALLOWANCE} for dtype, weights in self.memory.items()}
         return {
-            "path": str(self.detected.path),
+            "path": str(self.detected.source.path),
             "family": family,
             "fits": others,
             "parts": parts,
@@ -65,25 +65,32 @@ class Look(NamedTuple):
 
 def look_at(detected: Detected, device: DeviceConfig) -> Look:
     """Raises OSError."""
-    family, path = FAMILIES[detected.families[0]], detected.path
-    faults, assets = collect(all_checks(family.name, Source(path), device.dtype, {}))
+    family, source, path = FAMILIES[detected.families[0]], detected.source, detected.source.path
+    faults, assets = collect(all_checks(family.name, source, device.dtype, {}))
     weights = assets.weights if assets else {}
     parts = {}
     for name, component in family.components.items():
         if isinstance(component, ModelClass) and name in weights:
             with contextlib.suppress(ModelFilesRefused):  # it is among the faults
                 parts[name] = measure(component, weights[name])
+    folder = path if path.is_dir() else path.parent
     unread = unread_files(family.name, path, assets.files() if assets else [])
     return Look(
         detected=detected,
         parts=parts,
         memory={} if faults else {dtype: bytes_in(parts.values(), dtype) for dtype in _dtypes(device)},
-        size=_size(Path(folder, file) for folder, _, files in os.walk(path) for file in files),
+        size=_size(file for given in (path, *source.parts.values()) for file in _all_files(given)),
         unread=unread,
         unread_size=_size(path / file for file in unread),
-        licences=sorted(file.name for file in path.iterdir() if file.name.lower().startswith(_LICENCES)),
+        licences=sorted(file.name for file in folder.iterdir() if file.name.lower().startswith(_LICENCES)),
         faults=faults,
     )
+
+
+def _all_files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    yield from (Path(folder, file) for folder, _, files in os.walk(path) for file in files)
 
 
 def shown_bytes(size: int) -> str:

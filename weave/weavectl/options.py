@@ -80,7 +80,22 @@ def _add_common(options: argparse.ArgumentParser) -> None:
 
 
 def _add_add(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("path", type=_path, nargs="?", metavar="PATH", help="the model's folder, also in the Hub's cache")
+    text = "the model's folder, also in the Hub's cache, or its .safetensors file"
+    verb.add_argument("path", type=_path, nargs="?", metavar="PATH", help=text)
+    verb.add_argument(
+        "--part",
+        type=_part,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="the file or folder of one component, such as vae, in place of the model's own; may be repeated",
+    )
+    verb.add_argument(
+        "--layout",
+        type=_path,
+        metavar="FOLDER",
+        help="for a file: a folder with other configs than the published model's",
+    )
     verb.add_argument(
         "--id", type=_model_id, metavar="ID", help="the model's ID (default: made from the folder's name)"
     )
@@ -89,6 +104,13 @@ def _add_add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--known", action="store_true", help="list models that many people use, and how to get them")
     _add_config(verb)
     verb.set_defaults(run=add_model.add)
+
+
+def _part(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, _path(path)
 
 
 def _add_config(verb: argparse.ArgumentParser) -> None:
