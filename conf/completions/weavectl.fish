@@ -55,7 +55,7 @@ function _shtab_weavectl_using
 end
 
 set -g _shtab_weavectl_commands status models load unload generate cancel add doctor check-config
-set -g _shtab_weavectl_opts_with_value --cfg-scale --config --format --height --id --images --model --negative-prompt --output --preview --scheduler --seed --socket --steps --timeout --title --width -o -s
+set -g _shtab_weavectl_opts_with_value --cfg-scale --config --format --height --id --images --layout --model --negative-prompt --output --part --preview --scheduler --seed --socket --steps --timeout --title --width -o -s
 
 complete -c weavectl -e
 complete -c weavectl -f
@@ -116,12 +116,14 @@ complete -c weavectl -n '_shtab_weavectl_using add' -s h -l help -d 'show this h
 complete -c weavectl -n '_shtab_weavectl_using add' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
 complete -c weavectl -n '_shtab_weavectl_using add' -l json -d 'one JSON object a line'
 complete -c weavectl -n '_shtab_weavectl_using add' -l timeout -x -d 'how long to wait for the daemon'"'"'s first answer (default: 20)'
+complete -c weavectl -n '_shtab_weavectl_using add' -l part -x -d 'the file or folder of one component, such as vae, in place of the model'"'"'s own; may be repeated'
+complete -c weavectl -n '_shtab_weavectl_using add' -l layout -x -d 'for a file: a folder with other configs than the published model'"'"'s'
 complete -c weavectl -n '_shtab_weavectl_using add' -l id -x -d 'the model'"'"'s ID (default: made from the folder'"'"'s name)'
 complete -c weavectl -n '_shtab_weavectl_using add' -l title -x -d 'the model'"'"'s title (default: the folder'"'"'s name)'
 complete -c weavectl -n '_shtab_weavectl_using add' -s n -l dry-run -d 'write nothing'
 complete -c weavectl -n '_shtab_weavectl_using add' -l known -d 'list models that many people use, and how to get them'
 complete -c weavectl -n '_shtab_weavectl_using add' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file, instead of the default one'
-complete -c weavectl -n '_shtab_weavectl_using add; and test $_shtab_weavectl_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the model'"'"'s folder, also in the Hub'"'"'s cache'
+complete -c weavectl -n '_shtab_weavectl_using add; and test $_shtab_weavectl_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the model'"'"'s folder, also in the Hub'"'"'s cache, or its .safetensors file'
 complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a doctor -d 'check the socket, config, models, gpu and sandbox, and suggest fixes'
 complete -c weavectl -n '_shtab_weavectl_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c weavectl -n '_shtab_weavectl_using doctor' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'

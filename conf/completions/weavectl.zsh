@@ -32,12 +32,14 @@ _shtab_weavectl_add_options=(
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
   "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
+  "*--part[the file or folder of one component, such as vae, in place of the model\'s own\; may be repeated]:NAME=PATH:"
+  "--layout[for a file\: a folder with other configs than the published model\'s]:FOLDER:"
   "--id[the model\'s ID (default\: made from the folder\'s name)]:ID:"
   "--title[the model\'s title (default\: the folder\'s name)]:TEXT:"
   {-n,--dry-run}"[write nothing]"
   "--known[list models that many people use, and how to get them]"
   "--config[the config file, instead of the default one]:FILE:_files"
-  ":the model\'s folder, also in the Hub\'s cache:_files"
+  ":the model\'s folder, also in the Hub\'s cache, or its .safetensors file:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
