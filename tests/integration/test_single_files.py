@@ -1,6 +1,7 @@
 """Models in single files, and in parts: the image equals what diffusers generates from the same model as a folder."""
 
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from tests.support.reference import Reference, arguments, make_small_model, one_
 from tests.support.single_files import converted, make_single_file
 from weave.client import WeaveError
 from weave.models import families as known_families
+from weave.protocol.errors import ErrorCode
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
 STEPS, SEED, SCALE = 2, 3, 4.0
@@ -210,9 +212,9 @@ def refused(models: dict[str, tuple[str, Path, str]], tmp_path_factory: pytest.T
             broken(folder / "unexpected.safetensors", sd1, lambda t: t.update({f"{first}.more": torch.zeros(1)})),
             layout,
         ),
-        "dora": (
+        "unknown": (
             "sd1",
-            broken(folder / "x.safetensors", sd1, lambda t: t.update({"first_stage_model.x": t[first]})),
+            broken(folder / "x.safetensors", sd1, lambda t: t.update({"first_stage_model.x": t[first] + 1})),
             layout,
         ),
         "short": ("sd1", folder / "short.safetensors", layout),
@@ -256,15 +258,18 @@ def without(prefix: str) -> Callable[[dict[str, torch.Tensor]], object]:
         "no_vae": "vae: no_vae.safetensors does not have it; give its file as parts.vae",
         "missing": "unet: 1 missing tensors: 'conv_in.weight'",
         "unexpected": "unet: 1 unexpected tensors: 'input_blocks.0.0.weight.more'",
-        "dora": "vae: 1 unexpected tensors: 'x'",
+        "unknown": "vae: 1 unexpected tensors: 'x'",
         "short": "short.safetensors: .* the download is incomplete",
         "pickle": "model.ckpt: not a .safetensors file; other formats can run code and are never read",
         "small": "tensors of another shape",
-        "flux": "text_encoder: transformer.safetensors does not have it; give its file as parts.text_encoder",
+        "flux": "text_encoder: transformer.safetensors does not have it; give its file as parts.text_encoder, such as clip_l",
         "format": "format is 'nvfp4', expected one of float8_e4m3fn, float8_e5m2",
         "edm": "edm_mean: marks a model for the noise schedule of EDM, which is not supported",
     }.items(),
 )
 def test_a_file_is_refused_with_the_reason(refused: Daemon, name: str, message: str) -> None:
-    with refused.client() as client, pytest.raises(WeaveError, match=message):
+    before = len(refused.events("job_failed"))
+    with refused.client() as client, pytest.raises(WeaveError) as error:
         generate(client, model=name)
+    assert error.value.code is ErrorCode.WORKER_FAILED and ".safetensors" not in str(error.value)
+    wait_for(lambda: [line for line in refused.events("job_failed")[before:] if re.search(message, line["detail"])])

@@ -15,6 +15,7 @@ from weave.models.weights import choose_weights
 
 # The configs of the published models and their tokenizers, which single files lack.
 SHIPPED = Path(__file__).parent / "shipped"
+_NONE = SingleFile(parts={}, is_of=lambda header: False, tokenizers={})
 
 
 class Source(NamedTuple):
@@ -107,7 +108,8 @@ def _asset_checks(family: Family, source: Source, dtype: str) -> Checks[Assets]:
         if not isinstance(component, ModelClass) or part in weights or part not in folders:
             continue
         if header is not None and part not in source.parts:
-            yield f"{part}: {source.path.name} does not have it; give its file as parts.{part}"
+            usual = f", such as {single.usual_files[part]}" if part in single.usual_files else ""
+            yield f"{part}: {source.path.name} does not have it; give its file as parts.{part}{usual}"
         elif (chosen := (yield from apart(_in_folder(folders[part], component, dtype)))) is not None:
             weights[part] = chosen
     tokenizers = {part: folders[part] for part in folders if not isinstance(family.components[part], ModelClass)}
@@ -118,9 +120,6 @@ def _asset_checks(family: Family, source: Source, dtype: str) -> Checks[Assets]:
     }
     velocity_bias = None if header is None or source.layout else single.velocity_bias
     return Assets(checked, weights, tokenizers, padding, velocity_bias)
-
-
-_NONE = SingleFile(parts={}, is_of=lambda header: False, tokenizers={})
 
 
 def _of_single_files(family: Family, source: Source) -> SingleFile:

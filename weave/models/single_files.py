@@ -6,6 +6,7 @@ libraries' classes.
 
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from msgspec import Struct
@@ -39,13 +40,14 @@ class SingleFile(Struct, frozen=True, kw_only=True):
     """How a family's models come as single files. `is_of` tells whether a file with the UNet or transformer is of the
     family; `derive` tells from such a file, by component, the values of the configs that differ between its models.
     `velocity_bias` is a parameter of the UNet whose standard deviation tells whether the model predicts velocity, where
-    nothing else does."""
+    nothing else does. `usual_files` says where people get components that files lack."""
 
     parts: Mapping[str, FilePart]
     is_of: Callable[[Header], bool]
     derive: Callable[[Header], Mapping[str, dict[str, Any]]] = lambda header: {}
     tokenizers: Mapping[str, ShippedTokenizer]
     velocity_bias: str | None = None
+    usual_files: Mapping[str, str] = MappingProxyType({})
 
 
 CLIP = ShippedTokenizer("clip_tokenizer")

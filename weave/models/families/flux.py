@@ -86,6 +86,11 @@ _FILE = SingleFile(
     },
     is_of=_is_of,
     derive=_derive,
+    usual_files={
+        "text_encoder": "clip_l.safetensors of comfyanonymous/flux_text_encoders",
+        "text_encoder_2": "t5xxl_fp16.safetensors of comfyanonymous/flux_text_encoders",
+        "vae": "ae.safetensors of black-forest-labs/FLUX.1-schnell",
+    },
     tokenizers={"tokenizer": single_files.CLIP, "tokenizer_2": single_files.T5},
 )
 

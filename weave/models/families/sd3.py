@@ -105,6 +105,10 @@ _FILE = SingleFile(
     },
     is_of=lambda header: "joint_blocks.0.x_block.attn.qkv.weight" in single_files.denoiser_of(header),
     derive=_derive,
+    usual_files={
+        "text_encoder": "text_encoders/clip_l.safetensors of stabilityai/stable-diffusion-3-medium",
+        "text_encoder_2": "text_encoders/clip_g.safetensors of stabilityai/stable-diffusion-3-medium",
+    },
     tokenizers={"tokenizer": single_files.CLIP, "tokenizer_2": single_files.OPEN_CLIP, "tokenizer_3": single_files.T5},
 )
 

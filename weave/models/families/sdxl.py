@@ -52,6 +52,7 @@ _FILE = SingleFile(
     },
     is_of=_is_of,
     derive=_derive,
+    usual_files={"vae": "sdxl_vae.safetensors of stabilityai/sdxl-vae"},
     tokenizers={"tokenizer": single_files.CLIP, "tokenizer_2": single_files.OPEN_CLIP},
 )
 

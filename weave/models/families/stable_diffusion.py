@@ -63,6 +63,7 @@ _SD1_FILE = SingleFile(
         "vae": single_files.VAE,
     },
     is_of=lambda header: _is_either(header) and not _has_open_clip(header),
+    usual_files={"vae": "vae-ft-mse-840000-ema-pruned.safetensors of stabilityai/sd-vae-ft-mse-original"},
     tokenizers={"tokenizer": single_files.CLIP},
 )
 _SD2_FILE = SingleFile(
