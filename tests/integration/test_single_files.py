@@ -262,7 +262,7 @@ def without(prefix: str) -> Callable[[dict[str, torch.Tensor]], object]:
         "short": "short.safetensors: .* the download is incomplete",
         "pickle": "model.ckpt: not a .safetensors file; other formats can run code and are never read",
         "small": "tensors of another shape",
-        "flux": "text_encoder: transformer.safetensors does not have it; give its file as parts.text_encoder, such as clip_l",
+        "flux": "text_encoder: transformer.safetensors does not have it; .* parts.text_encoder, such as clip_l",
         "format": "format is 'nvfp4', expected one of float8_e4m3fn, float8_e5m2",
         "edm": "edm_mean: marks a model for the noise schedule of EDM, which is not supported",
     }.items(),
