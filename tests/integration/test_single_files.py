@@ -206,7 +206,11 @@ def refused(models: dict[str, tuple[str, Path, str]], tmp_path_factory: pytest.T
         "of_sdxl": ("sd1", top / "sdxl.safetensors", layout),
         "no_unet": ("sd1", top / "vae.safetensors", layout),
         "no_vae": ("sd1", broken(folder / "no_vae.safetensors", sd1, without("first_stage_model.")), layout),
-        "missing": ("sd1", broken(folder / "missing.safetensors", sd1, lambda t: t.pop(first)), layout),
+        "missing": (
+            "sd1",
+            broken(folder / "missing.safetensors", sd1, lambda t: t.pop("model.diffusion_model.out.2.bias")),
+            layout,
+        ),
         "unexpected": (
             "sd1",
             broken(folder / "unexpected.safetensors", sd1, lambda t: t.update({f"{first}.more": torch.zeros(1)})),
@@ -256,7 +260,7 @@ def without(prefix: str) -> Callable[[dict[str, torch.Tensor]], object]:
         "of_sdxl": "sdxl.safetensors: a model of family sdxl, not of sd1",
         "no_unet": "vae.safetensors: has no UNet or transformer of a family",
         "no_vae": "vae: no_vae.safetensors does not have it; give its file as parts.vae",
-        "missing": "unet: 1 missing tensors: 'conv_in.weight'",
+        "missing": "unet: 1 missing tensors: 'conv_out.bias'",
         "unexpected": "unet: 1 unexpected tensors: 'input_blocks.0.0.weight.more'",
         "unknown": "vae: 1 unexpected tensors: 'x'",
         "short": "short.safetensors: .* the download is incomplete",
