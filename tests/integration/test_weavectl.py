@@ -105,7 +105,7 @@ def test_doctor_passes_with_a_good_daemon_and_fails_without(daemon: Daemon) -> N
     daemon.config.parent.mkdir(parents=True)
     daemon.config.write_text('[models.x]\npath = "/nonexistent"\nfamily = "sd1"\n')
     bad = weavectl(daemon, "doctor")
-    assert bad.returncode == 4 and "no such model folder" in bad.stdout
+    assert bad.returncode == 4 and "no such model" in bad.stdout
     daemon.config.write_text("[models.x]\nfamily = 5\n")
     checked = weavectl(daemon, "check-config")
     assert checked.returncode == 4 and "models" in checked.stdout

@@ -95,7 +95,7 @@ def read_header(path: Path) -> Header:
 
 def _asset_checks(family: Family, source: Source, dtype: str) -> Checks[Assets]:
     if not source.path.exists():
-        raise ModelFilesRefused(f"{source.path.name}: no such file or folder")
+        raise ModelFilesRefused(f"{source.path.name}: no such model")
     single = _of_single_files(family, source)
     header = None if source.path.is_dir() else _header_of(family, single, source.path)
     weights = dict(_in_files(single, source, header))
