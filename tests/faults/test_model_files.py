@@ -59,7 +59,7 @@ def swap(model: Path) -> None:
 
 
 HARM: dict[str, tuple[Callable[[Path], object], str]] = {
-    "the folder is missing": (shutil.rmtree, "no such model folder"),
+    "the folder is missing": (shutil.rmtree, "no such model"),
     "a file is missing": (lambda model: (model / UNET).unlink(), f"{UNET}: No such file"),
     "a component is missing": (lambda model: shutil.rmtree(model / "text_encoder"), "text_encoder: this family needs"),
     "cut off": (lambda model: truncate(model / UNET, 100_000), "bytes of data, the header describes"),
