@@ -111,7 +111,7 @@ def test_after_a_long_job_another_users_short_jobs_run(users: None) -> None:
     finished: list[list[float]] = []
 
     def ask() -> None:
-        long, short = {"steps": 100, "images": 4}, {"steps": 1}
+        long, short = {"steps": 30, "images": 2}, {"steps": 1}
         finished.extend(in_parallel((ALICE, lambda: ends(3, **long)), (BOB, lambda: ends(4, **short))))
 
     try:

@@ -305,9 +305,9 @@ def comm() -> str:
 
 def test_a_listener_of_another_protocol_is_named(tmp_path: Path) -> None:
     with FakeDaemon(tmp_path / "socket", lambda _: [{"event": "loading", "model": "m", "more": 1}]) as other:
-        done = run(other.path, "status")
+        done = run(other.path, "status", "--timeout=2")
         assert done.returncode == 3 and f"(PID {os.getpid()}, ".encode() in done.stderr
-        assert b"another program listens" in run(other.path, "doctor").stdout
+        assert b"another program listens" in run(other.path, "doctor", "--timeout=2").stdout
 
 
 def test_a_listener_that_closes_the_connection_is_named(tmp_path: Path) -> None:
