@@ -41,7 +41,7 @@ test-fast: $(READY)
 # As root: the demo and tests as an ordinary user who has only the system's Python. Those in which the user matters: folders,
 # sockets, signals, sandbox. ALL=1 runs every Python test.
 USER_MODE := $(addprefix tests/integration/test_,socket.py start_and_stop.py signals.py readme.py generate.py audit.py weavectl.py \
-	weavectl_add.py weavectl_output.py) $(addprefix tests/security/test_,attacks.py boundaries.py layers.py supervisor.py gpu_start.py)
+	weavectl_add.py) $(addprefix tests/security/test_,attacks.py boundaries.py supervisor.py gpu_start.py)
 test-user-mode: $(READY)
 	$(PYTEST) $(USER_MODE)
 
