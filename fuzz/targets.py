@@ -219,9 +219,9 @@ def single_file(data: bytes) -> None:
     """A file's family, the tensors of its components and the values of its configs: other values are faults."""
     memfd = sealed_memfd("fuzz", _safetensors_file(Reader(data)))
     try:
-        header = files.check_safetensors_header(Path(f"/proc/self/fd/{memfd}"))
-        if (name := family_of(header)) is None:
-            return
+        path = Path(f"/proc/self/fd/{memfd}")
+        header = files.check_safetensors_header(path)
+        name = family_of(path, header)
         single = FAMILIES[name].single_file
         assert single is not None
         for kind in single.parts.values():

@@ -10,7 +10,7 @@ import torch
 
 from tests.support.daemon import Daemon
 from tests.support.generation import generate, images, pixels
-from tests.support.reference import Reference, arguments, make_small_model, one_thread, write_index
+from tests.support.reference import Reference, arguments, make_small_model, served_like_here, write_index
 from weave.client import Answer
 from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Preview, Progress
@@ -31,13 +31,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
 def served(models: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Daemon, str]]:
     tables = "".join(f'[models.{name}]\npath = "{models / name}"\nfamily = "{name}"\n' for name in NAMES)
-    # As many threads as in this process: how sums are split between threads shows in the last bits.
-    daemon = Daemon(f'[device]\ndevice = "cpu"\nthreads = 1\ndtype = "{request.param}"\n{tables}')
-    with one_thread():
-        try:
-            yield daemon.wait_until_serving(), request.param
-        finally:
-            daemon.stop()
+    with served_like_here(tables, request.param) as daemon:
+        yield daemon, request.param
 
 
 @pytest.mark.parametrize("name", NAMES)

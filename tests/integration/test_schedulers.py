@@ -12,7 +12,7 @@ import torch
 
 from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import generate, images, pixels
-from tests.support.reference import Reference, make_small_model, one_thread, write_index
+from tests.support.reference import Reference, make_small_model, served_like_here, write_index
 from weave.client import WeaveError
 from weave.gpu_worker.schedulers import FlowHeun, IncompatibleScheduler, fresh_scheduler, steps_done
 from weave.models.families import FAMILIES
@@ -79,12 +79,8 @@ def served(models: Path) -> Iterator[Daemon]:
         f'[models.{name}]\npath = "{models / name}"\nfamily = "{family}"\n'
         for name, (family, *_) in {**CONFIGS, **RULED_OUT}.items()
     )
-    daemon = Daemon(f'[device]\ndevice = "cpu"\nthreads = 1\n{tables}')
-    with one_thread():
-        try:
-            yield daemon.wait_until_serving()
-        finally:
-            daemon.stop()
+    with served_like_here(tables) as daemon:
+        yield daemon
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.integration.test_weavectl import weavectl
 from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import generate, images, pixels
-from tests.support.reference import Reference, arguments, make_small_model, one_thread, write_index
+from tests.support.reference import Reference, arguments, make_small_model, served_like_here, write_index
 from tests.support.single_files import converted, make_single_file
 from weave.client import WeaveError
 from weave.models import families as known_families
@@ -129,12 +129,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Pat
 @pytest.fixture(scope="module", params=["float32", "float16"])
 def served(models: dict[str, tuple[str, Path, str]], request: pytest.FixtureRequest) -> Iterator[tuple[Daemon, str]]:
     tables = "".join(config for *_, config in models.values())
-    daemon = Daemon(f'[device]\ndevice = "cpu"\nthreads = 1\ndtype = "{request.param}"\n{tables}')
-    with one_thread():
-        try:
-            yield daemon.wait_until_serving(), request.param
-        finally:
-            daemon.stop()
+    with served_like_here(tables, request.param) as daemon:
+        yield daemon, request.param
 
 
 def drawn(daemon: Daemon, model: str) -> np.ndarray:

@@ -7,11 +7,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from weave.gpu_worker.classes import component_class
+from weave.models.components import ModelClass
+
 # By the model's name: its family, and its files by their path.
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     name: (model["family"], model["files"])
     for name, model in json.loads(Path(__file__).with_name("published_models.json").read_text()).items()
 }
+
+
+def on_meta(component: ModelClass, config: dict[str, Any]) -> Any:
+    """The real class with a published config, without memory."""
+    known = {key: value for key, value in config.items() if key in component.config.keys}
+    made = component_class(component)
+    with torch.device("meta"):
+        return made(**known) if component.library == "diffusers" else made(made.config_class(**known))
 
 
 def write(files: dict[str, Any], folder: Path) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tests.support import tiny_models
+from tests.support.daemon import Daemon
 from weave.gpu_worker.classes import component_class, pipeline_class
 from weave.gpu_worker.pipelines import adapter_of
 from weave.models.families import FAMILIES
@@ -36,6 +37,18 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def served_like_here(tables: str, dtype: str = "auto") -> Iterator[Daemon]:
+    """A daemon with the config's `tables` and as many threads as this process meanwhile: how sums are split between
+    threads shows in the last bits."""
+    daemon = Daemon(f'[device]\ndevice = "cpu"\nthreads = 1\ndtype = "{dtype}"\n{tables}')
+    with one_thread():
+        try:
+            yield daemon.wait_until_serving()
+        finally:
+            daemon.stop()
 
 
 def make_small_model(family: str, folder: Path) -> Path:

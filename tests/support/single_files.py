@@ -186,6 +186,13 @@ def _swapped(tensors: Tensors, *modules: str) -> Tensors:
     }
 
 
+# What the image's side and the text's side of a block are called in diffusers: normalisation, attention, layers.
+_SIDES = (
+    ("norm1", ("to_q", "to_k", "to_v"), "to_out.0", "ff"),
+    ("norm1_context", ("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "ff_context"),
+)
+
+
 def _sd3(tensors: Tensors, layers: int) -> Tensors:
     names = {
         "x_embedder.proj": ["pos_embed.proj"],
@@ -199,16 +206,8 @@ def _sd3(tensors: Tensors, layers: int) -> Tensors:
     }
     for i in range(layers):
         new = f"transformer_blocks.{i}"
-        for old, norm, qkv, out, ff in (
-            (f"joint_blocks.{i}.x_block", "norm1", ("to_q", "to_k", "to_v"), "to_out.0", "ff"),
-            (
-                f"joint_blocks.{i}.context_block",
-                "norm1_context",
-                tuple(f"add_{x}_proj" for x in "qkv"),
-                "to_add_out",
-                "ff_context",
-            ),
-        ):
+        for side, (norm, qkv, out, ff) in zip(("x_block", "context_block"), _SIDES, strict=True):
+            old = f"joint_blocks.{i}.{side}"
             names |= {
                 f"{old}.adaLN_modulation.1": [f"{new}.{norm}.linear"],
                 f"{old}.attn.qkv": [f"{new}.attn.{x}" for x in qkv],
@@ -248,10 +247,7 @@ def _flux(tensors: Tensors) -> Tensors:
                     f"single_blocks.{i}.linear2": [f"{new}proj_out"],
                 }
                 continue
-            for side, norm, qkv, out, ff in (
-                ("img", "norm1", ("to_q", "to_k", "to_v"), "to_out.0", "ff"),
-                ("txt", "norm1_context", tuple(f"add_{x}_proj" for x in "qkv"), "to_add_out", "ff_context"),
-            ):
+            for side, (norm, qkv, out, ff) in zip(("img", "txt"), _SIDES, strict=True):
                 names |= {
                     f"double_blocks.{i}.{side}_mod.lin": [f"{new}{norm}.linear"],
                     f"double_blocks.{i}.{side}_attn.qkv": [f"{new}attn.{x}" for x in qkv],

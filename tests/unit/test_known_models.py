@@ -6,12 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub.utils import filter_repo_objects
 
 from tests.support import tiny_models
-from tests.support.published import PUBLISHED
-from weave.gpu_worker.classes import component_class
+from tests.support.published import PUBLISHED, on_meta
 from weave.models.assets import Source, all_checks
 from weave.models.components import ModelClass
 from weave.models.detect import detect
@@ -37,11 +35,7 @@ BESIDE = (
 
 def numbers(component: ModelClass, config: dict[str, object]) -> int:
     """Of all the tensors of the real class. One that is shared is in the files once."""
-    known = {key: value for key, value in config.items() if key in component.config.keys}
-    made = component_class(component)
-    with torch.device("meta"):
-        model = made(**known) if component.library == "diffusers" else made(made.config_class(**known))
-    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+    tensors = {id(tensor): tensor for tensor in on_meta(component, config).state_dict(keep_vars=True).values()}
     return sum(tensor.numel() for tensor in tensors.values())
 
 

@@ -21,8 +21,9 @@ from weave.models import families
 from weave.models.components import T5_ENCODER, ModelClass
 from weave.models.configs import Rule
 from weave.models.families import FAMILIES
+from weave.models.faults import refuse_first
 from weave.models.files import ModelFilesRefused
-from weave.models.layouts import check_layout
+from weave.models.layouts import Checked, layout_checks
 from weave.models.schedulers import RELATED, SCHEDULER_RULES, SCHEDULERS
 
 SD1, SD2, SDXL, SD3, FLUX = (
@@ -34,6 +35,11 @@ MODEL_CLASSES = {
     for component in family.components.values()
     if isinstance(component, ModelClass)
 }
+
+
+def check_layout(name: str, model: Path) -> Checked:
+    """As the worker does: it refuses at the first fault."""
+    return refuse_first(layout_checks(name, model))
 
 
 def parameters(class_name: str) -> dict[str, Any]:

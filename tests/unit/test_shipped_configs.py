@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from weave.gpu_worker.classes import component_class
+from tests.support.published import on_meta
 from weave.gpu_worker.loading import predicts_velocity
 from weave.models.assets import SHIPPED
 from weave.models.components import ModelClass
@@ -46,11 +46,8 @@ def test_a_shipped_config_makes_a_model_of_the_published_size(family: str, part:
     component = FAMILIES[family].components[part]
     assert isinstance(component, ModelClass)
     found = json.loads((SHIPPED / family / part / "config.json").read_text())
-    config = {key: value for key, value in found.items() if key in component.config.keys}
-    made = component_class(component)
-    with torch.device("meta"):
-        model = made(**config) if component.library == "diffusers" else made(made.config_class(**config))
-    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[family, part]
+    parameters = on_meta(component, found).parameters()
+    assert sum(parameter.numel() for parameter in parameters) == PARAMETERS[family, part]
 
 
 def test_the_tokenizers_give_the_published_tokens() -> None:

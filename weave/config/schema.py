@@ -125,7 +125,7 @@ class ModelConfig(_Table, frozen=True, kw_only=True):
     and tokenizers, where those of the published model are not wanted. `parts` are the files or folders of components,
     such as `vae`, which replace those of `path`.
 
-    `sha256` pins files to a digest in hex: by their path inside the folder, or `path`'s own name, or `parts.NAME`.
+    `sha256` pins files to a digest in hex: by their path inside the folder, for single files by `path` or `parts.NAME`.
     `v1_id` is the model's number in version 1 of the protocol.
     """
 

@@ -35,20 +35,8 @@ _DIFFUSERS_MODEL = ("_fix_state_dict_keys_on_load", "_keep_in_fp32_modules")
 _NAMES = {
     "torch": (
         *("OutOfMemoryError", "Tensor", "bfloat16", "device", "dtype", "float16", "float32", "inference_mode", "uint8"),
-        *(
-            "cat",
-            "empty",
-            "eye",
-            "float8_e4m3fn",
-            "float8_e5m2",
-            "frombuffer",
-            "manual_seed",
-            "randn",
-            "set_num_threads",
-            "set_rng_state",
-            "tensor",
-            "zeros",
-        ),
+        *("cat", "empty", "eye", "float8_e4m3fn", "float8_e5m2", "frombuffer", "manual_seed", "randn"),
+        *("set_num_threads", "set_rng_state", "tensor", "zeros"),
         *("Generator.get_state", "Generator.manual_seed", "Generator.set_state"),
     ),
     "torch.cuda": (

@@ -14,9 +14,10 @@ import diffusers
 import torch
 
 from weave.gpu_worker.classes import component_class, pipeline_class
+from weave.gpu_worker.converters import Tensors
 from weave.gpu_worker.device import is_out_of_memory
 from weave.gpu_worker.schedulers import check_own_scheduler
-from weave.gpu_worker.tensors import Tensors, read_tensors, refuse_keys
+from weave.gpu_worker.tensors import read_tensors, refuse_keys
 from weave.models.assets import Source, Weights, find_assets
 from weave.models.components import CLIP_TOKENIZER, Component, ModelClass, TokenizerClass
 from weave.models.families import FAMILIES

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from weave.gpu_worker.converters import convert
+from weave.gpu_worker.converters import Tensors, convert
 from weave.models.assets import Weights
 from weave.models.configs import shown
 from weave.models.files import ModelFilesRefused
-
-Tensors = dict[str, torch.Tensor]
 
 _SHOWN_KEYS = 5
 # A scale that a module's weight in 8 bits is to be multiplied by, and what describes or only speeds up such weights:

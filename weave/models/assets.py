@@ -80,10 +80,12 @@ def all_checks(name: str, source: Source, dtype: str, pins: Mapping[str, str]) -
     return assets
 
 
-def family_of(header: Header) -> str | None:
-    """The family of a file that has a UNet or transformer; None if there is none, or it is of no known family."""
-    of_files = {name: family.single_file for name, family in FAMILIES.items() if family.single_file}
-    return next((name for name, single_file in of_files.items() if single_file.is_of(header)), None)
+def family_of(path: Path, header: Header) -> str:
+    """The family of a single file with a UNet or transformer. Raises ModelFilesRefused."""
+    for name, family in FAMILIES.items():
+        if family.single_file and family.single_file.is_of(header):
+            return name
+    raise ModelFilesRefused(f"{path.name}: has no UNet or transformer of a family that is known in single files")
 
 
 def read_header(path: Path) -> Header:
@@ -132,11 +134,7 @@ def _of_single_files(family: Family, source: Source) -> SingleFile:
 def _header_of(family: Family, single: SingleFile, path: Path) -> Header:
     header = read_header(path)
     if not single.is_of(header):
-        found = family_of(header)
-        is_what = (
-            f"a model of family {found}, not of {family.name}" if found else "has no UNet or transformer of a family"
-        )
-        raise ModelFilesRefused(f"{path.name}: {is_what}")
+        raise ModelFilesRefused(f"{path.name}: a model of family {family_of(path, header)}, not of {family.name}")
     return header
 
 

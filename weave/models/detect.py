@@ -38,10 +38,7 @@ def detect(given: Path, layout: Path | None = None, parts: Mapping[str, Path] = 
     source = Source(path, layout and Path(os.path.abspath(layout)), absolute)
     if path.is_dir():
         return Detected(source, _name(path), _families(path))
-    found = family_of(read_header(path))
-    if found is None:
-        raise ModelFilesRefused(f"{path.name}: has no UNet or transformer of a family that is known in single files")
-    return Detected(source, path.stem, (found,))
+    return Detected(source, path.stem, (family_of(path, read_header(path)),))
 
 
 def _folder(path: Path) -> Path:

@@ -9,7 +9,7 @@ from weave.models.components import TOKENIZER_RULES, Component, ModelClass, Toke
 from weave.models.configs import Rules, check_values, read_object, shown
 from weave.models.families import FAMILIES
 from weave.models.family import Family
-from weave.models.faults import Checks, apart, fault_of, refuse_first
+from weave.models.faults import Checks, apart, fault_of
 from weave.models.files import ModelFilesRefused, find_file
 from weave.models.schedulers import SCHEDULER_RULES
 
@@ -24,11 +24,6 @@ class Checked(NamedTuple):
 
     configs: dict[str, dict[str, Any]]
     settings: dict[str, bool]
-
-
-def check_layout(name: str, model: Path) -> Checked:
-    """Raises ModelFilesRefused unless the folder `model` is a model of the family `name`. Does not look at weights."""
-    return refuse_first(layout_checks(name, model))
 
 
 def unread_files(name: str, model: Path, weights: Iterable[Path]) -> list[str]:
@@ -50,7 +45,7 @@ def unread_files(name: str, model: Path, weights: Iterable[Path]) -> list[str]:
 
 
 def layout_checks(name: str, model: Path) -> Checks[Checked]:
-    """check_layout(), for all faults."""
+    """That the folder `model` is a model of the family `name`. Does not look at weights."""
     if not model.exists():
         raise ModelFilesRefused(f"{model.name}: no such model folder")
     if not model.is_dir():

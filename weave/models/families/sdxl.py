@@ -33,7 +33,7 @@ def _is_of(header: Header) -> bool:
 def _derive(header: Header) -> dict[str, dict[str, Any]]:
     """Empty tensors mark models that predict velocity, and those whose last step has no signal. EDM's noise schedule
     (Playground 2.5, CosXL) is not supported. The names are ComfyUI's."""
-    if edm := sorted(name for name in header if name.startswith(("edm_", "edm_vpred."))):
+    if edm := sorted(name for name in header if name.startswith("edm_")):
         raise ModelFilesRefused(f"{edm[0]}: marks a model for the noise schedule of EDM, which is not supported")
     scheduler: dict[str, Any] = {}
     if "v_pred" in header:
