@@ -6,13 +6,13 @@ import re
 import shutil
 import signal
 import subprocess
-import zipfile
+import tarfile
 from pathlib import Path
 
 from gpu_kit.machine import Torch
 
-# NAME-VERSION-PYTHON-ABI-PLATFORM.whl
-_WHEEL = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)-(?P<python>[^-]+)-(?P<abi>[^-]+)-(?P<platform>[^-]+)\.whl")
+# A wheel's name.
+_WHEEL = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)-(?P<python>[^-]+)-(?P<abi>[^-]+)-(?P<platform>[^-]+)")
 _COMMANDS = {"weave-compute": "weave.supervisor.main", "weavectl": "weave.weavectl.main"}
 
 
@@ -23,14 +23,14 @@ def make(kit: Path, folder: Path, torch: Torch) -> Path:
     """
     library = folder / "lib" / f"python{torch.version[0]}.{torch.version[1]}"
     first, last = library / "site-packages", library / "lacking" / "site-packages"
-    copy(kit / "source", folder / "source")
-    ours = unpack(kit / "wheels/first", first, torch.version)
-    theirs = unpack(kit / "wheels/last", last, torch.version, without=torch.libraries)
+    extract(kit, folder)
+    ours = choose(folder / "wheels/first", first, torch.version)
+    theirs = choose(folder / "wheels/last", last, torch.version, without=torch.libraries)
+    shutil.rmtree(folder / "wheels")
     if not torch.has_prctl:
         shutil.copyfile(kit / "gpu_kit/prctl.py", last / "prctl.py")
         theirs.append("a stand-in for python-prctl")
     if not torch.has_seccomp:
-        copy(kit / "lib", folder / "lib")
         theirs.append("libseccomp")
     print("gpu-kit: from the kit:", ", ".join(ours), flush=True)
     print("gpu-kit: from the kit, as this machine lacks them:", ", ".join(theirs) or "nothing", flush=True)
@@ -52,7 +52,7 @@ def variables(folder: Path, torch: Torch) -> dict[str, str]:
     found = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
     if not torch.has_seccomp:
         before = [found["LD_LIBRARY_PATH"]] if found.get("LD_LIBRARY_PATH") else []
-        found["LD_LIBRARY_PATH"] = ":".join([*before, str(folder / "lib")])
+        found["LD_LIBRARY_PATH"] = ":".join([*before, str(folder / "libseccomp")])
     # For ldconfig and useradd, which a user's PATH may not include.
     found["PATH"] = f"{found.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     # Write neither next to the machine's libraries nor into the user's home folder.
@@ -74,27 +74,26 @@ def compile_all(python: Path, *folders: Path) -> None:
                 os.killpg(compiling.pid, signal.SIGKILL)
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy all files, with modes from the umask: those of the kit may exclude other users."""
-    for file in source.rglob("*"):
-        place = target / file.relative_to(source)
-        if file.is_file():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, place)
+def extract(kit: Path, folder: Path) -> None:
+    """source/, wheels/ and libseccomp/, readable to all users."""
+    with tarfile.open(kit / "contents.tar.xz") as archive:
+        # We made it. Without a filter Python 3.12 and 3.13 warn; not every 3.11 has those of tarfile.
+        archive.extraction_filter = lambda member, path: member
+        archive.extractall(folder)
 
 
-def unpack(wheels: Path, site: Path, version: tuple[int, int], without: frozenset[str] = frozenset()) -> list[str]:
-    """Unpack the wheels that fit this Python. Returns their names and versions. None needs a build step."""
+def choose(wheels: Path, site: Path, version: tuple[int, int], without: frozenset[str] = frozenset()) -> list[str]:
+    """Copy into `site` what the wheels that fit this Python contain. Returns their names and versions. None needs a
+    build step."""
     site.mkdir(parents=True)
-    unpacked = []
-    for wheel in sorted(wheels.glob("*.whl")):
+    chosen = []
+    for wheel in sorted(wheels.iterdir()):
         tags = _WHEEL.fullmatch(wheel.name)
         assert tags is not None, wheel
         if fits(tags, version) and tags["name"].lower().replace("_", "-") not in without:
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(site)
-            unpacked.append(f"{tags['name']} {tags['version']}")
-    return unpacked
+            shutil.copytree(wheel, site, dirs_exist_ok=True)
+            chosen.append(f"{tags['name']} {tags['version']}")
+    return chosen
 
 
 def fits(tags: re.Match[str], version: tuple[int, int]) -> bool:

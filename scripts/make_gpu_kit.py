@@ -1,7 +1,7 @@
 """Builds gpu-kit/, which tests the daemon on a GPU machine that has torch, but no network and no compiler.
 
-It contains our source, the wheels that the machine may lack (with the hashes in requirements.lock), libseccomp, and the
-launcher (gpu_kit/). docs/operations.md, "Prove it on your GPU".
+It contains the launcher (gpu_kit/) and an archive: our source, the wheels that the machine may lack (with the hashes in
+requirements.lock), and libseccomp. docs/operations.md, "Prove it on your GPU".
 """
 
 import ctypes
@@ -10,8 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tomllib
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import pins
 from weave import __version__
 
 KIT = Path("gpu-kit")
+ARCHIVE = KIT / "contents.tar.xz"
 LARGEST_BYTES = 55_000_000
 # The versions that gpu_kit/run and gpu_kit/machine.py accept.
 PYTHONS = ("3.11", "3.12", "3.13")
@@ -39,19 +42,23 @@ LICENCES = (Path("/usr/share/doc/libseccomp2/copyright"), Path("/usr/share/licen
 def main() -> None:
     """Replaces an existing kit. Raises SystemExit if it is larger than LARGEST_BYTES."""
     shutil.rmtree(KIT, ignore_errors=True)
-    take_source()
-    take_wheels()
-    take_seccomp()
-    take_launcher()
+    with tempfile.TemporaryDirectory() as temporary:
+        contents = Path(temporary)
+        take_source(contents / "source")
+        take_wheels(contents / "wheels")
+        take_seccomp(contents / "libseccomp")
+        take_launcher()
+        # A higher preset takes a minute longer and saves a tenth.
+        with tarfile.open(ARCHIVE, "w:xz", preset=1) as archive:
+            archive.add(contents, "", filter=_readable)
     size = sum(file.stat().st_size for file in KIT.rglob("*"))
     print(f"{KIT}/: {size / 1e6:.1f} MB")
     if size > LARGEST_BYTES:
         raise SystemExit(f"{KIT}/ is larger than {LARGEST_BYTES / 1e6:.0f} MB")
 
 
-def take_source() -> None:
+def take_source(source: Path) -> None:
     """The daemon, its tests, and the demo model."""
-    source = KIT / "source"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree("weave", source / "weave", ignore=ignored)
     shutil.copytree("tests", source / "tests", ignore=shutil.ignore_patterns("__pycache__", *EXCLUDED_TESTS))
@@ -59,36 +66,39 @@ def take_source() -> None:
     shutil.copy("pyproject.toml", source)
 
 
-def take_wheels() -> None:
-    """wheels/first is imported before the machine's libraries, wheels/last after them."""
+def take_wheels(folder: Path) -> None:
+    """first/ is imported before the machine's libraries, last/ after them."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *TESTS]
     names = set().union(*(pins.needed(wanted, python, EXCLUDED) for python in PYTHONS))
-    download(OURS, KIT / "wheels/first")
-    download(names - OURS, KIT / "wheels/last")
+    download(OURS, folder / "first")
+    download(names - OURS, folder / "last")
 
 
 def download(names: Iterable[str], folder: Path) -> None:
-    """The wheels of `names` for each Python; a pure Python wheel only once."""
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+    """The wheels of `names` for each Python, each unpacked in a folder of its name; a pure Python wheel only once."""
+    with tempfile.TemporaryDirectory() as wheels, tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(pins.of(set(names))) + "\n")
         file.flush()
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
         for python in PYTHONS:
-            options = ["--only-binary=:all:", "--python-version", python, "--dest", str(folder)]
+            options = ["--only-binary=:all:", "--python-version", python, "--dest", wheels]
             subprocess.run([*pip, *options, "--requirement", file.name], check=True)
+        for wheel in Path(wheels).iterdir():
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(folder / wheel.stem)
 
 
-def take_seccomp() -> None:
+def take_seccomp(folder: Path) -> None:
     """This machine's libseccomp, which depends on libc only, and its licence."""
     ctypes.CDLL(SECCOMP)
     (library,) = set(re.findall(rf"\S+/{SECCOMP}\S*", Path("/proc/self/maps").read_text()))
-    (KIT / "lib").mkdir()
-    shutil.copy(library, KIT / "lib" / SECCOMP)
+    folder.mkdir()
+    shutil.copy(library, folder / SECCOMP)
     licence = next((file for file in LICENCES if file.exists()), None)
     if licence is None:
         raise SystemExit(f"libseccomp's licence is in none of {', '.join(map(str, LICENCES))}")
-    shutil.copy(licence, KIT / "lib/libseccomp.licence")
+    shutil.copy(licence, folder / "licence")
 
 
 def take_launcher() -> None:
@@ -97,6 +107,14 @@ def take_launcher() -> None:
     shutil.copy("gpu_kit/run", KIT)
     (KIT / "__main__.py").write_text("from gpu_kit.launch import main\n\nmain()\n")
     (KIT / "made-from").write_text(f"weave-compute {__version__}, commit {commit()}, {platform.machine()}\n")
+
+
+def _readable(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Root's, and for all users, whatever this checkout's modes are."""
+    entry.mode = 0o755 if entry.isdir() else 0o644
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
 
 
 def commit() -> str:

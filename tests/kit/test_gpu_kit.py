@@ -13,7 +13,7 @@ from typing import IO, Any, cast
 
 import pytest
 
-from gpu_kit.environment import unpack
+from gpu_kit.environment import choose, extract
 from tests.kit.bare import TORCH, Bare, debian_with_torch
 from tests.packages.tree import ROOT, USERS
 from tests.support.processes import start
@@ -90,10 +90,12 @@ def test_every_step_runs_on_a_bare_machine_and_writes_only_there(bare: Bare, tmp
 
 @pytest.mark.parametrize("version", [(3, 11), (3, 12), (3, 13)])
 def test_for_each_python_each_library_is_there_once(kit: Path, version: tuple[int, int], tmp_path: Path) -> None:
+    extract(kit, tmp_path)
     for folder, has_builds in (("first", "msgspec"), ("last", "regex")):
-        everything = {wheel.name.split("-")[0] for wheel in (kit / "wheels" / folder).iterdir()}
-        unpacked = unpack(kit / "wheels" / folder, tmp_path / folder, version)
-        assert sorted(name.split()[0] for name in unpacked) == sorted(everything)
+        wheels = tmp_path / "wheels" / folder
+        everything = {wheel.name.split("-")[0] for wheel in wheels.iterdir()}
+        chosen = choose(wheels, tmp_path / folder, version)
+        assert sorted(name.split()[0] for name in chosen) == sorted(everything)
         built = [file.name for file in (tmp_path / folder / has_builds).rglob("*.so")]
         assert built and all(f"cpython-3{version[1]}-" in name for name in built)
 
