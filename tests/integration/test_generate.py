@@ -8,18 +8,28 @@ from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import PROMPT, generate, images, pixels
 from tests.support.shapes_checker import look
 from tests.support.system import MODEL
-from training.shapes.data import scenes
+from training.shapes.data import Scene, held_out_pairs, held_out_singles
 from weave.client import AsyncClient, WeaveError
+from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Done, Image, Preview, Progress, Queued
 from weave.protocol.errors import ErrorCode
 
+# With the demo model's cosine schedule one timestep would come twice, at which these classes of diffusers fail.
+RULED_OUT = {f"{name}_{spacing}" for name in ("dpmpp_2m", "unipc") for spacing in ("karras", "exponential")}
 
-def test_held_out_prompts_give_the_requested_shapes(shared_daemon: Daemon) -> None:
-    sample = scenes()[1][:20]
+
+@pytest.mark.parametrize(
+    ("sample", "most_wrong"),
+    [(held_out_singles()[:10], 1), (held_out_pairs()[:10], 2)],
+    ids=["one shape", "two shapes"],
+)
+def test_held_out_prompts_give_the_requested_shapes(
+    shared_daemon: Daemon, sample: list[Scene], most_wrong: int
+) -> None:
     with shared_daemon.client() as client:
         seen = [look(pixels(images(generate(client, scene.prompt(), steps=20, seed=1))[0])) for scene in sample]
-    wrong = [(scene, found) for scene, found in zip(sample, seen, strict=True) if tuple(scene) != tuple(found)]
-    assert len(wrong) <= 2, wrong
+    wrong = [(scene, found) for scene, found in zip(sample, seen, strict=True) if not found.shows(*scene)]
+    assert len(wrong) <= most_wrong, wrong
 
 
 def test_the_same_seed_gives_the_same_pixels_another_does_not(shared_daemon: Daemon) -> None:
@@ -95,13 +105,17 @@ def test_previews_come_when_asked_for_and_are_pngs(shared_daemon: Daemon) -> Non
         answers = generate(client, steps=6, preview_every=2)
     previews = [answer for answer in answers if isinstance(answer.event, Preview)]
     assert [answer.event.step for answer in previews if isinstance(answer.event, Preview)] == [2, 4, 6]
-    assert pixels(previews[0]).shape == (64, 64, 3)
+    assert pixels(previews[0]).shape == (128, 128, 3)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "pndm"])
+@pytest.mark.parametrize("scheduler", FAMILIES["sd1"].schedulers)
 def test_every_scheduler_runs_in_the_locked_down_worker(shared_daemon: Daemon, scheduler: str) -> None:
     with shared_daemon.client() as client:
-        assert pixels(images(generate(client, scheduler=scheduler, steps=8))[0]).std() > 0
+        if scheduler in RULED_OUT:
+            with pytest.raises(WeaveError, match="rules out"):
+                generate(client, scheduler=scheduler, steps=8)
+        else:
+            assert pixels(images(generate(client, scheduler=scheduler, steps=8))[0]).std() > 0
 
 
 def test_a_config_without_models_gives_the_no_model_error() -> None:
@@ -119,9 +133,9 @@ def test_a_request_without_model_uses_the_loaded_or_default_one() -> None:
     daemon = Daemon(f'default_model = "two"\n{one}{two}').wait_until_serving()
     try:
         with daemon.client() as client:
-            assert list(client.generate(PROMPT, steps=1))[-1].event.model == "two"  # type: ignore[union-attr]
+            assert list(client.generate(PROMPT, steps=1))[-1].event.model == "two"
             client.load_model("one")
-            assert list(client.generate(PROMPT, steps=1))[-1].event.model == "one"  # type: ignore[union-attr]
+            assert list(client.generate(PROMPT, steps=1))[-1].event.model == "one"
     finally:
         daemon.stop()
 

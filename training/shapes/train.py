@@ -1,55 +1,79 @@
 """Trains the demo model from nothing: python -m training.shapes.train --output models/shapes
 
-A latent diffusion model in miniature, of the classes of Stable Diffusion 1: first the autoencoder, then the UNet
-together with the text encoder on the autoencoder's latents.
+A latent diffusion model in miniature, of the classes of Stable Diffusion 1, in stages: the autoencoder, more of its
+decoder, the text encoder, the UNet, the UNet again with a lower rate, and once more on what it finds hard. Each stage
+starts from the same seed, so one machine gives the same weights each time.
 """
 
 import argparse
-import json
 import random
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.training_utils import EMAModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from torch.nn import functional
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import StableDiffusionPipeline
 
-from training.shapes.data import _PHRASINGS, COLOURS, SHAPES, Scene, caption, draw, scenes
+from training.shapes.autoencoder import encode, make_autoencoder, train_autoencoder, train_decoder
+from training.shapes.data import SIDE, Scene, Training, draw
+from training.shapes.denoiser import make_scheduler, make_unet, train_unet
+from training.shapes.text import make_text_encoder, make_tokenizer, train_text_encoder
 
 SEED = 20260901
 PICTURES = 8192
-VAE_STEPS, VAE_BATCH = 1200, 16
-UNET_STEPS, UNET_BATCH = 3500, 32
-TOKENS = 32
-CAPTION_DROPOUT = 0.1  # what classifier-free guidance subtracts must be learnt too
+AUTOENCODER_STEPS = 2200
+DECODER_STEPS = 1500
+TEXT_STEPS = 700
+UNET_STEPS = 3500
+MORE_UNET_STEPS = 4000
+LAST_UNET_STEPS = 1500
 
 
 def main() -> None:
-    """Train, save, tell how long it took."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=PICTURES)
-    parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
-    parser.add_argument("--unet-steps", type=int, default=UNET_STEPS)
-    options = parser.parse_args()
-    torch.manual_seed(SEED)
+    """Train, save, report how long it took."""
+    options = _options()
+    torch.set_num_threads(1)  # in an operation; see optimise.py
     started = time.monotonic()
+    stages = Stages(options.checkpoints)
+    _, large, small = drawings(options.pictures, varied=True)
+    vae = stages.run("vae", make_autoencoder, lambda _: train_autoencoder(large, small, options.autoencoder_steps))
+    scenes, large, small = drawings(options.pictures, varied=False)
+    large_latents, small_latents = encode(vae, large), encode(vae, small)
+    factor = 1 / float(large_latents.std())
+    vae = stages.run("decoder", make_autoencoder, lambda _: train_decoder(vae, large, small, options.decoder_steps))
+    vae.register_to_config(scaling_factor=factor)
 
-    rng = random.Random(SEED)
-    shown = [rng.choice(scenes()[0]) for _ in range(options.pictures)]
-    pictures = torch.from_numpy(np.stack([draw(scene, rng) for scene in shown])).permute(0, 3, 1, 2)
-    vae = train_vae(pictures, options.vae_steps)
-    latents = encode_all(vae, pictures)
-    tokenizer = make_tokenizer(options.output.parent / "tokenizer-building")
-    text_encoder = make_text_encoder(tokenizer)
-    unet = train_unet(shown, latents, tokenizer, text_encoder, options.unet_steps, rng)
+    tokenizer = make_tokenizer(options.output.with_name("tokenizer-building"))
+    text_encoder = stages.run(
+        "text_encoder",
+        lambda: make_text_encoder(tokenizer),
+        lambda rng: train_text_encoder(tokenizer, options.text_steps, rng),
+    )
+    latents = (large_latents * factor, small_latents * factor)
+    unet = stages.run(
+        "unet",
+        make_unet,
+        lambda rng: train_unet(make_unet(), scenes, latents, tokenizer, text_encoder, options.unet_steps, 1e-3, rng),
+    )
+    unet = stages.run(
+        "unet_again",
+        make_unet,
+        lambda rng: train_unet(unet, scenes, latents, tokenizer, text_encoder, options.more_unet_steps, 7e-4, rng),
+    )
 
+    scenes, large, small = drawings(options.pictures, varied=False, hard=True)
+    latents = (encode(vae, large) * factor, encode(vae, small) * factor)
+    unet = stages.run(
+        "unet_last",
+        make_unet,
+        lambda rng: train_unet(unet, scenes, latents, tokenizer, text_encoder, options.last_unet_steps, 3e-4, rng),
+    )
+
+    # Not the one from above: it has kept how it last padded.
+    tokenizer = make_tokenizer(options.output.with_name("tokenizer-building"))
     pipeline = StableDiffusionPipeline(
         vae, text_encoder, tokenizer, unet, make_scheduler(), None, None, requires_safety_checker=False
     )
@@ -57,146 +81,36 @@ def main() -> None:
     print(f"trained in {(time.monotonic() - started) / 60:.1f} minutes")
 
 
-def to_float(pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 to float in -1..1."""
-    return pictures.float() / 127.5 - 1
+class Stages:
+    """Runs stages. With a folder, keeps the weights of those that are done, and takes them from there the next time."""
+
+    def __init__(self, folder: Path | None):
+        self._folder = folder
+
+    def run(self, name: str, make: Callable[[], Any], train: Callable[[random.Random], Any]) -> Any:
+        """The trained module. `train` gets its own random generator; torch's starts from the same seed."""
+        kept = self._folder / f"{name}.pt" if self._folder else None
+        if kept and kept.exists():
+            module = make()
+            module.load_state_dict(torch.load(kept, weights_only=True))
+            return module.eval()
+        torch.manual_seed(SEED)
+        module = train(random.Random(SEED))
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(module.state_dict(), kept)
+        return module
 
 
-def train_vae(pictures: torch.Tensor, steps: int) -> AutoencoderKL:
-    """pictures: uint8, (n, 3, 64, 64). The autoencoder makes (4, 16, 16) of each."""
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=16,
-        sample_size=64,
-    )
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
-    for step in range(steps):
-        batch = to_float(pictures[torch.randint(len(pictures), (VAE_BATCH,))])
-        posterior = vae.encode(batch).latent_dist
-        output = vae.decode(posterior.sample()).sample
-        loss = functional.l1_loss(output, batch) + functional.mse_loss(output, batch) + 1e-5 * posterior.kl().mean()
-        optimise(loss, optimizer, schedule, vae)
-        report("vae", step, steps, loss)
-    return vae.eval()
-
-
-@torch.no_grad()
-def encode_all(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """All latents, scaled to a standard deviation of 1; the factor goes into the autoencoder's config."""
-    means = [vae.encode(to_float(part)).latent_dist.mode() for part in pictures.split(64)]
-    latents = torch.cat(means)
-    factor = 1 / float(latents.std())
-    vae.register_to_config(scaling_factor=factor)
-    return latents * factor
-
-
-def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A real CLIP tokenizer whose byte pairs were learnt from our captions; any other text falls into letters."""
-    words = [p.format(colour=c, shape=s, background=c) for p in _PHRASINGS for c in COLOURS for s in SHAPES]
-    building = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    building.normalizer = normalizers.Lowercase()
-    building.pre_tokenizer = pre_tokenizers.Whitespace()
-    building.train_from_iterator(
-        words, trainers.BpeTrainer(vocab_size=400, end_of_word_suffix="</w>", show_progress=False)
-    )
-    merges = json.loads(building.to_str())["model"]["merges"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
-    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(str(folder), model_max_length=TOKENS)
-    shutil.rmtree(folder)
-    return tokenizer
-
-
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A CLIP text encoder of two layers."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=96,
-            intermediate_size=192,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def make_scheduler() -> DDIMScheduler:
-    """v-prediction down to a signal of nothing, or flat backgrounds would come out grey (arXiv:2305.08891)."""
-    return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-    )
-
-
-def train_unet(
-    shown: list[Scene],
-    latents: torch.Tensor,
-    tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
-    steps: int,
-    rng: random.Random,
-) -> UNet2DConditionModel:
-    """latents: float, (n, 4, 16, 16). Trains the text encoder along; both end up as their moving averages."""
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(64, 128),
-        layers_per_block=1,
-        cross_attention_dim=96,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
-    scheduler = make_scheduler()
-    trained = torch.nn.ModuleList([unet, text_encoder])
-    average = EMAModel(trained.parameters(), decay=0.998, use_ema_warmup=True, power=0.8)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
-    for step in range(steps):
-        picked = torch.randint(len(latents), (UNET_BATCH,))
-        captions = ["" if rng.random() < CAPTION_DROPOUT else caption(shown[i], rng) for i in picked.tolist()]
-        tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
-        clean, noise = latents[picked], torch.randn(UNET_BATCH, 4, 16, 16)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (UNET_BATCH,))
-        noisy = scheduler.add_noise(clean, noise, timesteps)
-        output = unet(noisy, timesteps, text_encoder(tokens.input_ids)[0]).sample
-        loss = functional.mse_loss(output, scheduler.get_velocity(clean, noise, timesteps))
-        optimise(loss, optimizer, schedule, trained)
-        average.step(trained.parameters())
-        report("unet", step, steps, loss)
-    average.copy_to(trained.parameters())
-    return unet.eval()
-
-
-def optimise(loss: torch.Tensor, optimizer: Any, schedule: Any, module: torch.nn.Module) -> None:
-    """One step of gradient descent."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-    optimizer.step()
-    schedule.step()
-
-
-def report(name: str, step: int, steps: int, loss: torch.Tensor) -> None:
-    """A line every hundred steps."""
-    if step % 100 == 99:
-        print(f"{name} {step + 1}/{steps} loss {loss.item():.4f}", flush=True)
+def drawings(count: int, *, varied: bool, hard: bool = False) -> tuple[list[Scene], np.ndarray, np.ndarray]:
+    """`count` scenes; a large picture of each, and a small one of the first half. `varied` is as for draw(), `hard` as
+    for Training."""
+    rng = random.Random(SEED)
+    chooser = Training(rng, hard=hard)
+    scenes = [chooser.scene() for _ in range(count)]
+    large = np.stack([draw(scene, rng, varied=varied) for scene in scenes])
+    small = np.stack([draw(scene, rng, SIDE // 2, varied=varied) for scene in scenes[: count // 2]])
+    return scenes, large, small
 
 
 def save(pipeline: StableDiffusionPipeline, output: Path) -> None:
@@ -206,6 +120,22 @@ def save(pipeline: StableDiffusionPipeline, output: Path) -> None:
     if output.exists():
         shutil.rmtree(output)
     building.rename(output)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--checkpoints", type=Path, help="a folder that keeps each stage's weights, to go on from there"
+    )
+    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
+    parser.add_argument("--decoder-steps", type=int, default=DECODER_STEPS)
+    parser.add_argument("--text-steps", type=int, default=TEXT_STEPS)
+    parser.add_argument("--unet-steps", type=int, default=UNET_STEPS)
+    parser.add_argument("--more-unet-steps", type=int, default=MORE_UNET_STEPS)
+    parser.add_argument("--last-unet-steps", type=int, default=LAST_UNET_STEPS)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
