@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from fuzz.config_file import config
 from fuzz.control import control
 from fuzz.fds import no_descriptor_left, sealed
+from fuzz.loras import loras
 from fuzz.reading import Reader, pieces
 from fuzz.worker_replies import worker_replies
 from weave import log
@@ -35,7 +36,9 @@ from weave.protocol import client_messages, frames, version1
 from weave.protocol.bounds import MAX_SEED
 from weave.protocol.channel import close_all, sealed_memfd
 from weave.protocol.client_messages import Error, Generate, LoadModel, ModelOffer
+from weave.protocol.embeddings import EmbeddingOffer
 from weave.protocol.errors import FrameError, RequestError
+from weave.protocol.loras import LoraOffer
 from weave.supervisor.children import stderr_relay
 
 _FAMILY = FAMILIES["sd1"]
@@ -51,6 +54,8 @@ _BROKER = BrokerConfig(
     mode="user",
     models=(_OFFER,),
     default_model=None,
+    loras=(LoraOffer(id="detail", family="sd1", title="", max_weight=2.0),),
+    embeddings=(EmbeddingOffer(id="bad-hands", family="sd1", title=""),),
     limits=Limits(),
     access=Access((0,)),
     audit_prompts=False,
@@ -108,7 +113,7 @@ def operations(data: bytes) -> None:
         if isinstance(message, Generate | LoadModel):
             offer = requests.pick_model(_BROKER, message.model, "shapes")
         if isinstance(message, Generate):
-            parameters = requests.task_of(message, offer).parameters
+            parameters = requests.task_of(message, offer, _BROKER).parameters
             assert parameters.width * parameters.height * parameters.images <= offer.bounds.pixels.max
     except RequestError as error:
         _answerable(error)
@@ -290,6 +295,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "config": config,
     "safetensors": safetensors,
     "single_file": single_file,
+    "loras": loras,
     "worker_replies": worker_replies,
     "control": control,
     "relay": relayed,

@@ -30,6 +30,19 @@ _OTHER: dict[str, tuple[bytes, ...]] = {
         *(b"input_blocks.0.0.weight", b"label_emb.0.0.weight", b"x.attn2.to_k.weight", b"context_embedder.weight"),
         *(b"joint_blocks.0.x_block.attn.qkv.weight", b"pos_embed", b"x_block.attn2.", b"x_block.attn.ln_q."),
         *(b"double_blocks.0.img_attn.qkv.weight", b"vector_in.in_layer.weight", b"single_blocks.", b'"v_pred"'),
+        *(b"distilled_guidance_layer.in_proj.weight", b"distilled_guidance_layer.layers.0.", b"img_in.weight"),
+        *(b"cap_pad_token", b"double_stream_modulation_img.lin.weight", b"txtfusion.projector.weight"),
+        *(b"txt_norm.weight", b"transformer_blocks.0.img_mod.1.weight"),
+    ),
+    "loras": tuple(
+        word.encode()
+        for word in (
+            *("lora_unet_", "lora_te1_", "lora_te3_", "unet.", "transformer.", "base_model.model.", "text_encoder."),
+            *(".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight", ".alpha", "_lora.up.weight"),
+            *("conv_in", "input_blocks_1_0_in_layers_2", "x_block_attn_qkv", "single_blocks_0_linear1", "dora_scale"),
+            *("emb_params", "clip_l", "clip_g", "text_encoders_0", "text_encoders_1", " 0 2 768", " 1 2 1280"),
+            *('{"unet.lora_alpha":2}', '"use_rslora"', "\n", " 0 2 8", " 0 8 2"),
+        )
     ),
     "relay": (b'"event"', b'"time"', b'"process"', b'"serving"', b'"text"'),
     "config": (

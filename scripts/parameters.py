@@ -4,9 +4,13 @@ and weavectl's options in docs/man/weavectl.1, each between its two markers."""
 from pathlib import Path
 
 from weave.protocol.bounds import FloatRange, Range
+from weave.protocol.embeddings import MAX_EMBEDDINGS
+from weave.protocol.loras import MAX_LORAS, RequestedLora
 from weave.protocol.parameters import (
     PARAMETERS,
     Bound,
+    OfferedEmbeddings,
+    OfferedLoras,
     OfferedScheduler,
     OfModel,
     Parameter,
@@ -19,7 +23,18 @@ from weave.protocol.parameters import (
 )
 
 _ROOT = Path(__file__).resolve().parents[1]
-_TYPES = {str: "string", int: "integer", float: "number"}
+_TYPES = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    tuple[RequestedLora, ...]: "list of `{id, weight}`",
+    tuple[str, ...]: "list of strings",
+}
+_OFFERED = {
+    OfferedScheduler: "the model's `schedulers`",
+    OfferedLoras: f"at most {MAX_LORAS} of `loras` in `models`, within its `max_weight`",
+    OfferedEmbeddings: f"at most {MAX_EMBEDDINGS} of `embeddings` in `models`, each a word of one of the prompts",
+}
 
 
 def table() -> str:
@@ -39,7 +54,7 @@ def _row(name: str, parameter: Parameter) -> tuple[str, ...]:
         f"`{name}`",
         parameter.help + (f" ({parameter.unit})" if parameter.unit else ""),
         _type(name),
-        _bound(parameter.bound),
+        _bound(parameter.bound) if parameter.bound else "",
         default_of(name),
         parameter.since + (f", `{parameter.feature}`" if parameter.feature else ""),
         "yes" if parameter.version_1 else "",
@@ -51,7 +66,7 @@ def _type(name: str) -> str:
     return " or ".join(f"`{choice}`" for choice in choices_of(name)) or _TYPES[type_of(name)]
 
 
-def _bound(bound: Bound | None) -> str:
+def _bound(bound: Bound) -> str:
     match bound:
         case Range() | FloatRange():
             return f"{bound.min} to {bound.max}"
@@ -61,10 +76,8 @@ def _bound(bound: Bound | None) -> str:
             return f"0 to the largest of the model's `{name}`"
         case PromptLength():
             return "the model's `prompt_bytes`, `prompt_characters`" + (", or empty" if bound.may_be_empty else "")
-        case OfferedScheduler():
-            return "the model's `schedulers`"
-        case None:
-            return ""
+        case OfferedScheduler() | OfferedLoras() | OfferedEmbeddings():
+            return _OFFERED[type(bound)]
 
 
 def _option(name: str, parameter: Parameter) -> str:

@@ -41,10 +41,10 @@ func TestSameSeedGivesTheSamePixelsInEveryFormatAndDelivery(t *testing.T) {
 		if isFD := request.Deliver == weave.FD; isFD != (picture.File() != nil) {
 			t.Errorf("%s: another delivery", request.Deliver)
 		}
-		if picture.Seed != 0 || picture.Format != request.Format || picture.Width != 64 || picture.Height != 64 {
+		if picture.Seed != 0 || picture.Format != request.Format || picture.Width != 128 || picture.Height != 128 {
 			t.Errorf("got %+v", picture)
 		}
-		if request.Format == weave.Raw && picture.Size != 64*64*3 {
+		if request.Format == weave.Raw && picture.Size != 128*128*3 {
 			t.Errorf("a raw image of %d bytes", picture.Size)
 		}
 		decoded, err := picture.Decode()
@@ -56,7 +56,7 @@ func TestSameSeedGivesTheSamePixelsInEveryFormatAndDelivery(t *testing.T) {
 			t.Error("the pixels differ")
 		}
 	}
-	middle, corner := pictures[0].RGBAAt(32, 32), pictures[0].RGBAAt(2, 2)
+	middle, corner := pictures[0].RGBAAt(64, 64), pictures[0].RGBAAt(2, 2)
 	if middle.R < 128 || middle.B > 128 || corner.B < 128 || corner.R > 128 {
 		t.Errorf("not %s: %v in the middle, %v in the corner", prompt, middle, corner)
 	}

@@ -66,6 +66,18 @@ func decodeModels(f *fields) Models {
 		f.matching("schedulers", plainName, model.Schedulers...)
 		f.matching("tasks", plainName, model.Tasks...)
 	}
+	f.allow("loras", &e.Loras)
+	for _, lora := range e.Loras {
+		f.matching("id", modelID, lora.ID)
+		f.matchingOrEmpty("family", plainName, lora.Family)
+		f.matching("title", title, lora.Title)
+	}
+	f.allow("embeddings", &e.Embeddings)
+	for _, embedding := range e.Embeddings {
+		f.matching("id", modelID, embedding.ID)
+		f.matchingOrEmpty("family", plainName, embedding.Family)
+		f.matching("title", title, embedding.Title)
+	}
 	return e
 }
 

@@ -125,9 +125,26 @@ type JobStatus struct {
 
 // Models lists the models that the daemon offers.
 type Models struct {
-	Models  []Model
-	Default string // for requests without a model and with none loaded, or ""
-	Loaded  string // the loaded one, or ""
+	Models     []Model
+	Default    string      // for requests without a model and with none loaded, or ""
+	Loaded     string      // the loaded one, or ""
+	Loras      []Lora      // none from an older daemon
+	Embeddings []Embedding // none from an older daemon
+}
+
+// Lora is one LoRA that the daemon offers for models of its family, with weights from -MaxWeight to MaxWeight.
+type Lora struct {
+	ID        string  `json:"id"`
+	Family    string  `json:"family"`
+	Title     string  `json:"title"`
+	MaxWeight float64 `json:"max_weight"`
+}
+
+// Embedding is one embedding that the daemon offers for models of its family.
+type Embedding struct {
+	ID     string `json:"id"`
+	Family string `json:"family"`
+	Title  string `json:"title"`
 }
 
 // Model is one model that the daemon offers.

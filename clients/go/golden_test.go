@@ -212,7 +212,10 @@ func eventFields(t *testing.T, event any) map[string]any {
 			"images_made": e.ImagesMade, "metrics": e.Metrics,
 		}
 	case Models:
-		found = map[string]any{"event": "models", "models": e.Models, "default": e.Default, "loaded": e.Loaded}
+		found = map[string]any{
+			"event": "models", "models": e.Models, "default": e.Default, "loaded": e.Loaded, "loras": e.Loras,
+			"embeddings": e.Embeddings,
+		}
 	}
 	text, err := json.Marshal(found)
 	must(t, err)

@@ -40,6 +40,10 @@ type GenerateRequest struct {
 	// Seed is the seed of the first image; image i has seed Seed + i. If nil, it is random. See [Seed].
 	Seed      *uint64 `json:"seed,omitempty"`
 	Scheduler string  `json:"scheduler,omitempty"`
+	// Loras are applied together, each at most once.
+	Loras []RequestedLora `json:"loras,omitempty"`
+	// Embeddings are IDs, each of which must be in a prompt as a word; there it stands for the embedding's vectors.
+	Embeddings []string `json:"embeddings,omitempty"`
 	// Images is the number of images. If 0, it is 1.
 	Images int `json:"images,omitempty"`
 	// Format is PNG if empty.
@@ -48,6 +52,13 @@ type GenerateRequest struct {
 	PreviewEvery int `json:"preview_every,omitempty"`
 	// Deliver is Inline if empty.
 	Deliver Delivery `json:"deliver,omitempty"`
+}
+
+// RequestedLora is a LoRA that the daemon offers for the model's family, and how strongly to apply it: 1 is as it was
+// trained, 0 not at all.
+type RequestedLora struct {
+	ID     string  `json:"id"`
+	Weight float64 `json:"weight"`
 }
 
 // Seed returns a pointer for GenerateRequest.Seed.
@@ -89,6 +100,16 @@ func encode(message any) ([]byte, error) {
 		} {
 			if !utf8.ValidString(text) {
 				return nil, fmt.Errorf("weave: %s is not valid UTF-8", field)
+			}
+		}
+		for _, lora := range generate.Loras {
+			if !utf8.ValidString(lora.ID) {
+				return nil, fmt.Errorf("weave: loras is not valid UTF-8")
+			}
+		}
+		for _, embedding := range generate.Embeddings {
+			if !utf8.ValidString(embedding) {
+				return nil, fmt.Errorf("weave: embeddings is not valid UTF-8")
 			}
 		}
 		if scale := generate.CFGScale; scale != nil && (math.IsNaN(*scale) || math.IsInf(*scale, 0)) {

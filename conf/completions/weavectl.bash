@@ -6,7 +6,7 @@ _shtab_weavectl_status_option_strings=(-h --help -s --socket --json --timeout)
 _shtab_weavectl_models_option_strings=(-h --help -s --socket --json --timeout)
 _shtab_weavectl_load_option_strings=(-h --help -s --socket --json --timeout)
 _shtab_weavectl_unload_option_strings=(-h --help -s --socket --json --timeout)
-_shtab_weavectl_generate_option_strings=(-h --help -s --socket --json --timeout -o --output -f --force --negative-prompt --model --width --height --steps --cfg-scale --seed --scheduler --images --format --preview)
+_shtab_weavectl_generate_option_strings=(-h --help -s --socket --json --timeout -o --output -f --force --negative-prompt --model --width --height --steps --cfg-scale --seed --scheduler --lora --embedding --images --format --preview)
 _shtab_weavectl_cancel_option_strings=(-h --help -s --socket --json --timeout --all)
 _shtab_weavectl_add_option_strings=(-h --help -s --socket --json --timeout --part --layout --id --title -n --dry-run --known --config)
 _shtab_weavectl_doctor_option_strings=(-h --help -s --socket --json --timeout --config)
@@ -27,6 +27,8 @@ _shtab_weavectl_generate___socket_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_generate__o_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_generate___output_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_generate___model_COMPGEN=_weavectl_models
+_shtab_weavectl_generate___lora_COMPGEN=_weavectl_loras
+_shtab_weavectl_generate___embedding_COMPGEN=_weavectl_embeddings
 _shtab_weavectl_cancel_pos_0_COMPGEN=_weavectl_jobs
 _shtab_weavectl_cancel__s_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_cancel___socket_COMPGEN=_shtab_compgen_files
@@ -90,6 +92,8 @@ _shtab_weavectl___version_nargs=0
 # Custom Preamble
 
 _weavectl_models() { _weavectl_lines models '^([a-z0-9][a-z0-9._-]{0,63}) ' "$1"; }
+_weavectl_loras() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(LoRA, [^()]*\)$' "$1"; }
+_weavectl_embeddings() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(embedding\)$' "$1"; }
 _weavectl_jobs() { _weavectl_lines status '^job ([0-9]{1,19}) ' "$1"; }
 _weavectl_lines() {
     local LC_ALL=C line

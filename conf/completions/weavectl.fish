@@ -3,6 +3,12 @@
 function _weavectl_models
   weavectl --timeout 2 models 2>/dev/null | string replace -rf '^([a-z0-9][a-z0-9._-]{0,63}) .*$' '$1'
 end
+function _weavectl_loras
+  weavectl --timeout 2 models 2>/dev/null | string replace -rf '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(LoRA, [^()]*\)$' '$1'
+end
+function _weavectl_embeddings
+  weavectl --timeout 2 models 2>/dev/null | string replace -rf '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(embedding\)$' '$1'
+end
 function _weavectl_jobs
   weavectl --timeout 2 status 2>/dev/null | string replace -rf '^job ([0-9]{1,19}) .*$' '$1'
 end
@@ -55,7 +61,7 @@ function _shtab_weavectl_using
 end
 
 set -g _shtab_weavectl_commands status models load unload generate cancel add doctor check-config
-set -g _shtab_weavectl_opts_with_value --cfg-scale --config --format --height --id --images --layout --model --negative-prompt --output --part --preview --scheduler --seed --socket --steps --timeout --title --width -o -s
+set -g _shtab_weavectl_opts_with_value --cfg-scale --config --embedding --format --height --id --images --layout --lora --model --negative-prompt --output --part --preview --scheduler --seed --socket --steps --timeout --title --width -o -s
 
 complete -c weavectl -e
 complete -c weavectl -f
@@ -101,6 +107,8 @@ complete -c weavectl -n '_shtab_weavectl_using generate' -l steps -x -d 'number 
 complete -c weavectl -n '_shtab_weavectl_using generate' -l cfg-scale -x -d 'how closely to follow the prompt (default: the model'"'"'s)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l seed -x -d 'seed of the first image; image i (from 0) has seed + i mod 2^64 (default: random, below 2^32)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l scheduler -x -d 'one of the model'"'"'s schedulers (default: the model'"'"'s)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l lora -xka "(_weavectl_loras)" -d 'LoRAs to apply, each with its weight (1 if left out) (default: none)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l embedding -xka "(_weavectl_embeddings)" -d 'embeddings to use, whose IDs stand in the prompts as words (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l images -x -d 'number of images (default: 1)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l format -xka "png raw" -d 'a PNG, or the pixels alone: RGB, 8 bits a channel, rows from the top (default: png)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l preview -x -d 'an unfinished image after every N steps; 0 is never (default: 0)'
@@ -111,26 +119,26 @@ complete -c weavectl -n '_shtab_weavectl_using cancel' -l json -d 'one JSON obje
 complete -c weavectl -n '_shtab_weavectl_using cancel' -l timeout -x -d 'how long to wait for the daemon'"'"'s first answer (default: 20)'
 complete -c weavectl -n '_shtab_weavectl_using cancel' -l all -d 'all of your jobs'
 complete -c weavectl -n '_shtab_weavectl_using cancel; and test $_shtab_weavectl_npos -ge 0' -ka "(_weavectl_jobs)" -d 'the job'"'"'s number in status'
-complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a add -d 'add a model to the config'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a add -d 'add a model or embedding to the config'
 complete -c weavectl -n '_shtab_weavectl_using add' -s h -l help -d 'show this help message and exit'
 complete -c weavectl -n '_shtab_weavectl_using add' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
 complete -c weavectl -n '_shtab_weavectl_using add' -l json -d 'one JSON object a line'
 complete -c weavectl -n '_shtab_weavectl_using add' -l timeout -x -d 'how long to wait for the daemon'"'"'s first answer (default: 20)'
 complete -c weavectl -n '_shtab_weavectl_using add' -l part -x -d 'the file or folder of one component, such as vae, in place of the model'"'"'s own; may be repeated'
 complete -c weavectl -n '_shtab_weavectl_using add' -l layout -x -d 'for a file: a folder with other configs than the published model'"'"'s'
-complete -c weavectl -n '_shtab_weavectl_using add' -l id -x -d 'the model'"'"'s ID (default: made from the folder'"'"'s name)'
-complete -c weavectl -n '_shtab_weavectl_using add' -l title -x -d 'the model'"'"'s title (default: the folder'"'"'s name)'
+complete -c weavectl -n '_shtab_weavectl_using add' -l id -x -d 'its ID (default: made from the folder'"'"'s or file'"'"'s name)'
+complete -c weavectl -n '_shtab_weavectl_using add' -l title -x -d 'its title (default: the folder'"'"'s or file'"'"'s name)'
 complete -c weavectl -n '_shtab_weavectl_using add' -s n -l dry-run -d 'write nothing'
 complete -c weavectl -n '_shtab_weavectl_using add' -l known -d 'list models that many people use, and how to get them'
 complete -c weavectl -n '_shtab_weavectl_using add' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file, instead of the default one'
-complete -c weavectl -n '_shtab_weavectl_using add; and test $_shtab_weavectl_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the model'"'"'s folder, also in the Hub'"'"'s cache, or its .safetensors file'
-complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a doctor -d 'check the socket, config, models, gpu and sandbox, and suggest fixes'
+complete -c weavectl -n '_shtab_weavectl_using add; and test $_shtab_weavectl_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a model'"'"'s folder, also in the Hub'"'"'s cache, or its .safetensors file, or that of an embedding'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a doctor -d 'check the socket, config, models, loras, embeddings, gpu and sandbox, and suggest fixes'
 complete -c weavectl -n '_shtab_weavectl_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c weavectl -n '_shtab_weavectl_using doctor' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
 complete -c weavectl -n '_shtab_weavectl_using doctor' -l json -d 'one JSON object a line'
 complete -c weavectl -n '_shtab_weavectl_using doctor' -l timeout -x -d 'how long to wait for the daemon'"'"'s first answer (default: 20)'
 complete -c weavectl -n '_shtab_weavectl_using doctor' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file, instead of the default one'
-complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a check-config -d 'check the config and the files of its models'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a check-config -d 'check the config and the files of its models, loras and embeddings'
 complete -c weavectl -n '_shtab_weavectl_using check-config' -s h -l help -d 'show this help message and exit'
 complete -c weavectl -n '_shtab_weavectl_using check-config' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
 complete -c weavectl -n '_shtab_weavectl_using check-config' -l json -d 'one JSON object a line'

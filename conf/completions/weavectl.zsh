@@ -3,10 +3,10 @@
 
 _shtab_weavectl_commands() {
   local _commands=(
-    add:'add a model to the config'
+    add:'add a model or embedding to the config'
     cancel:'cancel your jobs'
-    check-config:'check the config and the files of its models'
-    doctor:'check the socket, config, models, gpu and sandbox, and suggest fixes'
+    check-config:'check the config and the files of its models, loras and embeddings'
+    doctor:'check the socket, config, models, loras, embeddings, gpu and sandbox, and suggest fixes'
     generate:'generate images'
     load:'load a model, so that the next image starts without a wait'
     models:'list the models on offer'
@@ -34,12 +34,12 @@ _shtab_weavectl_add_options=(
   "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
   "*--part[the file or folder of one component, such as vae, in place of the model\'s own\; may be repeated]:NAME=PATH:"
   "--layout[for a file\: a folder with other configs than the published model\'s]:FOLDER:"
-  "--id[the model\'s ID (default\: made from the folder\'s name)]:ID:"
-  "--title[the model\'s title (default\: the folder\'s name)]:TEXT:"
+  "--id[its ID (default\: made from the folder\'s or file\'s name)]:ID:"
+  "--title[its title (default\: the folder\'s or file\'s name)]:TEXT:"
   {-n,--dry-run}"[write nothing]"
   "--known[list models that many people use, and how to get them]"
   "--config[the config file, instead of the default one]:FILE:_files"
-  ":the model\'s folder, also in the Hub\'s cache, or its .safetensors file:_files"
+  ":a model\'s folder, also in the Hub\'s cache, or its .safetensors file, or that of an embedding:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -94,6 +94,8 @@ _shtab_weavectl_generate_options=(
   "--cfg-scale[how closely to follow the prompt (default\: the model\'s)]:X:"
   "--seed[seed of the first image\; image i (from 0) has seed \+ i mod 2\^64 (default\: random, below 2\^32)]:N:"
   "--scheduler[one of the model\'s schedulers (default\: the model\'s)]:NAME:"
+  "--lora[LoRAs to apply, each with its weight (1 if left out) (default\: none)]:ID[\:WEIGHT]:_weavectl_loras"
+  "--embedding[embeddings to use, whose IDs stand in the prompts as words (default\: none)]:ID:_weavectl_embeddings"
   "--images[number of images (default\: 1)]:N:"
   "--format[a PNG, or the pixels alone\: RGB, 8 bits a channel, rows from the top (default\: png)]:format:(png raw)"
   "--preview[an unfinished image after every N steps\; 0 is never (default\: 0)]:N:"
@@ -179,6 +181,8 @@ _shtab_weavectl() {
 # Custom Preamble
 
 _weavectl_models() { _weavectl_lines models '^([a-z0-9][a-z0-9._-]{0,63}) ' }
+_weavectl_loras() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(LoRA, [^()]*\)$' }
+_weavectl_embeddings() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(embedding\)$' }
 _weavectl_jobs() { _weavectl_lines status '^job ([0-9]{1,19}) ' }
 _weavectl_lines() {
   local LC_ALL=C line MATCH

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from tests.gpu.models import FAMILIES
-from tests.support.reference import Reference, arguments
-from weave.models.families import FAMILIES as OFFERED
+from tests.support.reference import Reference, arguments, fitting
 
 DTYPES = ("float32", "bfloat16", "float16")
 STEPS, SEED, SCALE = 3, 5, 4.0
@@ -29,7 +28,7 @@ def main(device: str, folder: Path, output: Path) -> None:
         for family in FAMILIES:
             plain = Reference(family, folder / family, dtype)
             plain.pipeline.to(device)
-            for scheduler in OFFERED[family].schedulers:
+            for scheduler in fitting(family):
                 for negative in NEGATIVES:
                     generator = torch.Generator("cpu").manual_seed(SEED)
                     generated[key(dtype, family, scheduler, negative)] = plain.generate(

@@ -12,16 +12,16 @@ import pytest
 from tests.gpu.product import Product, config
 from tests.support.daemon import Daemon
 from tests.support.generation import generate, images, pixels
-from tests.support.shapes_checker import Seen, look
+from tests.support.shapes_checker import look
 from tests.support.system import MODEL, SYSTEM, system_daemon
 from tests.support.users import ALICE, BOB, as_user
 from weave.client import Client
 from weave.models.families import FAMILIES
 
 PROMPTS = {
-    "a red circle on a blue background": Seen("circle", "red", "blue"),
-    "a yellow star on a purple background": Seen("star", "yellow", "purple"),
-    "a green square on a white background": Seen("square", "green", "white"),
+    "a red circle on a blue background": ("blue", ("red", "circle")),
+    "a yellow star on a purple background": ("purple", ("yellow", "star")),
+    "a green square on a white background": ("white", ("green", "square")),
 }
 CIRCLE = next(iter(PROMPTS))
 STEPS = 20
@@ -56,7 +56,7 @@ def test_a_locked_down_worker_on_the_gpu_generates_the_prompt(
     # The supervisor takes these from a worker that it has attested alone.
     assert {"seccomp", "no-new-privs"} < set(layers) and any(layer.startswith("landlock-") for layer in layers)
     assert first.data == again.data
-    assert look(pixels(first)) == PROMPTS[CIRCLE]
+    assert look(pixels(first)).shows(*PROMPTS[CIRCLE])
     assert not [line for line in daemon.all_events() if line["event"] in ("sandbox_violation", "gpu_not_used")]
 
 
@@ -65,7 +65,7 @@ def test_a_locked_down_worker_on_the_gpu_generates_the_prompt(
 def test_with_each_scheduler_the_image_is_recognised(daemon: Daemon, scheduler: str) -> None:
     with daemon.client() as client:
         (image,) = images(generate(client, CIRCLE, steps=STEPS, seed=7, scheduler=scheduler))
-    assert look(pixels(image)) == PROMPTS[CIRCLE]
+    assert look(pixels(image)).shows(*PROMPTS[CIRCLE])
 
 
 def _generated(daemon: Daemon) -> dict[str, np.ndarray[Any, Any]]:
@@ -84,7 +84,7 @@ def test_in_float32_an_image_is_close_to_the_cpus(product: Product, device: str,
     for prompt, difference in differences.items():
         figures[prompt] = f"differs by at most {difference.max()}, on average by {difference.mean():.4f}, of 255"
     for prompt, seen in PROMPTS.items():
-        assert look(ours[prompt]) == look(processors[prompt]) == seen
+        assert look(ours[prompt]).shows(*seen) and look(processors[prompt]).shows(*seen)
         assert differences[prompt].mean() < 1
 
 
@@ -104,13 +104,13 @@ def test_in_system_mode_each_user_gets_its_own_worker(
     def seen() -> list[Any]:
         with Client(daemon.socket, timeout=100) as client:
             image = pixels(images(generate(client, CIRCLE, steps=STEPS, seed=7))[0])
-            return [*look(image), client.status().device]
+            return [look(image).shows(*PROMPTS[CIRCLE]), client.status().device]
 
     workers = []
     try:
         for name in (ALICE, BOB):
             found = as_user(name, seen)
-            assert found == [*PROMPTS[CIRCLE], "cuda:0" if device == "cuda" else "cpu"]
+            assert found == [True, "cuda:0" if device == "cuda" else "cpu"]
             workers.append(daemon.pid_of("worker"))
     finally:
         status = daemon.stop()

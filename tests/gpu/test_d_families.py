@@ -15,7 +15,7 @@ from tests.gpu.product import Product, config
 from tests.gpu.report import ROOT
 from tests.support.daemon import Daemon
 from tests.support.generation import generate, images, pixels
-from weave.models.families import FAMILIES
+from tests.support.reference import fitting
 
 Pixels = np.ndarray[Any, Any]
 
@@ -49,7 +49,7 @@ def test_an_image_equals_the_plain_calls(
     wanted = {"model": family, "width": 64, "height": 64, "steps": STEPS, "seed": SEED, "cfg_scale": SCALE}
     differences = {}
     with daemon.client() as client:
-        for scheduler in FAMILIES[family].schedulers:
+        for scheduler in fitting(family):
             for negative in NEGATIVES:
                 more = {} if negative is None else {"negative_prompt": negative}
                 (image,) = images(generate(client, PROMPT, scheduler=scheduler, **wanted, **more))

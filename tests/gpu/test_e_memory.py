@@ -25,7 +25,7 @@ WIDE = f"""
 [models.shapes]
 path = "{DEMO_MODEL}"
 family = "sd1"
-defaults = {{ width = 64, height = 64, steps = 20, cfg_scale = 3.0, scheduler = "ddim" }}
+defaults = {{ width = 128, height = 128, steps = 20, cfg_scale = 2.0, scheduler = "ddim" }}
 bounds = {{ width = {{ max = {LARGE} }}, height = {{ max = {LARGE} }}, pixels = {{ max = {LARGE * LARGE} }} }}
 """
 

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from weave.gpu_worker.generation import Generation, generate
 from weave.gpu_worker.loading import load_pipeline
 from weave.models.assets import Source
 from weave.models.components import TOKENIZER_RULES, ModelClass
-from weave.models.configs import Rules, shown
+from weave.models.configs import Rule, Rules, shown
 from weave.models.families import FAMILIES
 from weave.models.files import ModelFilesRefused
 from weave.models.schedulers import SCHEDULER_RULES, SCHEDULERS
@@ -28,9 +30,14 @@ NAMES = [name for name in FAMILIES if name != "sd2"]
 VALUES = (None, [], "no-such-name", -1, 1 << 62)
 
 
+# sd1's models have the schedulers of diffusion, sdxl's here one of EDM: of that the keys that it takes.
+EDM = diffusers.EDMDPMSolverMultistepScheduler
+OF_EDM = SCHEDULER_RULES._replace(keys={key: SCHEDULER_RULES.keys[key] for key in list(signature(EDM).parameters)})
+
+
 def files_of(family: str) -> dict[str, Rules]:
     """The rules of each JSON file that a component is made from."""
-    files = {"scheduler/scheduler_config.json": SCHEDULER_RULES}
+    files = {"scheduler/scheduler_config.json": OF_EDM if family == "sdxl" else SCHEDULER_RULES}
     for part, component in FAMILIES[family].components.items():
         if isinstance(component, ModelClass):
             files[f"{part}/config.json"] = component.config
@@ -53,7 +60,9 @@ FILES = {subject(family, name): (family, name) for family in reversed(NAMES) for
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {family: make_small_model(family, folder / family) for family in NAMES}
+    made = {family: make_small_model(family, folder / family) for family in NAMES}
+    EDM().save_pretrained(made["sdxl"] / "scheduler")
+    return made
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,11 +95,24 @@ def load_and_generate(family: str, model: Path) -> None:
     with theirs:
         channel: Channel[ToWorker] = Channel(ours, ToWorker)
         try:
-            generate(Generation(channel, pipeline, offer, Run(job=1, parameters=parameters)))
+            generate(Generation(channel, pipeline, offer, Run(job=1, parameters=parameters), str))
         except ModelFilesRefused as error:
             raise AssertionError("refused after it was loaded") from error
         finally:
             channel.close()
+
+
+def keys_of(rules: Rules, *path: str) -> Iterator[tuple[tuple[str, ...], Rule]]:
+    """Of the objects within a config too."""
+    for key, rule in rules.keys.items():
+        yield (*path, key), rule
+    for key, inner in rules.objects.items():
+        yield from keys_of(inner, *path, key)
+
+
+def changed(config: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    key, *rest = path
+    return config | {key: changed(config.get(key) or {}, tuple(rest), value) if rest else value}
 
 
 @pytest.mark.parametrize("family, name", FILES.values(), ids=FILES)
@@ -99,9 +121,10 @@ def test_a_model_that_loads_also_generates(models: dict[str, Path], family: str,
     sound = file.read_bytes() if file.exists() else None
     before: dict[str, Any] = json.loads(sound) if sound is not None else {}
     try:
-        for key, rule in rules.keys.items():
+        for path, rule in keys_of(rules):
+            key = ": ".join(path)
             for value in VALUES:
-                file.write_text(json.dumps(before | {key: value}))
+                file.write_text(json.dumps(changed(before, path, value)))
                 try:
                     load_and_generate(family, models[family])
                 except ModelFilesRefused as error:

@@ -206,7 +206,7 @@ def deliveries(daemon: Daemon, **parameters: Any) -> tuple[list[str], list[bytes
 
 
 def test_beyond_the_delivered_bytes_limit_images_come_inline() -> None:
-    size = 64 * 64 * 3
+    size = 128 * 128 * 3
     with limited(f"delivered_bytes = {3 * size + 1}") as daemon:
         ways, first = deliveries(daemon, images=2)
         assert ways == ["fd", "fd"]

@@ -12,7 +12,7 @@ import torch
 
 from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import generate, images, pixels
-from tests.support.reference import Reference, make_small_model, served_like_here, write_index
+from tests.support.reference import Reference, fitting, make_small_model, served_like_here, write_index
 from weave.client import WeaveError
 from weave.gpu_worker.schedulers import FlowHeun, IncompatibleScheduler, fresh_scheduler, steps_done
 from weave.models.families import FAMILIES
@@ -23,12 +23,17 @@ from weave.protocol.errors import ErrorCode
 BASE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 DYNAMIC = {**FLOW, "use_dynamic_shifting": True}
+COSXL = {"sigma_data": 1.0, "sigma_max": 120.0, "sigma_schedule": "exponential"}
 # Each family and what its scheduler_config.json says.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("sd1", {"_class_name": "DDIMScheduler", **BASE}),  # clip_sample is what the pipeline corrects
     "trailing": ("sd1", {"_class_name": "EulerDiscreteScheduler", **BASE, "timestep_spacing": "trailing"}),
     "velocity": ("sdxl", {"_class_name": "UniPCMultistepScheduler", **BASE, "prediction_type": "v_prediction"}),
     "karras": ("sdxl", {"_class_name": "DPMSolverMultistepScheduler", **BASE, "use_karras_sigmas": True}),
+    "edm": ("sdxl", {"_class_name": "EDMDPMSolverMultistepScheduler"}),
+    "edm_velocity": ("sdxl", {"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction", **COSXL}),
+    "lcm": ("sd1", {"_class_name": "LCMScheduler", **BASE, "original_inference_steps": 40}),
+    "tcd": ("sdxl", {"_class_name": "TCDScheduler", **BASE}),
     "kutta": ("sd1", {"_class_name": "PNDMScheduler", **BASE, "skip_prk_steps": False}),
     "offset": ("sd1", {"_class_name": "PNDMScheduler", **BASE, "skip_prk_steps": True}),
     "sigmas": ("sd1", {"_class_name": "EulerDiscreteScheduler", **BASE, "sigma_min": 0.02, "sigma_max": 10.0}),
@@ -90,7 +95,7 @@ def test_every_offered_scheduler_gives_the_image_of_diffusers(served: Daemon, mo
     with served.client() as client:
         (offer,) = [model for model in client.list_models().models if model.id == name]
         assert offer.schedulers == FAMILIES[family].schedulers
-        for scheduler in offer.schedulers:
+        for scheduler in fitting(family, CONFIGS[name][1]["_class_name"]):
             # With shift_terminal diffusers divides by zero where there is one step.
             for steps in (2, 5) if "shift_terminal" in CONFIGS[name][1] else (1, 2, 5):
                 expected = by_diffusers(plain, scheduler, steps)
@@ -133,6 +138,20 @@ def test_a_scheduler_the_models_config_rules_out_is_an_error(served: Daemon, nam
         assert images(generate(client, model=name, width=64, height=64, scheduler=FAMILIES[family].schedulers[0]))
 
 
+@pytest.mark.parametrize("name, scheduler", [("edm", "euler"), ("velocity", "edm_euler")])
+def test_a_scheduler_for_other_noise_levels_is_an_error(served: Daemon, name: str, scheduler: str) -> None:
+    fits = fitting("sdxl", CONFIGS[name][1]["_class_name"])
+    with served.client() as client:
+        with pytest.raises(
+            WeaveError, match="edm_euler and edm_dpmpp_2m are for models with EDM's noise schedule"
+        ) as e:
+            generate(client, model=name, width=64, height=64, scheduler=scheduler)
+        assert e.value.code is ErrorCode.OUT_OF_BOUNDS
+        told = f"does not fit the model's {CONFIGS[name][1]['_class_name']}: use one of {', '.join(fits)}"
+        assert wait_for(lambda: [line for line in served.events("job_failed") if told in line["detail"]])
+        assert images(generate(client, model=name, width=64, height=64, scheduler=fits[0]))
+
+
 @pytest.mark.parametrize(
     "name, change",
     [
@@ -149,6 +168,24 @@ def test_errors_a_scheduler_raises_late_are_found_early(name: str, change: dict[
     with pytest.raises(IncompatibleScheduler, match=rf"^{SCHEDULERS[name].class_name}: \w+Error: "):
         fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler.from_config({**BASE, **change}), name, 5)
     assert fresh_scheduler(diffusers.EulerAncestralDiscreteScheduler(**BASE), name, 5).config.beta_end == 0.012
+
+
+def test_a_spacing_replaces_that_of_the_model_and_no_more() -> None:
+    own = diffusers.EulerDiscreteScheduler(**BASE, use_exponential_sigmas=True)
+    own.register_to_config(steps_offset=1)  # as the pipeline corrects it
+    for name in ("euler_karras", "unipc_karras"):
+        made = fresh_scheduler(own, name, 5).config
+        assert (made.use_karras_sigmas, made.use_exponential_sigmas, made.use_beta_sigmas) == (True, False, False)
+        assert (made.beta_end, made.steps_offset) == (0.012, 1 if name == "euler_karras" else 0)
+    assert own.config.use_exponential_sigmas
+
+
+@pytest.mark.parametrize("name", ["lcm", "tcd"])
+def test_a_distilled_models_schedulers_take_any_number_of_steps(name: str) -> None:
+    for steps in (1, 50, 100):
+        made = fresh_scheduler(diffusers.DDIMScheduler(**BASE), name, steps)
+        made.set_timesteps(steps)
+        assert len(made.timesteps) == steps and made.config.original_inference_steps == max(steps, 50)
 
 
 def test_a_rehearsal_leaves_nothing_in_the_scheduler() -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,20 @@ from safetensors.torch import load_file, save_file
 
 from tests.integration.test_weavectl import weavectl
 from tests.support.daemon import Daemon, wait_for
+from tests.support.fp8 import rounded, scaled, unscaled
 from tests.support.generation import generate, images, pixels
 from tests.support.reference import Reference, arguments, make_small_model, served_like_here, write_index
 from tests.support.single_files import converted, make_single_file
 from weave.client import WeaveError
 from weave.models import families as known_families
+from weave.models.assets import read_header
+from weave.models.schedulers import name_of
+from weave.protocol.client_messages import Preview
 from weave.protocol.errors import ErrorCode
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
+# Whose models come as one file, and in parts.
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "z-image", "flux2-klein", "qwen-image")
+IN_PARTS = ("flux", "z-image", "flux2-klein", "qwen-image", "krea2")
 STEPS, SEED, SCALE = 2, 3, 4.0
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VELOCITY = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -65,27 +72,30 @@ def predict_velocity(model: Path) -> Path:
     return model
 
 
-def scaled(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The matrices in 8 bits, each with a scale, as ComfyUI stores them."""
-    stored = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
-    for name, tensor in tensors.items():
-        if tensor.dim() == 2:
-            scale = tensor.abs().max() / 448
-            stored[name] = (tensor / scale).to(torch.float8_e4m3fn)
-            stored[name.removesuffix("weight") + "scale_weight"] = scale
-        else:
-            stored[name] = tensor
-    return stored
-
-
-def unscaled(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {
-        name: tensor.float() * tensors[name.removesuffix("weight") + "scale_weight"]
-        if tensor.dtype == torch.float8_e4m3fn
-        else tensor
-        for name, tensor in tensors.items()
-        if not name.endswith("scale_weight") and name != "scaled_fp8"
-    }
+IN_FP8 = ("sd1", "z-image")
+MEAN, STD = [-1.6574, 1.886, -1.383, 2.5155], [8.4927, 5.9022, 6.5498, 5.2299]
+# Models with EDM's noise schedule: the tensors that mark their files, and what their folders say of scheduler and VAE.
+EDM: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "playground": (
+        {"edm_mean": [[[[value]] for value in MEAN]], "edm_std": [[[[value]] for value in STD]]},
+        {"_class_name": "EDMDPMSolverMultistepScheduler"},
+        {"latents_mean": MEAN, "latents_std": STD, "scaling_factor": 0.5},
+    ),
+    # As ComfyUI writes it.
+    "cosxl": (
+        {"edm_vpred.sigma_max": 110.0, "edm_vpred.sigma_min": 0.004, "v_pred": [], "ztsnr": []},
+        {
+            "_class_name": "EDMEulerScheduler",
+            "prediction_type": "v_prediction",
+            "sigma_data": 1.0,
+            "sigma_max": 110.0,
+            "sigma_min": 0.004,
+            "sigma_schedule": "exponential",
+        },
+        {},
+    ),
+}
+OF_EDM = [name for model in EDM for name in (model, f"{model}-folder")]
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +107,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Pat
         folder = make_folder(family, top / family)
         file = make_single_file(family, folder, top / f"{family}.safetensors")
         found[family] = (family, folder, table(family, family, file, folder))
-    # As people of ComfyUI have FLUX: the transformer without prefix, all else in files of their own.
-    flux = top / "flux"
-    parts = {
-        part: save_part("flux", flux, part, top / f"{part}.safetensors")
-        for part in ("transformer", "vae", "text_encoder", "text_encoder_2")
-    }
-    found["parts"] = ("flux", flux, table("parts", "flux", parts.pop("transformer"), flux, **parts))
+    make_folder("krea2", top / "krea2")
+    # As people of ComfyUI have them: the transformer without prefix, all else in files of their own.
+    for family in IN_PARTS:
+        folder, single = top / family, known_families.FAMILIES[family].single_file
+        assert single is not None
+        parts = {part: save_part(family, folder, part, top / f"{family}-{part}.safetensors") for part in single.parts}
+        name = f"{family}-parts"
+        found[name] = (family, folder, table(name, family, parts.pop("transformer"), folder, **parts))
     other = make_folder("sd1", top / "other")
     changed(other, "vae/diffusion_pytorch_model.safetensors", lambda tensors: [t.mul_(1.5) for t in tensors.values()])
     vae = save_part("sd1", other, "vae", top / "other_vae.safetensors")
@@ -116,21 +127,41 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Pat
         table("vae_folder", "sd1", top / "sd1.safetensors", top / "sd1", vae=other / "vae"),
     )
     velocity = predict_velocity(Path(shutil.copytree(top / "sdxl", top / "velocity")))
-    file = make_single_file("sdxl", top / "sdxl", top / "velocity.safetensors", ("v_pred", "ztsnr"))
+    file = make_single_file("sdxl", top / "sdxl", top / "velocity.safetensors", {"v_pred": [], "ztsnr": []})
     found["velocity"] = ("sdxl", velocity, table("velocity", "sdxl", file, top / "sdxl"))
-    stored = scaled(load_file(top / "sd1.safetensors"))
-    save_file(stored, top / "scaled.safetensors")
-    save_file(unscaled(stored), top / "unscaled.safetensors")
-    found["scaled"] = ("sd1", top / "unscaled", table("scaled", "sd1", top / "scaled.safetensors", top / "sd1"))
-    found["unscaled"] = ("sd1", top / "unscaled", table("unscaled", "sd1", top / "unscaled.safetensors", top / "sd1"))
+    for name, (marks, scheduler, vae_config) in EDM.items():
+        folder = Path(shutil.copytree(top / "sdxl", top / name))
+        configs = {"scheduler/scheduler_config.json": scheduler, "vae/config.json": vae_config}
+        for config_file, changes in configs.items():
+            before = {} if "_class_name" in changes else json.loads((folder / config_file).read_text())
+            (folder / config_file).write_text(json.dumps(before | changes))
+        write_index("sdxl", folder)
+        file = make_single_file("sdxl", top / "sdxl", top / f"{name}.safetensors", marks)
+        own = f'defaults.scheduler = "{name_of(scheduler["_class_name"])}"\n'
+        found[name] = ("sdxl", folder, table(name, "sdxl", file, top / "sdxl") + own)
+        found[f"{name}-folder"] = ("sdxl", folder, table(f"{name}-folder", "sdxl", folder, None) + own)
+    for family in IN_FP8:
+        tensors = load_file(top / f"{family}.safetensors")
+        stored, plain = scaled(tensors), rounded(tensors)
+        wide = {name: tensor.float() for name, tensor in plain.items()}
+        files = {"scaled": stored, "unscaled": unscaled(stored), "fp8": plain, "wide": wide}
+        for kind, content in files.items():
+            name, file = f"{family}-{kind}", top / f"{family}-{kind}.safetensors"
+            save_file(content, file)
+            found[name] = (family, top / family, table(name, family, file, top / family))
     return found
 
 
-@pytest.fixture(scope="module", params=["float32", "float16"])
-def served(models: dict[str, tuple[str, Path, str]], request: pytest.FixtureRequest) -> Iterator[tuple[Daemon, str]]:
-    tables = "".join(config for *_, config in models.values())
-    with served_like_here(tables, request.param) as daemon:
-        yield daemon, request.param
+@pytest.fixture(scope="module")
+def served(models: dict[str, tuple[str, Path, str]]) -> Iterator[Daemon]:
+    with served_like_here("".join(config for *_, config in models.values()), "float32") as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def served_as_float16(models: dict[str, tuple[str, Path, str]]) -> Iterator[Daemon]:
+    with served_like_here("".join(config for *_, config in models.values()), "float16") as daemon:
+        yield daemon
 
 
 def drawn(daemon: Daemon, model: str) -> np.ndarray:
@@ -139,24 +170,56 @@ def drawn(daemon: Daemon, model: str) -> np.ndarray:
         return pixels(images(generate(client, "a red circle", model=model, **wanted))[0])
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "parts", "other_vae", "vae_folder", "velocity"])
+@pytest.mark.parametrize(
+    "name", [*FAMILIES, *(f"{family}-parts" for family in IN_PARTS), "other_vae", "vae_folder", "velocity", *OF_EDM]
+)
 def test_an_image_equals_that_of_the_folder(
-    served: tuple[Daemon, str], models: dict[str, tuple[str, Path, str]], name: str
+    served: Daemon, models: dict[str, tuple[str, Path, str]], name: str
 ) -> None:
-    daemon, dtype = served
-    family, folder, _ = models[name]
+    check_image(served, "float32", models[name], name)
+
+
+@pytest.mark.parametrize("name", ["sd1", "flux-parts", "playground"])
+def test_in_float16_too(served_as_float16: Daemon, models: dict[str, tuple[str, Path, str]], name: str) -> None:
+    check_image(served_as_float16, "float16", models[name], name)
+
+
+def check_image(daemon: Daemon, dtype: str, model: tuple[str, Path, str], name: str) -> None:
+    family, folder, _ = model
     plain = Reference(family, folder, dtype)
     generator = torch.Generator("cpu").manual_seed(SEED)
-    scheduler = plain.scheduler(known_families.FAMILIES[family].defaults.scheduler)
+    default = known_families.FAMILIES[family].default_scheduler(
+        plain.own.config | {"_class_name": type(plain.own).__name__}
+    )
+    scheduler = plain.scheduler(default)
     wanted = arguments(family, None, steps=STEPS, scale=SCALE)
     expected = plain.generate("a red circle", scheduler, generator, **wanted)
     assert expected.std() > 0
     assert np.array_equal(drawn(daemon, name), expected)
 
 
-def test_weights_with_scales_are_multiplied_by_them(served: tuple[Daemon, str]) -> None:
-    daemon, _ = served
-    assert np.array_equal(drawn(daemon, "scaled"), drawn(daemon, "unscaled"))
+@pytest.mark.parametrize("name", ["playground", "playground-folder"])
+def test_a_preview_is_denormalised_as_the_image_is(served: Daemon, name: str) -> None:
+    with served.client() as client:
+        wanted = {"width": 64, "height": 64, "steps": STEPS, "preview_every": STEPS}
+        answers = generate(client, "a red circle", model=name, **wanted)
+    (preview,) = [answer for answer in answers if isinstance(answer.event, Preview)]
+    assert np.array_equal(pixels(preview), pixels(images(answers)[0]))
+
+
+@pytest.mark.parametrize("family", IN_FP8)
+def test_weights_in_fp8_are_multiplied_by_their_scales(served: Daemon, served_as_float16: Daemon, family: str) -> None:
+    for daemon in (served, served_as_float16):
+        assert np.array_equal(drawn(daemon, f"{family}-scaled"), drawn(daemon, f"{family}-unscaled"))
+        assert np.array_equal(drawn(daemon, f"{family}-fp8"), drawn(daemon, f"{family}-wide"))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES[2:], "krea2"])
+def test_no_file_is_taken_for_another_familys(models: dict[str, tuple[str, Path, str]], family: str) -> None:
+    top = models["sd1"][1].parent
+    header = read_header(top / ("krea2-transformer.safetensors" if family == "krea2" else f"{family}.safetensors"))
+    known = known_families.FAMILIES.values()
+    assert [it.name for it in known if it.single_file and it.single_file.is_of(header)] == [family]
 
 
 def test_a_single_file_that_was_added_is_served(tmp_path: Path) -> None:
@@ -197,10 +260,10 @@ def refused(models: dict[str, tuple[str, Path, str]], tmp_path_factory: pytest.T
     top, folder = models["sd1"][1].parent, tmp_path_factory.mktemp("refused")
     sd1, layout = top / "sd1.safetensors", top / "sd1"
     first = "model.diffusion_model.input_blocks.0.0.weight"
-    flux = top / "transformer.safetensors"
+    flux, z_image = top / "flux-transformer.safetensors", top / "z-image.safetensors"
     files = {
         "of_sdxl": ("sd1", top / "sdxl.safetensors", layout),
-        "no_unet": ("sd1", top / "vae.safetensors", layout),
+        "no_unet": ("sd1", top / "flux-vae.safetensors", layout),
         "no_vae": ("sd1", broken(folder / "no_vae.safetensors", sd1, without("first_stage_model.")), layout),
         "missing": (
             "sd1",
@@ -221,6 +284,13 @@ def refused(models: dict[str, tuple[str, Path, str]], tmp_path_factory: pytest.T
         "pickle": ("sd1", folder / "model.ckpt", layout),
         "small": ("sd1", sd1, None),
         "flux": ("flux", flux, None),
+        "of_chroma": ("flux", top / "chroma.safetensors", None),
+        "no_layout": ("z-image", z_image, None),
+        "half": (
+            "z-image",
+            broken(folder / "half.safetensors", z_image, without("model.diffusion_model.layers.0.attention.qkv")),
+            top / "z-image",
+        ),
         "format": (
             "sd1",
             broken(
@@ -228,11 +298,9 @@ def refused(models: dict[str, tuple[str, Path, str]], tmp_path_factory: pytest.T
             ),
             layout,
         ),
-        "edm": (
-            "sdxl",
-            make_single_file("sdxl", top / "sdxl", folder / "edm.safetensors", ("edm_mean",)),
-            top / "sdxl",
-        ),
+    } | {
+        name: ("sdxl", make_single_file("sdxl", top / "sdxl", folder / f"{name}.safetensors", marks), top / "sdxl")
+        for name, (marks, _) in BAD_MARKS.items()
     }
     (folder / "short.safetensors").write_bytes(sd1.read_bytes()[:-100])
     (folder / "model.ckpt").write_bytes(b"a pickle")
@@ -243,6 +311,20 @@ def refused(models: dict[str, tuple[str, Path, str]], tmp_path_factory: pytest.T
         daemon.stop()
 
 
+# Tensors that would mark a model with EDM's noise schedule, and what is wrong with them.
+BAD_MARKS: dict[str, tuple[dict[str, Any], str]] = {
+    "edm_half": ({"edm_mean": MEAN}, "edm_mean: EDM's noise schedule is marked by edm_mean and edm_std, or edm_vpred"),
+    "edm_both": ({"edm_mean": MEAN, "edm_vpred.sigma_max": 80.0}, "edm_mean, edm_vpred.sigma_max: EDM's noise"),
+    "edm_other": ({"edm_eps": []}, "edm_eps: EDM's noise schedule is marked by"),
+    "edm_short": ({"edm_mean": MEAN[:3], "edm_std": STD}, r"edm_mean: its shape is \[3\], expected one of 4 numbers"),
+    "edm_long": ({"edm_vpred.sigma_max": [1.0, 2.0]}, r"edm_vpred.sigma_max: its shape is \[2\], expected one of 1"),
+    "edm_nan": ({"edm_mean": [*MEAN[:3], float("nan")], "edm_std": STD}, "edm_mean has nan, expected a number from"),
+    "edm_zero": ({"edm_mean": MEAN, "edm_std": [*STD[:3], 0.0]}, "edm_std has 0.0, expected a number from 1e-06"),
+    "edm_range": ({"edm_vpred.sigma_max": 20000.0}, "edm_vpred.sigma_max has 20000.0, expected a number from 1e-06 to"),
+    "edm_order": (
+        {"edm_vpred.sigma_max": 2.0, "edm_vpred.sigma_min": 5.0}, "sigma_min is 5.0 and sigma_max 2.0, expected two"
+    ),
+}  # fmt: skip
 NVFP4 = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
 
 
@@ -254,7 +336,7 @@ def without(prefix: str) -> Callable[[dict[str, torch.Tensor]], object]:
     ("name", "message"),
     {
         "of_sdxl": "sdxl.safetensors: a model of family sdxl, not of sd1",
-        "no_unet": "vae.safetensors: has no UNet or transformer of a family",
+        "no_unet": "flux-vae.safetensors: has no UNet or transformer of a family",
         "no_vae": "vae: no_vae.safetensors does not have it; give its file as parts.vae",
         "missing": "unet: 1 missing tensors: 'conv_out.bias'",
         "unexpected": "unet: 1 unexpected tensors: 'input_blocks.0.0.weight.more'",
@@ -262,9 +344,12 @@ def without(prefix: str) -> Callable[[dict[str, torch.Tensor]], object]:
         "short": "short.safetensors: .* the download is incomplete",
         "pickle": "model.ckpt: not a .safetensors file; other formats can run code and are never read",
         "small": "tensors of another shape",
-        "flux": "text_encoder: transformer.safetensors does not have it; .* parts.text_encoder, such as clip_l",
+        "flux": "text_encoder: flux-transformer.safetensors does not have it; .* parts.text_encoder, such as clip_l",
+        "of_chroma": "chroma.safetensors: a model of family chroma, not of flux",
+        "no_layout": "z-image.safetensors: a single file of family z-image needs a layout: .* Tongyi-MAI/Z-Image-Turbo",
+        "half": "transformer: 3 missing tensors: 'layers.0.attention.to_k.weight'",
         "format": "format is 'nvfp4', expected one of float8_e4m3fn, float8_e5m2",
-        "edm": "edm_mean: marks a model for the noise schedule of EDM, which is not supported",
+        **{name: message for name, (_, message) in BAD_MARKS.items()},
     }.items(),
 )
 def test_a_file_is_refused_with_the_reason(refused: Daemon, name: str, message: str) -> None:
@@ -273,3 +358,12 @@ def test_a_file_is_refused_with_the_reason(refused: Daemon, name: str, message: 
         generate(client, model=name)
     assert error.value.code is ErrorCode.WORKER_FAILED and ".safetensors" not in str(error.value)
     wait_for(lambda: [line for line in refused.events("job_failed")[before:] if re.search(message, line["detail"])])
+
+
+def test_add_names_the_layout_that_a_file_needs(refused: Daemon, models: dict[str, tuple[str, Path, str]]) -> None:
+    layout = models["z-image"][1]
+    file = layout.with_suffix(".safetensors")
+    lacking = weavectl(refused, "add", str(file), "--dry-run", "--id=new")
+    assert lacking.returncode == 4 and "(weavectl add: --layout Z-Image-Turbo)" in lacking.stdout
+    planned = weavectl(refused, "add", str(file), "--dry-run", "--id=new", "--layout", str(layout))
+    assert planned.returncode == 0 and f'layout = "{layout}"\n' in planned.stdout

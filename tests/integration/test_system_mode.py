@@ -86,7 +86,7 @@ def how_it_came(path: Path) -> Any:
 
 
 def test_descriptors_are_delivered_only_if_configured(system: Daemon, folder: Path) -> None:
-    size = 64 * 64 * 3
+    size = 128 * 128 * 3
     for name in ("root", ALICE, CAROL):
         assert as_user(name, lambda: how_it_came(system.socket)) == [False, "inline", False, size]
     limits = f"[limits]\ndelivered_bytes = {size}\n"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,23 @@ from tests.support.daemon import Daemon
 from tests.support.generation import generate, images
 from tests.support.reference import make_small_model
 from weave.client import Client
+from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Done
 
-NAMES = ("sd1", "sdxl", "sd3", "flux")
+NAMES = tuple(name for name in FAMILIES if name != "sd2")  # it has sd1's encoder
 # These CLIP tokenizers have one token per word and take 32 with start and end. T5 has one per character,
 # one for a leading space and one for the end.
 SHORT, LONG = "a red circle", "red circle " * 20 + "on a blue background"
+MARK = r"<\|im_\w+\|>"
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def template_tokens(family: str) -> int:
+    """Qwen has one token per character here, and one for each mark of the chat."""
+    return len(re.sub(MARK, "?", FAMILIES[family].prompt_template.format("")))
+
+
+CHAT, NO_THINKING, DESCRIBED, PREFIX = map(template_tokens, ("z-image", "flux2-klein", "qwen-image", "krea2"))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +54,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 def told(client: Client, prompt: str, **wanted: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Tokens of the prompt and of the negative prompt, and all of them as in the PNG."""
-    answers = generate(client, prompt, width=64, height=64, steps=1, **wanted)
+    answers = generate(client, prompt, width=64, height=64, steps=2, **wanted)
     (tokens,) = [answer.event.tokens for answer in answers if isinstance(answer.event, Done)]
     assert tokens is not None
     png = Pillow.open(io.BytesIO(images(answers)[0].data))
@@ -68,6 +79,11 @@ LONG_T5 = len(LONG) + 2
         ("sd3", counts((5, 0), (5, 0), (14, 0)), counts((32, 14), (32, 14), (LONG_T5, 0))),
         ("sd3_without_t5", counts((5, 0), (5, 0)), counts((32, 14), (32, 14))),
         ("flux", counts((5, 0), (14, 0)), counts((32, 14), (LONG_T5, 0))),
+        ("chroma", counts((14, 0)), counts((LONG_T5, 0))),
+        ("z-image", counts((12 + CHAT, 0)), counts((len(LONG) + CHAT, 0))),
+        ("flux2-klein", counts((12 + NO_THINKING, 0)), counts((len(LONG) + NO_THINKING, 0))),
+        ("qwen-image", counts((12 + DESCRIBED, 0)), counts((len(LONG) + DESCRIBED, 0))),
+        ("krea2", counts((12 + PREFIX, 0)), counts((len(LONG) + PREFIX, 0))),
     ],
 )
 def test_tokens_are_counted_as_the_pipeline_cuts_them(
@@ -84,15 +100,36 @@ def test_tokens_are_counted_as_the_pipeline_cuts_them(
             for kind, counted in (("prompt", used), ("negative_prompt", avoided)):
                 assert [tuple(one.values()) for one in png[kind]] == counted
         # Without guidance the negative prompt goes through no encoder.
-        assert told(client, SHORT, model=model, negative_prompt=LONG, cfg_scale=1.0)[:2] == (short, [])
+        assert told(client, SHORT, model=model, negative_prompt=LONG, cfg_scale=0.0)[:2] == (short, [])
 
 
-@pytest.mark.parametrize("model, limit", [("sd3", 256), ("flux", 512)])
-def test_a_t5_encoder_takes_as_many_tokens_as_its_pipeline(served: Daemon, model: str, limit: int) -> None:
+@pytest.mark.parametrize(
+    "model, limit, added",
+    [
+        *[("sd3", 256, 2), ("flux", 512, 2), ("chroma", 512, 2)],
+        *[("z-image", 512, CHAT), ("flux2-klein", 512, NO_THINKING)],
+        *[("qwen-image", 546, DESCRIBED), ("krea2", 541, PREFIX)],
+    ],
+)
+def test_an_encoder_takes_as_many_tokens_as_its_pipeline(served: Daemon, model: str, limit: int, added: int) -> None:
     with served.client() as client:
-        fits, too_long = "x" * (limit - 2), "x" * (limit + 7)
+        fits, too_long = "x" * (limit - added), "x" * (limit - added + 9)
         assert told(client, fits, model=model)[0][-1][1:] == (limit, 0)
         assert told(client, too_long, model=model)[0][-1][1:] == (limit, 9)
+
+
+@pytest.mark.parametrize("model", [name for name in NAMES if FAMILIES[name].prompt_template != "{}"])
+def test_only_what_is_cut_has_no_effect(served: Daemon, model: str) -> None:
+    family = FAMILIES[model]
+    before = len(re.sub(MARK, "?", family.prompt_template.partition("{}")[0]))
+    room = 512 + family.free_tokens - before
+    wanted = {"model": model, "width": 64, "height": 64, "steps": 2, "format": "raw"}
+    with served.client() as client:
+        full, longer, other = (
+            images(generate(client, prompt, **wanted))[0].data
+            for prompt in ("x" * room + "abc", "x" * room + "cba", "x" * (room - 1) + "yabc")
+        )
+    assert full == longer != other
 
 
 def test_weavectl_warns_of_cut_prompts_and_json_has_the_numbers(served: Daemon, tmp_path: Path) -> None:

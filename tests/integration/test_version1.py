@@ -54,7 +54,7 @@ def test_both_versions_give_the_same_image(shared_daemon: Daemon, raw: socket.so
     reply = ask(raw, generate_1(steps=4))
     assert (reply.request_id, reply.width, reply.height) == (b"REQUEST1", 64, 64) and reply.milliseconds > 0
     with shared_daemon.client() as client:
-        same = generate(client, PROMPT.decode(), steps=4, seed=1, cfg_scale=3.0, format="raw")
+        same = generate(client, PROMPT.decode(), width=64, height=64, steps=4, seed=1, cfg_scale=3.0, format="raw")
     assert reply.pixels == images(same)[0].data
 
 

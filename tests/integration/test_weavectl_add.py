@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import diffusers
 import pytest
 from safetensors.torch import save_file
 
@@ -25,7 +26,7 @@ from tests.support.users import ALICE
 from weave.config.load import load
 from weave.models.assets import all_checks, source_of
 from weave.models.faults import collect
-from weave.weavectl.known import KNOWN, download
+from weave.weavectl.known import KNOWN, download_command
 from weave.weavectl.options import parser
 from weave.weavectl.output import Output
 
@@ -168,6 +169,28 @@ def test_what_may_not_be_read_is_a_fault_like_any_other(run: Run, tmp_path: Path
     ]
 
 
+def test_a_default_scheduler_that_would_not_fit_is_replaced(run: Run, tmp_path: Path) -> None:
+    """The family's default, euler, is for other models than those with EDM's noise schedule."""
+    model = tiny_models.make("sdxl", tmp_path / "model")
+    diffusers.EDMDPMSolverMultistepScheduler().save_pretrained(model / "scheduler")
+    assert run("add", model, "--id=mine").returncode == 0
+    toml = (tmp_path / DROP_IN).read_text()
+    assert toml.endswith('defaults.scheduler = "edm_dpmpp_2m"\n')
+    assert run("check-config").returncode == 0
+    for wrong in ("", 'defaults.scheduler = "dpmpp_2m"\n'):
+        (tmp_path / DROP_IN).write_text(toml.replace('defaults.scheduler = "edm_dpmpp_2m"\n', wrong))
+        told = (
+            "does not fit the model's EDMDPMSolverMultistepScheduler: use one of edm_euler, edm_dpmpp_2m; set the model"
+        )
+        ended = run("check-config")
+        assert (
+            ended.returncode == 4 and f"the default scheduler is {'dpmpp_2m' if wrong else 'euler'}: " in ended.stdout
+        )
+        assert told in ended.stdout and told in run("doctor").stdout
+    file = make_single_file("sdxl", model, tmp_path / "cosxl.safetensors", {"edm_vpred.sigma_max": 120.0})
+    assert 'defaults.scheduler = "edm_euler"' in run("add", file, "--layout", model, "-n").stdout
+
+
 def test_no_file_and_no_model_of_the_config_is_overwritten(run: Run, tmp_path: Path) -> None:
     assert run("add", DEMO_MODEL, "--id=mine").returncode == 0
     again = run("add", DEMO_MODEL)
@@ -308,7 +331,7 @@ def test_known_models_come_with_licence_sizes_and_command(known: str) -> None:
         start = known.index(f"{model.repository}\n")
         assert model.licence in known[start:].splitlines()[1]
         assert "download about" in known[start:].splitlines()[2]
-        assert download(model) == known[start:].splitlines()[3].strip()
+        assert download_command(model) == known[start:].splitlines()[3].strip()
 
 
 def test_a_known_models_command_fits_the_tool() -> None:
@@ -316,6 +339,6 @@ def test_a_known_models_command_fits_the_tool() -> None:
     tool = Path(sys.executable).with_name("hf")
     help_text = subprocess.run([tool, "download", "--help"], capture_output=True, text=True, check=True).stdout
     for model in KNOWN:
-        words = shlex.split(download(model))
+        words = shlex.split(download_command(model))
         assert words[:3] == ["hf", "download", model.repository]
         assert all(word in help_text for word in words if word.startswith("--"))

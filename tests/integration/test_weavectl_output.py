@@ -80,8 +80,8 @@ def test_invalid_options_fail_before_the_daemon_is_contacted(no_daemon: Path, na
 ASKED: dict[str, tuple[tuple[Any, ...], int, str]] = {
     "not UTF-8": (("generate", b"caf\xe9"), 2, "prompt is not valid Unicode"),
     "too long": (("generate", "x" * 70_000), 2, "it must have at most 65536"),
-    "no width": ((*DRAW, "--width=0"), 1, "width is 0; it must be from 64 to 64\n"),
-    "an odd width": ((*DRAW, "--width=100"), 1, "width is 100; it must be from 64 to 64\n"),
+    "no width": ((*DRAW, "--width=0"), 1, "width is 0; it must be from 64 to 128\n"),
+    "an odd width": ((*DRAW, "--width=100"), 1, "width is 100; it must be a multiple of 8, from 64 to 128\n"),
     "a negative seed": ((*DRAW, "--seed", "-1"), 1, "seed is -1; it must be from 0 to 18446744073709551615\n"),
     "a seed of 70 bits": ((*DRAW, f"--seed={2**70}"), 2, "seed is 0x400000000000000000; it must fit 64 bits\n"),
     "no images": ((*DRAW, "--images=0"), 1, "images is 0; it must be from 1 to 8\n"),

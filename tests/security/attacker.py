@@ -59,7 +59,7 @@ def i386_call() -> str:
 
 
 ATTACKS: dict[str, Callable[[], object]] = {
-    **{f"socket {family.name}": lambda family=family: socket.socket(family) for family in socket.AddressFamily},  # type: ignore[misc]
+    **{f"socket {family.name}": lambda family=family: socket.socket(family) for family in socket.AddressFamily},
     "socketpair": socket.socketpair,
     "connect": lambda: syscall("connect", 0, 0, 0),
     "bind": lambda: syscall("bind", 0, 0, 0),
@@ -159,7 +159,7 @@ def take_away(layer: str | None) -> None:
             finally:
                 seccomp.pyseccomp.NOTIFY, seccomp.pyseccomp.ALLOW = kept, allow
 
-        seccomp.install = install  # type: ignore[assignment]
+        seccomp.install = install
 
 
 def let_through(name: str) -> None:
@@ -176,7 +176,7 @@ def lock_down_as_broker(control: int) -> None:
     """weave/broker/__main__.py, from its first line to lock_down()."""
     from weave.broker import __main__ as broker
 
-    broker.drop_capabilities = hardening.drop_capabilities
+    broker.drop_capabilities = hardening.drop_capabilities  # type: ignore[attr-defined]
     hardening.harden(parent=os.getppid())
     broker.lock_down(Channel.from_fd(control, None))
 
@@ -189,17 +189,19 @@ def lock_down_as_worker_with_a_gpu(control: int) -> None:
 
 def lock_down_as_worker(control: int, *, gpu: bool, device: str = "cpu") -> None:
     """weave/gpu_worker/worker.py, from its first line to lock_down()."""
+    import torch
+
     from weave.config.schema import Config, DeviceConfig, ModelConfig
     from weave.config.split import worker_config
     from weave.gpu_worker import worker
 
-    worker.drop_capabilities = hardening.drop_capabilities
+    worker.drop_capabilities = hardening.drop_capabilities  # type: ignore[attr-defined]
     worker.close_descriptors_except(control)
     hardening.harden(parent=os.getppid())
     config = Config(models={"shapes": ModelConfig(path=str(DEMO_MODEL), family="sd1")})  # a build has no demo model
     layers = worker.confine(worker_config(config).models[0])
     warm = worker.warm_up(DeviceConfig(device=device))
-    worker.lock_down(control, layers, worker.torch.device("cuda") if gpu else warm)
+    worker.lock_down(control, layers, torch.device("cuda") if gpu else warm)
 
 
 WORKERS: dict[str, Callable[[int], None]] = {

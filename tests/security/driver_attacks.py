@@ -12,8 +12,7 @@ DEVICE_FILES = tuple(
     sorted(path for place in _PLACES for path in Path("/dev").glob(place) if path.is_char_device())
 )  # fmt: skip
 DEVICES: dict[str, Callable[[], object]] = {
-    f"open {path}": lambda path=path: os.open(path, os.O_RDWR)  # type: ignore[misc]
-    for path in DEVICE_FILES
+    f"open {path}": lambda path=path: os.open(path, os.O_RDWR) for path in DEVICE_FILES
 }
 NVML: dict[str, Callable[[], object]] = {
     "NVML: the card's name": driver.name,

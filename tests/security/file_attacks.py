@@ -33,12 +33,12 @@ def of_own_thread(name: str) -> str:
 READABLE_TASK_FILES = ("net/tcp", "net/unix", "mountinfo", "maps", "status", "comm", "cgroup")
 TASK_FILES = (*READABLE_TASK_FILES, "attr/current", "environ", "mem", "root/etc/passwd")
 TASK_ATTACKS: dict[str, Callable[[], object]] = {
-    **{f"read task/{name}": lambda name=name: read(of_own_thread(name)) for name in TASK_FILES},  # type: ignore[misc]
-    **{f"list task{name}": lambda name=name: os.listdir(f"/proc/self/task{name}") for name in ("", "/..")},  # type: ignore[misc]
+    **{f"read task/{name}": lambda name=name: read(of_own_thread(name)) for name in TASK_FILES},
+    **{f"list task{name}": lambda name=name: os.listdir(f"/proc/self/task{name}") for name in ("", "/..")},
     "list a thread": lambda: os.listdir(of_own_thread("")),
     "list fds of a thread": lambda: os.listdir(of_own_thread("fd")),
     "task of the parent": lambda: read(f"/proc/{PARENT}/task/{PARENT}/comm"),
-    **{  # type: ignore[misc]
+    **{
         f"write task/{name}": lambda name=name: open_and(os.O_RDWR, of_own_thread(name))
         for name in ("comm", "mem", "attr/current", "attr/exec", "oom_score_adj", "uid_map", "setgroups")
     },

@@ -47,7 +47,7 @@ OF_DIFFUSERS = (
 )  # fmt: skip
 OF_TOKENIZERS = (
     "auto_map", "vocab_file", "merges_file", "vocab", "merges", "tokenizer_object", "fast_tokenizer_files", "gguf_file",
-    "from_slow", "__slow_tokenizer", "init_inputs", "chat_template", "trust_remote_code", "slow_tokenizer_class",
+    "from_slow", "__slow_tokenizer", "init_inputs", "trust_remote_code", "slow_tokenizer_class",
     "model_specific_special_tokens", "config", "evil_token",
 )  # fmt: skip
 ATTACKS = [
@@ -55,6 +55,7 @@ ATTACKS = [
     *(("sd3", "transformer/config.json", key) for key in OF_DIFFUSERS),
     *(("flux", "transformer/config.json", key) for key in OF_DIFFUSERS),
     *(("flux", f"{part}/config.json", key) for part in ("text_encoder", "text_encoder_2") for key in OF_TRANSFORMERS),
+    *(("z-image", "text_encoder/config.json", key) for key in OF_TRANSFORMERS if key != "rope_parameters"),
     *(("sdxl", "text_encoder_2/config.json", key) for key in OF_TRANSFORMERS),
     *(("flux", f"{part}/tokenizer_config.json", key) for part in ("tokenizer", "tokenizer_2") for key in OF_TOKENIZERS),
     *(("sd1", "tokenizer/special_tokens_map.json", key) for key in OF_TOKENIZERS),
@@ -87,12 +88,28 @@ def test_files_that_refer_to_another_model_are_not_read(models: Path, tmp_path: 
     )
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if FAMILIES[name].prompt_template != "{}"])
+def test_a_chat_template_in_the_files_is_never_run(models: Path, tmp_path: Path, family: str) -> None:
+    model = copy_of(models / family, tmp_path)
+    evil = "{{ raise_exception('run') }}"
+    (model / "tokenizer/chat_template.jinja").write_text(evil)
+    file = model / "tokenizer/tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": evil}))
+    loaded = load_on_cpu(family, model)
+    assert loaded.tokenizer.chat_template == evil
+    assert np.array_equal(generated(loaded, family), generated(load_on_cpu(family, models / family), family))
+    (model / "tokenizer/additional_chat_templates").mkdir()
+    with pytest.raises(ModelFilesRefused, match=r"^tokenizer/additional_chat_templates: not supported; remove it$"):
+        load_on_cpu(family, model)
+
+
 def test_tokens_beyond_the_encoders_vocabulary_are_refused(models: Path, tmp_path: Path) -> None:
     model = copy_of(models / "sd1", tmp_path)
-    added = {"570": {"content": "<|endoftext|>"}, "571": {"content": "<new>"}}
+    size = json.loads((model / "text_encoder" / "config.json").read_text())["vocab_size"]
+    added = {str(size - 1): {"content": "<|endoftext|>"}, str(size): {"content": "<new>"}}
     file = model / "tokenizer" / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"added_tokens_decoder": added}))
-    with pytest.raises(ModelFilesRefused, match="tokenizer: its largest token is 571, the encoder's vocab_size 571"):
+    with pytest.raises(ModelFilesRefused, match=f"its largest token is {size}, the encoder's vocab_size {size}"):
         load_on_cpu("sd1", model)
 
 

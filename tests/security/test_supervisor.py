@@ -37,9 +37,9 @@ def locked_in(attack: Callable[[Path], Any], *, other_users: bool = True, withou
         harden()
         entrance = ListeningSocket(folder / "weave" / "weave.sock")
         if without == "landlock":
-            supervisor.landlock.restrict_changes = lambda **_: ""
+            supervisor.landlock.restrict_changes = lambda **_: ""  # type: ignore[attr-defined]
         if without == "capabilities":
-            supervisor.drop_capabilities = lambda **_: ""
+            supervisor.drop_capabilities = lambda **_: ""  # type: ignore[attr-defined]
         supervisor.lock_down(config, entrance, other_users=other_users)
         try:
             return attack(folder)

@@ -9,12 +9,15 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from tests.support import tiny_models
 from tests.support.daemon import Daemon
 from weave.gpu_worker.classes import component_class, pipeline_class
 from weave.gpu_worker.pipelines import adapter_of
 from weave.models.families import FAMILIES
+from weave.models.schedulers import SCHEDULERS as OFFERED
+from weave.models.schedulers import name_of
 
 SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
@@ -23,9 +26,23 @@ SCHEDULERS = {
     "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
     "unipc": diffusers.UniPCMultistepScheduler,
     "pndm": diffusers.PNDMScheduler,
+    "edm_euler": diffusers.EDMEulerScheduler,
+    "edm_dpmpp_2m": diffusers.EDMDPMSolverMultistepScheduler,
     "flow_euler": diffusers.FlowMatchEulerDiscreteScheduler,
     "flow_heun": diffusers.FlowMatchHeunDiscreteScheduler,
+    "lcm": diffusers.LCMScheduler,
+    "tcd": diffusers.TCDScheduler,
 }
+
+
+def fitting(family: str, own: str | None = None) -> list[str]:
+    """The family's schedulers for a model whose own one is of the class `own`, or else of the default's."""
+    known = FAMILIES[family]
+    kind = OFFERED[name_of(own) if own else known.defaults.scheduler].kind
+    return [name for name in known.schedulers if OFFERED[name].kind == kind]
+
+
+SPACINGS = ("karras", "exponential", "beta")
 
 
 @contextmanager
@@ -71,6 +88,9 @@ def write_index(family: str, folder: Path, **data: Any) -> None:
 def arguments(family: str, negative: str | None, *, steps: int, scale: float, side: int = 64) -> dict[str, Any]:
     """Of the pipeline's call. Flux has two scales: with a negative prompt, the one of the request sets both."""
     given: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": scale, "width": side, "height": side}
+    if family == "qwen-image":
+        given["true_cfg_scale"] = given.pop("guidance_scale")
+        negative = negative or " "
     if negative is not None:
         given["negative_prompt"] = negative
         if family == "flux":
@@ -83,11 +103,13 @@ class Reference:
 
     def __init__(self, family: str, folder: Path, dtype: str = "float32") -> None:
         known = FAMILIES[family]
-        absent = {part: None for part in known.optional if not (folder / part).is_dir()}
+        given: dict[str, Any] = {part: None for part in known.optional if not (folder / part).is_dir()}
         if family in ("sd1", "sd2"):
-            absent["safety_checker"] = None
+            given["safety_checker"] = None
+        if family == "krea2":
+            given["transformer"] = krea2_transformer(folder, getattr(torch, dtype))
         load = getattr(diffusers, known.pipeline).from_pretrained
-        self.pipeline = load(str(folder), torch_dtype=getattr(torch, dtype), local_files_only=True, **absent)
+        self.pipeline = load(str(folder), torch_dtype=getattr(torch, dtype), local_files_only=True, **given)
         if family == "sd3":
             # Without accelerate its class leaves a part in float32, and then fails.
             self.pipeline.transformer.to(getattr(torch, dtype))
@@ -96,6 +118,11 @@ class Reference:
 
     def scheduler(self, name: str, **changed: Any) -> Any:
         """The model's own where it has that class, else another class's from_config."""
+        base, _, spacing = name.rpartition("_")
+        if spacing in SPACINGS:
+            made = self.scheduler(base, **changed)
+            config = {key: value for key, value in made.config.items() if key != "_use_default_values"}
+            return type(made).from_config(config | {f"use_{other}_sigmas": other == spacing for other in SPACINGS})
         if isinstance(self.own, SCHEDULERS[name]) and not changed:
             return self.own
         if name == "pndm":
@@ -106,7 +133,21 @@ class Reference:
         """The pixels."""
         self.pipeline.scheduler = scheduler
         with torch.inference_mode():
-            return np.asarray(self.pipeline(prompt, generator=generator, **arguments).images[0])
+            if isinstance(self.pipeline, diffusers.Flux2KleinPipeline) and "negative_prompt" in arguments:
+                negative, _ = self.pipeline.encode_prompt(arguments.pop("negative_prompt"))
+                arguments["negative_prompt_embeds"] = negative
+            return np.asarray(self.pipeline(prompt=prompt, generator=generator, **arguments).images[0])
+
+
+def krea2_transformer(folder: Path, dtype: torch.dtype) -> Any:
+    """Its from_pretrained does the same, but only with accelerate."""
+    made = diffusers.Krea2Transformer2DModel
+    model = made.from_config(made.load_config(folder / "transformer"))
+    model.load_state_dict(load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors"))
+    for name, parameter in model.named_parameters():
+        if not any(kept in name.split(".") for kept in made._keep_in_fp32_modules):
+            parameter.data = parameter.data.to(dtype)
+    return model.eval()
 
 
 def assembled(family: str, model: Path, dtype: torch.dtype) -> Any:
@@ -117,6 +158,8 @@ def assembled(family: str, model: Path, dtype: torch.dtype) -> Any:
         load, folder = component_class(component).from_pretrained, str(model / part)
         if part.startswith("tokenizer"):
             components[part] = load(folder)
+        elif family == "krea2" and part == "transformer":
+            components[part] = krea2_transformer(model, dtype)
         elif component.library == "diffusers":
             components[part] = load(folder).float().to(dtype)
         else:

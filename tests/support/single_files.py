@@ -6,10 +6,15 @@ Names: the original code of Stable Diffusion (LDM) and FLUX, OpenCLIP, and Comfy
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from tests.support import original_transformers as originals
 
 Tensors = dict[str, torch.Tensor]
 
@@ -32,10 +37,10 @@ _UNET = {
 }
 
 
-def make_single_file(family: str, model: Path, file: Path, marks: tuple[str, ...] = ()) -> Path:
-    """All of `model`'s weights in one file; `marks` are the names of empty tensors to add."""
+def make_single_file(family: str, model: Path, file: Path, marks: Mapping[str, Any] = MappingProxyType({})) -> Path:
+    """All of `model`'s weights in one file, and `marks`: further tensors, given as numbers or lists of these."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {mark: torch.zeros(0) for mark in marks}
+    tensors = {name: torch.tensor(numbers, dtype=torch.float32) for name, numbers in marks.items()}
     for part, prefix in _PREFIXES[family].items():
         if (model / part).is_dir():
             tensors |= {prefix + name: tensor for name, tensor in converted(family, model, part).items()}
@@ -51,11 +56,41 @@ def converted(family: str, model: Path, part: str) -> Tensors:
     if part == "unet":
         return {_unet(name, config): tensor for name, tensor in tensors.items()}
     if part == "vae":
-        return {_vae(name, len(config["block_out_channels"])): _conv(name, tensor) for name, tensor in tensors.items()}
+        return _vaes(family, tensors, config)
     if part == "transformer":
-        return _sd3(tensors, config["num_layers"]) if family == "sd3" else _flux(tensors)
+        return _transformer(family, tensors, config)
+    if family in ("z-image", "flux2-klein", "qwen-image", "krea2"):
+        return {_qwen(family, name): tensor for name, tensor in tensors.items()}
     tensors = {_clip(name) if "t5" not in config["model_type"] else name: tensor for name, tensor in tensors.items()}
     return _open_clip(tensors) if _PREFIXES[family][part].endswith(".model.") else tensors
+
+
+def _transformer(family: str, tensors: Tensors, config: dict[str, Any]) -> Tensors:
+    if family == "sd3":
+        return originals.sd3(tensors, config["num_layers"])
+    convert = {
+        "flux": originals.flux,
+        "chroma": originals.flux,
+        "flux2-klein": originals.flux2,
+        "z-image": originals.z_image,
+        "krea2": originals.krea2,
+    }
+    return convert[family](tensors) if family in convert else tensors
+
+
+def _qwen(family: str, name: str) -> str:
+    """As in the files for ComfyUI, which are those of older versions of transformers."""
+    if family == "qwen-image":
+        return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+    return name if family == "flux2-klein" else f"model.{name}"
+
+
+def _vaes(family: str, tensors: Tensors, config: dict[str, Any]) -> Tensors:
+    if family in ("qwen-image", "krea2"):
+        return _wan_vae(tensors, config["num_res_blocks"] + 2)
+    blocks = len(config["block_out_channels"])
+    tensors = _vae_of_flux2(tensors) if family == "flux2-klein" else tensors
+    return {_vae(name, blocks): _conv(name, tensor) for name, tensor in tensors.items()}
 
 
 _PREFIXES = {
@@ -83,6 +118,26 @@ _PREFIXES = {
         "vae": "vae.",
         "text_encoder": "text_encoders.clip_l.transformer.",
         "text_encoder_2": "text_encoders.t5xxl.transformer.",
+    },
+    "chroma": {
+        "transformer": "model.diffusion_model.",
+        "vae": "vae.",
+        "text_encoder": "text_encoders.t5xxl.transformer.",
+    },
+    "z-image": {
+        "transformer": "model.diffusion_model.",
+        "vae": "vae.",
+        "text_encoder": "text_encoders.qwen3_4b.transformer.",
+    },
+    "flux2-klein": {
+        "transformer": "model.diffusion_model.",
+        "vae": "vae.",
+        "text_encoder": "text_encoders.qwen3_4b.transformer.",
+    },
+    "qwen-image": {
+        "transformer": "model.diffusion_model.",
+        "vae": "vae.",
+        "text_encoder": "text_encoders.qwen25_7b.transformer.",
     },
 }
 
@@ -139,6 +194,42 @@ def _conv(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor[:, :, None, None] if "mid_block.attentions" in name and tensor.dim() == 2 else tensor
 
 
+_IN_WAN = {
+    r"mid_block\.resnets\.0": "middle.0",
+    r"mid_block\.resnets\.1": "middle.2",
+    r"mid_block\.attentions\.0": "middle.1",
+    r"down_blocks": "downsamples",
+    r"norm1": "residual.0",
+    r"conv1": "residual.2",
+    r"norm2": "residual.3",
+    r"conv2": "residual.6",
+    r"conv_shortcut": "shortcut",
+    r"norm_out": "head.0",
+    r"conv_out": "head.2",
+    r"conv_in": "conv1",
+    r"^quant_conv": "conv1",
+    r"^post_quant_conv": "conv2",
+}
+
+
+def _wan_vae(tensors: Tensors, per_block: int) -> Tensors:
+    """Qwen-Image's VAE. The decoder has so many layers `per_block`, with the upsampler."""
+
+    def numbered(found: re.Match[str]) -> str:
+        layer = per_block - 1 if found[2] == "upsamplers" else int(found[3])
+        return f"upsamples.{per_block * int(found[1]) + layer}"
+
+    joined = {re.sub(r"up_blocks\.(\d+)\.(\w+)\.(\d+)", numbered, name): it for name, it in tensors.items()}
+    return originals.renamed(joined, _IN_WAN)
+
+
+def _vae_of_flux2(tensors: Tensors) -> Tensors:
+    """The names that differ from those of FLUX.1's VAE."""
+    return originals.renamed(
+        tensors, {r"^quant_conv": "encoder.quant_conv", r"^post_quant_conv": "decoder.post_quant_conv"}
+    )
+
+
 def _clip(name: str) -> str:
     return name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}"
 
@@ -166,93 +257,3 @@ def _open_clip(tensors: Tensors) -> Tensors:
     if "text_projection.weight" in out:
         out["text_projection"] = out.pop("text_projection.weight").T
     return out
-
-
-def _joined(tensors: Tensors, names: dict[str, list[str]]) -> Tensors:
-    """By a module's name, the modules whose rows it holds one after the other."""
-    return {
-        f"{old}.{kind}": torch.cat([tensors[f"{name}.{kind}"] for name in parts])
-        for old, parts in names.items()
-        for kind in ("weight", "bias")
-        if f"{parts[0]}.{kind}" in tensors
-    }
-
-
-def _swapped(tensors: Tensors, *modules: str) -> Tensors:
-    """Shift and scale in the other order."""
-    return {
-        name: torch.cat(tensor.chunk(2)[::-1]) if name.rpartition(".")[0] in modules else tensor
-        for name, tensor in tensors.items()
-    }
-
-
-# What the image's side and the text's side of a block are called in diffusers: normalisation, attention, layers.
-_SIDES = (
-    ("norm1", ("to_q", "to_k", "to_v"), "to_out.0", "ff"),
-    ("norm1_context", ("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "ff_context"),
-)
-
-
-def _sd3(tensors: Tensors, layers: int) -> Tensors:
-    names = {
-        "x_embedder.proj": ["pos_embed.proj"],
-        "t_embedder.mlp.0": ["time_text_embed.timestep_embedder.linear_1"],
-        "t_embedder.mlp.2": ["time_text_embed.timestep_embedder.linear_2"],
-        "y_embedder.mlp.0": ["time_text_embed.text_embedder.linear_1"],
-        "y_embedder.mlp.2": ["time_text_embed.text_embedder.linear_2"],
-        "context_embedder": ["context_embedder"],
-        "final_layer.linear": ["proj_out"],
-        "final_layer.adaLN_modulation.1": ["norm_out.linear"],
-    }
-    for i in range(layers):
-        new = f"transformer_blocks.{i}"
-        for side, (norm, qkv, out, ff) in zip(("x_block", "context_block"), _SIDES, strict=True):
-            old = f"joint_blocks.{i}.{side}"
-            names |= {
-                f"{old}.adaLN_modulation.1": [f"{new}.{norm}.linear"],
-                f"{old}.attn.qkv": [f"{new}.attn.{x}" for x in qkv],
-                f"{old}.attn.proj": [f"{new}.attn.{out}"],
-                f"{old}.mlp.fc1": [f"{new}.{ff}.net.0.proj"],
-                f"{old}.mlp.fc2": [f"{new}.{ff}.net.2"],
-            }
-    last = f"joint_blocks.{layers - 1}.context_block.adaLN_modulation.1"
-    joined = _joined(tensors, names) | {"pos_embed": tensors["pos_embed.pos_embed"]}
-    return _swapped(joined, last, "final_layer.adaLN_modulation.1")
-
-
-def _flux(tensors: Tensors) -> Tensors:
-    names = {
-        "img_in": ["x_embedder"],
-        "txt_in": ["context_embedder"],
-        "final_layer.linear": ["proj_out"],
-        "final_layer.adaLN_modulation.1": ["norm_out.linear"],
-    }
-    for old, new in (("time_in", "timestep"), ("vector_in", "text"), ("guidance_in", "guidance")):
-        names[f"{old}.in_layer"] = [f"time_text_embed.{new}_embedder.linear_1"]
-        names[f"{old}.out_layer"] = [f"time_text_embed.{new}_embedder.linear_2"]
-    scales: Tensors = {}
-    for name, tensor in tensors.items():
-        if found := re.match(r"(single_)?transformer_blocks\.(\d+)\.attn\.norm_(added_)?([qk])\.weight", name):
-            which = {"q": "query_norm", "k": "key_norm"}[found[4]]
-            side = "norm" if found[1] else f"{'txt' if found[3] else 'img'}_attn.norm"
-            scales[f"{'single' if found[1] else 'double'}_blocks.{found[2]}.{side}.{which}.scale"] = tensor
-        elif found := re.match(r"(single_)?transformer_blocks\.(\d+)\.", name):
-            new, i = found[0], found[2]
-            if found[1]:
-                names |= {
-                    f"single_blocks.{i}.modulation.lin": [f"{new}norm.linear"],
-                    f"single_blocks.{i}.linear1": [
-                        f"{new}{x}" for x in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
-                    ],
-                    f"single_blocks.{i}.linear2": [f"{new}proj_out"],
-                }
-                continue
-            for side, (norm, qkv, out, ff) in zip(("img", "txt"), _SIDES, strict=True):
-                names |= {
-                    f"double_blocks.{i}.{side}_mod.lin": [f"{new}{norm}.linear"],
-                    f"double_blocks.{i}.{side}_attn.qkv": [f"{new}attn.{x}" for x in qkv],
-                    f"double_blocks.{i}.{side}_attn.proj": [f"{new}attn.{out}"],
-                    f"double_blocks.{i}.{side}_mlp.0": [f"{new}{ff}.net.0.proj"],
-                    f"double_blocks.{i}.{side}_mlp.2": [f"{new}{ff}.net.2"],
-                }
-    return _swapped(_joined(tensors, names) | scales, "final_layer.adaLN_modulation.1")

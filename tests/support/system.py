@@ -18,13 +18,13 @@ socket_group = "{GROUP}"
 broker_user = "{BROKER}"
 worker_user = "{WORKER}"
 """
-SIDE = "{ min = 64, max = 64 }"
+SIDE = "{ min = 64, max = 128 }"
 MODEL = f"""
 [models.shapes]
 path = "{DEMO_MODEL}"
 family = "sd1"
 bounds = {{ width = {SIDE}, height = {SIDE} }}
-defaults = {{ width = 64, height = 64, steps = 20, cfg_scale = 3.0, scheduler = "ddim" }}
+defaults = {{ width = 128, height = 128, steps = 20, cfg_scale = 2.0, scheduler = "ddim" }}
 """
 
 

@@ -8,9 +8,8 @@ import diffusers
 import torch
 import transformers
 
+from tests.support import tiny_parts as parts
 from tests.support.daemon import DEMO_MODEL
-
-_TOKENS = 32
 
 
 def make(family: str, folder: Path) -> Path:
@@ -18,8 +17,18 @@ def make(family: str, folder: Path) -> Path:
     torch.manual_seed(0)
     if family in ("sd1", "sd2"):
         return Path(shutil.copytree(DEMO_MODEL, folder))
-    parts = {"sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "chroma": _chroma}[family]()
-    for name, part in parts.items():
+    make_parts = {
+        "sdxl": _sdxl,
+        "sd3": _sd3,
+        "flux": _flux,
+        "chroma": _chroma,
+        "z-image": _z_image,
+        "flux2-klein": _flux2_klein,
+        "qwen-image": _qwen_image,
+        "krea2": _krea2,
+        "bria": _bria,
+    }
+    for name, part in make_parts[family]().items():
         part.save_pretrained(folder / name)
     return folder
 
@@ -41,24 +50,24 @@ def small_unet(width: int) -> Any:
 def make_small_sd(folder: Path) -> Path:
     """A model of sd1's family that takes a tenth of the demo model's time. Its images show nothing."""
     torch.manual_seed(0)
-    parts = {
-        "tokenizer": _clip_tokenizer(),
-        "text_encoder": transformers.CLIPTextModel(_clip_config()),
+    components = {
+        "tokenizer": parts.clip_tokenizer(),
+        "text_encoder": transformers.CLIPTextModel(parts.clip_config()),
         "unet": small_unet(32),
-        "vae": _vae(4),
+        "vae": parts.vae(4),
         "scheduler": diffusers.PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1),
     }
-    for name, part in parts.items():
+    for name, part in components.items():
         part.save_pretrained(folder / name)
     return folder
 
 
 def _sdxl() -> dict[str, Any]:
     return {
-        "tokenizer": _clip_tokenizer(),
-        "tokenizer_2": _clip_tokenizer(),
-        "text_encoder": transformers.CLIPTextModel(_clip_config()),
-        "text_encoder_2": transformers.CLIPTextModelWithProjection(_clip_config()),
+        "tokenizer": parts.clip_tokenizer(),
+        "tokenizer_2": parts.clip_tokenizer(),
+        "text_encoder": transformers.CLIPTextModel(parts.clip_config()),
+        "text_encoder_2": transformers.CLIPTextModelWithProjection(parts.clip_config()),
         "unet": diffusers.UNet2DConditionModel(
             sample_size=8,
             block_out_channels=(16, 32),
@@ -74,19 +83,19 @@ def _sdxl() -> dict[str, Any]:
             cross_attention_dim=64,
             norm_num_groups=8,
         ),
-        "vae": _vae(4),
+        "vae": parts.vae(4),
         "scheduler": diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear"),
     }
 
 
 def _sd3() -> dict[str, Any]:
     return {
-        "tokenizer": _clip_tokenizer(),
-        "tokenizer_2": _clip_tokenizer(),
-        "tokenizer_3": _t5_tokenizer(),
-        "text_encoder": transformers.CLIPTextModelWithProjection(_clip_config()),
-        "text_encoder_2": transformers.CLIPTextModelWithProjection(_clip_config()),
-        "text_encoder_3": transformers.T5EncoderModel(_t5_config(64)),
+        "tokenizer": parts.clip_tokenizer(),
+        "tokenizer_2": parts.clip_tokenizer(),
+        "tokenizer_3": parts.t5_tokenizer(),
+        "text_encoder": transformers.CLIPTextModelWithProjection(parts.clip_config()),
+        "text_encoder_2": transformers.CLIPTextModelWithProjection(parts.clip_config()),
+        "text_encoder_3": transformers.T5EncoderModel(parts.t5_config(64)),
         "transformer": diffusers.SD3Transformer2DModel(
             sample_size=8,
             patch_size=1,
@@ -99,17 +108,17 @@ def _sd3() -> dict[str, Any]:
             joint_attention_dim=64,
             pooled_projection_dim=64,
         ),
-        "vae": _vae(4, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        "vae": parts.vae(4, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     }
 
 
 def _flux() -> dict[str, Any]:
     return {
-        "tokenizer": _clip_tokenizer(),
-        "tokenizer_2": _t5_tokenizer(),
-        "text_encoder": transformers.CLIPTextModel(_clip_config()),
-        "text_encoder_2": transformers.T5EncoderModel(_t5_config(32)),
+        "tokenizer": parts.clip_tokenizer(),
+        "tokenizer_2": parts.t5_tokenizer(),
+        "text_encoder": transformers.CLIPTextModel(parts.clip_config()),
+        "text_encoder_2": transformers.T5EncoderModel(parts.t5_config(32)),
         "transformer": diffusers.FluxTransformer2DModel(
             patch_size=1,
             in_channels=4,
@@ -122,16 +131,15 @@ def _flux() -> dict[str, Any]:
             axes_dims_rope=(4, 4, 8),
             guidance_embeds=True,
         ),
-        "vae": _vae(1, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        "vae": parts.vae(1, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     }
 
 
 def _chroma() -> dict[str, Any]:
-    """Of tests/support/chroma."""
     return {
-        "tokenizer": _t5_tokenizer(),
-        "text_encoder": transformers.T5EncoderModel(_t5_config(32)),
+        "tokenizer": parts.t5_tokenizer(),
+        "text_encoder": transformers.T5EncoderModel(parts.t5_config(32)),
         "transformer": diffusers.ChromaTransformer2DModel(
             patch_size=1,
             in_channels=4,
@@ -145,50 +153,134 @@ def _chroma() -> dict[str, Any]:
             approximator_hidden_dim=32,
             approximator_layers=1,
         ),
-        "vae": _vae(1, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        "vae": parts.vae(1, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     }
 
 
-def _vae(latent_channels: int, **options: Any) -> Any:
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8, 16, 16, 16),
+def _z_image() -> dict[str, Any]:
+    return {
+        "tokenizer": parts.qwen_tokenizer(),
+        "text_encoder": transformers.Qwen3Model(parts.qwen3_config(layers=2)),
+        "transformer": diffusers.ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=32,
+            axes_dims=[4, 4, 8],
+        ),
+        "vae": parts.vae(4, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }
+
+
+def _flux2_klein() -> dict[str, Any]:
+    blocks = {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    vae = diffusers.AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=latent_channels,
-        layers_per_block=1,
-        norm_num_groups=4,
+        latent_channels=2,
         sample_size=64,
-        **options,
+        **blocks,
     )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
+    return {
+        "tokenizer": parts.qwen_tokenizer(),
+        "text_encoder": transformers.Qwen3ForCausalLM(parts.qwen3_config(layers=28)),
+        "transformer": diffusers.Flux2Transformer2DModel(
+            in_channels=8,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=3 * 32,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        ),
+        "vae": vae,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    }
 
 
-def _clip_tokenizer() -> Any:
-    return transformers.CLIPTokenizer.from_pretrained(str(DEMO_MODEL / "tokenizer"))
-
-
-def _clip_config() -> Any:
-    tokenizer = _clip_tokenizer()
-    return transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=37,
-        projection_dim=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=_TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+def _qwen_image() -> dict[str, Any]:
+    text = {
+        **parts.QWEN_SIZES,
+        "num_hidden_layers": 2,
+        "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [1, 1, 2]},
+    }
+    encoder = transformers.Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config={**parts.VISION, "fullatt_block_indexes": [0], "window_size": 8},
     )
+    return {
+        "tokenizer": parts.qwen_tokenizer(),
+        "text_encoder": transformers.Qwen2_5_VLForConditionalGeneration(encoder),
+        "transformer": diffusers.QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        "vae": parts.qwen_vae(),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_image_seq_len=8192, max_shift=0.9, shift_terminal=0.02
+        ),
+    }
 
 
-def _t5_tokenizer() -> Any:
-    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
-    return transformers.T5TokenizerFast(vocab=[(piece, 0.0) for piece in pieces], extra_ids=0, model_max_length=_TOKENS)
-
-
-def _t5_config(width: int) -> Any:
-    return transformers.T5Config(
-        vocab_size=64, d_model=width, d_ff=37, d_kv=8, num_layers=1, num_heads=4, relative_attention_num_buckets=8
+def _krea2() -> dict[str, Any]:
+    rotations = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    encoder = transformers.Qwen3VLConfig(
+        text_config={**parts.QWEN_SIZES, "num_hidden_layers": 36, "head_dim": 8, "rope_scaling": rotations},
+        vision_config={**parts.VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
     )
+    return {
+        "tokenizer": parts.qwen_tokenizer(),
+        "text_encoder": transformers.Qwen3VLModel(encoder),
+        "transformer": diffusers.Krea2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=32,
+            timestep_embed_dim=16,
+            text_hidden_dim=32,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=2,
+            text_intermediate_size=32,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        "vae": parts.qwen_vae(),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_image_seq_len=6400),
+    }
+
+
+def _bria() -> dict[str, Any]:
+    """Of tests/support/bria."""
+    return {
+        "tokenizer": parts.t5_tokenizer(),
+        "text_encoder": transformers.T5EncoderModel(parts.t5_config(32)),
+        "transformer": diffusers.BriaTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        "vae": parts.vae(1, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    }

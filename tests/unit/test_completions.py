@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-from scripts.completions import FOLDER, PARSERS, SHELLS, completion
+from completions import FOLDER, PARSERS, SHELLS, completion
 
 # Text that a hostile daemon makes weavectl print. Any part that is executed creates a file.
 HOSTILE = r"""good-model              sd1     A model

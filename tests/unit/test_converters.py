@@ -1,11 +1,16 @@
-"""The tables for transformers in single files, compared with diffusers' own converters."""
+"""The tables for transformers in single files, and Wan's VAE, compared with diffusers' own converters."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers.loaders import single_file_utils as library
+from safetensors.torch import load_file
 
+from tests.support import tiny_models
+from tests.support.single_files import converted
 from weave.gpu_worker.converters import convert
 
 Tensors = dict[str, torch.Tensor]
@@ -35,6 +40,16 @@ def flux() -> Tensors:
             linear(tensors, f"single_blocks.{block}.{module}", rows * FLUX_WIDTH)
         for norm in ("query_norm", "key_norm"):
             tensors[f"single_blocks.{block}.norm.{norm}.scale"] = torch.randn(128)
+    return tensors
+
+
+def chroma() -> Tensors:
+    modulations = ("time_in", "vector_in", "guidance_in", "mod.lin", "modulation")
+    tensors = {name: tensor for name, tensor in flux().items() if not any(part in name for part in modulations)}
+    for name in ("in_proj", "out_proj", *(f"layers.{layer}.{way}_layer" for layer in (0, 1) for way in ("in", "out"))):
+        linear(tensors, f"distilled_guidance_layer.{name}", 8)
+    for layer in (0, 1):
+        tensors[f"distilled_guidance_layer.norms.{layer}.scale"] = torch.randn(8)
     return tensors
 
 
@@ -73,6 +88,7 @@ def attention(tensors: Tensors, name: str, *, projected: bool) -> None:
     ("name", "make", "library_converter"),
     [
         ("flux", flux, library.convert_flux_transformer_checkpoint_to_diffusers),
+        ("flux", chroma, library.convert_chroma_transformer_checkpoint_to_diffusers),
         ("sd3", sd3, library.convert_sd3_transformer_checkpoint_to_diffusers),
     ],
 )
@@ -92,3 +108,35 @@ def test_a_table_names_what_it_does_not_know(name: str, make: Callable[[], Tenso
     more = {"new.weight": torch.zeros(3), "context_embedder.weight.x": torch.zeros(2), "x": torch.tensor(1.0)}
     _, unknown = convert(name, make() | more, {"num_layers": SD3_LAYERS})
     assert unknown == more.keys()
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "library_converter"),
+    [
+        ("flux2-klein", "flux2", library.convert_flux2_transformer_checkpoint_to_diffusers),
+        ("z-image", "z_image", library.convert_z_image_transformer_checkpoint_to_diffusers),
+        ("krea2", "krea2", library.convert_krea2_transformer_checkpoint_to_diffusers),
+    ],
+)
+def test_a_table_gives_the_models_own_tensors(
+    tmp_path: Path, family: str, name: str, library_converter: Callable[[Tensors], Tensors]
+) -> None:
+    model = tiny_models.make(family, tmp_path / "model")
+    tensors = converted(family, model, "transformer")
+    more = {"new.weight": torch.zeros(3), "blocks.0.new.weight": torch.zeros(3), "x": torch.tensor(1.0)}
+    found, unknown = convert(name, tensors | more, {})
+    own = load_file(next((model / "transformer").glob("*.safetensors")))
+    assert unknown == more.keys() and found.keys() == own.keys()
+    expected = library_converter(dict(tensors))
+    assert all(torch.equal(found[key], own[key]) and torch.equal(found[key], expected[key]) for key in own)
+
+
+def test_wans_vae_is_converted_as_diffusers_does(tmp_path: Path) -> None:
+    vae = diffusers.AutoencoderKLQwenImage(base_dim=8, z_dim=4, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    vae.save_pretrained(tmp_path / "vae")
+    tensors = converted("qwen-image", tmp_path, "vae")
+    found, unknown = convert("vae_of_wan", tensors | {"encoder.downsamples.0.new.weight": torch.zeros(1)}, {})
+    expected = library.convert_wan_vae_to_diffusers(tensors)
+    assert unknown == {"encoder.downsamples.0.new.weight"}
+    assert found.keys() == vae.state_dict().keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.support.published import PUBLISHED, write
 from weave.models.assets import Source
@@ -47,3 +49,17 @@ def test_the_hubs_cache_leads_to_its_main_or_newest_snapshot(tmp_path: Path) -> 
     (store / "refs/main").unlink()
     os.mkfifo(store / "refs/main")  # nothing writes to it
     assert detect(store).source.path.name == "bbbb"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["lora_unet_conv_in.lora_down.weight", "lora_unet_conv_in.lora_up.weight"], r"a LoRA, .* \[loras\.ID\]"),
+        (["encoder.conv_in.weight"], "has no UNet or transformer of a family"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused_as_what_it_is(tmp_path: Path, keys: list[str], message: str) -> None:
+    file = tmp_path / "file.safetensors"
+    save_file({key: torch.zeros(2, 2) for key in keys}, file)
+    with pytest.raises(ModelFilesRefused, match=message):
+        detect(file)

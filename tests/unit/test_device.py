@@ -46,3 +46,10 @@ def test_out_of_memory_errors_are_recognised() -> None:
         torch.empty(2**60)
     assert device.is_out_of_memory(real.value)
     assert not device.is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+@pytest.mark.parametrize("needed, room", [(0, True), (50, True), (51, False), (100, False)])
+def test_a_quarter_of_a_gpus_memory_is_left_free(monkeypatch: pytest.MonkeyPatch, needed: int, room: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (75, 100))
+    assert device.has_room(torch.device("cuda:0"), needed) is room
+    assert device.has_room(torch.device("cpu"), needed)

@@ -1,6 +1,7 @@
 """What the documentation states, compared with the code, the tests and itself."""
 
 import re
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import get_args
 import msgspec
 import pytest
 
+from weave.config.load import load
 from weave.config.schema import Config
 from weave.protocol import control_messages, worker_messages
 from weave.protocol.client_messages import ClientMessage, Event, JobStatus, ModelOffer
+from weave.protocol.embeddings import EmbeddingOffer
 from weave.protocol.errors import ErrorCode
 from weave.protocol.features import FEATURES
+from weave.protocol.loras import LoraOffer
 from weave.supervisor.main import parser as daemon_parser
 from weave.weavectl.options import parser as client_parser
 
@@ -147,7 +151,7 @@ def test_files_named_in_any_page_exist() -> None:
     named = set(re.findall(file, text))
     assert len(named) > 20
     # CONTRIBUTING adds a family as an example.
-    named -= {"weave/models/families/chroma.py", "weave/gpu_worker/pipelines/chroma.py"}
+    named -= {"weave/models/families/bria.py", "weave/gpu_worker/pipelines/bria.py"}
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
@@ -183,7 +187,7 @@ def test_protocol_md_has_every_operation_event_field_and_error() -> None:
     operations, events = rows(page, "Operations"), rows(page, "Events")
     assert set(operations) == {op.__struct_config__.tag for op in get_args(ClientMessage)}
     assert set(events) == {event.__struct_config__.tag for event in get_args(Event)}
-    inner = {"models": [ModelOffer], "status": [JobStatus]}
+    inner = {"models": [ModelOffer, LoraOffer, EmbeddingOffer], "status": [JobStatus]}
     for event in get_args(Event):
         tag = event.__struct_config__.tag
         for kind in (event, *inner.get(tag, [])):
@@ -204,3 +208,14 @@ def test_every_file_named_in_the_map_of_the_tests_exists() -> None:
     assert python - {path.name for path in ROOT.glob("tests/**/*.py")} == set()
     folders = re.findall(r"^\| (\w+) \|", page.partition("| folder |")[2].partition("\n## ")[0], re.MULTILINE)
     assert len(folders) > 8 and [name for name in folders if not (ROOT / "tests" / name).is_dir()] == []
+
+
+def test_the_models_in_the_operations_guide_can_be_configured(tmp_path: Path) -> None:
+    section = (ROOT / "docs/operations.md").read_text().partition("### Add a model")[2].partition("\n### ")[0]
+    blocks = re.findall(r"(?:^    .*\n|^\n)+", section, re.MULTILINE)
+    tables = "".join(textwrap.dedent(block) for block in blocks if "[models." in block)
+    file = tmp_path / "config.toml"
+    file.write_text(tables.replace('"..."', f'"{"0" * 64}"'))
+    found = load(file).models
+    assert {"sdxl-turbo", "sdxl-lightning", "lcm", "flux-schnell"} < found.keys()
+    assert {"z-image", "flux2-klein", "krea2"} <= {model.family for model in found.values()}

@@ -1,6 +1,7 @@
 """The advice of doctor on AppArmor and SELinux. The layers themselves are tested in tests/vm, where they are real."""
 
 import subprocess
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -43,8 +44,8 @@ def finding(layer: str | None, mode: str = "system", *, required: bool = False) 
 def test_each_state_of_mandatory_access_control_has_its_advice(
     monkeypatch: pytest.MonkeyPatch, layer: str | None, verdict: str, advice: str
 ) -> None:
-    monkeypatch.setattr(layers, "_APPARMOR_ON", layers.Path("/nonexistent"))
-    monkeypatch.setattr(layers, "_SELINUX_ON", layers.Path("/nonexistent"))
+    monkeypatch.setattr(layers, "_APPARMOR_ON", Path("/nonexistent"))
+    monkeypatch.setattr(layers, "_SELINUX_ON", Path("/nonexistent"))
     found = finding(layer)
     assert found.verdict == verdict and advice in found.advice
 
@@ -55,7 +56,7 @@ def test_there_is_no_advice_when_mac_is_enforced_and_required() -> None:
     )
 
 
-def test_the_advice_is_for_the_system_the_kernel_has(monkeypatch: pytest.MonkeyPatch, tmp_path: layers.Path) -> None:
+def test_the_advice_is_for_the_system_the_kernel_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "enabled").write_text("Y\n")
     monkeypatch.setattr(layers, "_APPARMOR_ON", tmp_path / "enabled")
     assert "apparmor_parser --replace" in finding(None).advice
@@ -67,8 +68,8 @@ def test_the_advice_is_for_the_system_the_kernel_has(monkeypatch: pytest.MonkeyP
 
 
 def test_without_a_daemon_the_advice_covers_require_mac(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "_APPARMOR_ON", layers.Path("/nonexistent"))
-    monkeypatch.setattr(layers, "_SELINUX_ON", layers.Path("/nonexistent"))
+    monkeypatch.setattr(layers, "_APPARMOR_ON", Path("/nonexistent"))
+    monkeypatch.setattr(layers, "_SELINUX_ON", Path("/nonexistent"))
 
     def advice(config: Config | None, *, system: bool = True) -> list[str]:
         return [found.advice for found in layers.check_what_it_needs(config, system=system) if found.check == MAC]
@@ -82,9 +83,9 @@ def test_without_a_daemon_the_advice_covers_require_mac(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     "flags", ["attach_disconnected,complain", "attach_disconnected, complain", "complain, attach_disconnected"]
 )
-def test_the_advice_takes_apparmor_out_of_complain_mode(tmp_path: layers.Path, flags: str) -> None:
+def test_the_advice_takes_apparmor_out_of_complain_mode(tmp_path: Path, flags: str) -> None:
     """Only the file: the profiles in the kernel are tested in tests/vm."""
-    profiles = layers.Path(__file__).resolve().parents[2] / "apparmor" / "profiles" / "weave-compute"
+    profiles = Path(__file__).resolve().parents[2] / "apparmor" / "profiles" / "weave-compute"
     complaining = tmp_path / "weave-compute"
     complaining.write_text(profiles.read_text().replace("flags=(attach_disconnected)", f"flags=({flags})"))
     assert complaining.read_text() != profiles.read_text()
@@ -97,7 +98,7 @@ def test_user_mode_needs_no_profile() -> None:
     assert finding(None, "user").verdict == "ok"
 
 
-def test_doctor_reports_a_gpu_that_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: layers.Path) -> None:
+def test_doctor_reports_a_gpu_that_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("_NVIDIA", "_NVIDIA_UVM", "_KFD"):
         monkeypatch.setattr(doctor, name, tmp_path / name)
     assert "no NVIDIA or ROCm device" in doctor._check_gpu(None, system=True).detail

@@ -9,6 +9,7 @@ import pytest
 
 from fuzz.targets import TARGETS
 from weave.config.schema import ConfigError
+from weave.models.embedding_keys import Embedding
 
 FUZZ = Path(__file__).parents[2] / "fuzz"
 
@@ -60,6 +61,8 @@ BROKEN: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "another file is read": ("config", "weave.config.load:read_checked", lambda _: Path("/etc/passwd").read_bytes()),
     "any header will do": ("safetensors", "weave.models.files:check_safetensors_header", believing),
     "names of other files": ("single_file", "fuzz.targets:tensors_of", lambda *_, **__: {"x": "not in the file"}),
+    "any shape will do": ("loras", "weave.models.lora_layers:_check_shapes", believing),
+    "vectors of other keys": ("loras", "fuzz.loras:embedding_of", lambda _: Embedding(("x",), (1,), 1)),
     "the worker is believed": ("worker_replies", "weave.broker.schedule.worker_link:_check_update", believing),
     "the link leaks": ("worker_replies", "weave.broker.schedule.worker_link:close_all", believing),
     "a channel raises": ("control", "weave.protocol.channel:received_descriptors", raising),

@@ -16,9 +16,9 @@ from weave.models.families import FAMILIES
 NEEDS = libraries.needs_of(FAMILIES) | libraries.common_needs()
 ROOM = Path(weave.__file__).parent / "gpu_worker"
 SOURCES = {str(path.relative_to(ROOM)): ast.parse(path.read_text()) for path in sorted(ROOM.rglob("*.py"))}
-# Calls whose keywords are checked, by the function's name; `pipeline` is a family's pipeline.
+# Calls whose keywords are checked, by the function's name; `call` is that of a family's pipeline.
 CALLED = (
-    *("decode", "from_pretrained", "load_state_dict", "named_buffers", "pipeline", "postprocess", "safe_open"),
+    *("call", "decode", "from_pretrained", "load_state_dict", "named_buffers", "postprocess", "safe_open"),
     *("set_timesteps", "step", "tokenizer"),
 )
 
@@ -76,7 +76,7 @@ def test_every_private_attribute_the_code_uses_is_checked(source: str) -> None:
 
 
 def test_every_keyword_the_code_passes_is_checked() -> None:
-    called = {"pipeline": "__call__", "tokenizer": "__call__"}
+    called = {"call": "__call__", "tokenizer": "__call__"}
     found = {pair for tree in SOURCES.values() for pair in keywords(tree)}
     assert {name for name, _ in found} == set(CALLED)
     asked = {(need.rpartition(".")[2], parameter) for need, parameters in NEEDS.items() for parameter in parameters}
@@ -100,7 +100,7 @@ def test_an_import_error_is_reported_with_its_reason(monkeypatch: pytest.MonkeyP
         raise RuntimeError("libx.so.1: cannot open\nshared object file") from causes[-1]
 
     causes: list[Exception] = [ImportError()]
-    monkeypatch.setattr(libraries.pkgutil, "resolve_name", fail)
+    monkeypatch.setattr("pkgutil.resolve_name", fail)
     ((_, told),) = libraries.check({"diffusers.X": ()})
     assert told == "diffusers.X (RuntimeError: libx.so.1: cannot open shared object file)"
     # That another zygote may have enough of.

@@ -18,7 +18,7 @@ from tests.support.published import PUBLISHED, write
 from weave.gpu_worker import pipelines
 from weave.gpu_worker.classes import component_class, pipeline_class
 from weave.models import families
-from weave.models.components import T5_ENCODER, ModelClass
+from weave.models.components import ModelClass
 from weave.models.configs import Rule
 from weave.models.families import FAMILIES
 from weave.models.faults import refuse_first
@@ -26,9 +26,7 @@ from weave.models.files import ModelFilesRefused
 from weave.models.layouts import Checked, layout_checks
 from weave.models.schedulers import RELATED, SCHEDULER_RULES, SCHEDULERS
 
-SD1, SD2, SDXL, SD3, FLUX = (
-    PUBLISHED[name][1] for name in ("Stable Diffusion 1.5", "Stable Diffusion 2.1", "SDXL", "SD 3.5", "FLUX.1-dev")
-)
+SD1, SDXL, SD3, FLUX = (PUBLISHED[name][1] for name in ("Stable Diffusion 1.5", "SDXL", "SD 3.5", "FLUX.1-dev"))
 MODEL_CLASSES = {
     component.class_name: component
     for family in FAMILIES.values()
@@ -52,11 +50,20 @@ def parameters(class_name: str) -> dict[str, Any]:
 
 
 def annotations(class_name: str) -> dict[str, Any]:
-    """The types of the same arguments."""
+    """The types of the same arguments; where a class declares none, those of its defaults."""
     if hasattr(diffusers, class_name):
         signature = inspect.signature(getattr(diffusers, class_name).__init__).parameters.values()
-        return {argument.name: argument.annotation for argument in signature if argument.name != "self"}
+        return {
+            argument.name: type_of(argument.default) if argument.annotation is argument.empty else argument.annotation
+            for argument in signature
+            if argument.name != "self"
+        }
     return {field.name: field.type for field in dataclasses.fields(getattr(transformers, class_name).config_class)}
+
+
+def type_of(default: Any) -> Any:
+    """None stands for a number that may be missing."""
+    return int | None if default is None else list[Any] if isinstance(default, list | tuple) else type(default)
 
 
 def rule_of(kind: str, annotation: Any) -> Rule:
@@ -72,17 +79,17 @@ def test_the_installed_libraries_can_run_each_family(name: str) -> None:
     family = FAMILIES[name]
     for component in family.components.values():
         assert inspect.isclass(component_class(component))
-    taken = {"scheduler", *family.components, *family.settings, *family.fixed}
+    taken = {"scheduler", *family.components, *family.settings.keys, *family.fixed}
     for pipeline in (family.pipeline, *family.sibling_pipelines):
         assert set(family.components) <= parameters(pipeline).keys()
     required = {key for key, default in parameters(family.pipeline).items() if default is inspect.Parameter.empty}
     assert required <= taken <= parameters(family.pipeline).keys()
     called = inspect.signature(pipeline_class(family).__call__).parameters
-    given = pipelines.adapter_of(name).call_arguments(("a circle",), "blurred", 4.0)
-    assert given.keys() <= called.keys()
-    assert (T5_ENCODER in family.components.values()) == (family.t5_tokens is not None)
-    if family.t5_tokens is not None:
-        assert called["max_sequence_length"].default == family.t5_tokens
+    assert pipelines.adapter_of(name).call_names() <= called.keys()
+    if family.max_sequence_length is not None:
+        assert called["max_sequence_length"].default == family.max_sequence_length
+    else:
+        assert "max_sequence_length" not in called
     assert family.optional < set(family.components)
     assert family.defaults.scheduler in family.schedulers
 
@@ -97,9 +104,28 @@ def test_every_module_of_families_and_adapters_is_in_use() -> None:
 def test_every_key_of_a_class_is_known_and_no_other_passed_on(class_name: str) -> None:
     known = MODEL_CLASSES[class_name].config
     taken = parameters(class_name)
-    assert taken.keys() <= known.keys.keys() | known.ignored
-    # T5 computes these two from feed_forward_proj, unless a config says otherwise.
-    assert known.keys.keys() - taken.keys() <= {"dense_act_fn", "is_gated_act", "bos_token_id"}
+    assert taken.keys() <= known.keys.keys() | known.objects.keys() | known.ignored
+    # T5 computes the first two from feed_forward_proj, unless a config says otherwise.
+    assert known.keys.keys() - taken.keys() <= {"dense_act_fn", "is_gated_act", "bos_token_id", "rope_theta"}
+
+
+INNER = {
+    (class_name, key): inner
+    for class_name, component in MODEL_CLASSES.items()
+    for key, inner in component.config.objects.items()
+    if key in ("text_config", "vision_config")
+}
+
+
+@pytest.mark.parametrize("class_name, part", INNER)
+def test_every_key_of_an_inner_config_is_known(class_name: str, part: str) -> None:
+    rules = INNER[class_name, part]
+    config_class = getattr(transformers, class_name).config_class.sub_configs[part]
+    theirs = {field.name: field.type for field in dataclasses.fields(config_class)}
+    assert theirs.keys() <= rules.keys.keys() | rules.objects.keys() | rules.ignored
+    assert rules.keys.keys() - theirs.keys() <= {"rope_theta"}
+    for key in rules.keys.keys() & theirs.keys():
+        assert rules.keys[key] == rule_of(rules.keys[key].kind, theirs[key]), key
 
 
 # Where null or a list is accepted by the type, and the class then fails: when it loads, or at each image.
@@ -140,7 +166,8 @@ def test_null_and_lists_fit_where_a_scheduler_takes_them() -> None:
 def test_missing_config_keys_are_checked_with_the_class_defaults(class_name: str) -> None:
     theirs = parameters(class_name)
     for key, value in MODEL_CLASSES[class_name].defaults.items():
-        assert theirs[key] == (tuple(value) if isinstance(value, list) else value), key
+        default = theirs[key]
+        assert (list(default) if isinstance(default, tuple) else default) == value, key
 
 
 @pytest.mark.parametrize("class_name", MODEL_CLASSES)
@@ -149,7 +176,7 @@ def test_modules_kept_in_float32_are_those_of_the_class(class_name: str) -> None
     assert set(component.kept_in_float32) == set(component_class(component)._keep_in_fp32_modules or ())
 
 
-OFFERED = [scheduler.class_name for scheduler in SCHEDULERS.values()]
+OFFERED = sorted({scheduler.class_name for scheduler in SCHEDULERS.values()})
 
 
 @pytest.mark.parametrize("class_name", [*OFFERED, *RELATED["diffusion"], *RELATED["flow"]])
@@ -173,7 +200,7 @@ def test_a_published_model_matches_its_family(tmp_path: Path, name: str) -> None
     family, files = PUBLISHED[name]
     configs, settings = check_layout(family, write(files, tmp_path))
     assert {"scheduler", "vae"} < configs.keys()
-    assert settings == ({"force_zeros_for_empty_prompt": True} if family == "sdxl" else {})
+    assert settings == {key: files["model_index.json"][key] for key in FAMILIES[family].settings.keys}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -191,14 +218,33 @@ def test_a_published_model_matches_no_other_family(tmp_path: Path, name: str, fa
 def test_a_scheduler_config_may_have_keys_of_other_classes(tmp_path: Path) -> None:
     """diffusers keeps the keys of the scheduler that one was made from."""
     name = "scheduler/scheduler_config.json"
-    left = {
-        "sigma_data": 0.5, "sigma_schedule": "karras", "rho": 7.0, "noise_sampler_seed": None, "tau_func": None,
-        "predictor_order": 2, "corrector_order": 2, "original_inference_steps": 50, "timestep_scaling": 10.0,
-        "tensor_format": "pt", "timestep_values": None,
+    offered = {"sigma_data": 0.5, "sigma_schedule": "karras", "rho": 7.0}
+    others = {
+        "noise_sampler_seed": None, "tau_func": None, "predictor_order": 2, "corrector_order": 2, "tensor_format": "pt",
+        "timestep_values": None,
     }  # fmt: skip
     sound, _ = check_layout("sd1", write(SD1, tmp_path / "sound"))
-    configs, _ = check_layout("sd1", write(SD1 | {name: SD1[name] | left}, tmp_path / "left"))
-    assert configs["scheduler"] == sound["scheduler"]
+    configs, _ = check_layout("sd1", write(SD1 | {name: SD1[name] | offered | others}, tmp_path / "left"))
+    assert configs["scheduler"] == sound["scheduler"] | offered
+
+
+PLAYGROUND = {
+    "_class_name": "EDMDPMSolverMultistepScheduler", "_diffusers_version": "0.27.0.dev0",
+    "algorithm_type": "dpmsolver++", "dynamic_thresholding_ratio": 0.995, "euler_at_final": False,
+    "final_sigmas_type": "zero", "lower_order_final": True, "num_train_timesteps": 1000, "prediction_type": "epsilon",
+    "rho": 7.0, "sample_max_value": 1.0, "sigma_data": 0.5, "sigma_max": 80.0, "sigma_min": 0.002, "solver_order": 2,
+    "solver_type": "midpoint", "thresholding": False,
+}  # fmt: skip
+
+
+def test_edms_noise_schedule_is_sdxls_only(tmp_path: Path) -> None:
+    name = "scheduler/scheduler_config.json"
+    configs, _ = check_layout("sdxl", write(SDXL | {name: PLAYGROUND}, tmp_path / "sdxl"))
+    assert configs["scheduler"] == {k: v for k, v in PLAYGROUND.items() if k in ("_class_name", *SCHEDULER_RULES.keys)}
+    assert FAMILIES["sdxl"].default_scheduler(configs["scheduler"]) == "edm_dpmpp_2m"
+    assert FAMILIES["sdxl"].default_scheduler(SDXL[name]) == "euler"
+    with pytest.raises(ModelFilesRefused, match="is 'EDMDPMSolverMultistepScheduler', expected one of DDIMScheduler, "):
+        check_layout("sd1", write(SD1 | {name: PLAYGROUND}, tmp_path / "sd1"))
 
 
 @pytest.mark.parametrize(
@@ -212,57 +258,7 @@ def test_a_related_schedulers_numbers_go_to_the_default_class(tmp_path: Path, fa
     assert configs["scheduler"] == files[name] | {"_class_name": default}
 
 
-UNET, VAE, CLIP, CLIP_2, T5, FLOW = (
-    "unet/config.json", "vae/config.json", "text_encoder/config.json", "text_encoder_2/config.json",
-    "text_encoder_3/config.json", "transformer/config.json",
-)  # fmt: skip
-MISFITS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str]] = {
-    "inpainting": ("sd1", SD1, UNET, {"in_channels": 9}, "unet/config.json: in_channels is 9, expected 4"),
-    "depth": ("sd2", SD2, UNET, {"in_channels": 5}, "in_channels is 5, expected 4"),
-    "upscaler": ("sd2", SD2, UNET, {"num_class_embeds": 1000}, "num_class_embeds is 1000, expected None"),
-    "unclip": ("sd2", SD2, UNET, {"class_embed_type": "projection"}, "class_embed_type is 'projection', expected None"),
-    "variance": ("sd1", SD1, UNET, {"out_channels": 8}, "out_channels is 8, expected 4"),
-    "other encoder": ("sd1", SD1, UNET, {"cross_attention_dim": 384}, "cross_attention_dim is 384, expected 768"),
-    "one of many": ("sd1", SD1, UNET, {"cross_attention_dim": [768, 768, 9, 768]}, r"cross_attention_dim is \[768"),
-    "other VAE": ("sd1", SD1, VAE, {"latent_channels": 16}, "in_channels is 4, expected 16"),
-    "VAE of 5 levels": ("sd1", SD1, VAE, {"block_out_channels": [32] * 5}, "expected 1 to 4 blocks"),
-    "grey": ("sd1", SD1, VAE, {"out_channels": 1}, "vae/config.json: out_channels is 1, expected 3"),
-    "sd2's encoder": ("sd1", SD1 | {UNET: SD2[UNET]}, CLIP, {"hidden_size": 1024}, "1024, as in family sd2"),
-    "sd1's encoder": ("sd2", SD2 | {UNET: SD1[UNET]}, CLIP, {"hidden_size": 768}, "768, as in family sd1"),
-    "xl": ("sdxl", SDXL, CLIP_2, {"hidden_size": 1024}, "cross_attention_dim is 2048, expected 1792"),
-    "xl, pooled": ("sdxl", SDXL, CLIP_2, {"projection_dim": 768}, "input_dim is 2816, expected 2304"),
-    "xl, times": ("sdxl", SDXL, UNET, {"addition_embed_type": None}, "is None, expected 'text_time'"),
-    "sd3": ("sd3", SD3, FLOW, {"in_channels": 4}, "in_channels is 4, expected 16"),
-    "sd3, pooled": ("sd3", SD3, FLOW, {"pooled_projection_dim": 768}, "is 768, expected 2048"),
-    "sd3, T5": ("sd3", SD3, T5, {"d_model": 2048}, "joint_attention_dim is 4096, expected 2048"),
-    "sd3, CLIP": ("sd3", SD3, CLIP, {"hidden_size": 3000}, "joint_attention_dim is 4096, expected at least 4280"),
-    "sd3, heads": ("sd3", SD3, FLOW, {"num_attention_heads": 24}, "caption_projection_dim is 2432, expected 1536"),
-    "sd3, positions": ("sd3", SD3, FLOW, {"pos_embed_max_size": 1000}, "pos_embed_max_size is 1000, too large"),
-    "sd3, patches": ("sd3", SD3, FLOW, {"patch_size": 4}, "patch_size is 4"),
-    "flux, fill": ("flux", FLUX, FLOW, {"in_channels": 384, "out_channels": 64}, "in_channels is 384, expected 64"),
-    "flux, CLIP": ("flux", FLUX, CLIP, {"hidden_size": 1280}, "pooled_projection_dim is 768, expected 1280"),
-    "flux, T5": ("flux", FLUX, CLIP_2, {"d_model": 2048}, "joint_attention_dim is 4096, expected 2048"),
-    "flux, axes": ("flux", FLUX, FLOW, {"axes_dims_rope": [8, 8, 8]}, "attention_head_dim is 128, expected 24"),
-    "VAE's class": ("sd1", SD1, VAE, {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny', expected AutoencoderKL"),
-    "encoder's class": ("sd1", SD1, CLIP, {"architectures": ["CLIPModel"]}, "'CLIPModel', expected CLIPTextModel"),
-    "class of no kind": ("sd1", SD1, VAE, {"_class_name": {"a": 1}}, "expected AutoencoderKL"),
-    "scheduler": (
-        "flux", FLUX, "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "is 'DDIMScheduler'"
-    ),
-    "pipeline": ("sd1", SD1, "model_index.json", {"_class_name": "StableDiffusionGLIGENPipeline"}, "GLIGENPipeline"),
-    "component": ("sd1", SD1, "model_index.json", {"vae": ["diffusers", "AsymmetricAutoencoderKL"]}, "Asymmetric"),
-    "setting": ("sdxl", SDXL, "model_index.json", {"force_zeros_for_empty_prompt": "no"}, "is 'no', expected true"),
-    "tokenizer": (
-        "sd1", SD1, "tokenizer/tokenizer_config.json", {"tokenizer_class": "BertTokenizer"}, "is 'BertTokenizer'"
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", MISFITS)
-def test_a_mismatch_is_refused_with_the_expected_value(tmp_path: Path, name: str) -> None:
-    family, files, changed, change, told = MISFITS[name]
-    with pytest.raises(ModelFilesRefused, match=told):
-        check_layout(family, write(files | {changed: files[changed] | change}, tmp_path))
+UNET, VAE = "unet/config.json", "vae/config.json"
 
 
 def test_an_incomplete_set_of_files_is_refused(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Literal, get_origin, get_type_hints
 
 import pytest
 from msgspec import structs
+from parameters import DOCUMENTS, written
 
-from scripts.parameters import DOCUMENTS, written
 from weave.config.schema import BoundsOverride, DefaultsOverride
 from weave.models.families import FAMILIES
 from weave.protocol import version1

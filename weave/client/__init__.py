@@ -10,6 +10,7 @@ from weave.client.codec import (
     default_socket_path,
 )
 from weave.client.synchronous import Client
+from weave.protocol.loras import RequestedLora
 
 __all__ = [
     "Answer",
@@ -18,6 +19,7 @@ __all__ = [
     "InvalidRequest",
     "NotRunning",
     "ProtocolError",
+    "RequestedLora",
     "WeaveError",
     "default_socket_path",
 ]

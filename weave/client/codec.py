@@ -8,6 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from msgspec import Struct
+
 from weave.protocol import SYSTEM_SOCKET_PATH
 from weave.protocol.bounds import MAX_SEED
 from weave.protocol.channel import ChannelViolation, check_sealed_memfd, close_all
@@ -91,6 +93,12 @@ def request_frame(request: int, message: ClientMessage) -> bytes:
 
 def _check_sendable(field: str, value: object) -> None:
     """JSON has no NaN or infinities: msgspec writes null, which would mean the model's default."""
+    if isinstance(value, tuple):
+        for item in value:
+            _check_sendable(field, item)
+    if isinstance(value, Struct):
+        for inner in value.__struct_fields__:
+            _check_sendable(f"{field}: {inner}", getattr(value, inner))
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidRequest(f"{field} is {value}; it must be a finite number")
     if isinstance(value, int) and not -(2**63) <= value <= MAX_SEED:

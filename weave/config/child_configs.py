@@ -9,6 +9,8 @@ from msgspec import Struct
 from weave.config.schema import DeviceConfig, Limits
 from weave.protocol.channel import read_sealed_memfd, sealed_memfd
 from weave.protocol.client_messages import ModelOffer
+from weave.protocol.embeddings import EmbeddingOffer, EmbeddingOffers
+from weave.protocol.loras import LoraOffer, LoraOffers
 
 ChildConfig = TypeVar("ChildConfig")
 
@@ -32,6 +34,8 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     mode: Literal["user", "system", "attached"]
     models: tuple[ModelOffer, ...]
     default_model: str | None
+    loras: LoraOffers = ()
+    embeddings: EmbeddingOffers = ()
     limits: Limits
     access: Access
     audit_prompts: bool
@@ -39,18 +43,39 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     isolate_users: bool = False
 
 
+class WorkerLora(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One LoRA's file, and the offer, whose bound the worker checks again."""
+
+    offer: LoraOffer
+    path: str
+    sha256: str | None
+
+
+class WorkerEmbedding(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One embedding's file, and the offer."""
+
+    offer: EmbeddingOffer
+    path: str
+    sha256: str | None
+
+
 class WorkerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One model's files, and the offer, whose bounds the worker checks again."""
+    """One model's files, and the offer, whose bounds the worker checks again. `loras` and `embeddings` are those of its
+    family."""
 
     offer: ModelOffer
     path: str
     layout: str | None
     parts: dict[str, str]
     sha256: dict[str, str]
+    loras: tuple[WorkerLora, ...] = ()
+    embeddings: tuple[WorkerEmbedding, ...] = ()
 
     def paths(self) -> tuple[str, ...]:
         """All that the worker must be able to read."""
-        return (self.path, *([self.layout] if self.layout else []), *self.parts.values())
+        layout = [self.layout] if self.layout else []
+        added = [*(lora.path for lora in self.loras), *(embedding.path for embedding in self.embeddings)]
+        return (self.path, *layout, *self.parts.values(), *added)
 
 
 class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

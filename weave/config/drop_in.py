@@ -1,4 +1,4 @@
-"""A model's own file of config, in conf.d."""
+"""A model's or embedding's own file of config, in conf.d."""
 
 import contextlib
 import itertools
@@ -23,15 +23,19 @@ class DropIn(NamedTuple):
     text: str
 
 
-def plan(config: Path, model_id: str, *, source: Source, family: str, title: str) -> DropIn:
-    """The drop-in that adds a model to `config`, the main file. All arguments are printable text."""
+def plan(
+    config: Path, table: str, added_id: str, *, source: Source, family: str, title: str, scheduler: str | None = None
+) -> DropIn:
+    """The drop-in that adds a model or embedding to `config`, the main file. `table` is models or embeddings. All
+    arguments are printable text. `scheduler` is a model's default, where the family's does not fit it."""
     values = {"path": str(source.path), "family": family, "title": title}
     values |= {"layout": str(source.layout)} if source.layout else {}
     values |= {f"parts.{part}": str(path) for part, path in source.parts.items()}
+    values |= {"defaults.scheduler": scheduler} if scheduler else {}
     # JSON's strings of printable characters are TOML's too.
-    key = _quoted(model_id) if "." in model_id else model_id
-    lines = [f"[models.{key}]", *(f"{name} = {_quoted(value)}" for name, value in values.items())]
-    return DropIn(config.parent / "conf.d" / f"{model_id}.toml", "\n".join(lines) + "\n")
+    key = _quoted(added_id) if "." in added_id else added_id
+    lines = [f"[{table}.{key}]", *(f"{name} = {_quoted(value)}" for name, value in values.items())]
+    return DropIn(config.parent / "conf.d" / f"{added_id}.toml", "\n".join(lines) + "\n")
 
 
 def _quoted(text: str) -> str:

@@ -62,13 +62,13 @@ def default_config() -> Config:
 
 
 def _demo_model(folder: Path) -> ModelConfig:
-    side = {"min": 64, "max": 64}
+    side = {"min": 64, "max": 128}
     return ModelConfig(
         path=str(folder),
         family="sd1",
-        title="Coloured shapes, 64x64 (demo)",
-        bounds=BoundsOverride(width=side, height=side, pixels={"min": 64 * 64, "max": 64 * 64 * 8}),
-        defaults=DefaultsOverride(width=64, height=64, steps=20, cfg_scale=3.0, scheduler="ddim"),
+        title="Coloured shapes, 128x128 (demo)",
+        bounds=BoundsOverride(width=side, height=side, pixels={"min": 64 * 64, "max": 128 * 128 * 8}),
+        defaults=DefaultsOverride(width=128, height=128, steps=20, cfg_scale=2.0, scheduler="ddim"),
     )
 
 
@@ -109,9 +109,20 @@ def _convert(path: Path, tables: dict[str, Any]) -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from None
     try:
-        config = structs.replace(config, models={key: _absolute(path.parent, m) for key, m in config.models.items()})
+        config = structs.replace(
+            config,
+            models={name: _with_absolute_paths(path.parent, model) for name, model in config.models.items()},
+            loras={
+                name: structs.replace(lora, path=_absolute(path.parent, lora.path))
+                for name, lora in config.loras.items()
+            },
+            embeddings={
+                name: structs.replace(embedding, path=_absolute(path.parent, embedding.path))
+                for name, embedding in config.embeddings.items()
+            },
+        )
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, ~ of an unknown user, a NUL
-        raise ConfigError(f"{path}: a model's path cannot be resolved: {error}") from None
+        raise ConfigError(f"{path}: the path of a model, LoRA or embedding cannot be resolved: {error}") from None
     try:
         check(config)
     except ConfigError as error:
@@ -119,13 +130,12 @@ def _convert(path: Path, tables: dict[str, Any]) -> Config:
     return config
 
 
-def _absolute(base: Path, model: ModelConfig) -> ModelConfig:
+def _with_absolute_paths(base: Path, model: ModelConfig) -> ModelConfig:
+    layout = None if model.layout is None else _absolute(base, model.layout)
+    parts = {part: _absolute(base, path) for part, path in model.parts.items()}
+    return structs.replace(model, path=_absolute(base, model.path), layout=layout, parts=parts)
+
+
+def _absolute(base: Path, path: str) -> str:
     """A path in the config may be relative to the file's folder, or start with ~."""
-
-    def absolute(path: str) -> str:
-        return str((base / Path(path).expanduser()).resolve())
-
-    parts = {part: absolute(path) for part, path in model.parts.items()}
-    return structs.replace(
-        model, path=absolute(model.path), layout=model.layout and absolute(model.layout), parts=parts
-    )
+    return str((base / Path(path).expanduser()).resolve())

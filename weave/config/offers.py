@@ -1,16 +1,25 @@
 """What a config offers to clients: each model has its family's values, with the config's overrides."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 from msgspec import structs
 
-from weave.config.schema import BoundsOverride, Config, ConfigError, ModelConfig
+from weave.config.schema import BoundsOverride, Config, ConfigError, EmbeddingConfig, LoraConfig, ModelConfig
 from weave.models.families import FAMILIES
+from weave.models.family import Family
 from weave.protocol.bounds import Bounds
-from weave.protocol.client_messages import ModelOffer
+from weave.protocol.client_messages import ModelOffer, Models, encode
+from weave.protocol.embeddings import EmbeddingOffer, EmbeddingOffers
 from weave.protocol.errors import RequestError
+from weave.protocol.frames import MAX_CONTROL_BYTES
+from weave.protocol.loras import LoraOffer, LoraOffers
 from weave.protocol.parameters import RequestedParameters, check_parameters, with_defaults
 from weave.protocol.text import LONGEST_TITLE, hidden_in, is_model_id
+
+# Leaves room for the names of the default model and the loaded model.
+_LONGEST_LISTING = MAX_CONTROL_BYTES - 256
 
 
 def offers(config: Config) -> tuple[ModelOffer, ...]:
@@ -27,26 +36,70 @@ def check(config: Config) -> None:
         if model.v1_id is not None and numbers.setdefault(model.v1_id, model_id) != model_id:
             raise ConfigError(f"models.{model_id}.v1_id is {model.v1_id}, as is {numbers[model.v1_id]}'s")
     conflicts = []
-    for model_id, model in config.models.items():
+    checks: list[Callable[[], object]] = [partial(_offer, *item) for item in config.models.items()]
+    checks += [partial(_lora_offer, *item) for item in config.loras.items()]
+    checks += [partial(_embedding_offer, *item) for item in config.embeddings.items()]
+    for check_one in checks:
         try:
-            _offer(model_id, model)
+            check_one()
         except ConfigError as error:
             conflicts.append(str(error))
     if conflicts:
         raise ConfigError("; ".join(conflicts))
+    listing = Models(
+        models=offers(config),
+        default=None,
+        loaded=None,
+        loras=lora_offers(config),
+        embeddings=embedding_offers(config),
+    )
+    if (size := len(encode(listing))) > _LONGEST_LISTING:
+        raise ConfigError(
+            f"the list of all models, LoRAs and embeddings has {size} bytes; it must have at most {_LONGEST_LISTING}, "
+            "or no client could list them: remove some, or shorten their titles"
+        )
+
+
+def lora_offers(config: Config) -> LoraOffers:
+    """What clients may know of each LoRA, in the config's order. Raises ConfigError."""
+    return tuple(_lora_offer(lora_id, lora) for lora_id, lora in config.loras.items())
+
+
+def _lora_offer(lora_id: str, lora: LoraConfig) -> LoraOffer:
+    _check_names(f"loras.{lora_id}", lora_id, lora)
+    return LoraOffer(id=lora_id, family=lora.family, title=lora.title or lora_id, max_weight=lora.max_weight)
+
+
+def embedding_offers(config: Config) -> EmbeddingOffers:
+    """What clients may know of each embedding, in the config's order. Raises ConfigError."""
+    return tuple(_embedding_offer(name, embedding) for name, embedding in config.embeddings.items())
+
+
+def _embedding_offer(name: str, embedding: EmbeddingConfig) -> EmbeddingOffer:
+    where = f"embeddings.{name}"
+    family = _check_names(where, name, embedding)
+    if not family.embedding_widths:
+        known = ", ".join(known.name for known in FAMILIES.values() if known.embedding_widths)
+        raise ConfigError(f"{where}.family is {family.name!r}; embeddings are for {known}")
+    return EmbeddingOffer(id=name, family=embedding.family, title=embedding.title or name)
+
+
+def _check_names(where: str, name: str, table: ModelConfig | LoraConfig | EmbeddingConfig) -> Family:
+    """The family that the table names. Raises ConfigError."""
+    if not is_model_id(name):
+        raise ConfigError(f"{where}: an ID is up to 64 of a-z, 0-9, '.', '_' and '-'")
+    if (hidden := hidden_in(table.title)) is not None:
+        raise ConfigError(f"{where}.title holds {hidden}, which is invisible or controls a terminal; remove it")
+    if len(table.title) > LONGEST_TITLE:
+        raise ConfigError(f"{where}.title has {len(table.title)} characters; it must have at most {LONGEST_TITLE}")
+    if table.family not in FAMILIES:
+        raise ConfigError(f"{where}.family is {table.family!r}; it must be one of {', '.join(FAMILIES)}")
+    return FAMILIES[table.family]
 
 
 def _offer(model_id: str, model: ModelConfig) -> ModelOffer:
     where = f"models.{model_id}"
-    if not is_model_id(model_id):
-        raise ConfigError(f"{where}: a model's ID is up to 64 of a-z, 0-9, '.', '_' and '-'")
-    if (hidden := hidden_in(model.title)) is not None:
-        raise ConfigError(f"{where}.title holds {hidden}, which is invisible or controls a terminal; remove it")
-    if len(model.title) > LONGEST_TITLE:
-        raise ConfigError(f"{where}.title has {len(model.title)} characters; it must have at most {LONGEST_TITLE}")
-    family = FAMILIES.get(model.family)
-    if family is None:
-        raise ConfigError(f"{where}.family is {model.family!r}; it must be one of {', '.join(FAMILIES)}")
+    family = _check_names(where, model_id, model)
     for part in model.parts:
         if part not in family.components:
             known = ", ".join(family.components)

@@ -7,6 +7,7 @@ from msgspec import Meta, Struct, field
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=86400)]
 Bound: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=100_000)]
+Sha256: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 class ConfigError(Exception):
@@ -137,7 +138,26 @@ class ModelConfig(_Table, frozen=True, kw_only=True):
     v1_id: Annotated[int, Meta(ge=1, le=2**32 - 1)] | None = None
     bounds: BoundsOverride = BoundsOverride()
     defaults: DefaultsOverride = DefaultsOverride()
-    sha256: dict[str, Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]] = {}
+    sha256: dict[str, Sha256] = {}
+
+
+class LoraConfig(_Table, frozen=True, kw_only=True):
+    """A .safetensors file for the models of one family. `sha256` pins the file to a digest in hex."""
+
+    path: str
+    family: str
+    title: str = ""
+    max_weight: Annotated[float, Meta(gt=0, le=100)] = 2.0
+    sha256: Sha256 | None = None
+
+
+class EmbeddingConfig(_Table, frozen=True, kw_only=True):
+    """A .safetensors file for the models of one family. `sha256` pins the file to a digest in hex."""
+
+    path: str
+    family: str
+    title: str = ""
+    sha256: Sha256 | None = None
 
 
 class Config(_Table, frozen=True, kw_only=True):
@@ -145,6 +165,8 @@ class Config(_Table, frozen=True, kw_only=True):
 
     models: dict[str, ModelConfig] = {}
     default_model: str | None = None
+    loras: dict[str, LoraConfig] = {}
+    embeddings: dict[str, EmbeddingConfig] = {}
     device: DeviceConfig = field(default_factory=DeviceConfig)
     limits: Limits = field(default_factory=Limits)
     system: SystemConfig = field(default_factory=SystemConfig)

@@ -2,8 +2,15 @@
 
 from typing import Literal
 
-from weave.config.child_configs import Access, BrokerConfig, WorkerConfig, WorkerModel
-from weave.config.offers import offers
+from weave.config.child_configs import (
+    Access,
+    BrokerConfig,
+    WorkerConfig,
+    WorkerEmbedding,
+    WorkerLora,
+    WorkerModel,
+)
+from weave.config.offers import embedding_offers, lora_offers, offers
 from weave.config.schema import Config
 
 
@@ -14,6 +21,8 @@ def broker_config(config: Config, *, mode: Literal["user", "system", "attached"]
         mode=mode,
         models=models,
         default_model=config.default_model or (models[0].id if models else None),
+        loras=lora_offers(config),
+        embeddings=embedding_offers(config),
         limits=config.limits,
         access=access,
         audit_prompts=config.audit.prompts,
@@ -24,10 +33,26 @@ def broker_config(config: Config, *, mode: Literal["user", "system", "attached"]
 
 def worker_config(config: Config) -> WorkerConfig:
     """The zygote's part. Raises ConfigError."""
+    loras = tuple(
+        WorkerLora(offer=offer, path=lora.path, sha256=lora.sha256)
+        for offer, lora in zip(lora_offers(config), config.loras.values(), strict=True)
+    )
+    embeddings = tuple(
+        WorkerEmbedding(offer=offer, path=embedding.path, sha256=embedding.sha256)
+        for offer, embedding in zip(embedding_offers(config), config.embeddings.values(), strict=True)
+    )
     return WorkerConfig(
         device=config.device,
         models=tuple(
-            WorkerModel(offer=offer, path=model.path, layout=model.layout, parts=model.parts, sha256=model.sha256)
+            WorkerModel(
+                offer=offer,
+                path=model.path,
+                layout=model.layout,
+                parts=model.parts,
+                sha256=model.sha256,
+                loras=tuple(lora for lora in loras if lora.offer.family == offer.family),
+                embeddings=tuple(it for it in embeddings if it.offer.family == offer.family),
+            )
             for offer, model in zip(offers(config), config.models.values(), strict=True)
         ),
     )

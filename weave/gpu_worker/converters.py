@@ -1,24 +1,24 @@
 """Tensors of single files get the names that the libraries' classes give them.
 
-The UNet, the VAE and OpenCLIP are converted by diffusers. Its converters of the transformers copy every tensor and know
-the sizes of the published models only, so theirs are tables here; a test compares the two.
+The UNet, most VAEs and OpenCLIP are converted by diffusers. Its converters of the transformers and of Wan's VAE copy
+tensors or know the sizes of the published models only, so these have their own here; a test compares the two.
 """
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers.loaders import single_file_utils as library
 
+from weave.models.original_tables import BLOCK, FLUX, FLUX2, KREA2, SD3, Z_IMAGE, Table
 from weave.models.single_files import DENOISER
 
 Tensors = dict[str, torch.Tensor]
 # What has been converted, and the names of the tensors that no converter knows.
 Converted = tuple[Tensors, set[str]]
-# By the name of a module in the file, its modules in diffusers with their shares of the rows. `*` is a block's number.
-Table = Mapping[str, Mapping[str, int]]
 
 
 def convert(name: str, tensors: Tensors, config: Mapping[str, Any]) -> Converted:
@@ -35,6 +35,65 @@ def _unet(tensors: Tensors, config: Mapping[str, Any]) -> Converted:
 def _vae(tensors: Tensors, config: Mapping[str, Any]) -> Converted:
     converted = library.convert_ldm_vae_checkpoint(tensors, config)
     return converted, _left_out(tensors, converted)
+
+
+def _vae_of_flux2(tensors: Tensors, config: Mapping[str, Any]) -> Converted:
+    """There the convolutions beside the latents belong to the encoder and the decoder. `bn` normalises latents."""
+    moved = {
+        name.replace("encoder.quant_conv.", "quant_conv.").replace("decoder.post_quant_conv.", "post_quant_conv."): it
+        for name, it in tensors.items()
+    }
+    normalisation = {name: moved.pop(name) for name in list(moved) if name.startswith("bn.")}
+    converted, unknown = _vae(moved, config)
+    return converted | normalisation, unknown
+
+
+def _vae_of_wan(tensors: Tensors, config: Mapping[str, Any]) -> Converted:
+    """Wan's VAE is Qwen-Image's too."""
+    converted: Tensors = {}
+    unknown = set()
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        if renamed := _renamed_in_wan(module, config.get("num_res_blocks", 2)):
+            converted[f"{renamed}.{kind}"] = tensor
+        else:
+            unknown.add(name)
+    return converted, unknown
+
+
+_OUTSIDE_WAN_BLOCKS = {
+    "conv1": "quant_conv",
+    "conv2": "post_quant_conv",
+    **{
+        f"{side}.{old}": f"{side}.{new}"
+        for side in ("encoder", "decoder")
+        for old, new in {"conv1": "conv_in", "head.0": "norm_out", "head.2": "conv_out"}.items()
+    },
+}
+_IN_WAN_BLOCKS = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+    **{name: name for name in ("resample.1", "time_conv", "norm", "to_qkv", "proj")},
+}
+
+
+def _renamed_in_wan(module: str, resnets: int) -> str | None:
+    """`resnets` is their number in a block of the encoder; the decoder's blocks have one more, then an upsampler."""
+    found = re.fullmatch(r"(encoder|decoder)\.(middle\.[012]|downsamples\.\d+|upsamples\.\d+)\.(.+)", module)
+    if found is None or found[3] not in _IN_WAN_BLOCKS:
+        return _OUTSIDE_WAN_BLOCKS.get(module)
+    kind, number = found[2].split(".")
+    if kind == "middle":
+        place = "mid_block." + ("resnets.0", "attentions.0", "resnets.1")[int(number)]
+    elif kind == "downsamples":
+        place = f"down_blocks.{number}"
+    else:
+        block, layer = divmod(int(number), resnets + 2)
+        place = f"up_blocks.{block}." + (f"resnets.{layer}" if layer <= resnets else "upsamplers.0")
+    return f"{found[1]}.{place}.{_IN_WAN_BLOCKS[found[3]]}"
 
 
 def _open_clip(
@@ -67,116 +126,49 @@ def _left_out(tensors: Tensors, converted: Tensors) -> set[str]:
     return {name for name, tensor in tensors.items() if tensor.data_ptr() not in kept}
 
 
-def _rename(tensors: Tensors, table: Table, swapped: Callable[[str], bool]) -> Converted:
-    """Views of the tensors, split by the rows' shares in `table`. Of `swapped` modules the halves change places: shift
-    and scale of a normalisation, which diffusers has the other way round."""
+def _rename(table: Table, tensors: Tensors, config: Mapping[str, Any]) -> Converted:
+    """Views of the tensors, split by the rows' shares in `table`; copies of the few whose halves change places."""
+    swapped = table.swapped(config)
     converted: Tensors = {}
     unknown = set()
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".") if name.endswith((".weight", ".bias")) else (name, "", "")
-        block = re.match(r"(\w+_blocks)\.(\d+)\.", module)
-        shares = table.get(re.sub(r"_blocks\.\d+\.", "_blocks.*.", module, count=1))
+        block = BLOCK.search(module)
+        shares = table.modules.get(module, table.modules.get(BLOCK.sub(".*.", module, count=1)))
+        if shares == {}:
+            continue
         rows = tensor.shape[0] if tensor.dim() else 0
         if shares is None or rows % sum(shares.values()):
             unknown.add(name)
             continue
-        whole = torch.cat(tensor.chunk(2)[::-1]) if swapped(module) else tensor
+        whole = torch.cat(tensor.chunk(2)[::-1]) if module in swapped else tensor
         sizes = [rows // sum(shares.values()) * share for share in shares.values()]
         for target, part in zip(shares, whole.split(sizes) if len(sizes) > 1 else [whole], strict=True):
-            numbered = target.replace("*", block[2]) if block else target
+            numbered = target.replace("*", block[1]) if block else target
             converted[f"{numbered}.{kind}" if kind else numbered] = part
     return converted, unknown
 
 
-def _sd3(tensors: Tensors, config: Mapping[str, Any]) -> Converted:
-    last = f"joint_blocks.{config['num_layers'] - 1}.context_block.adaLN_modulation.1"
-    return _rename(tensors, _SD3, {last, "final_layer.adaLN_modulation.1"}.__contains__)
+def _krea2(tensors: Tensors, config: Mapping[str, Any]) -> Converted:
+    """In files the six vectors of a block's modulation are one."""
+    converted, unknown = _rename(KREA2, tensors, config)
+    for name, tensor in converted.items():
+        if name.endswith(".scale_shift_table") and tensor.dim() == 1 and len(tensor) % 6 == 0:
+            converted[name] = tensor.unflatten(0, (6, -1))
+    return converted, unknown
 
-
-def _flux(tensors: Tensors, config: Mapping[str, Any]) -> Converted:
-    return _rename(tensors, _FLUX, {"final_layer.adaLN_modulation.1"}.__contains__)
-
-
-def _table(text: str) -> Table:
-    """A line has a module in the file, then its modules in diffusers. `~NAME` is in the block of the first of them,
-    `NAME:4` has four times the rows of the others."""
-    table: dict[str, dict[str, int]] = {}
-    for line in text.strip().splitlines():
-        old, *targets = line.split()
-        block = targets[0].partition("*")[0] + "*."
-        shares = (target.replace("~", block).partition(":") for target in targets)
-        table[old] = {target: int(share or 1) for target, _, share in shares}
-    return table
-
-
-_SD3 = _table("""
-    pos_embed pos_embed.pos_embed
-    x_embedder.proj pos_embed.proj
-    t_embedder.mlp.0 time_text_embed.timestep_embedder.linear_1
-    t_embedder.mlp.2 time_text_embed.timestep_embedder.linear_2
-    y_embedder.mlp.0 time_text_embed.text_embedder.linear_1
-    y_embedder.mlp.2 time_text_embed.text_embedder.linear_2
-    context_embedder context_embedder
-    joint_blocks.*.x_block.adaLN_modulation.1 transformer_blocks.*.norm1.linear
-    joint_blocks.*.x_block.attn.qkv transformer_blocks.*.attn.to_q ~attn.to_k ~attn.to_v
-    joint_blocks.*.x_block.attn.ln_q transformer_blocks.*.attn.norm_q
-    joint_blocks.*.x_block.attn.ln_k transformer_blocks.*.attn.norm_k
-    joint_blocks.*.x_block.attn.proj transformer_blocks.*.attn.to_out.0
-    joint_blocks.*.x_block.attn2.qkv transformer_blocks.*.attn2.to_q ~attn2.to_k ~attn2.to_v
-    joint_blocks.*.x_block.attn2.ln_q transformer_blocks.*.attn2.norm_q
-    joint_blocks.*.x_block.attn2.ln_k transformer_blocks.*.attn2.norm_k
-    joint_blocks.*.x_block.attn2.proj transformer_blocks.*.attn2.to_out.0
-    joint_blocks.*.x_block.mlp.fc1 transformer_blocks.*.ff.net.0.proj
-    joint_blocks.*.x_block.mlp.fc2 transformer_blocks.*.ff.net.2
-    joint_blocks.*.context_block.adaLN_modulation.1 transformer_blocks.*.norm1_context.linear
-    joint_blocks.*.context_block.attn.qkv transformer_blocks.*.attn.add_q_proj ~attn.add_k_proj ~attn.add_v_proj
-    joint_blocks.*.context_block.attn.ln_q transformer_blocks.*.attn.norm_added_q
-    joint_blocks.*.context_block.attn.ln_k transformer_blocks.*.attn.norm_added_k
-    joint_blocks.*.context_block.attn.proj transformer_blocks.*.attn.to_add_out
-    joint_blocks.*.context_block.mlp.fc1 transformer_blocks.*.ff_context.net.0.proj
-    joint_blocks.*.context_block.mlp.fc2 transformer_blocks.*.ff_context.net.2
-    final_layer.linear proj_out
-    final_layer.adaLN_modulation.1 norm_out.linear
-""")
-
-_FLUX = _table("""
-    img_in x_embedder
-    txt_in context_embedder
-    time_in.in_layer time_text_embed.timestep_embedder.linear_1
-    time_in.out_layer time_text_embed.timestep_embedder.linear_2
-    vector_in.in_layer time_text_embed.text_embedder.linear_1
-    vector_in.out_layer time_text_embed.text_embedder.linear_2
-    guidance_in.in_layer time_text_embed.guidance_embedder.linear_1
-    guidance_in.out_layer time_text_embed.guidance_embedder.linear_2
-    double_blocks.*.img_mod.lin transformer_blocks.*.norm1.linear
-    double_blocks.*.txt_mod.lin transformer_blocks.*.norm1_context.linear
-    double_blocks.*.img_attn.qkv transformer_blocks.*.attn.to_q ~attn.to_k ~attn.to_v
-    double_blocks.*.txt_attn.qkv transformer_blocks.*.attn.add_q_proj ~attn.add_k_proj ~attn.add_v_proj
-    double_blocks.*.img_attn.norm.query_norm.scale transformer_blocks.*.attn.norm_q.weight
-    double_blocks.*.img_attn.norm.key_norm.scale transformer_blocks.*.attn.norm_k.weight
-    double_blocks.*.txt_attn.norm.query_norm.scale transformer_blocks.*.attn.norm_added_q.weight
-    double_blocks.*.txt_attn.norm.key_norm.scale transformer_blocks.*.attn.norm_added_k.weight
-    double_blocks.*.img_attn.proj transformer_blocks.*.attn.to_out.0
-    double_blocks.*.txt_attn.proj transformer_blocks.*.attn.to_add_out
-    double_blocks.*.img_mlp.0 transformer_blocks.*.ff.net.0.proj
-    double_blocks.*.img_mlp.2 transformer_blocks.*.ff.net.2
-    double_blocks.*.txt_mlp.0 transformer_blocks.*.ff_context.net.0.proj
-    double_blocks.*.txt_mlp.2 transformer_blocks.*.ff_context.net.2
-    single_blocks.*.modulation.lin single_transformer_blocks.*.norm.linear
-    single_blocks.*.linear1 single_transformer_blocks.*.attn.to_q ~attn.to_k ~attn.to_v ~proj_mlp:4
-    single_blocks.*.linear2 single_transformer_blocks.*.proj_out
-    single_blocks.*.norm.query_norm.scale single_transformer_blocks.*.attn.norm_q.weight
-    single_blocks.*.norm.key_norm.scale single_transformer_blocks.*.attn.norm_k.weight
-    final_layer.linear proj_out
-    final_layer.adaLN_modulation.1 norm_out.linear
-""")
 
 _CONVERTERS: dict[str, Callable[[Tensors, Mapping[str, Any]], Converted]] = {
     "unet": _unet,
     "vae": _vae,
+    "vae_of_flux2": _vae_of_flux2,
+    "vae_of_wan": _vae_of_wan,
     "open_clip": _open_clip,
     "open_clip_of_sd2": _open_clip_of_sd2,
     "clip_of_sd3": _clip_of_sd3,
-    "sd3": _sd3,
-    "flux": _flux,
+    "sd3": partial(_rename, SD3),
+    "flux": partial(_rename, FLUX),
+    "flux2": partial(_rename, FLUX2),
+    "z_image": partial(_rename, Z_IMAGE),
+    "krea2": _krea2,
 }

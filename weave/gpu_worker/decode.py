@@ -20,8 +20,10 @@ def decode(pipeline: Any, adapter: Adapter, latents: torch.Tensor, width: int, h
     try:
         if upcast:
             vae.to(dtype=torch.float32)
-            latents = latents.to(torch.float32)
+        latents = latents.to(vae.dtype)  # some pipelines keep them in float32
         decoded = vae.decode(adapter.for_vae(pipeline, latents, width, height), return_dict=False)[0]
+        if decoded.ndim == 5:  # a video of one frame
+            decoded = decoded[:, :, 0]
     finally:
         if upcast:
             vae.to(dtype=torch.float16)

@@ -63,6 +63,14 @@ def memory(device: torch.device) -> Memory:
     return Memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, total)
 
 
+def has_room(device: torch.device, needed: int) -> bool:
+    """Whether `needed` bytes more leave a quarter of a GPU's memory free; the CPU's is taken to be enough."""
+    if device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    return free - needed >= total // 4
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """On a GPU: torch's own exception, or a RuntimeError with the status of cuBLAS or cuDNN. On the CPU: a RuntimeError
     with the allocator's message."""

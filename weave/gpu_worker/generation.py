@@ -10,6 +10,7 @@ from PIL import Image, PngImagePlugin
 
 import weave
 from weave.gpu_worker.decode import decode, preview
+from weave.gpu_worker.embeddings import Expand
 from weave.gpu_worker.pipelines import adapter_of
 from weave.gpu_worker.pipelines.base import Adapter
 from weave.gpu_worker.schedulers import set_scheduler, steps_done
@@ -27,12 +28,14 @@ class Cancelled(Exception):
 
 
 class Generation(NamedTuple):
-    """The broker's Run message, and what it takes to carry it out."""
+    """The broker's Run message, and what it takes to carry it out. `expand` puts the embeddings' tokens into a
+    prompt."""
 
     channel: Channel[ToWorker]
     pipeline: Any
     model: ModelOffer
     run: Run
+    expand: Expand
 
     @property
     def adapter(self) -> Adapter:
@@ -46,8 +49,9 @@ def generate(generation: Generation) -> Tokens:
     Raises Cancelled, IncompatibleScheduler, and any exception of the pipeline.
     """
     parameters = generation.run.parameters
-    prompts = parameters.encoder_prompts or (parameters.prompt,)
-    arguments = generation.adapter.call_arguments(prompts, parameters.negative_prompt, parameters.cfg_scale)
+    prompts = tuple(map(generation.expand, parameters.encoder_prompts or (parameters.prompt,)))
+    negative_prompt = generation.expand(parameters.negative_prompt)
+    arguments = generation.adapter.call_arguments(prompts, negative_prompt, parameters.cfg_scale)
     tokens = Tokens()
     for number in range(parameters.images):
         _check_cancelled(generation)
@@ -61,29 +65,31 @@ def generate(generation: Generation) -> Tokens:
 def _generate_image(generation: Generation, number: int, arguments: dict[str, Any]) -> Image.Image:
     pipeline, parameters = generation.pipeline, generation.run.parameters
     set_scheduler(pipeline, parameters.scheduler, parameters.steps)
-    reported = 0
+    reported, latents = 0, torch.empty(0)
 
     def after_call(pipeline: Any, call: int, _: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        nonlocal reported
+        nonlocal reported, latents
         _check_cancelled(generation)
+        latents = tensors["latents"]
         done = steps_done(call, pipeline.num_timesteps, parameters.steps, pipeline.scheduler.order)
         for step in range(reported + 1, done + 1):
-            _report_step(generation, number, step, tensors["latents"])
+            _report_step(generation, number, step, latents)
         reported = done
         return tensors
 
     seed = _seed(parameters, number)
     seed_global_generators(seed)
     with torch.inference_mode():
-        latents = pipeline(
-            **arguments,
+        generation.adapter.call(
+            pipeline,
+            arguments,
             width=parameters.width,
             height=parameters.height,
             num_inference_steps=parameters.steps,
             generator=generator(seed),
             callback_on_step_end=after_call,
             output_type="latent",
-        ).images
+        )
         image = decode(pipeline, generation.adapter, latents, parameters.width, parameters.height)
     _check_size(image, parameters)
     return image

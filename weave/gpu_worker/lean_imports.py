@@ -41,7 +41,7 @@ def apply() -> None:
 
 def _defer_compiler() -> None:
     """Its decorators return the function as it is, as they would in effect with TORCHDYNAMO_DISABLE; diffusers asks of
-    each component whether it is a compiled module."""
+    each component whether it is a compiled module, and Qwen-Image's transformer whether it is being compiled."""
     spec = importlib.util.find_spec(_COMPILER)
     if spec is None:
         return
@@ -49,6 +49,7 @@ def _defer_compiler() -> None:
     module.__class__ = _Deferred
     module.allow_in_graph = module.assume_constant_result = lambda function: function  # type: ignore[attr-defined]
     module.disable = _disable  # type: ignore[attr-defined]
+    module.is_compiling = lambda: False  # type: ignore[attr-defined]
     module.eval_frame = types.SimpleNamespace(OptimizedModule=_CompiledModule)  # type: ignore[attr-defined]
     sys.modules[_COMPILER] = module
 

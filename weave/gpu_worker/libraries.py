@@ -35,7 +35,7 @@ _DIFFUSERS_MODEL = ("_fix_state_dict_keys_on_load", "_keep_in_fp32_modules")
 _NAMES = {
     "torch": (
         *("OutOfMemoryError", "Tensor", "bfloat16", "device", "dtype", "float16", "float32", "inference_mode", "uint8"),
-        *("cat", "empty", "eye", "float8_e4m3fn", "float8_e5m2", "frombuffer", "manual_seed", "randn"),
+        *("cat", "empty", "eye", "float8_e4m3fn", "float8_e5m2", "frombuffer", "manual_seed", "no_grad", "randn"),
         *("set_num_threads", "set_rng_state", "tensor", "zeros"),
         *("Generator.get_state", "Generator.manual_seed", "Generator.set_state"),
     ),
@@ -47,12 +47,15 @@ _NAMES = {
         *("DIFFUSERS_TO_LDM_MAPPING", "convert_ldm_unet_checkpoint", "convert_ldm_vae_checkpoint"),
         "convert_open_clip_checkpoint",
     ),
-    "torch.nn": ("Module.register_parameter", "Parameter"),
+    "torch.nn": ("Conv2d", "Embedding", "Linear", "Module.register_parameter", "Parameter"),
     "torch.nn.functional": ("conv2d", "scaled_dot_product_attention"),
     "safetensors": ("SafetensorError",),
     "PIL.Image": ("Image", "preinit"),
     "PIL.PngImagePlugin": ("PngInfo.add_itxt",),
-    "transformers": ("PreTrainedModel._keep_in_fp32_modules", "PreTrainedTokenizerBase.get_vocab"),
+    "transformers": (
+        *("AddedToken", "PreTrainedModel._keep_in_fp32_modules", "PreTrainedModel.get_input_embeddings"),
+        *(f"PreTrainedTokenizerBase.{name}" for name in ("add_tokens", "convert_tokens_to_ids", "get_vocab")),
+    ),
     "diffusers": (
         *(f"ModelMixin.{name}" for name in _DIFFUSERS_MODEL),
         # FlowHeun is built on these two.
@@ -116,9 +119,9 @@ def needs_of(families: Iterable[str]) -> Needs:
     for name in families:
         family = FAMILIES[name]
         pipeline = f"diffusers.{family.pipeline}"
-        needs[f"{pipeline}.__init__"] = (*family.components, "scheduler", *family.fixed, *family.settings)
+        needs[f"{pipeline}.__init__"] = (*family.components, "scheduler", *family.fixed, *family.settings.keys)
         adapter = adapter_of(name)
-        needs[f"{pipeline}.__call__"] = (*adapter.call_arguments(("a",), "b", 1.0), *PIPELINE_CALL)
+        needs[f"{pipeline}.__call__"] = (*sorted(adapter.call_names()), *PIPELINE_CALL)
         methods = ("num_timesteps", "set_progress_bar_config", "to", *adapter.needs)
         needs |= {f"{pipeline}.{method}": () for method in methods}
         for component in family.components.values():

@@ -17,10 +17,11 @@ from weave.gpu_worker.classes import component_class, pipeline_class
 from weave.gpu_worker.converters import Tensors
 from weave.gpu_worker.device import is_out_of_memory
 from weave.gpu_worker.schedulers import check_own_scheduler
-from weave.gpu_worker.tensors import read_tensors, refuse_keys
+from weave.gpu_worker.tensors import read_tensors, read_value, refuse_keys
 from weave.models.assets import Source, Weights, find_assets
 from weave.models.components import CLIP_TOKENIZER, Component, ModelClass, TokenizerClass
 from weave.models.families import FAMILIES
+from weave.models.family import Family
 from weave.models.files import ModelFilesRefused
 
 _VELOCITY = 0.09
@@ -30,15 +31,23 @@ def load_pipeline(
     name: str, source: Source, device: torch.device, dtype: torch.dtype, pins: Mapping[str, str] | None = None
 ) -> Any:
     """The pipeline of a model, on `device`. `name` is its family; `pins` are digests of its files, as for
-    Source.check_pin(). Raises ModelFilesRefused."""
+    Source.as_pinned(). Raises ModelFilesRefused."""
+    if pins:
+        # Its reasons are clearer than that a digest differs. It is repeated below, where the files cannot change.
+        find_assets(name, source, str(dtype).removeprefix("torch."))
+    with source.as_pinned(pins or {}):
+        return _load_pipeline(name, source, device, dtype)
+
+
+def _load_pipeline(name: str, source: Source, device: torch.device, dtype: torch.dtype) -> Any:
     family = FAMILIES[name]
     assets = find_assets(name, source, str(dtype).removeprefix("torch."))
     configs, settings = assets.checked
-    for file, digest in (pins or {}).items():
-        source.check_pin(file, digest)
+    for tensor, stored in assets.values.items():
+        configs[stored.part][stored.key] = read_value(source.path, tensor, stored)
     loaded: dict[str, Any] = dict.fromkeys(family.components)
     for part, folder in assets.tokenizers.items():
-        loaded[part] = _load_tokenizer(folder, part, family.components[part], assets.padding.get(part))
+        loaded[part] = _load_tokenizer(folder, part, family, assets.padding.get(part))
     for part, component in family.components.items():
         if isinstance(component, ModelClass) and part in assets.weights:
             weights = assets.weights[part]
@@ -75,17 +84,23 @@ def _errors_refuse(part: str) -> Iterator[None]:
         raise ModelFilesRefused(f"{part}: {type(error).__name__}: {str(error)[:500]}") from error
 
 
-def _load_tokenizer(folder: Path, part: str, component: Component, padding: str | None) -> Any:
+def _load_tokenizer(folder: Path, part: str, family: Family, padding: str | None) -> Any:
     with _errors_refuse(part):
         more = {} if padding is None else {"pad_token": padding}
-        return component_class(component).from_pretrained(str(folder), local_files_only=True, **more)
+        tokenizer_class = component_class(family.components[part])
+        tokenizer = tokenizer_class.from_pretrained(str(folder), local_files_only=True, **more)
+    tokenizer.model_input_names = tokenizer_class.model_input_names  # some pipelines count on the attention mask
+    # Some pipelines call this for each prompt. It would run the template in the files, which is code in Jinja.
+    tokenizer.apply_chat_template = lambda messages, **options: family.prompt_template.format(messages[0]["content"])
+    return tokenizer
 
 
 def _check_tokenizers(parts: Mapping[str, Component], loaded: Mapping[str, Any]) -> None:
     tokenizers = {part: loaded[part] for part, component in parts.items() if isinstance(component, TokenizerClass)}
     for part, tokenizer in tokenizers.items():
         with _errors_refuse(part):
-            _fit_to_encoder(part, tokenizer, loaded[part.replace("tokenizer", "text_encoder")].config)
+            encoder = loaded[part.replace("tokenizer", "text_encoder")]
+            _fit_to_encoder(part, tokenizer, encoder.config.get_text_config())
     _check_clip_lengths({part: tokenizer for part, tokenizer in tokenizers.items() if parts[part] is CLIP_TOKENIZER})
 
 
@@ -174,9 +189,11 @@ def _load_with_transformers(
 
 def _check_complete(part: str, model: torch.nn.Module, dtype: torch.dtype) -> None:
     """The libraries should ensure this. Otherwise the pipeline generates noise, or fails at its first image."""
+    in_files = model.state_dict().keys()  # transformers does not cast what a class computes, such as Qwen's rotations
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         kept = tensor.dtype == torch.float32 and getattr(model, "_keep_in_fp32_modules", None)
-        if tensor.is_meta or (tensor.is_floating_point() and tensor.dtype != dtype and not kept):
+        is_cast = name in in_files and tensor.is_floating_point() and not kept
+        if tensor.is_meta or (is_cast and tensor.dtype != dtype):
             raise ModelFilesRefused(f"{part}: {name} was not loaded as {dtype}")
 
 

@@ -7,7 +7,7 @@ import diffusers
 import torch
 
 from weave.gpu_worker.device import is_out_of_memory
-from weave.models.schedulers import SCHEDULERS, Scheduler
+from weave.models.schedulers import SCHEDULERS, SIGMAS, Scheduler, misfit, name_of
 
 # PNDM's Runge-Kutta warm-up needs this many steps.
 _RUNGE_KUTTA_STEPS = 4
@@ -36,8 +36,7 @@ class FlowHeun(diffusers.FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]
 
 def check_own_scheduler(own: Any) -> None:
     """Raises IncompatibleScheduler if the model's `own` scheduler cannot run with its own config."""
-    name = next(name for name, scheduler in SCHEDULERS.items() if scheduler.class_name == type(own).__name__)
-    fresh_scheduler(own, name, _TRIAL_STEPS)
+    fresh_scheduler(own, name_of(type(own).__name__), _TRIAL_STEPS)
 
 
 def set_scheduler(pipeline: Any, name: str, steps: int) -> None:
@@ -52,6 +51,8 @@ def fresh_scheduler(own: Any, name: str, steps: int) -> Any:
     Raises IncompatibleScheduler.
     """
     wanted = SCHEDULERS[name]
+    if fault := misfit(name, type(own).__name__, own.config):
+        raise IncompatibleScheduler(fault)
     try:
         scheduler = _build(own, wanted, steps)
         _dry_run(copy.deepcopy(scheduler), wanted, steps)
@@ -66,20 +67,28 @@ def fresh_scheduler(own: Any, name: str, steps: int) -> Any:
 
 def _build(own: Any, wanted: Scheduler, steps: int) -> Any:
     config, class_name = own.config, wanted.class_name
-    prediction = config.get("prediction_type", "epsilon")
-    if wanted.kind == "diffusion" and prediction not in wanted.predictions:
-        raise IncompatibleScheduler(f"prediction_type is {prediction!r:.40}, which {class_name} does not support")
     if class_name == "FlowMatchHeunDiscreteScheduler":
         if config.get("invert_sigmas"):
             raise IncompatibleScheduler(f"invert_sigmas is set, which {class_name} does not support")
         # Includes the Euler scheduler's defaults: SD3's pipeline reads these keys, with defaults that differ.
-        return FlowHeun.from_config({name: config[name] for name in config if name != "_use_default_values"})
+        return FlowHeun.from_config(_explicit(config))
     # Not from_config for the model's own class: it drops the pipeline's corrections (steps_offset, clip_sample).
     same = class_name == type(own).__name__
     scheduler = copy.deepcopy(own) if same else getattr(diffusers, class_name).from_config(config)
     if class_name == "PNDMScheduler" and ("skip_prk_steps" not in config or steps < _RUNGE_KUTTA_STEPS):
         scheduler.register_to_config(skip_prk_steps=True)
+    if "original_inference_steps" in scheduler.config:  # LCM and TCD choose their steps among these
+        most = max(steps, scheduler.config.original_inference_steps)
+        scheduler.register_to_config(original_inference_steps=most)
+    if wanted.sigmas is not None:
+        spaced = dict.fromkeys(SIGMAS.values(), False) | {wanted.sigmas: True}
+        scheduler = type(scheduler).from_config(_explicit(scheduler.config) | spaced)
     return scheduler
+
+
+def _explicit(config: Any) -> dict[str, Any]:
+    """Without the list of keys that from_config would give their defaults."""
+    return {key: value for key, value in config.items() if key != "_use_default_values"}
 
 
 def _dry_run(scheduler: Any, wanted: Scheduler, steps: int) -> None:

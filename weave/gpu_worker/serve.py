@@ -1,32 +1,47 @@
 """The loop of a locked-down worker: load the model, then run one job after another."""
 
 import traceback
+from typing import Any
 
 import torch
 
 from weave import log
 from weave.config.child_configs import WorkerModel
 from weave.gpu_worker import device as devices
+from weave.gpu_worker.embeddings import EmbeddingRefused, added
 from weave.gpu_worker.generation import Cancelled, Generation, generate
 from weave.gpu_worker.loading import load_pipeline
+from weave.gpu_worker.loras import LoraRefused, merged
 from weave.gpu_worker.schedulers import IncompatibleScheduler
 from weave.models.assets import source_of
 from weave.models.files import ModelFilesRefused
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.errors import RequestError
 from weave.protocol.parameters import check_parameters
-from weave.protocol.worker_messages import MAX_DETAIL, CancelRun, Failed, Finished, Load, Loaded, Run, ToWorker
+from weave.protocol.worker_messages import MAX_DETAIL, CancelRun, Failed, Finished, Load, Loaded, Reason, Run, ToWorker
 
 
 class FamilyUnsupported(Exception):
     """The libraries lack something that the model's family needs; the zygote has logged what."""
 
 
+# Of errors that say themselves what the log needs.
+_REASONS: dict[type[Exception], Reason] = {
+    Cancelled: "cancelled",
+    IncompatibleScheduler: "scheduler",
+    LoraRefused: "lora",
+    EmbeddingRefused: "embedding",
+    FamilyUnsupported: "libraries",
+    ModelFilesRefused: "refused",
+    RequestError: "refused",
+}
+
+
 def serve(
     channel: Channel[ToWorker], model: WorkerModel, device: torch.device, dtype: torch.dtype, *, supported: bool
 ) -> None:
     """Answer the broker. Never returns: raises ChannelClosed when the broker disconnects, or ChannelViolation."""
-    pipeline = None
+    pipeline: Any = None
     while True:
         message = receive(channel)
         if isinstance(message, Load) and pipeline is None:
@@ -41,8 +56,15 @@ def serve(
         elif isinstance(message, Run) and pipeline is not None:
             try:
                 # The broker has checked these already; a compromised broker has not.
-                check_parameters(message.parameters, model.offer.bounds, model.offer.schedulers)
-                tokens = generate(Generation(channel, pipeline, model.offer, message))
+                loras = tuple(lora.offer for lora in model.loras)
+                embeddings = tuple(embedding.offer for embedding in model.embeddings)
+                parameters = message.parameters
+                check_parameters(parameters, model.offer.bounds, model.offer.schedulers, loras, embeddings)
+                with (
+                    merged(pipeline, model, parameters.loras),
+                    added(pipeline, model, parameters.embeddings) as expand,
+                ):
+                    tokens = generate(Generation(channel, pipeline, model.offer, message, expand))
             except Exception as error:
                 channel.send(_failed(message.job, error, device))
             else:
@@ -69,14 +91,9 @@ def _failed(job: int, error: Exception, device: torch.device) -> Failed:
     """The error as a message for the broker. Errors of the channel are raised again: they end the worker."""
     if isinstance(error, ChannelClosed | ChannelViolation):
         raise error
-    if isinstance(error, Cancelled):
-        return Failed(job=job, reason="cancelled", detail="")
-    if isinstance(error, IncompatibleScheduler):
-        return Failed(job=job, reason="scheduler", detail=str(error))
-    if isinstance(error, FamilyUnsupported):
-        return Failed(job=job, reason="libraries", detail=str(error))
-    if isinstance(error, ModelFilesRefused | RequestError):
-        return Failed(job=job, reason="refused", detail=str(error)[:MAX_DETAIL])
+    for kind, reason in _REASONS.items():
+        if isinstance(error, kind):
+            return Failed(job=job, reason=reason, detail=str(error)[:MAX_DETAIL])
     out_of_memory = devices.is_out_of_memory(error)
     log.write("worker", "job_failed", job=job, detail="".join(traceback.format_exception(error))[-4000:])
     # The traceback refers to the failed job's tensors.

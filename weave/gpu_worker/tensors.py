@@ -10,10 +10,13 @@ from safetensors import SafetensorError, safe_open
 
 from weave.gpu_worker.converters import Tensors, convert
 from weave.models.assets import Weights
-from weave.models.configs import shown
+from weave.models.configs import KINDS, shown
 from weave.models.files import ModelFilesRefused
+from weave.models.single_files import StoredValue
 
 _SHOWN_KEYS = 5
+# Buffers of whole numbers: CLIP's positions, and how often a batch normalisation was trained.
+_COUNTS = ("_ids", "num_batches_tracked")
 # A scale that a module's weight in 8 bits is to be multiplied by, and what describes or only speeds up such weights:
 # names of ComfyUI and of those who make files for it.
 _SCALES = (".scale_weight", ".weight_scale")
@@ -37,9 +40,19 @@ def read_tensors(part: str, weights: Weights, config: Mapping[str, Any], dtype: 
         if weights.part.converter and not any(name.startswith(weights.part.own) for name in tensors):
             tensors, unknown = convert(weights.part.converter, tensors, config)
             refuse_keys(part, "unexpected tensors", unknown)
-    others = {key for key, tensor in tensors.items() if not tensor.is_floating_point() and not key.endswith("_ids")}
+    others = {key for key, tensor in tensors.items() if not tensor.is_floating_point() and not key.endswith(_COUNTS)}
     refuse_keys(part, "tensors not of floating-point numbers", others)
     return tensors
+
+
+def read_value(path: Path, name: str, stored: StoredValue) -> float | list[float]:
+    """The value in the tensor `name` of a single file. Raises ModelFilesRefused."""
+    numbers: list[float] = _read(stored.part, path, {name: name})[name].double().flatten().tolist()
+    kind = KINDS[stored.kind]
+    for number in numbers:
+        if not kind.fits(number):
+            raise ModelFilesRefused(f"{path.name}: {name} has {shown(number)}, expected {kind.words}")
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def refuse_keys(part: str, fault: str, keys: Iterable[str]) -> None:
@@ -52,10 +65,13 @@ def refuse_keys(part: str, fault: str, keys: Iterable[str]) -> None:
 def _read(part: str, path: Path, names: Mapping[str, str] | None) -> Tensors:
     """All tensors of the file, or those in `names` by the names there."""
     try:
+        open(path, "rb").close()  # safe_open says of every failure that there is no such file
         with safe_open(path, framework="pt") as file:
             chosen = names or {name: name for name in file.keys()}  # noqa: SIM118 - not a mapping
             return {name: file.get_tensor(stored) for name, stored in chosen.items()}
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise ModelFilesRefused(f"{part}/{path.name}: {error.strerror or error}") from None
+    except SafetensorError as error:
         raise ModelFilesRefused(f"{part}/{path.name}: {error}") from None
 
 

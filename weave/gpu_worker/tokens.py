@@ -3,7 +3,7 @@
 from typing import Any
 
 from weave.gpu_worker.pipelines.base import Adapter
-from weave.models.components import T5_ENCODER
+from weave.models.components import CLIP_TEXT, CLIP_TEXT_WITH_PROJECTION
 from weave.models.family import Family
 from weave.protocol.client_messages import EncoderTokens, Tokens
 
@@ -27,10 +27,11 @@ def _count(pipeline: Any, family: Family, arguments: dict[str, Any], kind: str) 
         if text is None or getattr(pipeline, encoder) is None:
             continue
         tokenizer = getattr(pipeline, f"tokenizer{suffix}")
-        if family.components[encoder] is T5_ENCODER:
-            limit = family.t5_tokens
-        else:
+        if family.components[encoder] in (CLIP_TEXT, CLIP_TEXT_WITH_PROJECTION):
             limit = getattr(pipeline, "tokenizer_max_length", tokenizer.model_max_length)
+        else:
+            limit = (family.max_sequence_length or 0) + family.free_tokens
+            text = family.prompt_template.format(text)
         if hasattr(pipeline, "maybe_convert_prompt"):
             text = pipeline.maybe_convert_prompt(text, tokenizer)
         used = len(tokenizer(text, truncation=True, max_length=limit).input_ids)

@@ -1,5 +1,6 @@
 """Where each component of a model comes from: folders in diffusers layout, single files, or both."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -8,9 +9,10 @@ from weave.models.components import ModelClass
 from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.models.faults import Checks, apart, fault_of, refuse_first
-from weave.models.files import Header, ModelFilesRefused, check_safetensors_header, check_sha256, find_file
+from weave.models.files import Header, ModelFilesRefused, check_safetensors_header, find_file
 from weave.models.layouts import Checked, folder_checks, part_folders
-from weave.models.single_files import DENOISERS, FilePart, SingleFile, tensors_of
+from weave.models.pins import check_pins, pinned
+from weave.models.single_files import DENOISERS, FilePart, SingleFile, StoredValue, tensors_of, values_of
 from weave.models.weights import choose_weights
 
 # The configs of the published models and their tokenizers, which single files lack.
@@ -28,14 +30,27 @@ class Source(NamedTuple):
     parts: Mapping[str, Path] = {}
 
     def check_pin(self, name: str, digest: str) -> None:
-        """`name` is a file's path within the folder `path`; for single files `path`, or `parts.` and the component.
-        `digest` is its SHA-256 in hex. Raises ModelFilesRefused."""
+        """As pinned(), for one pin and without anything to read."""
+        folder, file = self._place(name)
+        check_pins(folder, {file: digest})
+
+    @contextlib.contextmanager
+    def as_pinned(self, pins: Mapping[str, str]) -> Iterator[None]:
+        """As pins.pinned(). A name in `pins` is a file's path within the folder `path`; for single files `path`, or
+        `parts.` and the component."""
+        with contextlib.ExitStack() as stack:
+            for name, digest in pins.items():
+                folder, file = self._place(name)
+                stack.enter_context(pinned(folder, {file: digest}))
+            yield
+
+    def _place(self, name: str) -> tuple[Path, str]:
         files = {f"parts.{part}": path for part, path in self.parts.items()}
         if self.path.is_file():
             files["path"] = self.path
         file = files.get(name, self.path / name)
         folder = file.parent if name in files else self.path
-        check_sha256(folder, {str(file.relative_to(folder)): digest})
+        return folder, str(file.relative_to(folder))
 
 
 def source_of(path: str, layout: str | None, parts: Mapping[str, str]) -> Source:
@@ -53,13 +68,15 @@ class Weights(NamedTuple):
 
 class Assets(NamedTuple):
     """By component. `tokenizers` are folders; `padding` are tokens to pad with instead of the tokenizer's own.
-    `velocity_bias` is as in SingleFile, if no config says what the model predicts."""
+    `velocity_bias` is as in SingleFile, if no config says what the model predicts. `values` are those of SingleFile
+    that the file has."""
 
     checked: Checked
     weights: dict[str, Weights]
     tokenizers: dict[str, Path]
     padding: dict[str, str]
     velocity_bias: str | None
+    values: dict[str, StoredValue]
 
     def files(self) -> list[Path]:
         """All that have weights."""
@@ -100,11 +117,14 @@ def _asset_checks(family: Family, source: Source, dtype: str) -> Checks[Assets]:
         raise ModelFilesRefused(f"{source.path.name}: no such model")
     single = _of_single_files(family, source)
     header = None if source.path.is_dir() else _header_of(family, single, source.path)
+    if header is not None and single.layouts and not source.layout:
+        raise ModelFilesRefused(f"{source.path.name}: {_layout_needed(family, single)}")
     weights = dict(_in_files(single, source, header))
     base, folders = _find_folders(family, single, source, weights)
     derived = {} if header is None else single.derive(header)
+    values = {} if header is None else values_of(single, header)
     if source.layout:  # which says how large the model is
-        derived = {"scheduler": derived.get("scheduler", {})}
+        derived = {part: config for part, config in derived.items() if part not in DENOISERS}
     checked = yield from folder_checks(family.name, base, folders, derived)
     for part, component in family.components.items():
         if not isinstance(component, ModelClass) or part in weights or part not in folders:
@@ -121,7 +141,7 @@ def _asset_checks(family: Family, source: Source, dtype: str) -> Checks[Assets]:
         if tokenizer.pad_token and tokenizers.get(part) == SHIPPED / tokenizer.folder
     }
     velocity_bias = None if header is None or source.layout else single.velocity_bias
-    return Assets(checked, weights, tokenizers, padding, velocity_bias)
+    return Assets(checked, weights, tokenizers, padding, velocity_bias, values)
 
 
 def _of_single_files(family: Family, source: Source) -> SingleFile:
@@ -136,6 +156,17 @@ def _header_of(family: Family, single: SingleFile, path: Path) -> Header:
     if not single.is_of(header):
         raise ModelFilesRefused(f"{path.name}: a model of family {family_of(path, header)}, not of {family.name}")
     return header
+
+
+def _layout_needed(family: Family, single: SingleFile) -> str:
+    repository = single.layouts[0]
+    folder = repository.rpartition("/")[2]
+    return (
+        f"a single file of family {family.name} needs a layout: a folder with model_index.json, scheduler/, tokenizer/ "
+        f"and the config.json of {', '.join(single.parts)}. {' or '.join(single.layouts)} has them; without weights: "
+        f"hf download {repository} --local-dir {folder} --exclude '*.safetensors'; "
+        f"then give {folder} as layout (weavectl add: --layout {folder})"
+    )
 
 
 def _in_files(single: SingleFile, source: Source, header: Header | None) -> Iterator[tuple[str, Weights]]:

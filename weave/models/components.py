@@ -156,7 +156,8 @@ AUTOENCODER_KL = ModelClass(
         size="in_channels out_channels block_out_channels[] latent_channels norm_num_groups sample_size",
         count="layers_per_block",
         name="down_block_types[] up_block_types[] act_fn",
-        number="scaling_factor shift_factor? latents_mean[]? latents_std[]?",
+        number="scaling_factor shift_factor? latents_mean[]?",
+        positive="latents_std[]?",
         flag="force_upcast use_quant_conv use_post_quant_conv mid_block_add_attention",
     ),
     defaults={"in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [64]},
@@ -168,8 +169,9 @@ _TOKENS = """bos_token? eos_token? unk_token? pad_token? sep_token? cls_token? m
 # The rules for every tokenizer's files.
 TOKENIZER_RULES: dict[str, Rules] = {
     "tokenizer_config.json": rules(
+        # The chat template is code, in Jinja: loading.py replaces it.
         """__type name_or_path special_tokens_map_file tokenizer_file processor_class use_fast is_local
-            local_files_only""",
+            local_files_only chat_template""",
         tokens=f"{_TOKENS} added_tokens_decoder",
         length="model_max_length?",
         count="max_length? stride? extra_ids? pad_token_type_id? pad_to_multiple_of?",

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from weave.models.faults import Checks
@@ -45,6 +46,7 @@ KINDS = {
     "count": _integers(0, 1024),
     "token": _integers(-1, 1 << 20),
     "number": _numbers(-1e6, 1e6),
+    "positive": _numbers(1e-6, 1e4),
     "fraction": _numbers(0, 1),
     "flag": Kind("true or false", lambda value: type(value) is bool),
     "name": Kind(
@@ -56,7 +58,11 @@ KINDS = {
         lambda value: type(value) in (int, float) and (value == -math.inf or abs(value) <= 1e6),
     ),
     "length": _numbers(1, 1e31),
+    "period": _numbers(1, 1e9),
     "text": Kind("text", lambda value: type(value) is str and len(value) <= 4096),
+    # Other types change their table with the prompt's length: one job would affect the next.
+    "rope": Kind("'default', 'mrope' or 'axial'", lambda value: value in ("default", "mrope", "axial")),
+    "spacing": Kind("'karras' or 'exponential'", lambda value: value in ("karras", "exponential")),
     "empty": Kind("an empty object", lambda value: value == {}),
     "tokens": Kind("a token", lambda value: _is_token(value) or _is_table_of_tokens(value)),
 }
@@ -87,14 +93,16 @@ class Rule(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """`keys` are passed on to the class. Keys in `ignored` are allowed, and never read."""
+    """`keys` are passed on to the class, and so are objects with rules of their own. Keys in `ignored` are allowed, and
+    never read."""
 
     keys: Mapping[str, Rule]
     ignored: frozenset[str]
+    objects: Mapping[str, "Rules"] = MappingProxyType({})
 
 
-def rules(ignored: str = "", **keys: str) -> Rules:
-    """Rules from words: one argument per kind, with the keys of that kind.
+def rules(ignored: str = "", *, objects: Mapping[str, Rules] = MappingProxyType({}), **keys: str) -> Rules:
+    """Rules from words: one argument per kind, with the keys of that kind, which win over `ignored`.
 
     A suffix says what may replace a single value: `key*` a list of them, `key[]` only a list, and `?` at the end null.
     """
@@ -104,7 +112,7 @@ def rules(ignored: str = "", **keys: str) -> Rules:
             shape = word.removesuffix("?")
             key = shape.removesuffix("*").removesuffix("[]")
             of_key[key] = Rule(kind, single=not shape.endswith("[]"), listed=key != shape, null=shape != word)
-    return Rules(of_key, frozenset(ignored.split()))
+    return Rules(of_key, frozenset(ignored.split()) - of_key.keys(), objects)
 
 
 def read_object(model: Path, name: str) -> dict[str, Any]:
@@ -127,8 +135,13 @@ def read_object(model: Path, name: str) -> dict[str, Any]:
 def check_values(name: str, found: Mapping[str, Any], allowed: Rules) -> Checks[dict[str, Any] | None]:
     """The part of the object `found`, from the file `name`, to pass on to the class; None if a value cannot be used."""
     usable = True
+    objects = {}
     for key, value in found.items():
         if key in allowed.ignored:
+            continue
+        if key in allowed.objects:
+            if value is not None:  # null is the same as none
+                objects[key] = yield from _check_inner(f"{name}: {key}", value, allowed.objects[key])
             continue
         if key not in allowed.keys:
             yield f"{name}: {shown(key)} is not a known key; remove it"
@@ -139,7 +152,14 @@ def check_values(name: str, found: Mapping[str, Any], allowed: Rules) -> Checks[
     defaults = found.get("_use_default_values")
     defaults = defaults if isinstance(defaults, list) else []
     sound = {key: value for key, value in found.items() if key in allowed.keys and key not in defaults}
-    return sound if usable else None
+    return sound | objects if usable and None not in objects.values() else None
+
+
+def _check_inner(name: str, found: Any, allowed: Rules) -> Checks[dict[str, Any] | None]:
+    if not isinstance(found, Mapping):
+        yield f"{name} is {shown(found)}, expected an object or null"
+        return None
+    return (yield from check_values(name, found, allowed))
 
 
 def shown(value: object) -> str:

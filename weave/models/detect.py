@@ -1,4 +1,4 @@
-"""What a path holds: the folder or file that a config would name, and the family of the model in it."""
+"""What a path holds: the folder or file that a config would name, and the family of the model or embedding in it."""
 
 import contextlib
 import os
@@ -9,27 +9,31 @@ from typing import NamedTuple
 
 from weave.models.assets import Source, family_of, read_header
 from weave.models.configs import read_object, shown
+from weave.models.embedding_keys import Embedding, embedding_of, families_of
 from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.models.faults import apart, collect
-from weave.models.files import ModelFilesRefused, find_file
+from weave.models.files import Header, ModelFilesRefused, find_file
 from weave.models.layouts import layout_checks
+from weave.models.lora_keys import LoraHeader, is_lora
 
 _LONGEST_NAME = 255  # of a folder
 
 
 class Detected(NamedTuple):
-    """`source` is for the config. `families` are those that its files fit best: one, unless they fit several alike."""
+    """`source` is for the config. `families` are those that its files fit best: one, unless they fit several alike.
+    `embedding` is None for a model."""
 
     source: Source
     name: str
     families: tuple[str, ...]
+    embedding: Embedding | None = None
 
 
 def detect(given: Path, layout: Path | None = None, parts: Mapping[str, Path] = MappingProxyType({})) -> Detected:
-    """What `given` is: a folder in diffusers layout, a snapshot in the Hub's cache, the cache's folder of one model, or
-    a single file. `layout` and `parts` are as in Source. Raises ModelFilesRefused if it is nothing that can be served,
-    OSError.
+    """What `given` is: a folder in diffusers layout, a snapshot in the Hub's cache, the cache's folder of one model, a
+    single file, or an embedding. `layout` and `parts` are as in Source. Raises ModelFilesRefused if it is nothing that
+    can be served, OSError.
     """
     path = _folder(Path(os.path.abspath(given)))
     if not path.exists():
@@ -38,7 +42,24 @@ def detect(given: Path, layout: Path | None = None, parts: Mapping[str, Path] = 
     source = Source(path, layout and Path(os.path.abspath(layout)), absolute)
     if path.is_dir():
         return Detected(source, _name(path), _families(path))
-    return Detected(source, path.stem, (family_of(path, read_header(path)),))
+    header = read_header(path)
+    try:
+        return Detected(source, path.stem, (family_of(path, header),))
+    except ModelFilesRefused:
+        if is_lora(LoraHeader(header)):
+            raise ModelFilesRefused(f"{path.name}: a LoRA, not a model; give it a [loras.ID] in the config") from None
+        if not (layout or parts) and (embedding := _embedding(header)):
+            return Detected(source, path.stem, families_of(embedding), embedding)
+        raise
+
+
+def _embedding(header: Header) -> Embedding | None:
+    """None also where the vectors have the width of no family."""
+    try:
+        found = embedding_of(header)
+    except ModelFilesRefused:
+        return None
+    return found if families_of(found) else None
 
 
 def _folder(path: Path) -> Path:

@@ -7,8 +7,10 @@ from typing import Any
 from msgspec import Struct
 
 from weave.models.components import Component
-from weave.models.schedulers import RELATED, SCHEDULERS
-from weave.models.single_files import SingleFile
+from weave.models.configs import Rules, rules
+from weave.models.original_names import OriginalNames, no_names
+from weave.models.schedulers import RELATED, SCHEDULERS, misfit, name_of
+from weave.models.single_files import DENOISERS, SingleFile
 from weave.models.sizes import Sizes
 from weave.protocol.bounds import Bounds, FloatRange, Range
 from weave.protocol.features import TEXT_TO_IMAGE
@@ -36,20 +38,28 @@ class Family(Struct, frozen=True, kw_only=True):
     optional: frozenset[str] = frozenset()
     # Yields the values that the components must agree on.
     sizes: Sizes
-    # Arguments of the pipeline's class: flags from model_index.json, and values that are the same for every model.
-    settings: frozenset[str] = frozenset()
+    # Arguments of the pipeline's class: keys of model_index.json, and values that are the same for every model.
+    settings: Rules = rules()
     fixed: Mapping[str, Any] = MappingProxyType({})
     # None: models of this family are loaded from folders only.
     single_file: SingleFile | None = None
-    # The number of tokens for T5, the pipeline's own default; None without T5.
-    t5_tokens: int | None = None
+    # The names of the denoiser's layers in the code of the model's authors, which LoRAs may use.
+    original_names: OriginalNames = no_names
+    # How many numbers a vector of an embedding has, for each text encoder of the published models. Empty: embeddings
+    # are not supported.
+    embedding_widths: tuple[int, ...] = ()
+    # How many tokens T5 or Qwen may get, the pipeline's own default; None where there is CLIP only.
+    max_sequence_length: int | None = None
+    # The text around a prompt, as that encoder gets it, and how many of its tokens the limit does not count.
+    prompt_template: str = "{}"
+    free_tokens: int = 0
     # The module in weave/gpu_worker/pipelines/ whose Adapter calls the pipeline.
     adapter: str = "base"
 
     @property
     def own_schedulers(self) -> tuple[str, ...]:
         """The classes of `schedulers`, one of which is made from a model's own scheduler_config.json."""
-        return tuple(SCHEDULERS[name].class_name for name in self.schedulers)
+        return tuple(dict.fromkeys(SCHEDULERS[name].class_name for name in self.schedulers))
 
     @property
     def related_schedulers(self) -> tuple[str, ...]:
@@ -61,6 +71,16 @@ class Family(Struct, frozen=True, kw_only=True):
         if class_name in self.related_schedulers:
             return SCHEDULERS[self.defaults.scheduler].class_name
         return str(class_name) if class_name in self.own_schedulers else None
+
+    def default_scheduler(self, config: Mapping[str, Any]) -> str:
+        """Of a model with this scheduler config: the family's default or, where that does not fit, the model's own."""
+        own = config["_class_name"]
+        return name_of(own) if misfit(self.defaults.scheduler, own, config) else self.defaults.scheduler
+
+    @property
+    def denoiser(self) -> str:
+        """The folder of the component that is called at each step."""
+        return next(part for part in self.components if part in DENOISERS)
 
     @property
     def encoders(self) -> int:

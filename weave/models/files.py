@@ -6,7 +6,6 @@ Format: github.com/huggingface/safetensors, "Format".
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -94,20 +93,16 @@ def _other_reason(path: Path) -> str:
     return ""
 
 
-def check_sha256(path: Path, pins: Mapping[str, str]) -> None:
-    """`pins` maps a path within the model to the digest that the file must have, in hex. Raises ModelFilesRefused."""
-    for name, expected in pins.items():
-        try:
-            with open(find_file(path, name), "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ModelFilesRefused(f"{name}: pinned by sha256, but {error.strerror}") from None
-        if found != expected:
-            raise ModelFilesRefused(f"{name}: sha256 is {found}, expected {expected}")
-
-
 def check_safetensors_header(path: Path, name: str | None = None) -> dict[str, Tensor]:
     """The file's tensors, if the header describes every byte exactly once. `name` is what messages call the file.
+
+    Raises ModelFilesRefused.
+    """
+    return read_safetensors_header(path, name)[0]
+
+
+def read_safetensors_header(path: Path, name: str | None = None) -> tuple[dict[str, Tensor], Any]:
+    """As check_safetensors_header(), with the metadata, which may be any JSON; None if it has none.
 
     Raises ModelFilesRefused.
     """
@@ -121,7 +116,7 @@ def check_safetensors_header(path: Path, name: str | None = None) -> dict[str, T
             header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
         if not isinstance(header, dict):
             raise ValueError("not an object")
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None)
         spans = sorted(_span(key, tensor) for key, tensor in header.items())
     except OSError as error:
         raise ModelFilesRefused(f"{name}: {error.strerror}") from None
@@ -135,7 +130,7 @@ def check_safetensors_header(path: Path, name: str | None = None) -> dict[str, T
     if end != size - 8 - length:
         detail = f"{size - 8 - length} bytes of data, the header describes {end}"
         raise ModelFilesRefused(f"{name}: {detail}{'; the download is incomplete' if size - 8 - length < end else ''}")
-    return {key: Tensor(tensor["dtype"], tuple(tensor["shape"])) for key, tensor in header.items()}
+    return {key: Tensor(tensor["dtype"], tuple(tensor["shape"])) for key, tensor in header.items()}, metadata
 
 
 def _span(name: str, tensor: dict[str, Any]) -> tuple[int, int]:

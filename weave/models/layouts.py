@@ -11,10 +11,15 @@ from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.models.faults import Checks, apart, fault_of
 from weave.models.files import ModelFilesRefused, find_file
-from weave.models.schedulers import SCHEDULER_RULES
+from weave.models.schedulers import SCHEDULER_RULES, misfit, name_of
+from weave.models.sizes import SETTINGS
 
 # Tokenizers open these besides the files in TOKENIZER_RULES, if they exist.
-_VOCABULARIES = ("added_tokens.json", "tokenizer.json", "vocab.json", "merges.txt", "spiece.model")
+_VOCABULARIES = (
+    *("added_tokens.json", "tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "chat_template.jinja"),
+)
+# They open every file in this folder. No family needs it.
+_TEMPLATES = "additional_chat_templates"
 # No file of these is worth a note: what git, the Hub's tools and people put beside a model.
 _BESIDE = {".md", ".txt", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".pdf", ""}
 
@@ -23,13 +28,13 @@ class Checked(NamedTuple):
     """Each component's config by its folder, including "scheduler" but no tokenizers, and the pipeline's settings."""
 
     configs: dict[str, dict[str, Any]]
-    settings: dict[str, bool]
+    settings: dict[str, Any]
 
 
 def unread_files(name: str, model: Path, weights: Iterable[Path]) -> list[str]:
     """The files of a model's folder that are never opened, relative to it, but for documentation and images. `weights`
     are those that are."""
-    opened = {"model_index.json", "scheduler/scheduler_config.json"}
+    opened = {SETTINGS, "scheduler/scheduler_config.json"}
     opened |= {str(path.relative_to(model)) for path in weights if path.is_relative_to(model)}
     for part, component in FAMILIES[name].components.items():
         if isinstance(component, TokenizerClass):
@@ -77,7 +82,7 @@ def folder_checks(
     configs = {part: config for part, config in found.items() if config is not None}
     models = {part: component for part, component in parts.items() if isinstance(component, ModelClass)}
     if models.keys() <= configs.keys():
-        yield from _check_sizes(family, models, configs)
+        yield from _check_sizes(family, models, configs, settings or {})
     return Checked(configs, settings or {})
 
 
@@ -90,10 +95,13 @@ def _parts(family: Family, folders: Mapping[str, Path]) -> Iterator[tuple[str, C
 
 
 def _check_sizes(
-    family: Family, models: Mapping[str, ModelClass], configs: Mapping[str, dict[str, Any]]
+    family: Family,
+    models: Mapping[str, ModelClass],
+    configs: Mapping[str, dict[str, Any]],
+    settings: dict[str, Any],
 ) -> Iterator[str]:
     effective = {part: {**component.defaults, **configs[part]} for part, component in models.items()}
-    for expected in family.sizes(effective):
+    for expected in family.sizes(effective | {SETTINGS: settings}):
         if isinstance(expected, str):
             yield expected
             continue
@@ -104,23 +112,20 @@ def _check_sizes(
             yield f"{expected.part}/config.json: {detail}"
 
 
-def _check_index(family: Family, model: Path) -> Checks[dict[str, bool]]:
-    if not (model / "model_index.json").exists():
+def _check_index(family: Family, model: Path) -> Checks[dict[str, Any] | None]:
+    if not (model / SETTINGS).exists():
         return {}
-    index = read_object(model, "model_index.json")
+    index = read_object(model, SETTINGS)
     if (name := index.get("_class_name")) not in (family.pipeline, *family.sibling_pipelines):
-        yield f"model_index.json: _class_name is {shown(name)}, expected {family.pipeline}"
+        yield f"{SETTINGS}: _class_name is {shown(name)}, expected {family.pipeline}"
     for part, component in family.components.items():
         entry = index.get(part)
         if entry is None or entry == [None, None]:
             continue
         if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in _names(component):
-            yield f"model_index.json: {part} is {shown(entry)}, expected {component.class_name}"
-    settings = {key: index[key] for key in family.settings if key in index}
-    for key, value in settings.items():
-        if not isinstance(value, bool):
-            yield f"model_index.json: {key} is {shown(value)}, expected true or false"
-    return settings
+            yield f"{SETTINGS}: {part} is {shown(entry)}, expected {component.class_name}"
+    settings = {key: value for key, value in index.items() if key in family.settings.keys}
+    return (yield from check_values(SETTINGS, settings, family.settings))
 
 
 def _check_scheduler(family: Family, model: Path, derived: dict[str, Any]) -> Checks[dict[str, Any] | None]:
@@ -132,6 +137,8 @@ def _check_scheduler(family: Family, model: Path, derived: dict[str, Any]) -> Ch
     if class_name is None:
         known = ", ".join((*family.own_schedulers, *family.related_schedulers))
         yield f"{name}: _class_name is {shown(config.get('_class_name'))}, expected one of {known}"
+    elif fault := misfit(name_of(class_name), class_name, config):
+        yield f"{name}: {fault}"
     return config | {"_class_name": class_name}
 
 
@@ -154,6 +161,8 @@ def _check_tokenizer(model: Path, part: str, component: TokenizerClass) -> Check
     for file in _VOCABULARIES:
         if (model / part / file).exists():
             yield from fault_of(find_file, model, f"{part}/{file}")
+    if (model / part / _TEMPLATES).exists():
+        yield f"{part}/{_TEMPLATES}: not supported; remove it"
     choices = component.vocabularies
     if not any(all((model / part / file).is_file() for file in files) for files in choices):
         # Without these transformers creates a tokenizer with an empty vocabulary.

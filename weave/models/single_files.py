@@ -6,12 +6,13 @@ libraries' classes.
 
 import re
 from collections.abc import Callable, Mapping
+from math import prod
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
-from weave.models.files import Header
+from weave.models.files import Header, ModelFilesRefused
 
 DENOISERS = ("unet", "transformer")
 # Before the names of their tensors, in files with several components.
@@ -36,17 +37,33 @@ class ShippedTokenizer(Struct, frozen=True):
     pad_token: str | None = None
 
 
+class StoredValue(NamedTuple):
+    """A tensor of so many `numbers`, of a kind in configs.KINDS, that are a value of a config: `key` in that of the
+    component `part`, or of "scheduler". Several are a list there."""
+
+    part: str
+    key: str
+    kind: str
+    numbers: int = 1
+
+
 class SingleFile(Struct, frozen=True, kw_only=True):
     """How a family's models come as single files. `is_of` tells whether a file with the UNet or transformer is of the
     family; `derive` tells from such a file, by component, the values of the configs that differ between its models.
     `velocity_bias` is a parameter of the UNet whose standard deviation tells whether the model predicts velocity, where
-    nothing else does. `usual_files` says where people get components that files lack."""
+    nothing else does; `values` are tensors, by name, whose numbers the worker reads. `usual_files` says where people
+    get components that files lack.
+
+    Where `layouts` names repositories on the Hub, a model needs a layout: their configs and their tokenizer, which the
+    daemon does not have."""
 
     parts: Mapping[str, FilePart]
     is_of: Callable[[Header], bool]
     derive: Callable[[Header], Mapping[str, dict[str, Any]]] = lambda header: {}
-    tokenizers: Mapping[str, ShippedTokenizer]
+    tokenizers: Mapping[str, ShippedTokenizer] = MappingProxyType({})
+    layouts: tuple[str, ...] = ()
     velocity_bias: str | None = None
+    values: Mapping[str, StoredValue] = MappingProxyType({})
     usual_files: Mapping[str, str] = MappingProxyType({})
 
 
@@ -55,12 +72,19 @@ OPEN_CLIP = ShippedTokenizer("clip_tokenizer", "!")
 T5 = ShippedTokenizer("t5_tokenizer")
 
 UNET = FilePart((DENOISER,), "unet", ("down_blocks.", "up_blocks.", "mid_block.", "time_embedding."))
-VAE = FilePart(("first_stage_model.", "vae."), "vae", ("encoder.down_blocks.", "decoder.up_blocks."))
 
 
-def of_transformer(converter: str) -> FilePart:
+def of_vae(converter: str) -> FilePart:
+    """A VAE's tensors."""
+    return FilePart(("first_stage_model.", "vae."), converter, ("encoder.down_blocks.", "decoder.up_blocks."))
+
+
+VAE = of_vae("vae")
+
+
+def of_transformer(converter: str, *own: str) -> FilePart:
     """A transformer's tensors."""
-    return FilePart((DENOISER,), converter, ("transformer_blocks.", "single_transformer_blocks."))
+    return FilePart((DENOISER,), converter, own or ("transformer_blocks.", "single_transformer_blocks."))
 
 
 def of_prefix(*prefixes: str) -> FilePart:
@@ -75,6 +99,15 @@ def tensors_of(part: FilePart, header: Header, *, alone: bool) -> dict[str, str]
         if found := {name.removeprefix(prefix): name for name in header if name.startswith(prefix)}:
             return found
     return {name: name for name in header} if alone else {}
+
+
+def values_of(file: SingleFile, header: Header) -> dict[str, StoredValue]:
+    """Those of `file.values` that a file has. Raises ModelFilesRefused."""
+    found = {name: value for name, value in file.values.items() if name in header}
+    for name, value in found.items():
+        if prod(shape := header[name].shape) != value.numbers:
+            raise ModelFilesRefused(f"{name}: its shape is {list(shape)}, expected one of {value.numbers} numbers")
+    return found
 
 
 def denoiser_of(header: Header) -> Header:

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 from weave.models.configs import shown
 
-# Each component's config by its folder, with the class's defaults for missing keys.
+# Each component's config by its folder, with the class's defaults for missing keys. With the pipeline's SETTINGS.
 Configs = Mapping[str, Mapping[str, Any]]
+SETTINGS = "model_index.json"
 # Yields what must hold, and as text what is wrong beyond that.
 Sizes = Callable[[Configs], Iterator["Expected | str"]]
 
@@ -40,6 +41,32 @@ def unet(configs: Configs) -> Iterator[Expected | str]:
     yield Expected("unet", "out_channels", latents, "the VAE's latent_channels")
     for key in ("encoder_hid_dim", "encoder_hid_dim_type", "class_embed_type", "num_class_embeds"):
         yield Expected("unet", key, None, "not supported in this family")
+
+
+def packed_transformer(configs: Configs, *, axes: int = 3) -> Iterator[Expected | str]:
+    """The sizes of a transformer like FLUX.1's and its VAE: latents packed by four, and `axes` axes of positions."""
+    yield from vae(configs)
+    transformer = configs["transformer"]
+    packed = 4 * configs["vae"]["latent_channels"]
+    yield Expected("transformer", "in_channels", packed, "4 times the VAE's latent_channels")
+    if transformer["out_channels"] is not None:
+        yield Expected("transformer", "out_channels", packed, "4 times the VAE's latent_channels")
+    yield Expected("transformer", "patch_size", 1, "as in this family")
+    yield rotations(configs, axes=axes)
+
+
+def rotations(configs: Configs, *, axes: int) -> Expected:
+    """The rotations by position cover a head of the transformer."""
+    found = configs["transformer"]["axes_dims_rope"]
+    rotated = total(*found) if len(found) == axes else None
+    return Expected("transformer", "attention_head_dim", rotated, f"the sum of {axes} axes_dims_rope")
+
+
+def in_range(part: str, key: str, found: int, *, least: int, most: int | None = None) -> Iterator[str]:
+    """A fault, unless `found`, a value of `key` in the config of `part`, is in the range."""
+    if found < least or (most is not None and found > most):
+        bound = f"at least {least}" if most is None else f"from {least} to {most}"
+        yield f"{part}/config.json: {key} is {found}, expected {bound}"
 
 
 def total(*sizes: int | None) -> int | None:

@@ -12,7 +12,9 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from weave.protocol.bounds import Bounds
+from weave.protocol.embeddings import EmbeddingOffers
 from weave.protocol.errors import UNDECODABLE, ErrorCode, FrameError, RequestError
+from weave.protocol.loras import LoraOffers
 from weave.protocol.metrics import Metrics
 from weave.protocol.parameters import Defaults, Delivery, ImageFormat, RequestedParameters
 from weave.protocol.text import ModelId, Name, Title
@@ -222,11 +224,14 @@ class ModelOffer(Struct, frozen=True, kw_only=True):
 
 
 class Models(_Event, frozen=True, kw_only=True, tag="models", omit_defaults=False):
-    """The models on offer; a request that names none gets the `loaded` one, else the `default`."""
+    """The models on offer; a request that names none gets the `loaded` one, else the `default`. `loras` and
+    `embeddings`: those on offer for the families of the models, and perhaps others; older daemons have none."""
 
     models: tuple[ModelOffer, ...]
     default: ModelId | None
     loaded: ModelId | None
+    loras: LoraOffers = ()
+    embeddings: EmbeddingOffers = ()
 
 
 class _Kind(Struct):
@@ -240,7 +245,8 @@ _event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _kind_decoder: msgspec.json.Decoder[_Kind] = msgspec.json.Decoder(_Kind)
 _KNOWN_EVENTS = frozenset(kind.__struct_config__.tag for kind in get_args(Event))
 _encoder = msgspec.json.Encoder()
-_FIELD_IN_ERROR = re.compile(r"at `\$\.([a-z_0-9]+)|(?:field|unknown field|unknown) `([a-z_0-9]+)`")
+# The field of the message itself, before one inside it.
+_FIELD_IN_ERROR = re.compile(r".*at `\$\.([a-z_0-9]+)|(?:field|unknown field|unknown) `([a-z_0-9]+)`")
 
 
 def decode_op(payload: bytes) -> ClientMessage:

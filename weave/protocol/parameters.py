@@ -8,10 +8,13 @@ table in docs/protocol.md are derived from these declarations. CONTRIBUTING.md s
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeAlias, assert_never, get_args, get_origin
 
+import msgspec
 from msgspec import Struct, structs
 
 from weave.protocol.bounds import MAX_SEED, Bounds, FloatRange, Range, check_range
+from weave.protocol.embeddings import EmbeddingOffers, check_embeddings
 from weave.protocol.errors import ErrorCode, RequestError
+from weave.protocol.loras import LoraOffers, RequestedLora, check_loras
 from weave.protocol.text import Name
 
 ImageFormat: TypeAlias = Literal["png", "raw"]
@@ -40,7 +43,17 @@ class OfferedScheduler(Struct, frozen=True):
     """One of the model's schedulers."""
 
 
-Bound: TypeAlias = Range | FloatRange | OfModel | UpTo | PromptLength | OfferedScheduler
+class OfferedLoras(Struct, frozen=True):
+    """At most MAX_LORAS of those for the model's family, each once and within its largest weight."""
+
+
+class OfferedEmbeddings(Struct, frozen=True):
+    """At most MAX_EMBEDDINGS of those for the model's family, each once and in one of the prompts."""
+
+
+Bound: TypeAlias = (
+    Range | FloatRange | OfModel | UpTo | PromptLength | OfferedScheduler | OfferedLoras | OfferedEmbeddings
+)
 
 
 class Parameter(Struct, frozen=True):
@@ -111,6 +124,28 @@ class RequestedParameters(Struct, frozen=True, forbid_unknown_fields=True, kw_on
         str | None,
         Parameter("one of the model's schedulers", OfferedScheduler(), option="--scheduler NAME"),
     ] = None
+    loras: Annotated[
+        tuple[RequestedLora, ...],
+        Parameter(
+            "LoRAs to apply, each with its weight (1 if left out)",
+            OfferedLoras(),
+            default="none",
+            option="--lora ID[:WEIGHT]",
+            since="0.2.0",
+            feature="loras",
+        ),
+    ] = ()
+    embeddings: Annotated[
+        tuple[str, ...],
+        Parameter(
+            "embeddings to use, whose IDs stand in the prompts as words",
+            OfferedEmbeddings(),
+            default="none",
+            option="--embedding ID",
+            since="0.2.0",
+            feature="embeddings",
+        ),
+    ] = ()
     images: Annotated[
         int,
         Parameter("number of images", OfModel("images"), option="--images N", in_png=False),
@@ -164,6 +199,8 @@ class Parameters(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     cfg_scale: float
     seed: int
     scheduler: str
+    loras: tuple[RequestedLora, ...] = ()
+    embeddings: tuple[str, ...] = ()
     images: int
     format: ImageFormat
     preview_every: int
@@ -209,16 +246,22 @@ def with_defaults(request: RequestedParameters, defaults: Defaults, *, seed: int
     return Parameters(**{name: values[name] for name in Parameters.__struct_fields__ if name in values})
 
 
-def check_parameters(parameters: Parameters, bounds: Bounds, schedulers: tuple[str, ...]) -> None:
+def check_parameters(
+    parameters: Parameters,
+    bounds: Bounds,
+    schedulers: tuple[str, ...],
+    loras: LoraOffers = (),
+    embeddings: EmbeddingOffers = (),
+) -> None:
     """The check against a model's bounds, in the broker before it queues a job, and in the worker before it runs one:
-    neither trusts the other.
+    neither trusts the other. `loras` and `embeddings` are those for the model's family.
 
     Raises RequestError (out_of_bounds, invalid_request) with the first field outside its bound, its value and the
     bound.
     """
     for name, parameter in PARAMETERS.items():
         if parameter.bound is not None:
-            _check(name, getattr(parameters, name), parameter.bound, bounds, schedulers)
+            _check(name, parameters, parameter.bound, bounds, schedulers, loras, embeddings)
     for prompt in parameters.encoder_prompts:
         _check_text("prompt", prompt, bounds)
     check_range("pixels", parameters.width * parameters.height * parameters.images, bounds.pixels)
@@ -227,10 +270,24 @@ def check_parameters(parameters: Parameters, bounds: Bounds, schedulers: tuple[s
 def png_text(parameters: Parameters, *, model: str, seed: int) -> dict[str, str]:
     """What a PNG carries so that its image can be generated again. `seed` is this image's."""
     values = structs.asdict(parameters) | {"model": model, "seed": seed}
-    return {name: str(values[name]) for name, parameter in PARAMETERS.items() if parameter.in_png}
+    return {name: _text(values[name]) for name, parameter in PARAMETERS.items() if parameter.in_png}
 
 
-def _check(field: str, value: Any, bound: Bound, bounds: Bounds, schedulers: tuple[str, ...]) -> None:
+def _text(value: Any) -> str:
+    """A value as itself, or as in a request."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _check(
+    field: str,
+    parameters: Parameters,
+    bound: Bound,
+    bounds: Bounds,
+    schedulers: tuple[str, ...],
+    loras: LoraOffers,
+    embeddings: EmbeddingOffers,
+) -> None:
+    value = getattr(parameters, field)
     match bound:
         case Range() | FloatRange():
             check_range(field, value, bound)
@@ -243,6 +300,10 @@ def _check(field: str, value: Any, bound: Bound, bounds: Bounds, schedulers: tup
                 _check_text(field, value, bounds)
         case OfferedScheduler():
             _check_scheduler(value, schedulers)
+        case OfferedLoras():
+            check_loras(field, value, loras)
+        case OfferedEmbeddings():
+            check_embeddings(field, value, embeddings, (parameters.prompt, parameters.negative_prompt))
         case _:
             assert_never(bound)
 

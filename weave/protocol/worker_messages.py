@@ -12,7 +12,9 @@ from weave.protocol.client_messages import Tokens
 from weave.protocol.parameters import Parameters
 from weave.protocol.text import Device, Dtype
 
-Reason: TypeAlias = Literal["cancelled", "out_of_memory", "refused", "scheduler", "libraries", "internal"]
+Reason: TypeAlias = Literal[
+    "cancelled", "out_of_memory", "refused", "lora", "embedding", "scheduler", "libraries", "internal"
+]
 # The folders of text encoders in a model.
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # Of the detail that a worker sends for the log, in characters.

@@ -1,4 +1,5 @@
-"""weavectl add: looks at a model and adds it to the config. In system mode it prints what root must run instead."""
+"""weavectl add: looks at a model or embedding and adds it to the config. In system mode it prints what root must run
+instead."""
 
 import argparse
 import shlex
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 from weave.config import load as config_file
 from weave.config.drop_in import DropIn, free_id, plan, write
-from weave.config.schema import Config, ConfigError
+from weave.config.schema import Config, ConfigError, EmbeddingConfig, ModelConfig
 from weave.models.assets import Source
 from weave.models.detect import Detected, detect
 from weave.models.files import ModelFilesRefused
@@ -16,7 +17,7 @@ from weave.protocol.text import LONGEST_TITLE, visible
 from weave.weavectl.doctor import EXIT_PROBLEM
 from weave.weavectl.known import show_known
 from weave.weavectl.locate import is_systems, socket_to_check
-from weave.weavectl.look import look_at
+from weave.weavectl.look import look_at, look_at_embedding
 from weave.weavectl.output import Output, UsageError
 
 # Where AppArmor and SELinux let the system's worker read models.
@@ -24,7 +25,7 @@ _SYSTEM_MODELS = Path("/var/lib/weave/models")
 
 
 class _Target(NamedTuple):
-    """The config that a model is added to: `given` is --config, `path` the main file."""
+    """The config that something is added to: `given` is --config, `path` the main file."""
 
     given: Path | None
     path: Path
@@ -33,9 +34,11 @@ class _Target(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """`copies` are what root must copy first, and where to. The default model may change, if the config names none."""
+    """`table` is models or embeddings. `copies` are what root must copy first, and where to. The default model may
+    change, if the config names none."""
 
-    model_id: str
+    table: str
+    added_id: str
     copies: dict[Path, Path]
     source: Source
     drop_in: DropIn
@@ -43,9 +46,9 @@ class _Plan(NamedTuple):
 
 
 def add(options: argparse.Namespace, output: Output) -> int:
-    """Look at a model, and add it to the config."""
+    """Look at a model or embedding, and add it to the config."""
     if options.known == (options.path is not None):
-        raise UsageError("name a model's folder or file, or --known")
+        raise UsageError("name a model's folder or file, or an embedding's file, or --known")
     if options.known:
         return show_known(output)
     try:
@@ -58,21 +61,22 @@ def add(options: argparse.Namespace, output: Output) -> int:
 def _add(options: argparse.Namespace, output: Output) -> int:
     target = _target(options)
     detected = detect(options.path, options.layout, dict(options.part))
-    look = look_at(detected, target.config.device)
+    embedding, device = detected.embedding, target.config.device
+    look = look_at(detected, device) if embedding is None else look_at_embedding(detected, embedding)
     _show(output, look.lines())
     fields = look.fields()
     if look.faults:
         _show(output, ["", "Not added: fix the faults first."])
         _report(output, good=False, **fields)
         return EXIT_PROBLEM
-    planned = _plan(options, target, detected)
+    planned = _plan(options, target, detected, look.scheduler)
     commands = _commands(planned, target.config) if target.system else []
     _show(output, ["", f"{planned.drop_in.path}:", *_indented(planned.drop_in.text.splitlines())])
     is_written = not (target.system or options.dry_run)
     if is_written:
         write(planned.drop_in)
     _show(output, ["", *_what_follows(planned, target, commands, is_written=is_written)])
-    added = {"id": planned.model_id, "file": str(planned.drop_in.path), "toml": planned.drop_in.text}
+    added = {"id": planned.added_id, "file": str(planned.drop_in.path), "toml": planned.drop_in.text}
     _report(output, good=True, **fields, **added, written=is_written, as_root=commands)
     return 0
 
@@ -85,29 +89,32 @@ def _target(options: argparse.Namespace) -> _Target:
     return _Target(options.config, path, system, config_file.load(options.config, system=system, planned=without_demo))
 
 
-def _plan(options: argparse.Namespace, target: _Target, detected: Detected) -> _Plan:
-    """Raises ConfigError if the model is in the config already, or the daemon would refuse the config with it."""
+def _plan(options: argparse.Namespace, target: _Target, detected: Detected, scheduler: str | None) -> _Plan:
+    """`scheduler` is as in Look. Raises ConfigError if it is in the config already, or the daemon would refuse the
+    config with it."""
     paths = _paths(detected.source)
     for path in paths:
         _check_printable(path)
-    models = target.config.models
-    own = next((name for name, model in models.items() if model.path == str(paths[0].resolve())), None)
+    table = "models" if detected.embedding is None else "embeddings"
+    present: Mapping[str, ModelConfig | EmbeddingConfig] = getattr(target.config, table)
+    own = next((name for name, it in present.items() if it.path == str(paths[0].resolve())), None)
     if own is not None and options.id is None:
         raise ConfigError(f"{paths[0]} is in the config already, as {own}; to add it again, give it another --id")
-    taken = models.keys() | {file.stem for file in target.path.parent.glob("conf.d/*.toml")}
-    model_id = options.id or free_id(detected.name.rpartition("/")[2], taken)
-    if model_id in models:
-        raise ConfigError(f"models.{model_id} is in the config already; choose another --id")
-    copies = _copies(paths, _SYSTEM_MODELS / model_id) if target.system else {}
+    taken = present.keys() | {file.stem for file in target.path.parent.glob("conf.d/*.toml")}
+    added_id = options.id or free_id(detected.name.rpartition("/")[2], taken)
+    if added_id in present:
+        raise ConfigError(f"{table}.{added_id} is in the config already; choose another --id")
+    copies = _copies(paths, _SYSTEM_MODELS / added_id) if target.system else {}
     source = _moved(detected.source, copies)
     title = visible(detected.name)[:LONGEST_TITLE] if options.title is None else options.title
-    drop_in = plan(target.path, model_id, source=source, family=detected.families[0], title=title)
-    for file in (drop_in.path, *([_SYSTEM_MODELS / model_id] if copies else [])):
+    family = detected.families[0]
+    drop_in = plan(target.path, table, added_id, source=source, family=family, title=title, scheduler=scheduler)
+    for file in (drop_in.path, *([_SYSTEM_MODELS / added_id] if copies else [])):
         if file.exists():
             raise ConfigError(f"{file} exists, and is not overwritten; choose another --id")
     after = config_file.load(target.given, system=target.system, planned=drop_in)
-    is_default = model_id == (after.default_model or next(iter(after.models)))
-    return _Plan(model_id, copies, source, drop_in, is_default)
+    is_default = table == "models" and added_id == (after.default_model or next(iter(after.models)))
+    return _Plan(table, added_id, copies, source, drop_in, is_default)
 
 
 def _paths(source: Source) -> list[Path]:
@@ -137,7 +144,7 @@ def _check_printable(path: Path) -> None:
 
 def _commands(planned: _Plan, config: Config) -> list[str]:
     """What root must run in system mode."""
-    top = _SYSTEM_MODELS / planned.model_id
+    top = _SYSTEM_MODELS / planned.added_id
     served = shlex.join(map(str, [top] if planned.copies else _paths(planned.source)))
     file = planned.drop_in.path
     return [
@@ -163,7 +170,7 @@ def _copying(path: Path, copy: Path) -> str:
 
 
 def _what_follows(planned: _Plan, target: _Target, commands: list[str], *, is_written: bool) -> Iterator[str]:
-    if not target.config.models:
+    if planned.table == "models" and not target.config.models:
         yield "The demo model is served only while the config has no other."
     if planned.is_default:
         yield "It becomes the default model, unless the config names another as default_model."
@@ -176,7 +183,10 @@ def _what_follows(planned: _Plan, target: _Target, commands: list[str], *, is_wr
         yield "    or, for a daemon started by hand: pkill -HUP -x weave-compute"
     else:
         yield "Not written (--dry-run)."
-    yield f"Then: weavectl load {planned.model_id}"
+    if planned.table == "models":
+        yield f"Then: weavectl load {planned.added_id}"
+    else:
+        yield f'Then: weavectl generate "... {planned.added_id} ..." --embedding {planned.added_id}'
 
 
 def _indented(lines: Iterable[str]) -> list[str]:

@@ -23,14 +23,18 @@ def status(options: argparse.Namespace, output: Output) -> int:
 
 
 def models(options: argparse.Namespace, output: Output) -> int:
-    """List the models on offer."""
+    """List the models on offer, and the LoRAs and embeddings for them."""
     with connect(options) as client:
         answer = client.list_models()
     output.event(answer)
     for model in answer.models if not output.json else ():
         marks = [word for word, who in (("default", answer.default), ("loaded", answer.loaded)) if who == model.id]
         suffix = f" ({', '.join(marks)})" if marks else ""
-        output.line(f"{model.id:<23} {model.family:<7} {model.title}{suffix}")
+        output.line(f"{model.id:<23} {model.family:<11} {model.title}{suffix}")
+    for lora in answer.loras if not output.json else ():
+        output.line(f"  {lora.id:<21} {lora.family:<11} {lora.title} (LoRA, weight up to {lora.max_weight:g})")
+    for embedding in answer.embeddings if not output.json else ():
+        output.line(f"  {embedding.id:<21} {embedding.family:<11} {embedding.title} (embedding)")
     return 0
 
 

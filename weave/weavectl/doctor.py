@@ -5,13 +5,17 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from weave.client import NotRunning, ProtocolError, WeaveError
 from weave.config import load as config_file
 from weave.config.schema import Config, ConfigError, ModelConfig
+from weave.models import embedding_keys, lora_keys
 from weave.models.assets import all_checks, source_of
-from weave.models.faults import collect
+from weave.models.families import FAMILIES
+from weave.models.faults import collect, fault_of
 from weave.models.layouts import unread_files
+from weave.models.schedulers import misfit
 from weave.protocol.client_messages import StatusReport
 from weave.weavectl.connect import connect, describe_listener
 from weave.weavectl.doctor_sandbox import check_landlock, check_layers, check_what_it_needs
@@ -22,10 +26,11 @@ from weave.weavectl.output import Output
 EXIT_PROBLEM = 4
 _NVIDIA, _NVIDIA_UVM, _KFD = (Path("/dev") / name for name in ("nvidiactl", "nvidia-uvm", "kfd"))
 _SHOWN_FILES = 5
+_KINDS = {"lora": "LoRA", "embedding": "embedding"}
 
 
 def doctor(options: argparse.Namespace, output: Output) -> int:
-    """Check the socket, config, models, GPU and sandbox, and suggest fixes."""
+    """Check the socket, config, models, LoRAs, embeddings, GPU and sandbox, and suggest fixes."""
     worst = 0
     for finding in _findings(options):
         output.line(
@@ -38,7 +43,7 @@ def doctor(options: argparse.Namespace, output: Output) -> int:
 
 
 def check_config(options: argparse.Namespace, output: Output) -> int:
-    """Check the config and the files of its models."""
+    """Check the config and the files of its models, LoRAs and embeddings."""
     system = is_systems(socket_to_check(options))
     try:
         path = options.config or config_file.default_path(system=system)
@@ -46,9 +51,10 @@ def check_config(options: argparse.Namespace, output: Output) -> int:
     except (ConfigError, OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
         output.line(str(error), good=False, detail=str(error))
         return EXIT_PROBLEM
-    found = [(name, fault) for name, model in config.models.items() for fault in _faults(config, model)[0]]
-    for name, fault in found:
-        output.line(f"model {name}: {fault}", good=False, model=name, detail=fault)
+    found = [("model", name, fault) for name, model in config.models.items() for fault in _faults(config, model)[0]]
+    found += [(kind, name, fault) for kind, name, _, faults in _faults_of_added(config) for fault in faults]
+    for kind, name, fault in found:
+        output.line(f"{kind} {name}: {fault}", good=False, detail=fault, **{kind: name})
     if found:
         return EXIT_PROBLEM
     output.line(f"good: {path}: {', '.join(config.models)}", good=True, path=str(path), models=list(config.models))
@@ -69,6 +75,7 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
         path = options.config or config_file.default_path(system=system)
         yield Finding("config", "ok", f"{path}, {len(config.models)} models")
         yield from _check_models(config)
+        yield from _check_added(config)
     yield daemon
     if report is None:
         yield from check_what_it_needs(config, system=system)
@@ -138,7 +145,12 @@ def _check_models(config: Config) -> Iterator[Finding]:
     for name, model in config.models.items():
         faults, weights = _faults(config, model)
         for fault in faults:
-            yield Finding(f"model {name}", "fail", fault, f"fix {model.path}, or remove the model from the config")
+            yield Finding(
+                f"model {name}",
+                "fail",
+                fault,
+                f"fix {model.path} or its table in the config, or remove the model from the config",
+            )
         if not faults:
             unread = unread_files(model.family, Path(model.path), weights)
             more = ", ..." * (len(unread) > _SHOWN_FILES)
@@ -150,7 +162,34 @@ def _faults(config: Config, model: ModelConfig) -> tuple[list[str], list[Path]]:
     """Everything that is wrong with a model's files, and the files with its weights."""
     source = source_of(model.path, model.layout, model.parts)
     faults, assets = collect(all_checks(model.family, source, config.device.dtype, model.sha256))
+    if assets and not faults:
+        faults = list(_default_faults(model, assets.checked.configs["scheduler"]))
     return faults, assets.files() if assets else []
+
+
+def _default_faults(model: ModelConfig, scheduler: dict[str, Any]) -> Iterator[str]:
+    """That a request without a scheduler would fail."""
+    default = model.defaults.scheduler or FAMILIES[model.family].defaults.scheduler
+    if reason := misfit(default, scheduler["_class_name"], scheduler):
+        yield f"the default scheduler is {default}: {reason}; set the model's defaults.scheduler in the config"
+
+
+def _check_added(config: Config) -> Iterator[Finding]:
+    for kind, name, path, faults in _faults_of_added(config):
+        for fault in faults:
+            yield Finding(f"{kind} {name}", "fail", fault, f"fix {path}, or remove the {_KINDS[kind]} from the config")
+        if not faults:
+            yield Finding(f"{kind} {name}", "ok", path)
+
+
+def _faults_of_added(config: Config) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Kind, ID, path and faults of each LoRA and embedding, as far as they can be seen without loading a model."""
+    for name, lora in config.loras.items():
+        yield "lora", name, lora.path, list(fault_of(lora_keys.check_file, Path(lora.path), lora.sha256))
+    for name, embedding in config.embeddings.items():
+        check = embedding_keys.check_file
+        faults = fault_of(check, Path(embedding.path), embedding.family, embedding.sha256)
+        yield "embedding", name, embedding.path, list(faults)
 
 
 def _check_gpu(used: str | None, *, system: bool) -> Finding:

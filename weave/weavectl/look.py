@@ -1,4 +1,5 @@
-"""What there is to say about a model before it is served: its parts, sizes, and everything that is wrong with it."""
+"""What there is to say about a model or embedding before it is served: its parts, sizes, and everything that is wrong
+with it."""
 
 import contextlib
 import os
@@ -10,6 +11,7 @@ from weave.config.schema import DeviceConfig
 from weave.models.assets import all_checks
 from weave.models.components import ModelClass
 from weave.models.detect import Detected
+from weave.models.embedding_keys import Embedding
 from weave.models.families import FAMILIES
 from weave.models.faults import collect
 from weave.models.files import ModelFilesRefused
@@ -20,7 +22,8 @@ _LICENCES = ("license", "licence", "copying")
 
 
 class Look(NamedTuple):
-    """`memory` is in bytes by dtype, for each that the model may be loaded in. Sizes on the disk are in bytes too."""
+    """`memory` is in bytes by dtype, for each that the model may be loaded in. Sizes on the disk are in bytes too.
+    `scheduler` is the model's default, where the family's does not fit it."""
 
     detected: Detected
     parts: dict[str, Part]
@@ -30,6 +33,7 @@ class Look(NamedTuple):
     unread_size: int
     licences: list[str]
     faults: list[str]
+    scheduler: str | None
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -63,6 +67,40 @@ class Look(NamedTuple):
         }
 
 
+class EmbeddingLook(NamedTuple):
+    """`size` is in bytes. What detect() takes for an embedding has no fault that shows without a model."""
+
+    detected: Detected
+    embedding: Embedding
+    size: int
+    faults: tuple[str, ...] = ()
+    scheduler: None = None
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        yield f"path        {self.detected.source.path}"
+        yield f"family      {self.detected.families[0]}"
+        widths = " and ".join(map(str, self.embedding.widths))
+        yield f"vectors     {self.embedding.vectors}, of {widths} numbers"
+        yield f"disk        {shown_bytes(self.size)}"
+
+    def fields(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "path": str(self.detected.source.path),
+            "family": self.detected.families[0],
+            "vectors": self.embedding.vectors,
+            "widths": self.embedding.widths,
+            "size": self.size,
+            "faults": self.faults,
+        }
+
+
+def look_at_embedding(detected: Detected, embedding: Embedding) -> EmbeddingLook:
+    """Raises OSError."""
+    return EmbeddingLook(detected, embedding, detected.source.path.stat().st_size)
+
+
 def look_at(detected: Detected, device: DeviceConfig) -> Look:
     """Raises OSError."""
     family, source, path = FAMILIES[detected.families[0]], detected.source, detected.source.path
@@ -73,6 +111,7 @@ def look_at(detected: Detected, device: DeviceConfig) -> Look:
         if isinstance(component, ModelClass) and name in weights:
             with contextlib.suppress(ModelFilesRefused):  # it is among the faults
                 parts[name] = measure(component, weights[name])
+    scheduler = family.default_scheduler(assets.checked.configs["scheduler"]) if assets and not faults else None
     folder = path if path.is_dir() else path.parent
     unread = unread_files(family.name, path, assets.files() if assets else [])
     return Look(
@@ -84,6 +123,7 @@ def look_at(detected: Detected, device: DeviceConfig) -> Look:
         unread_size=_size(path / file for file in unread),
         licences=sorted(file.name for file in folder.iterdir() if file.name.lower().startswith(_LICENCES)),
         faults=faults,
+        scheduler=scheduler if scheduler != family.defaults.scheduler else None,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from weave import __version__
+from weave.protocol.loras import RequestedLora
 from weave.protocol.parameters import PARAMETERS, Parameter, RequestedParameters, choices_of, summary, type_of
 from weave.protocol.text import is_model_id, visible
 from weave.weavectl import add as add_model
@@ -24,6 +25,13 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(visible(message))
+
+
+class _Collect(argparse.Action):
+    """Each use of the option adds a value to a tuple, as messages have it."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, value: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest), value))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     cancel.add_argument("job", type=int, nargs="*", help="the job's number in status")
     cancel.add_argument("--all", action="store_true", help="all of your jobs")
     cancel.set_defaults(run=commands.cancel)
-    _add_add(add("add", "add a model to the config"))
+    _add_add(add("add", "add a model or embedding to the config"))
     for name, run in (("doctor", doctor.doctor), ("check-config", doctor.check_config)):
         verb = add(name, (run.__doc__ or "").splitlines()[0].rstrip(".").lower())
         _add_config(verb)
@@ -80,7 +88,7 @@ def _add_common(options: argparse.ArgumentParser) -> None:
 
 
 def _add_add(verb: argparse.ArgumentParser) -> None:
-    text = "the model's folder, also in the Hub's cache, or its .safetensors file"
+    text = "a model's folder, also in the Hub's cache, or its .safetensors file, or that of an embedding"
     verb.add_argument("path", type=_path, nargs="?", metavar="PATH", help=text)
     verb.add_argument(
         "--part",
@@ -97,9 +105,9 @@ def _add_add(verb: argparse.ArgumentParser) -> None:
         help="for a file: a folder with other configs than the published model's",
     )
     verb.add_argument(
-        "--id", type=_model_id, metavar="ID", help="the model's ID (default: made from the folder's name)"
+        "--id", type=_model_id, metavar="ID", help="its ID (default: made from the folder's or file's name)"
     )
-    verb.add_argument("--title", metavar="TEXT", help="the model's title (default: the folder's name)")
+    verb.add_argument("--title", metavar="TEXT", help="its title (default: the folder's or file's name)")
     verb.add_argument("-n", "--dry-run", action="store_true", help="write nothing")
     verb.add_argument("--known", action="store_true", help="list models that many people use, and how to get them")
     _add_config(verb)
@@ -136,11 +144,22 @@ def _add_generate(verb: argparse.ArgumentParser) -> None:
 
 def _add_parameter(verb: argparse.ArgumentParser, name: str, parameter: Parameter, *, default: Any) -> None:
     option, _, metavar = parameter.option.partition(" ")
-    if choices := choices_of(name):
+    if type_of(name) == tuple[RequestedLora, ...]:
+        verb.add_argument(
+            option, dest=name, type=_lora, action=_Collect, default=default, metavar=metavar, help=summary(name)
+        )
+    elif type_of(name) == tuple[str, ...]:
+        verb.add_argument(option, dest=name, action=_Collect, default=default, metavar=metavar, help=summary(name))
+    elif choices := choices_of(name):
         verb.add_argument(option, dest=name, choices=choices, default=default, help=summary(name))
     else:
         convert = _finite if type_of(name) is float else type_of(name)
         verb.add_argument(option, dest=name, type=convert, default=default, metavar=metavar, help=summary(name))
+
+
+def _lora(text: str) -> RequestedLora:
+    lora_id, separator, weight = text.rpartition(":")
+    return RequestedLora(lora_id, _finite(weight)) if separator else RequestedLora(text)
 
 
 def _path(text: str) -> Path:

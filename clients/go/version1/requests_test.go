@@ -111,7 +111,7 @@ func TestEveryInvalidFieldGetsItsCodeOnAnOpenConnection(t *testing.T) {
 		"prompt data of 9 MiB": {4, func(r *request) { r.promptData = bytes.Repeat([]byte("x"), 9<<20) }},
 		"no prompt data":       {4, func(r *request) { r.promptData = nil }},
 	}
-	for _, side := range []uint32{0, 1, 63, 65, 96, 128, 2048, 2112, math.MaxUint32} { // the demo model supports 64
+	for _, side := range []uint32{0, 1, 63, 65, 96, 192, 2048, 2112, math.MaxUint32} { // the demo model supports 64 and 128
 		mistakes["width "+number(side)] = mistake{5, func(r *request) { r.width = side }}
 		mistakes["height "+number(side)] = mistake{5, func(r *request) { r.height = side }}
 	}

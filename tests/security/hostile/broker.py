@@ -25,6 +25,7 @@ from weave.protocol.control_messages import (
     WorkerEnded,
     WorkerStarted,
 )
+from weave.protocol.loras import RequestedLora
 from weave.protocol.metrics import Metrics
 from weave.protocol.parameters import Parameters
 from weave.protocol.waiting import receive
@@ -171,6 +172,10 @@ BAD_RUNS: dict[str, Run] = {
     "prompt": run_of(prompt="x" * 100_000),
     "prompts of the encoders": run_of(encoder_prompts=("x" * 10_000, "y", "z")),
     "preview_every": run_of(preview_every=-1),
+    "a LoRA that is not listed": run_of(loras=(RequestedLora("/etc/passwd"),)),
+    "many LoRAs": run_of(loras=(RequestedLora("x"),) * 1000),
+    "an embedding that is not listed": run_of(embeddings=("/etc/passwd",)),
+    "many embeddings": run_of(embeddings=("x",) * 1000),
 }
 
 

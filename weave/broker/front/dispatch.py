@@ -62,15 +62,22 @@ class Dispatcher:
             case Status():
                 reply.send(report_to(uid, self._snapshot()))
             case ListModels():
-                loaded = self._scheduler.loaded_model(uid)
-                reply.send(Models(models=self._config.models, default=self._config.default_model, loaded=loaded))
+                config, loaded = self._config, self._scheduler.loaded_model(uid)
+                models = Models(
+                    models=config.models,
+                    default=config.default_model,
+                    loaded=loaded,
+                    loras=config.loras,
+                    embeddings=config.embeddings,
+                )
+                reply.send(models)
             case Cancel():
                 self._scheduler.cancel(self._find_job(session, message))
                 reply.send(Done())
             case Generate():
                 self._charge(session)
                 model = pick_model(self._config, message.model, self._scheduler.loaded_model(uid))
-                self._generate(session, reply, model, task_of(message, model))
+                self._generate(session, reply, model, task_of(message, model, self._config))
             case version1.Request():
                 self._charge(session)
                 model = pick_model_of_version_1(self._config, message.model_id)

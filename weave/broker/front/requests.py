@@ -7,7 +7,9 @@ from msgspec import structs
 from weave.config.child_configs import BrokerConfig
 from weave.protocol import version1
 from weave.protocol.client_messages import Generate, ModelOffer
+from weave.protocol.embeddings import EmbeddingOffers, embeddings_for
 from weave.protocol.errors import ErrorCode, RequestError
+from weave.protocol.loras import LoraOffers, loras_for
 from weave.protocol.parameters import Parameters, RequestedParameters, check_parameters, with_defaults
 from weave.protocol.tasks import Task, TextToImage
 
@@ -40,10 +42,10 @@ def pick_model_of_version_1(config: BrokerConfig, v1_id: int) -> ModelOffer:
     raise RequestError(ErrorCode.UNKNOWN_MODEL, f"no model has the number {v1_id}", field="model", value=v1_id)
 
 
-def task_of(request: Generate, model: ModelOffer) -> Task:
+def task_of(request: Generate, model: ModelOffer, config: BrokerConfig) -> Task:
     """The task that a version 2 request becomes. Raises RequestError (out_of_bounds, invalid_request)."""
     parameters = with_defaults(request, model.defaults, seed=_random_seed())
-    check_bounds(parameters, model)
+    check_bounds(parameters, model, config.loras, config.embeddings)
     return TextToImage(parameters=parameters, deliver=request.deliver)
 
 
@@ -65,9 +67,12 @@ def task_of_version_1(request: version1.Request, model: ModelOffer) -> Task:
     return TextToImage(parameters=parameters)
 
 
-def check_bounds(parameters: Parameters, model: ModelOffer) -> None:
+def check_bounds(
+    parameters: Parameters, model: ModelOffer, loras: LoraOffers = (), embeddings: EmbeddingOffers = ()
+) -> None:
     """The broker's check; the worker makes its own. Raises RequestError (out_of_bounds, invalid_request)."""
-    check_parameters(parameters, model.bounds, model.schedulers)
+    loras, embeddings = loras_for(model.family, loras), embeddings_for(model.family, embeddings)
+    check_parameters(parameters, model.bounds, model.schedulers, loras, embeddings)
 
 
 def _random_seed() -> int:

@@ -12,7 +12,13 @@ FAILURES = {
     "cancelled": (ErrorCode.CANCELLED, "cancelled"),
     "out_of_memory": (ErrorCode.OUT_OF_MEMORY, "the device has not enough free memory for this job"),
     "refused": (ErrorCode.WORKER_FAILED, "the model's files were refused; the daemon's log says which"),
-    "scheduler": (ErrorCode.OUT_OF_BOUNDS, "scheduler is one that this model's scheduler_config.json rules out"),
+    "lora": (ErrorCode.WORKER_FAILED, "the file of a LoRA was refused; the daemon's log says which"),
+    "embedding": (ErrorCode.WORKER_FAILED, "the file of an embedding was refused; the daemon's log says which"),
+    "scheduler": (
+        ErrorCode.OUT_OF_BOUNDS,
+        "scheduler is one that this model's scheduler_config.json rules out: edm_euler and edm_dpmpp_2m are for models "
+        "with EDM's noise schedule, which can use no other",
+    ),
     "libraries": (
         ErrorCode.WORKER_FAILED,
         "the daemon's libraries lack something that it needs; the daemon's log says what",

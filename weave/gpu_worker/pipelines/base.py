@@ -32,9 +32,17 @@ class Adapter:
             # An empty one is left out: SDXL (force_zeros_for_empty_prompt) and Flux treat None and "" differently.
             if negative_prompt:
                 arguments[f"negative_prompt{suffix}"] = negative_prompt
-        if self.family.t5_tokens is not None:
-            arguments["max_sequence_length"] = self.family.t5_tokens
+        if self.family.max_sequence_length is not None:
+            arguments["max_sequence_length"] = self.family.max_sequence_length
         return arguments
+
+    def call_names(self) -> set[str]:
+        """The names of the arguments that differ, for the check of what the libraries lack."""
+        return set(self.call_arguments(("a",), "b", 1.0))
+
+    def call(self, pipeline: Any, arguments: dict[str, Any], **common: Any) -> None:
+        """Run the pipeline; its callback gets the latents. `common` arguments are the same for all families."""
+        pipeline(**arguments, **common)
 
     def is_guided(self, pipeline: Any, arguments: dict[str, Any]) -> bool:
         """Whether the pipeline's latest call, which had these arguments, used the negative prompt."""

@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import torch
-
-from weave.gpu_worker.pipelines import sd3
+from weave.gpu_worker.pipelines import chroma
 
 
-class Adapter(sd3.Adapter):
-    """FluxPipeline packs four latents into one, and passes the guidance scale to the transformer.
+class Adapter(chroma.Adapter):
+    """FluxPipeline passes the guidance scale to the transformer.
 
     Only with a negative prompt does the pipeline also run classifier-free guidance, with a second scale.
     """
@@ -23,8 +21,3 @@ class Adapter(sd3.Adapter):
     def is_guided(self, pipeline: Any, arguments: dict[str, Any]) -> bool:
         """Whether the second scale is in use."""
         return bool(arguments.get("true_cfg_scale", 1.0) > 1)
-
-    def for_vae(self, pipeline: Any, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        """Unpacked, then shifted as SD3's."""
-        unpacked = pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
-        return super().for_vae(pipeline, unpacked, width, height)

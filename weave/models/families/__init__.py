@@ -15,6 +15,11 @@ _MODULES = (
     "sdxl",
     "sd3",
     "flux",
+    "chroma",
+    "z_image",
+    "flux2_klein",
+    "qwen_image",
+    "krea2",
 )
 
 FAMILIES: dict[str, Family] = {

@@ -16,8 +16,10 @@ from weave.models.components import (
 from weave.models.configs import rules
 from weave.models.family import Family, bounds, defaults
 from weave.models.files import Header
+from weave.models.original_names import by_table
+from weave.models.original_tables import FLUX
 from weave.models.single_files import SingleFile, of_prefix
-from weave.models.sizes import Configs, Expected, total
+from weave.models.sizes import Configs, Expected
 
 _TRANSFORMER = ModelClass(
     library="diffusers",
@@ -43,20 +45,11 @@ _TRANSFORMER = ModelClass(
 
 
 def _sizes(configs: Configs) -> Iterator[Expected | str]:
-    transformer = configs["transformer"]
-    yield from sizes.vae(configs)
-    packed = 4 * configs["vae"]["latent_channels"]
-    yield Expected("transformer", "in_channels", packed, "4 times the VAE's latent_channels")
-    if transformer["out_channels"] is not None:
-        yield Expected("transformer", "out_channels", packed, "4 times the VAE's latent_channels")
-    yield Expected("transformer", "patch_size", 1, "as in this family")
+    yield from sizes.packed_transformer(configs)
     pooled = configs["text_encoder"]["hidden_size"]
     yield Expected("transformer", "pooled_projection_dim", pooled, "the text encoder's hidden_size")
     width = configs["text_encoder_2"]["d_model"]
     yield Expected("transformer", "joint_attention_dim", width, "text_encoder_2's d_model")
-    axes = transformer["axes_dims_rope"]
-    rotated = total(*axes) if len(axes) == 3 else None
-    yield Expected("transformer", "attention_head_dim", rotated, "the sum of the three axes_dims_rope")
 
 
 def _is_of(header: Header) -> bool:
@@ -112,7 +105,8 @@ FAMILIES = (
         },
         sizes=_sizes,
         single_file=_FILE,
-        t5_tokens=512,
+        original_names=by_table(FLUX),
+        max_sequence_length=512,
         adapter="flux",
     ),
 )

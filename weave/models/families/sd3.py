@@ -17,9 +17,11 @@ from weave.models.components import (
 from weave.models.configs import rules
 from weave.models.family import Family, bounds, defaults
 from weave.models.files import Header, ModelFilesRefused
+from weave.models.original_names import by_table
+from weave.models.original_tables import SD3
 from weave.models.schedulers import FLOW
 from weave.models.single_files import FilePart, SingleFile, of_prefix
-from weave.models.sizes import Configs, Expected, total
+from weave.models.sizes import Configs, Expected, in_range, total
 
 _LARGEST_TABLE = 1 << 29  # elements
 
@@ -63,11 +65,8 @@ def _sizes(configs: Configs) -> Iterator[Expected | str]:
         width = configs["text_encoder_3"]["d_model"]
         yield Expected("transformer", "joint_attention_dim", width, "text_encoder_3's d_model")
     # The CLIP encoders' embeddings are padded to T5's width.
-    widths = sum(clip["hidden_size"] for clip in clips)
-    joint = transformer["joint_attention_dim"]
-    if widths > joint:
-        detail = f"expected at least {widths} (the sum of the CLIP encoders' hidden_size)"
-        yield f"transformer/config.json: joint_attention_dim is {joint}, {detail}"
+    widths, joint = sum(clip["hidden_size"] for clip in clips), transformer["joint_attention_dim"]
+    yield from in_range("transformer", "joint_attention_dim", joint, least=widths)
     if transformer["patch_size"] not in (1, 2):
         yield f"transformer/config.json: patch_size is {transformer['patch_size']}, expected 1 or 2"
     # The class computes the table of positions, 8 bytes per element, before the file's table replaces it.
@@ -133,7 +132,8 @@ FAMILIES = (
         optional=frozenset({"tokenizer_3", "text_encoder_3"}),
         sizes=_sizes,
         single_file=_FILE,
-        t5_tokens=256,
+        original_names=by_table(SD3),
+        max_sequence_length=256,
         adapter="sd3",
     ),
 )

@@ -5,11 +5,15 @@ from typing import Any
 
 from weave.models import single_files, sizes
 from weave.models.components import AUTOENCODER_KL, CLIP_TEXT, CLIP_TEXT_WITH_PROJECTION, CLIP_TOKENIZER, UNET
+from weave.models.configs import rules
 from weave.models.family import Family, bounds, defaults
 from weave.models.files import Header, ModelFilesRefused
-from weave.models.schedulers import DIFFUSION
-from weave.models.single_files import FilePart, SingleFile, of_prefix
+from weave.models.original_names import of_unet
+from weave.models.schedulers import DIFFUSION, EDM
+from weave.models.single_files import FilePart, SingleFile, StoredValue, of_prefix
 from weave.models.sizes import Configs, Expected, total
+
+_LATENTS = 4  # channels: latents_mean and latents_std are for so many in the pipeline
 
 
 def _sizes(configs: Configs) -> Iterator[Expected | str]:
@@ -23,6 +27,10 @@ def _sizes(configs: Configs) -> Iterator[Expected | str]:
     key = "projection_class_embeddings_input_dim"
     yield Expected("unet", key, embedded, "6 * addition_time_embed_dim + text_encoder_2's projection_dim")
     yield from sizes.unet(configs)
+    for key in ("latents_mean", "latents_std"):
+        values = configs["vae"].get(key)
+        if values is not None and len(values) != _LATENTS:
+            yield f"vae/config.json: {key} has {len(values)} values, expected {_LATENTS}"
 
 
 def _is_of(header: Header) -> bool:
@@ -31,10 +39,13 @@ def _is_of(header: Header) -> bool:
 
 
 def _derive(header: Header) -> dict[str, dict[str, Any]]:
-    """Empty tensors mark models that predict velocity, and those whose last step has no signal. EDM's noise schedule
-    (Playground 2.5, CosXL) is not supported. The names are ComfyUI's."""
-    if edm := sorted(name for name in header if name.startswith("edm_")):
-        raise ModelFilesRefused(f"{edm[0]}: marks a model for the noise schedule of EDM, which is not supported")
+    """Empty tensors mark models that predict velocity, and those whose last step has no signal; other tensors those
+    with EDM's noise schedule, whatever else marks them. The names are ComfyUI's."""
+    if marks := tuple(sorted(name for name in header if name.startswith("edm_"))):
+        if marks not in _OF_EDM:
+            expected = ", or ".join(" and ".join(names) for names in _OF_EDM)
+            raise ModelFilesRefused(f"{', '.join(marks)}: EDM's noise schedule is marked by {expected}")
+        return _OF_EDM[marks]
     scheduler: dict[str, Any] = {}
     if "v_pred" in header:
         scheduler["prediction_type"] = "v_prediction"
@@ -42,6 +53,35 @@ def _derive(header: Header) -> dict[str, dict[str, Any]]:
         scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return {"scheduler": scheduler}
 
+
+# The configs that differ from those of SDXL, by the tensors that mark models with EDM's noise schedule.
+_COMMON: dict[str, Any] = {"num_train_timesteps": 1000, "rho": 7.0, "sigma_min": 0.002}
+_COSXL = {
+    "scheduler": {
+        **_COMMON,
+        "_class_name": "EDMEulerScheduler",
+        "prediction_type": "v_prediction",
+        "sigma_data": 1.0,
+        "sigma_max": 120.0,
+        "sigma_schedule": "exponential",
+    }
+}
+_PLAYGROUND = {
+    "scheduler": {
+        **_COMMON,
+        "_class_name": "EDMDPMSolverMultistepScheduler",
+        "prediction_type": "epsilon",
+        "sigma_data": 0.5,
+        "sigma_max": 80.0,
+        "sigma_schedule": "karras",
+    },
+    "vae": {"scaling_factor": 0.5},
+}
+_OF_EDM: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {
+    ("edm_mean", "edm_std"): _PLAYGROUND,
+    ("edm_vpred.sigma_max", "edm_vpred.sigma_min"): _COSXL,
+    ("edm_vpred.sigma_max",): _COSXL,
+}
 
 _FILE = SingleFile(
     parts={
@@ -52,6 +92,12 @@ _FILE = SingleFile(
     },
     is_of=_is_of,
     derive=_derive,
+    values={
+        "edm_mean": StoredValue("vae", "latents_mean", "number", _LATENTS),
+        "edm_std": StoredValue("vae", "latents_std", "positive", _LATENTS),
+        "edm_vpred.sigma_max": StoredValue("scheduler", "sigma_max", "positive"),
+        "edm_vpred.sigma_min": StoredValue("scheduler", "sigma_min", "positive"),
+    },
     usual_files={"vae": "sdxl_vae.safetensors of stabilityai/sdxl-vae"},
     tokenizers={"tokenizer": single_files.CLIP, "tokenizer_2": single_files.OPEN_CLIP},
 )
@@ -61,7 +107,7 @@ FAMILIES = (
         name="sdxl",
         bounds=bounds(largest_side=2048, multiple=8, prompt_characters=2048),
         defaults=defaults(side=1024, steps=30, cfg_scale=5.0, scheduler="euler"),
-        schedulers=DIFFUSION,
+        schedulers=(*DIFFUSION, *EDM),
         pipeline="StableDiffusionXLPipeline",
         sibling_pipelines=("StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
         components={
@@ -74,7 +120,9 @@ FAMILIES = (
         },
         sizes=_sizes,
         single_file=_FILE,
-        settings=frozenset({"force_zeros_for_empty_prompt"}),
+        original_names=of_unet,
+        embedding_widths=(768, 1280),
+        settings=rules(flag="force_zeros_for_empty_prompt"),
         fixed={"add_watermarker": False},
         adapter="sdxl",
     ),

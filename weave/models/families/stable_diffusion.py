@@ -6,12 +6,13 @@ from weave.models import single_files, sizes
 from weave.models.components import AUTOENCODER_KL, CLIP_TEXT, CLIP_TOKENIZER, UNET
 from weave.models.family import Family, bounds, defaults
 from weave.models.files import Header
+from weave.models.original_names import of_unet
 from weave.models.schedulers import DIFFUSION
 from weave.models.single_files import FilePart, SingleFile, of_prefix
 from weave.models.sizes import Configs, Expected, Sizes
 
 
-def _family(name: str, expected: Sizes, single_file: SingleFile, *, largest_side: int, side: int) -> Family:
+def _family(name: str, expected: Sizes, single_file: SingleFile, *, largest_side: int, side: int, width: int) -> Family:
     return Family(
         name=name,
         bounds=bounds(largest_side=largest_side, multiple=8, prompt_characters=2048),
@@ -27,6 +28,8 @@ def _family(name: str, expected: Sizes, single_file: SingleFile, *, largest_side
         },
         sizes=expected,
         single_file=single_file,
+        original_names=of_unet,
+        embedding_widths=(width,),
         fixed={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
     )
 
@@ -78,6 +81,6 @@ _SD2_FILE = SingleFile(
 )
 
 FAMILIES = (
-    _family("sd1", _sizes("sd2", 1024), _SD1_FILE, largest_side=1024, side=512),
-    _family("sd2", _sizes("sd1", 768), _SD2_FILE, largest_side=1536, side=768),
+    _family("sd1", _sizes("sd2", 1024), _SD1_FILE, largest_side=1024, side=512, width=768),
+    _family("sd2", _sizes("sd1", 768), _SD2_FILE, largest_side=1536, side=768, width=1024),
 )

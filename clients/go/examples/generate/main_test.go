@@ -30,7 +30,7 @@ func TestEachImageIsWritten(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer file.Close()
-		if picture, err := png.Decode(file); err != nil || picture.Bounds().Dx() != 64 {
+		if picture, err := png.Decode(file); err != nil || picture.Bounds().Dx() != 128 {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

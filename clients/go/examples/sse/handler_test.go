@@ -104,7 +104,7 @@ func checkImage(t *testing.T, data map[string]any) {
 	must(t, err)
 	picture, err := png.Decode(bytes.NewReader(decoded))
 	must(t, err)
-	if picture.Bounds().Dx() != 64 {
+	if picture.Bounds().Dx() != 128 {
 		t.Errorf("got %v", picture.Bounds())
 	}
 }

@@ -20,10 +20,10 @@ default_model = "shapes"
 [models.shapes]
 path = %q
 family = "sd1"
-bounds.width = { min = 64, max = 64 }
-bounds.height = { min = 64, max = 64 }
-bounds.pixels = { min = 4096, max = 32768 }
-defaults = { width = 64, height = 64, steps = 20, cfg_scale = 3.0, scheduler = "ddim" }
+bounds.width = { min = 64, max = 128 }
+bounds.height = { min = 64, max = 128 }
+bounds.pixels = { min = 4096, max = 131072 }
+defaults = { width = 128, height = 128, steps = 20, cfg_scale = 2.0, scheduler = "ddim" }
 
 [limits]
 requests_per_second = 10000.0

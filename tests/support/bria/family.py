@@ -1,4 +1,4 @@
-"""Chroma: Flux without CLIP and without embedded guidance. For tests: a family that the product does not have."""
+"""Bria 3.2: T5 and a transformer like Flux's. For tests: a family that the product does not have."""
 
 from collections.abc import Iterator
 
@@ -10,13 +10,14 @@ from weave.models.sizes import Configs, Expected
 
 _TRANSFORMER = ModelClass(
     library="diffusers",
-    class_name="ChromaTransformer2DModel",
+    class_name="BriaTransformer2DModel",
     config=rules(
         BY_DIFFUSERS,
         side="patch_size",
-        size="""in_channels out_channels? attention_head_dim num_attention_heads joint_attention_dim axes_dims_rope[]
-            approximator_num_channels approximator_hidden_dim""",
-        count="num_layers num_single_layers approximator_layers",
+        size="""in_channels attention_head_dim num_attention_heads joint_attention_dim pooled_projection_dim?
+            axes_dims_rope[] rope_theta time_theta""",
+        count="num_layers num_single_layers",
+        flag="guidance_embeds",
     ),
     defaults={"in_channels": 64, "joint_attention_dim": 4096},
 )
@@ -32,12 +33,12 @@ def _sizes(configs: Configs) -> Iterator[Expected | str]:
 
 FAMILIES = (
     Family(
-        name="chroma",
+        name="bria",
         bounds=bounds(largest_side=2048, multiple=16, prompt_characters=4000),
-        defaults=defaults(side=1024, steps=35, cfg_scale=5.0, scheduler="flow_euler"),
+        defaults=defaults(side=1024, steps=30, cfg_scale=5.0, scheduler="flow_euler"),
         schedulers=("flow_euler",),
-        pipeline="ChromaPipeline",
-        sibling_pipelines=("ChromaImg2ImgPipeline",),
+        pipeline="BriaPipeline",
+        sibling_pipelines=(),
         components={
             "tokenizer": T5_TOKENIZER,
             "text_encoder": T5_ENCODER,
@@ -45,7 +46,7 @@ FAMILIES = (
             "vae": AUTOENCODER_KL,
         },
         sizes=_sizes,
-        t5_tokens=512,
-        adapter="chroma",
+        max_sequence_length=128,
+        adapter="bria",
     ),
 )

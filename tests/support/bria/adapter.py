@@ -1,4 +1,4 @@
-"""Chroma. For tests: see family.py."""
+"""Bria 3.2. For tests: see family.py."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from weave.gpu_worker.pipelines import sd3
 
 
 class Adapter(sd3.Adapter):
-    """ChromaPipeline: four latents are packed as one."""
+    """BriaPipeline: four latents are packed as one, in a VAE's scale that counts the packing."""
 
     def for_vae(self, pipeline: Any, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Unpacked, then as SD3's."""

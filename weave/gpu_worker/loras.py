@@ -1,0 +1,113 @@
+"""A job's LoRAs are merged into the model's weights, which are the model's own again afterwards, bit for bit.
+
+Merged weights cost nothing at each step. The sum is computed in float32 and rounded once. Subtracting it again would
+not give the same bits, so the weights are kept.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from weave.config.child_configs import WorkerLora, WorkerModel
+from weave.gpu_worker.device import has_room
+from weave.models.configs import shown
+from weave.models.families import FAMILIES
+from weave.models.family import Family
+from weave.models.files import ModelFilesRefused
+from weave.models.lora_keys import read_header
+from weave.models.lora_layers import Layers, patches
+from weave.models.pins import pin_of, pinned
+from weave.protocol.loras import RequestedLora
+
+
+class LoraRefused(Exception):
+    """A LoRA cannot be used with the model. The message has its ID and the reason."""
+
+
+class _Product(NamedTuple):
+    """scale * (up @ down), which is added to the weights of one layer."""
+
+    up: torch.Tensor
+    down: torch.Tensor
+    scale: float
+
+    def add_to(self, weight: torch.Tensor) -> None:
+        """`weight` is contiguous and in float32."""
+        up, down = (matrix.to(weight.device, torch.float32) for matrix in (self.up, self.down))
+        weight.view(len(up), -1).addmm_(up, down, alpha=self.scale)
+
+
+_Products = dict[tuple[str, str], list[_Product]]
+
+
+@contextlib.contextmanager
+def merged(pipeline: Any, model: WorkerModel, requested: tuple[RequestedLora, ...]) -> Iterator[None]:
+    """In this context the weights are those with the LoRAs. Raises LoraRefused, and what running out of memory raises;
+    the weights are then unchanged."""
+    products = _read_all(pipeline, model, requested)
+    weights = {place: getattr(pipeline, place[0]).get_submodule(place[1]).weight for place in products}
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    room = has_room(pipeline.device, sum(weight.nbytes for weight in weights.values()))
+    try:
+        with torch.no_grad():
+            for place, weight in weights.items():
+                kept.append((weight, weight.clone() if room else weight.to("cpu", copy=True)))
+                total = weight.float().contiguous()
+                for product in products[place]:
+                    product.add_to(total)
+                weight.copy_(total)
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, own in kept:
+                weight.copy_(own)
+
+
+def _read_all(pipeline: Any, model: WorkerModel, requested: tuple[RequestedLora, ...]) -> _Products:
+    family, files = FAMILIES[model.offer.family], {lora.offer.id: lora for lora in model.loras}
+    layers = _layers(pipeline, family) if requested else {}
+    products: _Products = {}
+    for wanted in requested:
+        try:
+            for place, product in _read(pipeline, family, layers, files[wanted.id], wanted.weight):
+                products.setdefault(place, []).append(product)
+        except (ModelFilesRefused, OSError, SafetensorError) as error:
+            raise LoraRefused(f"{wanted.id}: {error}") from None
+    return products
+
+
+def _layers(pipeline: Any, family: Family) -> Layers:
+    parts = [family.denoiser, *(part for part in family.components if part.startswith("text_encoder"))]
+    loaded = {part: getattr(pipeline, part) for part in parts if getattr(pipeline, part) is not None}
+    return {
+        part: {
+            name: tuple(layer.weight.shape)
+            for name, layer in component.named_modules()
+            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+        }
+        for part, component in loaded.items()
+    }
+
+
+def _read(
+    pipeline: Any, family: Family, layers: Layers, lora: WorkerLora, weight: float
+) -> Iterator[tuple[tuple[str, str], _Product]]:
+    """Raises ModelFilesRefused, OSError, SafetensorError."""
+    path = Path(lora.path)
+    with pinned(path.parent, pin_of(path, lora.sha256)):
+        header = read_header(path)
+        with safe_open(path, framework="pt") as file:
+            for patch in patches(header, family, layers, getattr(pipeline, family.denoiser).config):
+                alpha = patch.common_alpha if patch.alpha is None else float(file.get_tensor(patch.alpha).item())
+                scale = 1.0 if alpha is None else alpha / patch.rank
+                if not isfinite(scale):
+                    raise ModelFilesRefused(f"{shown(patch.alpha)} is not finite")
+                # Copies, since a mapped file may change later.
+                up = file.get_tensor(patch.up)[patch.rows].reshape(-1, patch.rank).clone()
+                down = file.get_tensor(patch.down).reshape(patch.rank, -1).clone()
+                yield (patch.component, patch.layer), _Product(up, down, scale * weight)

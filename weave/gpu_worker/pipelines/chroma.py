@@ -1,0 +1,18 @@
+"""Chroma."""
+
+from typing import Any
+
+import torch
+
+from weave.gpu_worker.pipelines import sd3
+
+
+class Adapter(sd3.Adapter):
+    """ChromaPipeline packs four latents into one."""
+
+    needs = (*sd3.Adapter.needs, "_unpack_latents")
+
+    def for_vae(self, pipeline: Any, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        """Unpacked, then shifted as SD3's."""
+        unpacked = pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
+        return super().for_vae(pipeline, unpacked, width, height)
