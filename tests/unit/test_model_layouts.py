@@ -80,7 +80,7 @@ def test_the_installed_libraries_can_run_each_family(name: str) -> None:
     for component in family.components.values():
         assert inspect.isclass(component_class(component))
     taken = {"scheduler", *family.components, *family.settings.keys, *family.fixed}
-    for pipeline in (family.pipeline, *family.sibling_pipelines):
+    for pipeline in family.all_pipelines:
         assert set(family.components) <= parameters(pipeline).keys()
     required = {key for key, default in parameters(family.pipeline).items() if default is inspect.Parameter.empty}
     assert required <= taken <= parameters(family.pipeline).keys()

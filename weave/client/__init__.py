@@ -9,6 +9,7 @@ from weave.client.codec import (
     WeaveError,
     default_socket_path,
 )
+from weave.client.images import Control, Pixels
 from weave.client.synchronous import Client
 from weave.protocol.loras import RequestedLora
 
@@ -16,8 +17,10 @@ __all__ = [
     "Answer",
     "AsyncClient",
     "Client",
+    "Control",
     "InvalidRequest",
     "NotRunning",
+    "Pixels",
     "ProtocolError",
     "RequestedLora",
     "WeaveError",

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -21,15 +21,15 @@ from weave.client.codec import (
     ProtocolError,
     WeaveError,
     default_socket_path,
-    request_frame,
+    request_frames,
 )
+from weave.client.images import generate_message
 from weave.protocol.channel import received_descriptors
 from weave.protocol.client_messages import (
     Cancel,
     ClientMessage,
     Done,
     Error,
-    Generate,
     ListModels,
     LoadModel,
     Models,
@@ -114,32 +114,35 @@ class AsyncClient:
         return await self._expect(Cancel(job=job), Done)
 
     async def generate(self, prompt: str, **parameters: Any) -> AsyncIterator[Answer]:
-        """Generate images; `parameters` are the fields of Generate. The last answer is Done. Cancelling the task that
-        iterates cancels the job and drops its further answers. So does leaving the iterator, once it is closed;
-        contextlib.aclosing closes it immediately."""
+        """Generate images; `parameters` are the fields of Generate, and images are what pixels_of() takes. The last
+        answer is Done. Cancelling the task that iterates cancels the job and drops its further answers. So does leaving
+        the iterator, once it is closed; contextlib.aclosing closes it immediately."""
         request = next(self._numbers)
         finished = False
         try:
-            async with contextlib.aclosing(self._answers(request, Generate(prompt=prompt, **parameters))) as answers:
+            message, images = generate_message(prompt, parameters)
+            async with contextlib.aclosing(self._answers(request, message, images)) as answers:
                 async for answer in answers:
                     finished = isinstance(answer.event, Done)
                     yield answer
-        except (InvalidRequest, WeaveError):
+        except (InvalidRequest, OSError, WeaveError):
             finished = True
             raise
         finally:
             if not finished and self._ended is None:
                 # In its own task: the caller need not wait until the daemon reads it.
-                self._start(self._write(request_frame(next(self._numbers), Cancel(request=request))))
+                self._start(self._write(request_frames(next(self._numbers), Cancel(request=request))))
 
-    async def _answers(self, request: int, message: ClientMessage) -> AsyncGenerator[Answer, None]:
-        frame = request_frame(request, message)
+    async def _answers(
+        self, request: int, message: ClientMessage, images: tuple[bytes, ...] = ()
+    ) -> AsyncGenerator[Answer, None]:
+        frames = request_frames(request, message, images)
         if self._ended is not None:
             raise self._ended
         arrived = self._arrived[request] = asyncio.Event()
         self._inbox.expect(request)
         try:
-            self._start(self._write(frame))
+            self._start(self._write(frames))
             while True:
                 arrived.clear()
                 while (answer := self._inbox.take(request)) is not None:
@@ -168,12 +171,13 @@ class AsyncClient:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _write(self, frame: bytes) -> None:
+    async def _write(self, frames: Iterator[bytes]) -> None:
         """Runs in its own task: a frame that has begun must be completed even if the caller is cancelled, or the daemon
         could not parse the frames after it."""
         try:
             async with self._sending:
-                await asyncio.get_running_loop().sock_sendall(self._socket, frame)
+                for piece in frames:
+                    await asyncio.get_running_loop().sock_sendall(self._socket, piece)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the daemon closed the connection; _read finds out why
         except OSError as error:

@@ -26,7 +26,7 @@ from weave.protocol.client_messages import (
     encode,
 )
 from weave.protocol.errors import UNDECODABLE, ErrorCode, FrameError
-from weave.protocol.frames import MAX_CONTROL_BYTES, FrameReader, Header, Kind, pack_frame
+from weave.protocol.frames import MAX_CONTROL_BYTES, FrameReader, Header, Kind, pack_frame, pack_header
 
 # The last event of a request that succeeded.
 Last = TypeVar("Last", Done, StatusReport, Models)
@@ -79,6 +79,19 @@ def default_socket_path() -> Path:
     own = Path(runtime) / "weave" / "weave.sock"
     # Unlike Path.exists(), this also works for a folder that the user may not search.
     return SYSTEM_SOCKET_PATH if os.path.exists(SYSTEM_SOCKET_PATH) and not os.path.exists(own) else own
+
+
+def request_frames(request: int, message: ClientMessage, images: tuple[bytes, ...] = ()) -> Iterator[bytes]:
+    """The request's frame, then those of its images, in pieces. Raises InvalidRequest before the first one."""
+    frame = request_frame(request, message)
+
+    def pieces() -> Iterator[bytes]:
+        yield frame
+        for image in images:
+            yield pack_header(Kind.IMAGE, request, len(image))
+            yield image
+
+    return pieces()
 
 
 def request_frame(request: int, message: ClientMessage) -> bytes:

@@ -20,15 +20,15 @@ from weave.client.codec import (
     ProtocolError,
     WeaveError,
     default_socket_path,
-    request_frame,
+    request_frames,
 )
+from weave.client.images import generate_message
 from weave.protocol.channel import received_descriptors
 from weave.protocol.client_messages import (
     Cancel,
     ClientMessage,
     Done,
     Error,
-    Generate,
     ListModels,
     LoadModel,
     Models,
@@ -119,9 +119,11 @@ class Client:
         return self._expect(Cancel(job=job), Done)
 
     def generate(self, prompt: str, **parameters: Any) -> Iterator[Answer]:
-        """Generate images; `parameters` are the fields of Generate. The last answer is Done. Leaving the iterator early
-        (break, or an exception such as KeyboardInterrupt) cancels the job and drops its further answers."""
-        request = self.send(Generate(prompt=prompt, **parameters))
+        """Generate images; `parameters` are the fields of Generate, and images are what pixels_of() takes. The last
+        answer is Done. Leaving the iterator early (break, or an exception such as KeyboardInterrupt) cancels the job
+        and drops its further answers."""
+        message, images = generate_message(prompt, parameters)
+        request = self.send(message, images)
         finished = False
         try:
             with contextlib.closing(self._answers(request)) as answers:
@@ -136,10 +138,11 @@ class Client:
             if not finished and self._socket.fileno() >= 0:
                 self._send(next(self._numbers), Cancel(request=request))
 
-    def send(self, message: ClientMessage) -> int:
-        """Send a request and return its number. Its answers are kept for answers(), until forget()."""
+    def send(self, message: ClientMessage, images: tuple[bytes, ...] = ()) -> int:
+        """Send a request, and the pixels of the images that it announces, and return its number. Its answers are kept
+        for answers(), until forget()."""
         request = next(self._numbers)
-        self._send(request, message)
+        self._send(request, message, images)
         self._arrived.expect(request)
         return request
 
@@ -178,10 +181,11 @@ class Client:
             self._arrived.forget(request)
         raise ProtocolError(f"no {kind.__name__} came")
 
-    def _send(self, request: int, message: ClientMessage) -> None:
-        frame = request_frame(request, message)
+    def _send(self, request: int, message: ClientMessage, images: tuple[bytes, ...] = ()) -> None:
+        frames = request_frames(request, message, images)
         try:
-            self._socket.sendall(frame)
+            for piece in frames:
+                self._socket.sendall(piece)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the daemon closed the connection; reading finds out why
         except BaseException:

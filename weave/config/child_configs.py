@@ -10,6 +10,7 @@ from weave.config.schema import DeviceConfig, Limits
 from weave.protocol.channel import read_sealed_memfd, sealed_memfd
 from weave.protocol.client_messages import ModelOffer
 from weave.protocol.embeddings import EmbeddingOffer, EmbeddingOffers
+from weave.protocol.inputs import ControlOffers
 from weave.protocol.loras import LoraOffer, LoraOffers
 
 ChildConfig = TypeVar("ChildConfig")
@@ -36,6 +37,7 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     default_model: str | None
     loras: LoraOffers = ()
     embeddings: EmbeddingOffers = ()
+    controls: ControlOffers = ()
     limits: Limits
     access: Access
     audit_prompts: bool

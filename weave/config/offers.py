@@ -10,12 +10,13 @@ from weave.config.schema import BoundsOverride, Config, ConfigError, EmbeddingCo
 from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.protocol.bounds import Bounds
+from weave.protocol.checks import check_parameters
 from weave.protocol.client_messages import ModelOffer, Models, encode
 from weave.protocol.embeddings import EmbeddingOffer, EmbeddingOffers
 from weave.protocol.errors import RequestError
 from weave.protocol.frames import MAX_CONTROL_BYTES
 from weave.protocol.loras import LoraOffer, LoraOffers
-from weave.protocol.parameters import RequestedParameters, check_parameters, with_defaults
+from weave.protocol.parameters import Offered, RequestedParameters, with_defaults
 from weave.protocol.text import LONGEST_TITLE, hidden_in, is_model_id
 
 # Leaves room for the names of the default model and the loaded model.
@@ -143,8 +144,8 @@ def _check_defaults(where: str, offer: ModelOffer) -> None:
     """A request without parameters must pass the same checks as any other."""
     prompt = "x" * offer.bounds.prompt_characters.min
     request = RequestedParameters(prompt=prompt, images=offer.bounds.images.min)
-    parameters = with_defaults(request, offer.defaults, seed=0)
+    parameters = with_defaults(request, offer.defaults, offer.bounds, seed=0)
     try:
-        check_parameters(parameters, offer.bounds, offer.schedulers)
+        check_parameters(parameters, Offered(bounds=offer.bounds, schedulers=offer.schedulers))
     except RequestError as error:
         raise ConfigError(f"{where}.defaults: {error.message}") from None

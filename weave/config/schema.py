@@ -46,6 +46,13 @@ class Limits(_Table, frozen=True, kw_only=True):
     outgoing_images: Count = 256
     outgoing_bytes_total: Annotated[int, Meta(ge=1024 * 1024, le=2**36)] = 1024 * 1024 * 1024
     outgoing_images_total: Count = 1024
+    # Images that a UID's clients have announced, until their jobs are over; each is also a descriptor that the broker
+    # keeps open. A request whose images do not fit is refused. They must all arrive within `upload_seconds`.
+    incoming_bytes: Annotated[int, Meta(ge=1024 * 1024, le=2**34)] = 256 * 1024 * 1024
+    incoming_images: Count = 128
+    incoming_bytes_total: Annotated[int, Meta(ge=1024 * 1024, le=2**36)] = 1024 * 1024 * 1024
+    incoming_images_total: Count = 512
+    upload_seconds: Seconds = 60.0
     # Images sent as descriptors to a UID's clients since the daemon's start. The clients may still keep them in memory.
     # Further images are sent inline.
     delivered_bytes: Annotated[int, Meta(ge=0, le=2**40)] = 1024 * 1024 * 1024
@@ -109,6 +116,9 @@ class BoundsOverride(_Table, frozen=True, kw_only=True):
     # A message has at most 64 KiB.
     prompt_bytes: dict[str, Annotated[int, Meta(ge=0, le=65536)]] = {}
     prompt_characters: dict[str, Annotated[int, Meta(ge=0, le=65536)]] = {}
+    # MAX_INPUT_PIXELS in weave/protocol/inputs.py
+    input_pixels: dict[str, Annotated[int, Meta(ge=0, le=64 * 1024 * 1024)]] = {}
+    batch: dict[str, Annotated[int, Meta(ge=0, le=64)]] = {}
 
 
 class DefaultsOverride(_Table, frozen=True, kw_only=True):

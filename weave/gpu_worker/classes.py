@@ -1,6 +1,7 @@
 """The libraries' classes for the names in weave/models."""
 
 import importlib
+import inspect
 from typing import Any
 
 import diffusers
@@ -11,6 +12,7 @@ from weave.gpu_worker.pipelines import adapter_of
 from weave.models.components import Component
 from weave.models.families import FAMILIES
 from weave.models.family import Family
+from weave.protocol.inputs import TEXT_TO_IMAGE
 
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
@@ -25,10 +27,25 @@ def pipeline_class(family: Family) -> Any:
     return getattr(diffusers, family.pipeline)
 
 
+def pipeline_for(pipeline: Any, family: Family, task: str) -> Any:
+    """A pipeline for `task` with the components of the family's `pipeline`, which it shares."""
+    if task == TEXT_TO_IMAGE:
+        return pipeline
+    task_class = getattr(diffusers, family.pipelines[task])
+    settings = {key: pipeline.config[key] for key in family.settings.keys}
+    given = {**pipeline.components, **family.fixed, **settings}
+    taken = inspect.signature(task_class.__init__).parameters
+    made = task_class(**{name: value for name, value in given.items() if name in taken})
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
 def import_family(name: str) -> None:
     """Import every class of the family: diffusers and transformers import lazily. Starts no thread."""
     family = FAMILIES[name]
     pipeline_class(family)
+    for class_name in family.pipelines.values():
+        getattr(diffusers, class_name)
     for component in family.components.values():
         component_class(component)
     for scheduler in family.own_schedulers:

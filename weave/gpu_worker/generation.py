@@ -9,8 +9,11 @@ import torch
 from PIL import Image, PngImagePlugin
 
 import weave
+from weave.gpu_worker.canvas import canvas_of
+from weave.gpu_worker.classes import pipeline_for
 from weave.gpu_worker.decode import decode, preview
 from weave.gpu_worker.embeddings import Expand
+from weave.gpu_worker.inputs import Inputs
 from weave.gpu_worker.pipelines import adapter_of
 from weave.gpu_worker.pipelines.base import Adapter
 from weave.gpu_worker.schedulers import set_scheduler, steps_done
@@ -19,6 +22,7 @@ from weave.gpu_worker.tokens import count_tokens
 from weave.protocol.bounds import MAX_SEED
 from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd
 from weave.protocol.client_messages import ModelOffer, Tokens
+from weave.protocol.inputs import task_of
 from weave.protocol.parameters import Parameters, png_text
 from weave.protocol.worker_messages import CancelRun, Made, Previewed, Progressed, Run, ToWorker
 
@@ -29,13 +33,14 @@ class Cancelled(Exception):
 
 class Generation(NamedTuple):
     """The broker's Run message, and what it takes to carry it out. `expand` puts the embeddings' tokens into a
-    prompt."""
+    prompt; `inputs` are the images that came with the message."""
 
     channel: Channel[ToWorker]
     pipeline: Any
     model: ModelOffer
     run: Run
     expand: Expand
+    inputs: Inputs = Inputs()
 
     @property
     def adapter(self) -> Adapter:
@@ -55,25 +60,31 @@ def generate(generation: Generation) -> Tokens:
     tokens = Tokens()
     for number in range(parameters.images):
         _check_cancelled(generation)
-        image = _generate_image(generation, number, arguments)
-        tokens = count_tokens(generation.pipeline, generation.adapter, arguments)
+        image, pipeline = _generate_image(generation, number, arguments)
+        tokens = count_tokens(pipeline, generation.adapter, arguments)
         data = image.tobytes() if parameters.format == "raw" else _png(image, _metadata(generation, number, tokens))
         _send(generation, Made(job=generation.run.job, image=number, size=len(data)), data)
     return tokens
 
 
-def _generate_image(generation: Generation, number: int, arguments: dict[str, Any]) -> Image.Image:
-    pipeline, parameters = generation.pipeline, generation.run.parameters
-    set_scheduler(pipeline, parameters.scheduler, parameters.steps)
+def _generate_image(generation: Generation, number: int, arguments: dict[str, Any]) -> tuple[Image.Image, Any]:
+    """The image, and the pipeline that generated it."""
+    parameters = generation.run.parameters
+    set_scheduler(generation.pipeline, parameters.scheduler, parameters.steps)
+    pipeline = pipeline_for(generation.pipeline, generation.adapter.family, task_of(parameters))
+    canvas = canvas_of(pipeline, generation.inputs, parameters)
     reported, latents = 0, torch.empty(0)
 
     def after_call(pipeline: Any, call: int, _: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         nonlocal reported, latents
         _check_cancelled(generation)
         latents = tensors["latents"]
-        done = steps_done(call, pipeline.num_timesteps, parameters.steps, pipeline.scheduler.order)
+        steps, order = parameters.steps, pipeline.scheduler.order
+        if parameters.image is not None:
+            steps = min(-(-pipeline.num_timesteps // order), steps)
+        done = steps_done(call, pipeline.num_timesteps, steps, order)
         for step in range(reported + 1, done + 1):
-            _report_step(generation, number, step, latents)
+            _report_step(generation, number, step, steps, latents)
         reported = done
         return tensors
 
@@ -83,16 +94,16 @@ def _generate_image(generation: Generation, number: int, arguments: dict[str, An
         generation.adapter.call(
             pipeline,
             arguments,
-            width=parameters.width,
-            height=parameters.height,
+            **generation.adapter.canvas_arguments(pipeline, canvas, parameters),
             num_inference_steps=parameters.steps,
             generator=generator(seed),
             callback_on_step_end=after_call,
             output_type="latent",
         )
         image = decode(pipeline, generation.adapter, latents, parameters.width, parameters.height)
+        image = canvas.finish(pipeline, image)
     _check_size(image, parameters)
-    return image
+    return image, pipeline
 
 
 def _seed(parameters: Parameters, number: int) -> int:
@@ -114,14 +125,14 @@ def _check_cancelled(generation: Generation) -> None:
 
 def _check_size(image: Image.Image, parameters: Parameters) -> None:
     """Clients allocate memory for the size that they requested, and raw pixels do not carry their size."""
-    if image.size != (parameters.width, parameters.height):
-        width, height = image.size
-        raise RuntimeError(f"the model generated {width}x{height}, expected {parameters.width}x{parameters.height}")
+    if image.size != parameters.output_size:
+        (width, height), (wanted_width, wanted_height) = image.size, parameters.output_size
+        raise RuntimeError(f"the model generated {width}x{height}, expected {wanted_width}x{wanted_height}")
 
 
-def _report_step(generation: Generation, number: int, step: int, latents: torch.Tensor) -> None:
+def _report_step(generation: Generation, number: int, step: int, steps: int, latents: torch.Tensor) -> None:
     job, parameters = generation.run.job, generation.run.parameters
-    generation.channel.send(Progressed(job=job, image=number, step=step))
+    generation.channel.send(Progressed(job=job, image=number, step=step, steps=steps))
     if parameters.preview_every and step % parameters.preview_every == 0:
         image = preview(generation.pipeline, generation.adapter, latents, parameters.width, parameters.height)
         data = _png(image, PngImagePlugin.PngInfo())

@@ -10,14 +10,16 @@ from weave.config.child_configs import WorkerModel
 from weave.gpu_worker import device as devices
 from weave.gpu_worker.embeddings import EmbeddingRefused, added
 from weave.gpu_worker.generation import Cancelled, Generation, generate
+from weave.gpu_worker.inputs import read_inputs
 from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.loras import LoraRefused, merged
 from weave.gpu_worker.schedulers import IncompatibleScheduler
 from weave.models.assets import source_of
 from weave.models.files import ModelFilesRefused
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
+from weave.protocol.checks import check_parameters
 from weave.protocol.errors import RequestError
-from weave.protocol.parameters import check_parameters
+from weave.protocol.parameters import Offered
 from weave.protocol.worker_messages import MAX_DETAIL, CancelRun, Failed, Finished, Load, Loaded, Reason, Run, ToWorker
 
 
@@ -43,7 +45,10 @@ def serve(
     """Answer the broker. Never returns: raises ChannelClosed when the broker disconnects, or ChannelViolation."""
     pipeline: Any = None
     while True:
-        message = receive(channel)
+        message, descriptors = receive(channel)
+        if descriptors and not isinstance(message, Run):
+            close_all(descriptors)
+            raise ChannelViolation("unexpected descriptors")
         if isinstance(message, Load) and pipeline is None:
             try:
                 if not supported:
@@ -55,16 +60,15 @@ def serve(
                 channel.send(Loaded(device=str(device), dtype=str(dtype)[6:], memory=devices.memory(device)))
         elif isinstance(message, Run) and pipeline is not None:
             try:
-                # The broker has checked these already; a compromised broker has not.
-                loras = tuple(lora.offer for lora in model.loras)
-                embeddings = tuple(embedding.offer for embedding in model.embeddings)
                 parameters = message.parameters
-                check_parameters(parameters, model.offer.bounds, model.offer.schedulers, loras, embeddings)
+                inputs = read_inputs(parameters, descriptors)
+                # The broker has checked these already; a compromised broker has not.
+                check_parameters(parameters, _offered(model))
                 with (
                     merged(pipeline, model, parameters.loras),
                     added(pipeline, model, parameters.embeddings) as expand,
                 ):
-                    tokens = generate(Generation(channel, pipeline, model.offer, message, expand))
+                    tokens = generate(Generation(channel, pipeline, model.offer, message, expand, inputs))
             except Exception as error:
                 channel.send(_failed(message.job, error, device))
             else:
@@ -73,13 +77,19 @@ def serve(
             raise ChannelViolation(f"{type(message).__name__} out of turn")
 
 
-def receive(channel: Channel[ToWorker]) -> ToWorker:
-    """The broker's next message; it never sends descriptors. Raises ChannelClosed, ChannelViolation."""
-    message, descriptors = channel.receive()
-    if descriptors:
-        close_all(descriptors)
-        raise ChannelViolation("unexpected descriptors")
-    return message
+def receive(channel: Channel[ToWorker]) -> tuple[ToWorker, list[int]]:
+    """The broker's next message, and its descriptors. Raises ChannelClosed, ChannelViolation."""
+    return channel.receive()
+
+
+def _offered(model: WorkerModel) -> Offered:
+    return Offered(
+        bounds=model.offer.bounds,
+        schedulers=model.offer.schedulers,
+        tasks=model.offer.tasks,
+        loras=tuple(lora.offer for lora in model.loras),
+        embeddings=tuple(embedding.offer for embedding in model.embeddings),
+    )
 
 
 def _load(model: WorkerModel, device: torch.device, dtype: torch.dtype) -> object:

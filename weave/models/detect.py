@@ -104,7 +104,7 @@ def _named_by_index(path: Path) -> list[Family]:
         class_name = read_object(path, "model_index.json").get("_class_name")
     except ModelFilesRefused:  # the checks of the layout say why, where that is a fault
         return []
-    found = [family for family in FAMILIES.values() if class_name in (family.pipeline, *family.sibling_pipelines)]
+    found = [family for family in FAMILIES.values() if class_name in family.all_pipelines]
     if not found:
         known = ", ".join(dict.fromkeys(family.pipeline for family in FAMILIES.values()))
         raise ModelFilesRefused(f"model_index.json: _class_name is {shown(class_name)}, expected one of {known}")

@@ -13,7 +13,7 @@ from weave.models.schedulers import RELATED, SCHEDULERS, misfit, name_of
 from weave.models.single_files import DENOISERS, SingleFile
 from weave.models.sizes import Sizes
 from weave.protocol.bounds import Bounds, FloatRange, Range
-from weave.protocol.features import TEXT_TO_IMAGE
+from weave.protocol.inputs import TEXT_TO_IMAGE
 from weave.protocol.parameters import Defaults
 
 
@@ -29,10 +29,11 @@ class Family(Struct, frozen=True, kw_only=True):
     defaults: Defaults
     # Names from schedulers.py: offered to clients, and allowed as a model's own.
     schedulers: tuple[str, ...]
-    tasks: tuple[str, ...] = (TEXT_TO_IMAGE,)
-    # The class in diffusers, and the classes for other tasks whose models have the same components.
+    # The class in diffusers for text-to-image, those for other tasks with the same components, by the task, and other
+    # classes that a model's model_index.json may name.
     pipeline: str
-    sibling_pipelines: tuple[str, ...]
+    pipelines: Mapping[str, str] = MappingProxyType({})
+    sibling_pipelines: tuple[str, ...] = ()
     # By folder. A model has all of the `optional` ones or none.
     components: Mapping[str, Component]
     optional: frozenset[str] = frozenset()
@@ -55,6 +56,16 @@ class Family(Struct, frozen=True, kw_only=True):
     free_tokens: int = 0
     # The module in weave/gpu_worker/pipelines/ whose Adapter calls the pipeline.
     adapter: str = "base"
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the models can do, by the names in the protocol."""
+        return (TEXT_TO_IMAGE, *self.pipelines)
+
+    @property
+    def all_pipelines(self) -> tuple[str, ...]:
+        """The classes that a model's model_index.json may name."""
+        return (self.pipeline, *self.pipelines.values(), *self.sibling_pipelines)
 
     @property
     def own_schedulers(self) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ def _check_index(family: Family, model: Path) -> Checks[dict[str, Any] | None]:
     if not (model / SETTINGS).exists():
         return {}
     index = read_object(model, SETTINGS)
-    if (name := index.get("_class_name")) not in (family.pipeline, *family.sibling_pipelines):
+    if (name := index.get("_class_name")) not in family.all_pipelines:
         yield f"{SETTINGS}: _class_name is {shown(name)}, expected {family.pipeline}"
     for part, component in family.components.items():
         entry = index.get(part)

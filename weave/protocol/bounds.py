@@ -25,8 +25,9 @@ class FloatRange(Struct, frozen=True):
 
 
 class Bounds(Struct, frozen=True, kw_only=True):
-    """What one model accepts. `pixels` bounds width * height * images. The lengths of the prompt and of the negative
-    prompt are bounded in UTF-8 bytes and in characters."""
+    """What one model accepts. `pixels` bounds width * height * images, `input_pixels` each image that a client sends,
+    `batch` the images of one pass. The lengths of the prompt and of the negative prompt are bounded in UTF-8 bytes and
+    in characters."""
 
     width: Range
     height: Range
@@ -36,6 +37,9 @@ class Bounds(Struct, frozen=True, kw_only=True):
     pixels: Range
     prompt_bytes: Range
     prompt_characters: Range
+    # Older daemons have neither.
+    input_pixels: Range = Range(1, 16 * 1024 * 1024)
+    batch: Range = Range(1, 8)
 
 
 def check_range(field: str, value: Number, bound: Range | FloatRange) -> None:

@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from weave.protocol.bounds import Bounds
 from weave.protocol.embeddings import EmbeddingOffers
 from weave.protocol.errors import UNDECODABLE, ErrorCode, FrameError, RequestError
+from weave.protocol.inputs import ControlOffers
 from weave.protocol.loras import LoraOffers
 from weave.protocol.metrics import Metrics
 from weave.protocol.parameters import Defaults, Delivery, ImageFormat, RequestedParameters
@@ -224,14 +225,15 @@ class ModelOffer(Struct, frozen=True, kw_only=True):
 
 
 class Models(_Event, frozen=True, kw_only=True, tag="models", omit_defaults=False):
-    """The models on offer; a request that names none gets the `loaded` one, else the `default`. `loras` and
-    `embeddings`: those on offer for the families of the models, and perhaps others; older daemons have none."""
+    """The models on offer; a request that names none gets the `loaded` one, else the `default`. `loras`, `embeddings`
+    and `controls`: those on offer for the families of the models, and perhaps others; older daemons have none."""
 
     models: tuple[ModelOffer, ...]
     default: ModelId | None
     loaded: ModelId | None
     loras: LoraOffers = ()
     embeddings: EmbeddingOffers = ()
+    controls: ControlOffers = ()
 
 
 class _Kind(Struct):

@@ -5,14 +5,17 @@ magic `WEVE` · version u16 · kind u16 · length u32 · request u32 (reserved i
 
 import enum
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 from weave.protocol.errors import FrameError
+from weave.protocol.inputs import MAX_INPUT_PIXELS
 
 MAGIC = b"WEVE"
 SUPPORTED_VERSIONS = (1, 2)
 MAX_CONTROL_BYTES = 64 * 1024
 MAX_IMAGE_BYTES = 0xFFFF_FFFF
+MAX_INPUT_BYTES = 3 * MAX_INPUT_PIXELS
 MAX_VERSION_1_BYTES = 10 * 1024 * 1024
 # No longer version 1 request is valid: 60 bytes of fields and three prompts of 2048. Of a longer one only the length
 # matters, so no more than this is kept in memory.
@@ -45,7 +48,7 @@ class Header(NamedTuple):
 _KINDS = {
     (1, "client"): {Kind.GENERATE: MAX_VERSION_1_BYTES},
     (1, "daemon"): {Kind.RESPONSE: MAX_VERSION_1_BYTES, Kind.ERROR: MAX_VERSION_1_BYTES},
-    (2, "client"): {Kind.CONTROL: MAX_CONTROL_BYTES},
+    (2, "client"): {Kind.CONTROL: MAX_CONTROL_BYTES, Kind.IMAGE: MAX_INPUT_BYTES},
     (2, "daemon"): {Kind.CONTROL: MAX_CONTROL_BYTES, Kind.IMAGE: MAX_IMAGE_BYTES},
 }
 
@@ -89,10 +92,15 @@ def parse_header(data: bytes, *, from_client: bool) -> Header:
 
 class FrameReader:
     """Takes bytes in pieces of any size and returns frames. It holds at most one frame and what was fed after it, and
-    nothing of a frame whose header was refused."""
+    nothing of a frame whose header was refused, or of an image that a client sends."""
 
-    def __init__(self, *, from_client: bool) -> None:
+    def __init__(
+        self, *, from_client: bool, open_image: Callable[[Header], Callable[[memoryview], None]] | None = None
+    ) -> None:
+        """`open_image` returns what takes the pieces of a client's image, or raises FrameError."""
         self._from_client = from_client
+        self._open_image = open_image
+        self._write: Callable[[memoryview], None] | None = None
         self._bytes = bytearray()
         self._header: Header | None = None
         self._payload = bytearray()
@@ -126,14 +134,18 @@ class FrameReader:
 
     def next_frame(self) -> tuple[Header, bytes] | None:
         """The next frame, once it is complete. The payload of a version 1 request that is too long to be valid is cut
-        off at MAX_VERSION_1_REQUEST_BYTES. Raises FrameError; if it has a `skip`, the next frame can still be read."""
+        off at MAX_VERSION_1_REQUEST_BYTES; that of a client's image is empty. Raises FrameError; if it has a `skip`,
+        the next frame can still be read."""
         if self._header is None:
             if len(self._bytes) < HEADER_BYTES:
                 return None
             header_bytes = bytes(self._bytes[:HEADER_BYTES])
             del self._bytes[:HEADER_BYTES]
             try:
-                self._header = parse_header(header_bytes, from_client=self._from_client)
+                header = parse_header(header_bytes, from_client=self._from_client)
+                if self._open_image is not None and header.kind == Kind.IMAGE:
+                    self._write = self._open_image(header)
+                self._header = header
             except FrameError as error:
                 self._skip(error.skip or 0)
                 raise
@@ -141,14 +153,18 @@ class FrameReader:
         header = self._header
         kept = header.length if header.kind != Kind.GENERATE else min(header.length, MAX_VERSION_1_REQUEST_BYTES)
         arrived = min(self._missing, len(self._bytes))
-        self._payload += self._bytes[: min(arrived, kept - len(self._payload))]
+        if self._write is not None:
+            with memoryview(self._bytes) as data, data[:arrived] as piece:
+                self._write(piece)
+        else:
+            self._payload += self._bytes[: min(arrived, kept - len(self._payload))]
         del self._bytes[:arrived]
         self._missing -= arrived
         if self._missing:
             return None
         payload = bytes(self._payload)
         self._payload.clear()
-        self._header = None
+        self._header = self._write = None
         return header, payload
 
     def _skip(self, more: int) -> None:

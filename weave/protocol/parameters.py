@@ -6,15 +6,15 @@ table in docs/protocol.md are derived from these declarations. CONTRIBUTING.md s
 """
 
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeAlias, assert_never, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import msgspec
 from msgspec import Struct, structs
 
-from weave.protocol.bounds import MAX_SEED, Bounds, FloatRange, Range, check_range
-from weave.protocol.embeddings import EmbeddingOffers, check_embeddings
-from weave.protocol.errors import ErrorCode, RequestError
-from weave.protocol.loras import LoraOffers, RequestedLora, check_loras
+from weave.protocol.bounds import MAX_SEED, Bounds, FloatRange, Range
+from weave.protocol.embeddings import EmbeddingOffers
+from weave.protocol.inputs import TEXT_TO_IMAGE, ControlOffers, InputImage, RequestedControl
+from weave.protocol.loras import LoraOffers, RequestedLora
 from weave.protocol.text import Name
 
 ImageFormat: TypeAlias = Literal["png", "raw"]
@@ -51,9 +51,49 @@ class OfferedEmbeddings(Struct, frozen=True):
     """At most MAX_EMBEDDINGS of those for the model's family, each once and in one of the prompts."""
 
 
+class InputSize(Struct, frozen=True):
+    """Each image within the model's input_pixels."""
+
+
+class OfferedControls(Struct, frozen=True):
+    """At most MAX_CONTROLS of those for the model's family, each once."""
+
+
+class Enlarged(Struct, frozen=True):
+    """A scale for which the larger image is within the model's bounds."""
+
+
 Bound: TypeAlias = (
-    Range | FloatRange | OfModel | UpTo | PromptLength | OfferedScheduler | OfferedLoras | OfferedEmbeddings
+    Range
+    | FloatRange
+    | OfModel
+    | UpTo
+    | PromptLength
+    | OfferedScheduler
+    | OfferedLoras
+    | OfferedEmbeddings
+    | InputSize
+    | OfferedControls
+    | Enlarged
 )
+
+
+class Enlarge(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A second pass on the image, `scale` times as wide and high. `strength` is how much that pass may change."""
+
+    scale: float = 2.0
+    strength: float = 0.5
+
+
+class Offered(Struct, frozen=True, kw_only=True):
+    """What one model's requests may use. `loras`, `embeddings` and `controls` are those for its family."""
+
+    bounds: Bounds
+    schedulers: tuple[str, ...]
+    tasks: tuple[str, ...] = (TEXT_TO_IMAGE,)
+    loras: LoraOffers = ()
+    embeddings: EmbeddingOffers = ()
+    controls: ControlOffers = ()
 
 
 class Parameter(Struct, frozen=True):
@@ -146,9 +186,96 @@ class RequestedParameters(Struct, frozen=True, forbid_unknown_fields=True, kw_on
             feature="embeddings",
         ),
     ] = ()
+    image: Annotated[
+        InputImage | None,
+        Parameter(
+            "image to start from",
+            InputSize(),
+            default="none",
+            option="--image FILE",
+            since="0.2.0",
+            feature="input-images",
+        ),
+    ] = None
+    strength: Annotated[
+        float,
+        Parameter(
+            "how much of the image to change: the fraction of the steps that run",
+            FloatRange(0.0, 1.0),
+            option="--strength X",
+            since="0.2.0",
+            feature="input-images",
+        ),
+    ] = 0.75
+    mask: Annotated[
+        InputImage | None,
+        Parameter(
+            "what to repaint of the image: white is repainted, black is kept exactly",
+            InputSize(),
+            default="none",
+            option="--mask FILE",
+            since="0.2.0",
+            feature="input-images",
+        ),
+    ] = None
+    mask_padding: Annotated[
+        int | None,
+        Parameter(
+            "repaint at full resolution only the masked part, with this margin around it",
+            Range(0, 1024),
+            default="the whole image",
+            unit="pixels",
+            option="--mask-padding N",
+            since="0.2.0",
+            feature="input-images",
+        ),
+    ] = None
+    control: Annotated[
+        tuple[RequestedControl, ...],
+        Parameter(
+            "ControlNets to apply, each with the image that it sees",
+            OfferedControls(),
+            default="none",
+            option="--control ID[:SCALE]=FILE",
+            since="0.2.0",
+            feature="control",
+        ),
+    ] = ()
+    references: Annotated[
+        tuple[InputImage, ...],
+        Parameter(
+            "images that the prompt refers to",
+            InputSize(),
+            default="none",
+            option="--reference FILE",
+            since="0.2.0",
+            feature="references",
+        ),
+    ] = ()
+    enlarge: Annotated[
+        Enlarge | None,
+        Parameter(
+            "enlarge the image by SCALE and refine it in a second pass",
+            Enlarged(),
+            default="none",
+            option="--enlarge SCALE[:STRENGTH]",
+            since="0.2.0",
+            feature="enlarge",
+        ),
+    ] = None
     images: Annotated[
         int,
         Parameter("number of images", OfModel("images"), option="--images N", in_png=False),
+    ] = 1
+    batch: Annotated[
+        int,
+        Parameter(
+            "number of images that one pass generates together: faster, but pixels may differ in their last bit",
+            OfModel("batch"),
+            option="--batch N",
+            since="0.2.0",
+            feature="batch",
+        ),
     ] = 1
     format: Annotated[
         ImageFormat,
@@ -173,6 +300,10 @@ class RequestedParameters(Struct, frozen=True, forbid_unknown_fields=True, kw_on
         Delivery,
         Parameter("an image frame, or a sealed memfd if the daemon allows it", feature="fd-delivery", in_png=False),
     ] = "inline"
+
+
+# Of the sides of enlarged images: those of every family are divisible by it.
+_MULTIPLE = 16
 
 
 class Defaults(Struct, frozen=True, kw_only=True):
@@ -201,11 +332,30 @@ class Parameters(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     scheduler: str
     loras: tuple[RequestedLora, ...] = ()
     embeddings: tuple[str, ...] = ()
+    image: InputImage | None = None
+    strength: float = 0.75
+    mask: InputImage | None = None
+    mask_padding: int | None = None
+    control: tuple[RequestedControl, ...] = ()
+    references: tuple[InputImage, ...] = ()
+    enlarge: Enlarge | None = None
     images: int
+    batch: int = 1
     format: ImageFormat
     preview_every: int
     # If not empty: one prompt for each text encoder, in their order. Version 1 only.
     encoder_prompts: tuple[str, ...] = ()
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """The width and height of the finished images, in pixels. Where only the masked part is repainted, they are
+        those of the whole image."""
+        if self.image is not None and self.mask_padding is not None:
+            return self.image.width, self.image.height
+        if self.enlarge is not None:
+            width, height = (int(side * self.enlarge.scale) for side in (self.width, self.height))
+            return width // _MULTIPLE * _MULTIPLE, height // _MULTIPLE * _MULTIPLE
+        return self.width, self.height
 
 
 _DECLARED = {field.name: get_args(field.type) for field in structs.fields(RequestedParameters)}
@@ -239,90 +389,35 @@ def summary(name: str) -> str:
     return f"{parameter.help}{unit} (default: {default_of(name)})"
 
 
-def with_defaults(request: RequestedParameters, defaults: Defaults, *, seed: int) -> Parameters:
-    """All parameters: `seed` and the model's defaults replace what the request leaves out."""
+def with_defaults(request: RequestedParameters, defaults: Defaults, bounds: Bounds, *, seed: int) -> Parameters:
+    """All parameters: `seed` and the model's defaults replace what the request leaves out. Where the whole image is
+    generated again, a missing side is that of the image, or follows from the given side, rounded down to the bound's
+    multiple."""
     requested = {name: value for name, value in structs.asdict(request).items() if value is not None}
-    values = structs.asdict(defaults) | {"seed": seed} | requested
+    values = structs.asdict(defaults) | {"seed": seed} | _sides_of_image(request, bounds) | requested
     return Parameters(**{name: values[name] for name in Parameters.__struct_fields__ if name in values})
 
 
-def check_parameters(
-    parameters: Parameters,
-    bounds: Bounds,
-    schedulers: tuple[str, ...],
-    loras: LoraOffers = (),
-    embeddings: EmbeddingOffers = (),
-) -> None:
-    """The check against a model's bounds, in the broker before it queues a job, and in the worker before it runs one:
-    neither trusts the other. `loras` and `embeddings` are those for the model's family.
-
-    Raises RequestError (out_of_bounds, invalid_request) with the first field outside its bound, its value and the
-    bound.
-    """
-    for name, parameter in PARAMETERS.items():
-        if parameter.bound is not None:
-            _check(name, parameters, parameter.bound, bounds, schedulers, loras, embeddings)
-    for prompt in parameters.encoder_prompts:
-        _check_text("prompt", prompt, bounds)
-    check_range("pixels", parameters.width * parameters.height * parameters.images, bounds.pixels)
+def _sides_of_image(request: RequestedParameters, bounds: Bounds) -> dict[str, int]:
+    image = request.image
+    if image is None or request.mask_padding is not None or not (image.width > 0 and image.height > 0):
+        return {}
+    width, height = image.width, image.height
+    if request.width is not None and request.height is None:
+        height = height * request.width // width
+    elif request.height is not None and request.width is None:
+        width = width * request.height // height
+    multiple = bounds.width.multiple, bounds.height.multiple
+    return {"width": width // multiple[0] * multiple[0], "height": height // multiple[1] * multiple[1]}
 
 
 def png_text(parameters: Parameters, *, model: str, seed: int) -> dict[str, str]:
     """What a PNG carries so that its image can be generated again. `seed` is this image's."""
     values = structs.asdict(parameters) | {"model": model, "seed": seed}
-    return {name: _text(values[name]) for name, parameter in PARAMETERS.items() if parameter.in_png}
+    shown = {name: values[name] for name, parameter in PARAMETERS.items() if parameter.in_png}
+    return {name: _text(value) for name, value in shown.items() if value is not None}
 
 
 def _text(value: Any) -> str:
     """A value as itself, or as in a request."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
-
-
-def _check(
-    field: str,
-    parameters: Parameters,
-    bound: Bound,
-    bounds: Bounds,
-    schedulers: tuple[str, ...],
-    loras: LoraOffers,
-    embeddings: EmbeddingOffers,
-) -> None:
-    value = getattr(parameters, field)
-    match bound:
-        case Range() | FloatRange():
-            check_range(field, value, bound)
-        case OfModel():
-            check_range(field, value, getattr(bounds, bound.name))
-        case UpTo():
-            check_range(field, value, Range(0, getattr(bounds, bound.name).max))
-        case PromptLength():
-            if value or not bound.may_be_empty:
-                _check_text(field, value, bounds)
-        case OfferedScheduler():
-            _check_scheduler(value, schedulers)
-        case OfferedLoras():
-            check_loras(field, value, loras)
-        case OfferedEmbeddings():
-            check_embeddings(field, value, embeddings, (parameters.prompt, parameters.negative_prompt))
-        case _:
-            assert_never(bound)
-
-
-def _check_text(field: str, text: str, bounds: Bounds) -> None:
-    # A lone surrogate can be written in JSON as \ud800, but it is no character and no tokenizer takes it.
-    try:
-        encoded = text.encode()
-    except UnicodeEncodeError:
-        raise RequestError(ErrorCode.INVALID_REQUEST, f"{field} is not valid Unicode", field=field) from None
-    check_range(f"{field}_bytes", len(encoded), bounds.prompt_bytes)
-    check_range(f"{field}_characters", len(text), bounds.prompt_characters)
-
-
-def _check_scheduler(scheduler: str, schedulers: tuple[str, ...]) -> None:
-    if scheduler not in schedulers:
-        raise RequestError(
-            ErrorCode.OUT_OF_BOUNDS,
-            f"scheduler is not one of {', '.join(schedulers)}",
-            field="scheduler",
-            value=scheduler[:64],
-        )

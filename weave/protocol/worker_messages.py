@@ -32,7 +32,8 @@ class Load(_Message, frozen=True, kw_only=True, tag="load"):
 
 
 class Run(_Message, frozen=True, kw_only=True, tag="run"):
-    """Generate the images of one job. Answered by Progressed, Previewed and Made, then Finished or Failed.
+    """Generate the images of one job. Answered by Progressed, Previewed and Made, then Finished or Failed. Carries the
+    images of the request, in the order of inputs_of(), in sealed memfds.
 
     A preview is sent after every `preview_every` steps; 0 sends none.
     """
@@ -66,11 +67,13 @@ class Loaded(_Message, frozen=True, kw_only=True, tag="loaded"):
 
 
 class Progressed(_Message, frozen=True, kw_only=True, tag="progress"):
-    """`step` (from 1) of image number `image` (from 0) is done."""
+    """`step` (from 1) of `steps` is done for image number `image` (from 0). A task that starts from an image has fewer
+    steps than it requests."""
 
     job: int
     image: int
     step: int
+    steps: int
 
 
 class Previewed(_Message, frozen=True, kw_only=True, tag="preview"):

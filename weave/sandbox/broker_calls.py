@@ -10,6 +10,7 @@ import os
 import socket
 import termios
 
+from weave.protocol.channel import ALL_SEALS
 from weave.sandbox.seccomp import WHOLE, Call, Condition, Refusal, only
 
 # asm-generic/socket.h, linux/mman.h, linux/futex.h
@@ -46,6 +47,10 @@ CALLS: tuple[Call | Refusal, ...] = (
     Call("epoll_pwait", "the event loop, on arm64"),
     Call("epoll_ctl", "the event loop"),
     Call("fcntl", "checking the seals of a memfd", (Condition(1, fcntl.F_GET_SEALS),)),
+    Call("fcntl", "sealing a client's image", (Condition(1, fcntl.F_ADD_SEALS), Condition(2, ALL_SEALS))),
+    Call("memfd_create", "a client's image", (Condition(1, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING),)),
+    # Only regular files have offsets, and of those it has memfds alone.
+    Call("pwrite64", "a client's image"),
     Call("ioctl", "non-blocking mode of accepted sockets", (Condition(1, termios.FIONBIO),)),
     Call("lseek", "the size of a memfd", (Condition(2, os.SEEK_END),)),
     Call("pread64", "a new config in a sealed memfd"),

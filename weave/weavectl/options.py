@@ -2,12 +2,16 @@
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 from weave import __version__
+from weave.client import Control, InvalidRequest, Pixels
+from weave.client.images import pixels_of
+from weave.protocol.inputs import InputImage, RequestedControl
 from weave.protocol.loras import RequestedLora
-from weave.protocol.parameters import PARAMETERS, Parameter, RequestedParameters, choices_of, summary, type_of
+from weave.protocol.parameters import PARAMETERS, Enlarge, Parameter, RequestedParameters, choices_of, summary, type_of
 from weave.protocol.text import is_model_id, visible
 from weave.weavectl import add as add_model
 from weave.weavectl import commands, doctor
@@ -144,22 +148,44 @@ def _add_generate(verb: argparse.ArgumentParser) -> None:
 
 def _add_parameter(verb: argparse.ArgumentParser, name: str, parameter: Parameter, *, default: Any) -> None:
     option, _, metavar = parameter.option.partition(" ")
-    if type_of(name) == tuple[RequestedLora, ...]:
+    if type_of(name) in _LISTS:
+        convert = _LISTS[type_of(name)]
         verb.add_argument(
-            option, dest=name, type=_lora, action=_Collect, default=default, metavar=metavar, help=summary(name)
+            option, dest=name, type=convert, action=_Collect, default=default, metavar=metavar, help=summary(name)
         )
-    elif type_of(name) == tuple[str, ...]:
-        verb.add_argument(option, dest=name, action=_Collect, default=default, metavar=metavar, help=summary(name))
     elif choices := choices_of(name):
         verb.add_argument(option, dest=name, choices=choices, default=default, help=summary(name))
     else:
-        convert = _finite if type_of(name) is float else type_of(name)
+        convert = _SINGLE.get(type_of(name), type_of(name))
         verb.add_argument(option, dest=name, type=convert, default=default, metavar=metavar, help=summary(name))
 
 
 def _lora(text: str) -> RequestedLora:
     lora_id, separator, weight = text.rpartition(":")
     return RequestedLora(lora_id, _finite(weight)) if separator else RequestedLora(text)
+
+
+def _control(text: str) -> Control:
+    name, separator, path = text.partition("=")
+    if not (name and separator):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not ID=FILE or ID:SCALE=FILE")
+    control_id, separator, scale = name.rpartition(":")
+    if not separator:
+        return Control(id=name, image=_image(path))
+    return Control(id=control_id, image=_image(path), scale=_finite(scale))
+
+
+def _enlarge(text: str) -> Enlarge:
+    scale, separator, strength = text.partition(":")
+    return Enlarge(scale=_finite(scale), strength=_finite(strength)) if separator else Enlarge(scale=_finite(scale))
+
+
+def _image(text: str) -> Pixels:
+    """An image file; - is standard input."""
+    try:
+        return pixels_of(str(_path(text)), sys.stdin.buffer.read() if text == "-" else text)
+    except (InvalidRequest, OSError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _path(text: str) -> Path:
@@ -182,6 +208,16 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a finite number")
     return number
+
+
+_SINGLE: dict[Any, Any] = {float: _finite, InputImage: _image, Enlarge: _enlarge}
+# An option that may be repeated, by the type of its list.
+_LISTS: dict[Any, Any] = {
+    tuple[RequestedLora, ...]: _lora,
+    tuple[str, ...]: str,
+    tuple[RequestedControl, ...]: _control,
+    tuple[InputImage, ...]: _image,
+}
 
 
 def _seconds(text: str) -> float:

@@ -45,6 +45,13 @@ class Unread(Struct):
         self.images += sign * other.images
 
 
+class Incoming(Struct):
+    """Images that clients have announced, from their request until its job is over."""
+
+    bytes: int = 0
+    images: int = 0
+
+
 class Counted(Protocol):
     """What the limits need of a connection."""
 
@@ -79,6 +86,7 @@ class Admission:
         # One for each principal seen: at most one more than there are known UIDs.
         self._buckets: dict[Principal, TokenBucket] = {}
         self._delivered: dict[Principal, int] = {}
+        self._incoming: dict[Principal, Incoming] = {}
         self.reconfigure(config)
 
     def reconfigure(self, config: BrokerConfig) -> None:
@@ -130,6 +138,28 @@ class Admission:
             return False
         self._delivered[principal] = delivered
         return True
+
+    def reserve(self, principal: Principal, announced: Incoming) -> None:
+        """Count images before their first byte is read. Raises RequestError (queue_full)."""
+        limits, held = self.limits, self._incoming.get(principal, Incoming())
+        for unit, own, total in (
+            ("bytes", limits.incoming_bytes, limits.incoming_bytes_total),
+            ("images", limits.incoming_images, limits.incoming_images_total),
+        ):
+            wanted, theirs = getattr(announced, unit), getattr(held, unit)
+            everyone = sum(getattr(each, unit) for each in self._incoming.values())
+            for field, limit, used in ((f"incoming_{unit}", own, theirs), (f"incoming_{unit}_total", total, everyone)):
+                if used + wanted > limit:
+                    text = f"no room for {wanted} {unit} of images: {used} wait already ({field} is {limit})"
+                    raise RequestError(ErrorCode.QUEUE_FULL, text, field=field, value=wanted, maximum=limit)
+        self._incoming[principal] = Incoming(held.bytes + announced.bytes, held.images + announced.images)
+
+    def release(self, principal: Principal, announced: Incoming) -> None:
+        """These images are gone."""
+        held = self._incoming.pop(principal, Incoming())
+        left = Incoming(held.bytes - announced.bytes, held.images - announced.images)
+        if left.images > 0:
+            self._incoming[principal] = left
 
     def check_unread(self, share: Share) -> None:
         """Called after each write. Above a limit, drops the connection with the most unread output; the others

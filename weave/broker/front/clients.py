@@ -10,7 +10,6 @@ from weave.broker.admission.limits import Admission
 from weave.broker.admission.principal import Requester, principal_of
 from weave.broker.front.connection import Connection
 from weave.broker.front.dispatch import Dispatcher
-from weave.broker.front.session import Session
 from weave.config.child_configs import Access
 from weave.protocol.client_messages import Error, encode
 from weave.protocol.errors import RequestError
@@ -55,9 +54,7 @@ class Clients:
             _refuse(sock, Error.from_exception(error))
             return
         requester = Requester(peer, principal)
-        connection = Connection(
-            sock, Session(requester), share, self._dispatcher, self._admission, self._audit, self._metrics
-        )
+        connection = Connection(sock, requester, share, self._dispatcher, self._admission, self._audit, self._metrics)
         self._metrics.connections += 1
         self._connections[connection] = asyncio.create_task(self._serve(connection))
 

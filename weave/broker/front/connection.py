@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from weave.broker.admission.audit import Audit
 from weave.broker.admission.limits import Admission, Share, Unread
+from weave.broker.admission.principal import Requester
 from weave.broker.front.dispatch import Dispatcher
 from weave.broker.front.outgoing import Outgoing
 from weave.broker.front.reply import Version1Reply, Version2Reply
@@ -14,9 +15,10 @@ from weave.broker.front.session import Session
 from weave.broker.schedule.job import Reply
 from weave.protocol import version1
 from weave.protocol.channel import close_all
-from weave.protocol.client_messages import Error, decode_op
+from weave.protocol.client_messages import Error, Generate, decode_op
 from weave.protocol.errors import FrameError, RequestError
-from weave.protocol.frames import FrameReader, Header
+from weave.protocol.frames import FrameReader, Header, Kind
+from weave.protocol.inputs import InputImage, inputs_of
 from weave.protocol.metrics import Metrics
 from weave.protocol.waiting import readable
 
@@ -33,15 +35,15 @@ class Connection:
     def __init__(
         self,
         sock: socket.socket,
-        session: Session,
+        requester: Requester,
         share: Share,
         dispatcher: Dispatcher,
         admission: Admission,
         audit: Audit,
         metrics: Metrics,
     ) -> None:
-        """`session` belongs to this connection, `share` to its principal, the others to the broker."""
-        self.session = session
+        """`share` belongs to the requester's principal, the others to the broker."""
+        self.session = Session(requester, self._refuse)
         self.share = share
         self.sock = sock
         self._outgoing = Outgoing(sock, share.unread)
@@ -49,7 +51,7 @@ class Connection:
         self._dispatcher = dispatcher
         self._admission = admission
         self._audit = audit
-        self._frames = FrameReader(from_client=True)
+        self._frames = FrameReader(from_client=True, open_image=self.session.uploads.open)
         # The version to answer in before the first valid header: version 1 is the simpler one to parse.
         self._version = 1
         self._open = True
@@ -135,23 +137,37 @@ class Connection:
             self._end()
 
     def _handle(self, header: Header, payload: bytes) -> None:
-        reply: Reply
         if header.version == 1:
-            reply = Version1Reply(self, version1.request_id(payload))
+            self._handle_version_1(header, payload)
+        elif header.kind == Kind.IMAGE:
+            self.session.uploads.complete(header)
         else:
-            reply = Version2Reply(self, header.request)
+            self._handle_version_2(header, payload)
+
+    def _handle_version_1(self, header: Header, payload: bytes) -> None:
+        reply = Version1Reply(self, version1.request_id(payload))
         try:
-            if header.version == 1:
-                self._dispatcher.handle(self.session, reply, version1.decode_request(payload, header.length))
-            else:
-                self.session.check_unused(header.request)
-                self._dispatcher.handle(self.session, reply, decode_op(payload))
+            self._dispatcher.handle(self.session, reply, version1.decode_request(payload, header.length))
         except RequestError as error:
-            code, field = error.code.value, error.field
-            self._audit.write(
-                "request_refused", self.session.requester.peer, code=code, field=field, request=reply.request
-            )
-            reply.send(Error.from_exception(error))
+            self._refuse(reply, error)
+
+    def _handle_version_2(self, header: Header, payload: bytes) -> None:
+        reply = Version2Reply(self, header.request)
+        images: tuple[InputImage, ...] = ()
+        try:
+            self.session.check_unused(header.request)
+            self.session.uploads.forget(header.request)
+            message = decode_op(payload)
+            images = inputs_of(message) if isinstance(message, Generate) else ()
+            self._dispatcher.handle(self.session, reply, message)
+        except RequestError as error:
+            self._refuse(reply, error)
+            self.session.uploads.discard(reply, images)
+
+    def _refuse(self, reply: Reply, error: RequestError) -> None:
+        code, field = error.code.value, error.field
+        self._audit.write("request_refused", self.session.requester.peer, code=code, field=field, request=reply.request)
+        reply.send(Error.from_exception(error))
 
     def _refuse_frame(self, error: FrameError) -> None:
         """Answer in the header's version, if it is supported, else in the one used last."""
@@ -184,6 +200,7 @@ class Connection:
             await self._read()
         async with self._frame_deadline():
             while (frame := self._frames.next_frame()) is None:
+                await asyncio.sleep(0)  # a client that always has more to send must not keep the others waiting
                 await self._read()
             return frame
 
@@ -220,5 +237,6 @@ class Connection:
 
     def _close(self) -> None:
         self._open = False
+        self.session.uploads.close()
         self._outgoing.close()
         self.sock.close()

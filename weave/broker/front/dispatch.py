@@ -8,6 +8,7 @@ from weave.broker.admission.limits import Admission
 from weave.broker.front.requests import pick_model, pick_model_of_version_1, task_of, task_of_version_1
 from weave.broker.front.session import Session
 from weave.broker.front.status import DaemonSnapshot, report_to
+from weave.broker.front.uploads import Inputs
 from weave.broker.schedule.job import GenerateJob, Job, JobNumber, JobNumbers, LoadJob, Reply
 from weave.broker.schedule.scheduler import Scheduler
 from weave.config.child_configs import BrokerConfig
@@ -26,6 +27,7 @@ from weave.protocol.client_messages import (
     Unload,
 )
 from weave.protocol.errors import ErrorCode, RequestError
+from weave.protocol.inputs import InputImage, inputs_of
 from weave.protocol.metrics import Metrics
 from weave.protocol.tasks import Task
 
@@ -69,19 +71,25 @@ class Dispatcher:
                     loaded=loaded,
                     loras=config.loras,
                     embeddings=config.embeddings,
+                    controls=config.controls,
                 )
                 reply.send(models)
             case Cancel():
-                self._scheduler.cancel(self._find_job(session, message))
+                if message.job is not None or not session.uploads.cancel(message.request or 0):
+                    self._scheduler.cancel(self._find_job(session, message))
                 reply.send(Done())
             case Generate():
                 self._charge(session)
                 model = pick_model(self._config, message.model, self._scheduler.loaded_model(uid))
-                self._generate(session, reply, model, task_of(message, model, self._config))
+                task = task_of(message, model, self._config)
+                if images := inputs_of(task.parameters):
+                    self._upload(session, reply, model, task, images)
+                else:
+                    self._generate(session, reply, model, task)
             case version1.Request():
                 self._charge(session)
                 model = pick_model_of_version_1(self._config, message.model_id)
-                task = task_of_version_1(message, model)
+                task = task_of_version_1(message, model, self._config)
                 self._generate(session, reply, model, task, seconds=self._config.limits.v1_seconds)
             case LoadModel():
                 self._charge(session)
@@ -102,10 +110,36 @@ class Dispatcher:
         """Count a request for the rate limit. Raises RequestError (rate_limited)."""
         self._admission.request(session.requester.principal, asyncio.get_running_loop().time())
 
-    def _generate(
-        self, session: Session, reply: Reply, model: ModelOffer, task: Task, *, seconds: float | None = None
+    def _upload(
+        self, session: Session, reply: Reply, model: ModelOffer, task: Task, images: tuple[InputImage, ...]
     ) -> None:
-        job = GenerateJob(self._next_number(session), session.requester, reply, model, task)
+        """Queue the job when its images have arrived. Raises RequestError (queue_full)."""
+        self._check_queue(session)
+        inputs = Inputs(self._admission, session.requester.principal, images)
+        session.begin(reply, None)
+        session.uploads.begin(
+            reply,
+            images,
+            inputs,
+            lambda inputs: self._generate(session, reply, model, task, inputs),
+            seconds=self._config.limits.upload_seconds,
+        )
+
+    def _generate(
+        self,
+        session: Session,
+        reply: Reply,
+        model: ModelOffer,
+        task: Task,
+        inputs: Inputs | None = None,
+        *,
+        seconds: float | None = None,
+    ) -> None:
+        """Takes ownership of `inputs`, unless it raises RequestError (queue_full)."""
+        memfds = inputs.memfds if inputs is not None else ()
+        job = GenerateJob(self._next_number(session), session.requester, reply, model, task, memfds)
+        if inputs is not None:
+            job.on_finish(inputs.close)
         if self._config.audit_prompts:
             prompt = task.parameters.prompt
             self._audit.write("generate", job.requester.peer, job=job.number, model=model.id, prompt=prompt)
@@ -113,10 +147,13 @@ class Dispatcher:
 
     def _next_number(self, session: Session) -> JobNumber:
         """Check that the queue has room for one more job, and number it. Raises RequestError (queue_full)."""
-        queue, requester = self._scheduler.queue, session.requester
-        theirs = queue.waiting(requester.principal)
-        self._admission.check_queue(requester.principal, waiting=len(queue), theirs=theirs)
-        return self._numbers.next(requester.uid)
+        self._check_queue(session)
+        return self._numbers.next(session.requester.uid)
+
+    def _check_queue(self, session: Session) -> None:
+        """Raises RequestError (queue_full)."""
+        queue, principal = self._scheduler.queue, session.requester.principal
+        self._admission.check_queue(principal, waiting=len(queue), theirs=queue.waiting(principal))
 
     def _submit(self, session: Session, job: Job, *, seconds: float | None = None) -> None:
         session.begin(job.reply, job)

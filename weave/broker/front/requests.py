@@ -6,12 +6,14 @@ from msgspec import structs
 
 from weave.config.child_configs import BrokerConfig
 from weave.protocol import version1
+from weave.protocol.checks import check_parameters
 from weave.protocol.client_messages import Generate, ModelOffer
-from weave.protocol.embeddings import EmbeddingOffers, embeddings_for
+from weave.protocol.embeddings import embeddings_for
 from weave.protocol.errors import ErrorCode, RequestError
-from weave.protocol.loras import LoraOffers, loras_for
-from weave.protocol.parameters import Parameters, RequestedParameters, check_parameters, with_defaults
-from weave.protocol.tasks import Task, TextToImage
+from weave.protocol.inputs import controls_for
+from weave.protocol.loras import loras_for
+from weave.protocol.parameters import Offered, Parameters, RequestedParameters, with_defaults
+from weave.protocol.tasks import Task
 
 # JSON readers that use doubles keep integers below 2**53, and torch's manual_seed uses 32 bits.
 _RANDOM_SEEDS = 2**32
@@ -44,12 +46,12 @@ def pick_model_of_version_1(config: BrokerConfig, v1_id: int) -> ModelOffer:
 
 def task_of(request: Generate, model: ModelOffer, config: BrokerConfig) -> Task:
     """The task that a version 2 request becomes. Raises RequestError (out_of_bounds, invalid_request)."""
-    parameters = with_defaults(request, model.defaults, seed=_random_seed())
-    check_bounds(parameters, model, config.loras, config.embeddings)
-    return TextToImage(parameters=parameters, deliver=request.deliver)
+    parameters = with_defaults(request, model.defaults, model.bounds, seed=_random_seed())
+    _check(parameters, model, config)
+    return Task(parameters=parameters, deliver=request.deliver)
 
 
-def task_of_version_1(request: version1.Request, model: ModelOffer) -> Task:
+def task_of_version_1(request: version1.Request, model: ModelOffer, config: BrokerConfig) -> Task:
     """The task that a version 1 request becomes: one raw image. Raises as task_of does."""
     requested = RequestedParameters(
         prompt=request.prompts[0],
@@ -60,19 +62,24 @@ def task_of_version_1(request: version1.Request, model: ModelOffer) -> Task:
         seed=request.seed or None,
         format="raw",
     )
-    parameters = with_defaults(requested, model.defaults, seed=_random_seed())
+    parameters = with_defaults(requested, model.defaults, model.bounds, seed=_random_seed())
     if len(set(request.prompts)) > 1:
         parameters = structs.replace(parameters, encoder_prompts=request.prompts)
-    check_bounds(parameters, model)
-    return TextToImage(parameters=parameters)
+    _check(parameters, model, config)
+    return Task(parameters=parameters)
 
 
-def check_bounds(
-    parameters: Parameters, model: ModelOffer, loras: LoraOffers = (), embeddings: EmbeddingOffers = ()
-) -> None:
+def _check(parameters: Parameters, model: ModelOffer, config: BrokerConfig) -> None:
     """The broker's check; the worker makes its own. Raises RequestError (out_of_bounds, invalid_request)."""
-    loras, embeddings = loras_for(model.family, loras), embeddings_for(model.family, embeddings)
-    check_parameters(parameters, model.bounds, model.schedulers, loras, embeddings)
+    offered = Offered(
+        bounds=model.bounds,
+        schedulers=model.schedulers,
+        tasks=model.tasks,
+        loras=loras_for(model.family, config.loras),
+        embeddings=embeddings_for(model.family, config.embeddings),
+        controls=controls_for(model.family, config.controls),
+    )
+    check_parameters(parameters, offered)
 
 
 def _random_seed() -> int:

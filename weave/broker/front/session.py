@@ -1,6 +1,9 @@
 """The requests of one connection that are in flight."""
 
+from collections.abc import Callable
+
 from weave.broker.admission.principal import Requester
+from weave.broker.front.uploads import Uploads
 from weave.broker.schedule.job import Job, Reply
 from weave.protocol.errors import ErrorCode, RequestError
 
@@ -8,9 +11,11 @@ from weave.protocol.errors import ErrorCode, RequestError
 class Session:
     """The requester of a connection, and its requests that have not had their last event."""
 
-    def __init__(self, requester: Requester) -> None:
+    def __init__(self, requester: Requester, refuse: Callable[[Reply, RequestError], None]) -> None:
+        """`refuse` ends a request with an error."""
         self.requester = requester
-        # None: an unload, which is not a job.
+        self.uploads = Uploads(self.end, refuse)
+        # None: an unload, or a generate whose images are still arriving.
         self._in_flight: dict[Reply, Job | None] = {}
 
     def begin(self, reply: Reply, job: Job | None) -> None:

@@ -31,16 +31,17 @@ def event_of(task: Task, update: Update) -> Progress | Preview | Image:
     """`update` has been checked against `task` (worker_link.py)."""
     parameters = task.parameters
     if isinstance(update, Progressed):
-        return Progress(image=update.image, step=update.step, steps=parameters.steps)
+        return Progress(image=update.image, step=update.step, steps=update.steps)
     if isinstance(update, Previewed):
         return Preview(image=update.image, step=update.step, width=update.width, height=update.height, size=update.size)
+    width, height = parameters.output_size
     return Image(
         image=update.image,
         seed=(parameters.seed + update.image) & MAX_SEED,
         format=parameters.format,
         deliver=task.deliver,
-        width=parameters.width,
-        height=parameters.height,
+        width=width,
+        height=height,
         channels=3,
         size=update.size,
     )

@@ -92,11 +92,21 @@ class LoadJob(_Job):
 
 
 class GenerateJob(_Job):
-    """Done when a worker with the model has run the task."""
+    """Done when a worker with the model has run the task. `inputs` are its images, in sealed memfds, which stay open
+    until then."""
 
-    def __init__(self, number: JobNumber, requester: Requester, reply: Reply, model: ModelOffer, task: Task) -> None:
+    def __init__(
+        self,
+        number: JobNumber,
+        requester: Requester,
+        reply: Reply,
+        model: ModelOffer,
+        task: Task,
+        inputs: tuple[int, ...] = (),
+    ) -> None:
         super().__init__(number, requester, reply, model)
         self.task = task
+        self.inputs = inputs
 
 
 Job: TypeAlias = LoadJob | GenerateJob

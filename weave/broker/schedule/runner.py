@@ -144,7 +144,8 @@ class Runner:
         tokens = Tokens()
         try:
             async with deadline:
-                async for update, memfd in worker.run(Run(job=job.number, parameters=job.task.parameters)):
+                run = Run(job=job.number, parameters=job.task.parameters)
+                async for update, memfd in worker.run(run, job.inputs):
                     self.has_output, self._slot.last_served = True, job.principal
                     if isinstance(update, Finished):
                         tokens = update.tokens

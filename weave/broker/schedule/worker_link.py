@@ -66,14 +66,15 @@ class WorkerLink:
             raise ChannelViolation(f"{type(message).__name__} while loading")
         self.device, self.dtype, self.memory = message.device, message.dtype, message.memory
 
-    async def run(self, run: Run) -> AsyncIterator[tuple[Update | Finished, int | None]]:
-        """Yields each update with its checked memfd, which the caller owns, and Finished last.
+    async def run(self, run: Run, inputs: tuple[int, ...] = ()) -> AsyncIterator[tuple[Update | Finished, int | None]]:
+        """`inputs` are the job's images, which the caller keeps. Yields each update with its checked memfd, which the
+        caller owns, and Finished last.
 
         Raises WorkerError, ChannelViolation, ChannelClosed.
         """
         images = run.parameters.images
-        self._send(run)
-        image = step = previewed = 0
+        self._send(run, inputs)
+        image = step = steps = previewed = 0
         while True:
             message, descriptors = await self._receive()
             try:
@@ -90,13 +91,13 @@ class WorkerLink:
                     break
                 if message.image != image or image >= images:
                     raise ChannelViolation(f"image {message.image} instead of {image}")
-                _check_update(message, descriptors, run, step, previewed)
+                _check_update(message, descriptors, run, step, steps, previewed)
                 if isinstance(message, Progressed):
-                    step = message.step
+                    step, steps = message.step, message.steps
                 elif isinstance(message, Previewed):
                     previewed = message.step
                 else:
-                    image, step, previewed = image + 1, 0, 0
+                    image, step, steps, previewed = image + 1, 0, 0, 0
             except BaseException:
                 close_all(descriptors)
                 raise
@@ -123,9 +124,9 @@ class WorkerLink:
         """Close the channel; the worker then exits."""
         self._channel.close()
 
-    def _send(self, message: Load | Run | CancelRun) -> None:
+    def _send(self, message: Load | Run | CancelRun, descriptors: tuple[int, ...] = ()) -> None:
         try:
-            self._channel.send(message)
+            self._channel.send(message, descriptors)
         except BlockingIOError:
             raise ChannelViolation("the worker does not read its channel") from None
 
@@ -141,16 +142,21 @@ def _check_tokens(tokens: Tokens) -> None:
             raise ChannelViolation("tokens of an unknown encoder, or of one encoder twice")
 
 
-def _check_update(message: Update, descriptors: list[int], run: Run, step: int, previewed: int) -> None:
-    """`step` and `previewed` are the last steps of this image that Progressed and Previewed reported. Raises
-    ChannelViolation."""
+def _check_update(message: Update, descriptors: list[int], run: Run, step: int, steps: int, previewed: int) -> None:
+    """`step` (of `steps`) and `previewed` are the last steps of this image that Progressed and Previewed reported.
+    Raises ChannelViolation."""
     if isinstance(message, Progressed):
-        if descriptors or message.step != step + 1 or message.step > run.parameters.steps:
-            raise ChannelViolation(f"step {message.step} after {step}")
+        passes = 2 if run.parameters.enlarge else 1
+        most = steps or passes * run.parameters.steps
+        if descriptors or message.step != step + 1 or not message.step <= message.steps <= most:
+            raise ChannelViolation(f"step {message.step} of {message.steps} after {step} of {most}")
+        if steps and message.steps != steps:
+            raise ChannelViolation(f"{message.steps} steps instead of {steps}")
         return
     if len(descriptors) != 1:
         raise ChannelViolation("an image without exactly one memfd")
-    pixels = run.parameters.width * run.parameters.height * 3
+    width, height = run.parameters.output_size
+    pixels = width * height * 3
     if isinstance(message, Previewed):
         every = run.parameters.preview_every
         if not every or message.step != step or step % every or step == previewed:

@@ -1,10 +1,13 @@
 """The adapter for Stable Diffusion, and the base class of the others."""
 
+import inspect
 from typing import Any
 
 import torch
 
+from weave.gpu_worker.canvas import Canvas
 from weave.models.family import Family
+from weave.protocol.parameters import Parameters
 
 
 class Adapter:
@@ -39,6 +42,15 @@ class Adapter:
     def call_names(self) -> set[str]:
         """The names of the arguments that differ, for the check of what the libraries lack."""
         return set(self.call_arguments(("a",), "b", 1.0))
+
+    def canvas_arguments(self, pipeline: Any, canvas: Canvas, parameters: Parameters) -> dict[str, Any]:
+        """The image and its size, as the pipeline takes them: some take the size from the image."""
+        known = inspect.signature(type(pipeline).__call__).parameters
+        arguments: dict[str, Any] = {"width": parameters.width, "height": parameters.height}
+        if canvas.image is not None:
+            arguments |= {"image": canvas.image, "strength": parameters.strength}
+            arguments |= {"mask_image": canvas.mask} if canvas.mask is not None else {}
+        return {name: value for name, value in arguments.items() if name in known}
 
     def call(self, pipeline: Any, arguments: dict[str, Any], **common: Any) -> None:
         """Run the pipeline; its callback gets the latents. `common` arguments are the same for all families."""

@@ -10,6 +10,7 @@ from weave.models.original_names import of_unet
 from weave.models.schedulers import DIFFUSION
 from weave.models.single_files import FilePart, SingleFile, of_prefix
 from weave.models.sizes import Configs, Expected, Sizes
+from weave.protocol.inputs import IMAGE_TO_IMAGE, INPAINTING
 
 
 def _family(name: str, expected: Sizes, single_file: SingleFile, *, largest_side: int, side: int, width: int) -> Family:
@@ -19,7 +20,10 @@ def _family(name: str, expected: Sizes, single_file: SingleFile, *, largest_side
         defaults=defaults(side=side, steps=25, cfg_scale=7.5, scheduler="dpmpp_2m"),
         schedulers=DIFFUSION,
         pipeline="StableDiffusionPipeline",
-        sibling_pipelines=("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
+        pipelines={
+            IMAGE_TO_IMAGE: "StableDiffusionImg2ImgPipeline",
+            INPAINTING: "StableDiffusionInpaintPipeline",
+        },
         components={
             "tokenizer": CLIP_TOKENIZER,
             "text_encoder": CLIP_TEXT,

@@ -1,0 +1,153 @@
+"""The check of a generation's parameters against what a model offers: the broker makes it before it queues a job, and
+the worker before it runs one."""
+
+from typing import assert_never
+
+from weave.protocol.bounds import Bounds, FloatRange, Range, check_range
+from weave.protocol.embeddings import check_embeddings
+from weave.protocol.errors import ErrorCode, RequestError
+from weave.protocol.inputs import (
+    CONTROL,
+    IMAGE_TO_IMAGE,
+    INPAINTING,
+    REFERENCES,
+    check_controls,
+    check_input,
+    check_references,
+)
+from weave.protocol.loras import check_loras
+from weave.protocol.parameters import (
+    PARAMETERS,
+    Bound,
+    Enlarge,
+    Enlarged,
+    InputSize,
+    Offered,
+    OfferedControls,
+    OfferedEmbeddings,
+    OfferedLoras,
+    OfferedScheduler,
+    OfModel,
+    Parameters,
+    PromptLength,
+    UpTo,
+)
+
+
+def check_parameters(parameters: Parameters, offered: Offered) -> None:
+    """Broker and worker each make it: neither trusts the other.
+
+    Raises RequestError (out_of_bounds, invalid_request) with the first field outside its bound, its value and the
+    bound.
+    """
+    for name, parameter in PARAMETERS.items():
+        if parameter.bound is not None:
+            _check(name, parameters, parameter.bound, offered)
+    for prompt in parameters.encoder_prompts:
+        _check_text("prompt", prompt, offered.bounds)
+    _check_tasks(parameters, offered.tasks)
+    _check_steps(parameters)
+    for width, height in ((parameters.width, parameters.height), parameters.output_size):
+        check_range("pixels", width * height * parameters.images, offered.bounds.pixels)
+
+
+def _check(field: str, parameters: Parameters, bound: Bound, offered: Offered) -> None:  # noqa: PLR0912 - a table
+    value, bounds = getattr(parameters, field), offered.bounds
+    match bound:
+        case Range() | FloatRange():
+            if value is not None:
+                check_range(field, value, bound)
+        case OfModel():
+            check_range(field, value, getattr(bounds, bound.name))
+        case UpTo():
+            check_range(field, value, Range(0, getattr(bounds, bound.name).max))
+        case PromptLength():
+            if value or not bound.may_be_empty:
+                _check_text(field, value, bounds)
+        case OfferedScheduler():
+            _check_scheduler(value, offered.schedulers)
+        case OfferedLoras():
+            check_loras(field, value, offered.loras)
+        case OfferedEmbeddings():
+            check_embeddings(field, value, offered.embeddings, (parameters.prompt, parameters.negative_prompt))
+        case InputSize():
+            if isinstance(value, tuple):
+                check_references(field, value, bounds.input_pixels)
+            elif value is not None:
+                check_input(field, value, bounds.input_pixels)
+        case OfferedControls():
+            check_controls(field, value, offered.controls, bounds.input_pixels)
+        case Enlarged():
+            if value is not None:
+                _check_enlarged(field, value, parameters, bounds)
+        case _:
+            assert_never(bound)
+
+
+def _check_enlarged(field: str, enlarge: Enlarge, parameters: Parameters, bounds: Bounds) -> None:
+    check_range(f"{field}.scale", enlarge.scale, FloatRange(1.0, 4.0))
+    check_range(f"{field}.strength", enlarge.strength, FloatRange(0.0, 1.0))
+    width, height = parameters.output_size
+    for name, side, bound in (("width", width, bounds.width), ("height", height, bounds.height)):
+        check_range(f"{field}.{name}", side, Range(bound.min, bound.max))
+
+
+def _check_tasks(parameters: Parameters, tasks: tuple[str, ...]) -> None:
+    """What a request needs, by the field that asks for it."""
+    for field, needed, task in (
+        ("mask", parameters.mask, INPAINTING),
+        ("image", parameters.image and not parameters.mask, IMAGE_TO_IMAGE),
+        ("control", parameters.control, CONTROL),
+        ("references", parameters.references, REFERENCES),
+        ("enlarge", parameters.enlarge, IMAGE_TO_IMAGE),
+    ):
+        if needed and task not in tasks:
+            text = f"{field} is for models whose tasks include {task}; this model's are {', '.join(tasks)}"
+            raise RequestError(ErrorCode.OUT_OF_BOUNDS, text, field=field)
+    for field, value, needs in (
+        ("mask", parameters.mask, "image"),
+        ("mask_padding", parameters.mask_padding is not None, "mask"),
+    ):
+        if value and getattr(parameters, needs) is None:
+            raise RequestError(ErrorCode.INVALID_REQUEST, f"{field} is only for requests with {needs}", field=field)
+    if parameters.mask and parameters.image:
+        theirs, ours = (
+            (parameters.mask.width, parameters.mask.height),
+            (parameters.image.width, parameters.image.height),
+        )
+        if theirs != ours:
+            text = f"mask is {theirs[0]}x{theirs[1]}; it must have the size of image, which is {ours[0]}x{ours[1]}"
+            raise RequestError(ErrorCode.INVALID_REQUEST, text, field="mask")
+
+
+def _check_steps(parameters: Parameters) -> None:
+    """At least one step must run; as in diffusers, int(steps * strength) do."""
+    strengths = {"strength": parameters.strength} if parameters.image else {}
+    strengths |= {"enlarge.strength": parameters.enlarge.strength} if parameters.enlarge else {}
+    for field, strength in strengths.items():
+        if int(parameters.steps * strength) < 1:
+            least = 1 / parameters.steps
+            text = (
+                f"{field} is {strength}; with steps {parameters.steps} it must be at least {least:g} for a step to run"
+            )
+            raise RequestError(ErrorCode.OUT_OF_BOUNDS, text, field=field, value=strength, minimum=least, maximum=1.0)
+
+
+def _check_text(field: str, text: str, bounds: Bounds) -> None:
+    # A lone surrogate can be written in JSON as \ud800, but it is no character and no tokenizer takes it.
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        raise RequestError(ErrorCode.INVALID_REQUEST, f"{field} is not valid Unicode", field=field) from None
+    check_range(f"{field}_bytes", len(encoded), bounds.prompt_bytes)
+    check_range(f"{field}_characters", len(text), bounds.prompt_characters)
+
+
+def _check_scheduler(scheduler: str, schedulers: tuple[str, ...]) -> None:
+    if scheduler not in schedulers:
+        raise RequestError(
+            ErrorCode.OUT_OF_BOUNDS,
+            f"scheduler is not one of {', '.join(schedulers)}",
+            field="scheduler",
+            value=scheduler[:64],
+        )
