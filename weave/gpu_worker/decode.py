@@ -31,8 +31,7 @@ def decode(pipeline: Any, adapter: Adapter, latents: torch.Tensor, width: int, h
     return image.convert("RGB")
 
 
-def preview(pipeline: Any, adapter: Adapter, latents: torch.Tensor, width: int, height: int) -> Image.Image:
-    """The unfinished image, at most 256 pixels a side. `width` and `height` are the job's."""
-    image = decode(pipeline, adapter, latents, width, height)
+def reduced(image: Image.Image) -> Image.Image:
+    """A preview, at most 256 pixels a side, of an image that nothing else uses."""
     image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
     return image

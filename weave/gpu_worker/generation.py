@@ -2,29 +2,28 @@
 
 import io
 import select
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
-import torch
 from PIL import Image, PngImagePlugin
 
 import weave
-from weave.gpu_worker.canvas import canvas_of
-from weave.gpu_worker.classes import pipeline_for
-from weave.gpu_worker.decode import decode, preview
+from weave.gpu_worker.decode import reduced
 from weave.gpu_worker.embeddings import Expand
 from weave.gpu_worker.inputs import Inputs
+from weave.gpu_worker.passes import AfterStep, Pass, run_pass
 from weave.gpu_worker.pipelines import adapter_of
 from weave.gpu_worker.pipelines.base import Adapter
-from weave.gpu_worker.schedulers import set_scheduler, steps_done
-from weave.gpu_worker.seeds import generator, seed_global_generators
 from weave.gpu_worker.tokens import count_tokens
 from weave.protocol.bounds import MAX_SEED
 from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd
 from weave.protocol.client_messages import ModelOffer, Tokens
-from weave.protocol.inputs import task_of
 from weave.protocol.parameters import Parameters, png_text
 from weave.protocol.worker_messages import CancelRun, Made, Previewed, Progressed, Run, ToWorker
+
+# In place of the image that will be enlarged, where only the steps of that pass are asked for.
+_NO_IMAGE = Image.new("RGB", (1, 1))
 
 
 class Cancelled(Exception):
@@ -58,52 +57,53 @@ def generate(generation: Generation) -> Tokens:
     negative_prompt = generation.expand(parameters.negative_prompt)
     arguments = generation.adapter.call_arguments(prompts, negative_prompt, parameters.cfg_scale)
     tokens = Tokens()
-    for number in range(parameters.images):
-        _check_cancelled(generation)
-        image, pipeline = _generate_image(generation, number, arguments)
-        tokens = count_tokens(pipeline, generation.adapter, arguments)
-        data = image.tobytes() if parameters.format == "raw" else _png(image, _metadata(generation, number, tokens))
-        _send(generation, Made(job=generation.run.job, image=number, size=len(data)), data)
+    for start in range(0, parameters.images, parameters.batch):
+        numbers = range(start, min(start + parameters.batch, parameters.images))
+        seeds = tuple(_seed(parameters, number) for number in numbers)
+        for number, image, pipeline in _generate_images(
+            generation, numbers, Pass(generation.inputs, parameters, arguments, seeds)
+        ):
+            _check_size(image, parameters)
+            tokens = count_tokens(pipeline, generation.adapter, arguments)
+            data = image.tobytes() if parameters.format == "raw" else _png(image, _metadata(generation, number, tokens))
+            _send(generation, Made(job=generation.run.job, image=number, size=len(data)), data)
     return tokens
 
 
-def _generate_image(generation: Generation, number: int, arguments: dict[str, Any]) -> tuple[Image.Image, Any]:
-    """The image, and the pipeline that generated it."""
-    parameters = generation.run.parameters
-    set_scheduler(generation.pipeline, parameters.scheduler, parameters.steps)
-    pipeline = pipeline_for(generation.pipeline, generation.adapter.family, task_of(parameters))
-    canvas = canvas_of(pipeline, generation.inputs, parameters)
-    reported, latents = 0, torch.empty(0)
+def _generate_images(generation: Generation, numbers: range, first: Pass) -> Iterator[tuple[int, Image.Image, Any]]:
+    """Yields each of the `numbers` with its finished image and the last pipeline. Those of one pass share its progress,
+    which is reported for the first of them; each is then enlarged by itself."""
+    _check_cancelled(generation)
+    own, adapter, enlarges = generation.pipeline, generation.adapter, first.parameters.enlarge is not None
+    more = first.then_enlarge(0, _NO_IMAGE).steps if enlarges else 0
+    report = _report(generation, numbers[0], 0, first.steps + more)
+    images, pipeline = run_pass(own, adapter, first, report)
+    for at, number in enumerate(numbers):
+        image = images[at]
+        if enlarges:
+            before = 0 if at else first.steps
+            report = _report(generation, number, before, before + more)
+            (image,), pipeline = run_pass(own, adapter, first.then_enlarge(at, image), report)
+        yield number, image, pipeline
 
-    def after_call(pipeline: Any, call: int, _: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        nonlocal reported, latents
+
+def _report(generation: Generation, number: int, before: int, steps: int) -> AfterStep:
+    """Reports the steps of a pass for image `number`, whose `steps` include those `before` the pass, and sends previews.
+    What it returns raises Cancelled."""
+    job, every = generation.run.job, generation.run.parameters.preview_every
+
+    def after_step(step_of_pass: int, decoded: Callable[[], Image.Image]) -> None:
         _check_cancelled(generation)
-        latents = tensors["latents"]
-        steps, order = parameters.steps, pipeline.scheduler.order
-        if parameters.image is not None:
-            steps = min(-(-pipeline.num_timesteps // order), steps)
-        done = steps_done(call, pipeline.num_timesteps, steps, order)
-        for step in range(reported + 1, done + 1):
-            _report_step(generation, number, step, steps, latents)
-        reported = done
-        return tensors
+        step = before + step_of_pass
+        generation.channel.send(Progressed(job=job, image=number, step=step, steps=steps))
+        if every and step % every == 0:
+            image = reduced(decoded())
+            data = _png(image, PngImagePlugin.PngInfo())
+            width, height = image.size
+            message = Previewed(job=job, image=number, step=step, width=width, height=height, size=len(data))
+            _send(generation, message, data)
 
-    seed = _seed(parameters, number)
-    seed_global_generators(seed)
-    with torch.inference_mode():
-        generation.adapter.call(
-            pipeline,
-            arguments,
-            **generation.adapter.canvas_arguments(pipeline, canvas, parameters),
-            num_inference_steps=parameters.steps,
-            generator=generator(seed),
-            callback_on_step_end=after_call,
-            output_type="latent",
-        )
-        image = decode(pipeline, generation.adapter, latents, parameters.width, parameters.height)
-        image = canvas.finish(pipeline, image)
-    _check_size(image, parameters)
-    return image, pipeline
+    return after_step
 
 
 def _seed(parameters: Parameters, number: int) -> int:
@@ -128,17 +128,6 @@ def _check_size(image: Image.Image, parameters: Parameters) -> None:
     if image.size != parameters.output_size:
         (width, height), (wanted_width, wanted_height) = image.size, parameters.output_size
         raise RuntimeError(f"the model generated {width}x{height}, expected {wanted_width}x{wanted_height}")
-
-
-def _report_step(generation: Generation, number: int, step: int, steps: int, latents: torch.Tensor) -> None:
-    job, parameters = generation.run.job, generation.run.parameters
-    generation.channel.send(Progressed(job=job, image=number, step=step, steps=steps))
-    if parameters.preview_every and step % parameters.preview_every == 0:
-        image = preview(generation.pipeline, generation.adapter, latents, parameters.width, parameters.height)
-        data = _png(image, PngImagePlugin.PngInfo())
-        width, height = image.size
-        message = Previewed(job=job, image=number, step=step, width=width, height=height, size=len(data))
-        _send(generation, message, data)
 
 
 def _send(generation: Generation, message: Made | Previewed, data: bytes) -> None:

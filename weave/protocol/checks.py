@@ -104,6 +104,9 @@ def _check_tasks(parameters: Parameters, tasks: tuple[str, ...]) -> None:
         if needed and task not in tasks:
             text = f"{field} is for models whose tasks include {task}; this model's are {', '.join(tasks)}"
             raise RequestError(ErrorCode.OUT_OF_BOUNDS, text, field=field)
+    for other in ("mask", "references"):
+        if parameters.enlarge and getattr(parameters, other):
+            raise RequestError(ErrorCode.INVALID_REQUEST, f"enlarge is not for requests with {other}", field="enlarge")
     for field, value, needs in (
         ("mask", parameters.mask, "image"),
         ("mask_padding", parameters.mask_padding is not None, "mask"),

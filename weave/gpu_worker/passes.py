@@ -1,0 +1,97 @@
+"""One pass of the denoiser through its steps, for one image or for several together."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from msgspec import structs
+from PIL import Image
+
+from weave.gpu_worker.canvas import canvas_of
+from weave.gpu_worker.classes import pipeline_for
+from weave.gpu_worker.decode import decode
+from weave.gpu_worker.inputs import Inputs
+from weave.gpu_worker.pipelines.base import Adapter
+from weave.gpu_worker.schedulers import set_scheduler, steps_done
+from weave.gpu_worker.seeds import generator, seed_global_generators
+from weave.models.schedulers import SCHEDULERS
+from weave.protocol.inputs import InputImage, task_of
+from weave.protocol.parameters import Parameters
+
+# Called after each step with its number (from 1), and with what decodes the first image as it is then.
+AfterStep = Callable[[int, Callable[[], Image.Image]], None]
+
+
+class Pass(NamedTuple):
+    """What a pass generates: an image for each of `seeds`. `arguments` are the adapter's, for the pipeline's call."""
+
+    inputs: Inputs
+    parameters: Parameters
+    arguments: dict[str, Any]
+    seeds: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        """How many steps run. With an image to start from those are a fraction, which the pipelines round as here."""
+        steps, strength = self.parameters.steps, self.parameters.strength
+        if self.parameters.image is None:
+            return steps
+        if SCHEDULERS[self.parameters.scheduler].kind == "flow":
+            return steps - int(max(steps - min(steps * strength, steps), 0))
+        return min(int(steps * strength), steps)
+
+    def then_enlarge(self, number: int, image: Image.Image) -> "Pass":
+        """The second pass for image `number` (from 0) of this one, if the job has `enlarge`."""
+        enlarge = self.parameters.enlarge
+        assert enlarge is not None
+        width, height = self.parameters.output_size
+        enlarged = image.resize((width, height), Image.Resampling.LANCZOS)
+        parameters = structs.replace(
+            self.parameters,
+            width=width,
+            height=height,
+            image=InputImage(width=width, height=height),
+            strength=enlarge.strength,
+            enlarge=None,
+        )
+        return self._replace(
+            inputs=self.inputs._replace(image=enlarged), parameters=parameters, seeds=self.seeds[number : number + 1]
+        )
+
+
+def run_pass(own: Any, adapter: Adapter, wanted: Pass, after_step: AfterStep) -> tuple[list[Image.Image], Any]:
+    """The images, and the pipeline that generated them. `own` is the model's pipeline. Raises IncompatibleScheduler,
+    and any exception of the pipeline or of `after_step`."""
+    parameters, seeds, steps = wanted.parameters, wanted.seeds, wanted.steps
+    set_scheduler(own, parameters.scheduler, parameters.steps)
+    pipeline = pipeline_for(own, adapter.family, task_of(parameters))
+    canvas = canvas_of(pipeline, wanted.inputs, parameters)
+    reported, latents = 0, torch.empty(0)
+
+    def decoded(number: int) -> Image.Image:
+        image = decode(pipeline, adapter, latents[number : number + 1], parameters.width, parameters.height)
+        return canvas.finish(pipeline, image)
+
+    def after_call(pipeline: Any, call: int, _: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        nonlocal reported, latents
+        latents = tensors["latents"]
+        done = steps_done(call, pipeline.num_timesteps, steps, pipeline.scheduler.order)
+        for step in range(reported + 1, done + 1):
+            after_step(step, lambda: decoded(0))
+        reported = done
+        return tensors
+
+    seed_global_generators(seeds[0])
+    generators = [generator(seed) for seed in seeds]
+    several = {"num_images_per_prompt": len(seeds), "generator": generators}
+    with torch.inference_mode():
+        adapter.call(
+            pipeline,
+            wanted.arguments,
+            **adapter.canvas_arguments(pipeline, canvas, parameters),
+            **(several if len(seeds) > 1 else {"generator": generators[0]}),
+            num_inference_steps=parameters.steps,
+            callback_on_step_end=after_call,
+            output_type="latent",
+        )
+        return [decoded(number) for number in range(len(seeds))], pipeline
