@@ -11,7 +11,8 @@ import msgspec
 from fuzz.fds import no_descriptor_left
 from fuzz.reading import Reader
 from weave.models.families import FAMILIES
-from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all, socket_pair
+from weave.protocol.channel import MAX_DESCRIPTORS, Channel, ChannelClosed, ChannelViolation, close_all, socket_pair
+from weave.protocol.checks import check_parameters
 from weave.protocol.control_messages import (
     Alive,
     FromBroker,
@@ -22,7 +23,7 @@ from weave.protocol.control_messages import (
     ToZygote,
 )
 from weave.protocol.errors import RequestError
-from weave.protocol.parameters import check_parameters
+from weave.protocol.parameters import Offered
 from weave.protocol.worker_messages import FromWorker, Run, ToWorker
 from weave.supervisor import metrics_file
 
@@ -36,6 +37,7 @@ UNIONS: tuple[Any, ...] = (
     FromWorkerStart,
     FromRecordedStart,
 )
+OFFERED = Offered(bounds=FAMILIES["sd1"].bounds, schedulers=FAMILIES["sd1"].schedulers, tasks=FAMILIES["sd1"].tasks)
 # Less than a socket's buffer, so that sending never blocks.
 _LONGEST = 64 * 1024
 
@@ -48,7 +50,7 @@ def control(data: bytes) -> None:
     shape = reader.byte()
     payload = as_msgpack(reader.rest()) if shape & 1 else reader.rest()
     with no_descriptor_left():
-        message = _through_a_channel(union, payload[:_LONGEST], descriptors=(shape >> 1) % 4)
+        message = _through_a_channel(union, payload[:_LONGEST], descriptors=(shape >> 1) % (MAX_DESCRIPTORS + 2))
     if message is None:
         return
     assert isinstance(message, get_args(union) or union)
@@ -59,7 +61,7 @@ def control(data: bytes) -> None:
         _check_metrics(message)
     elif isinstance(message, Run):
         with suppress(RequestError):
-            check_parameters(message.parameters, FAMILIES["sd1"].bounds, FAMILIES["sd1"].schedulers)
+            check_parameters(message.parameters, OFFERED)
 
 
 def as_msgpack(text: bytes) -> bytes:

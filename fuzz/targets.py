@@ -38,6 +38,7 @@ from weave.protocol.channel import close_all, sealed_memfd
 from weave.protocol.client_messages import Error, Generate, LoadModel, ModelOffer
 from weave.protocol.embeddings import EmbeddingOffer
 from weave.protocol.errors import FrameError, RequestError
+from weave.protocol.inputs import CONTROL, MAX_INPUTS, REFERENCES, ControlOffer, inputs_of
 from weave.protocol.loras import LoraOffer
 from weave.supervisor.children import stderr_relay
 
@@ -49,13 +50,16 @@ _OFFER = ModelOffer(
     bounds=_FAMILY.bounds,
     defaults=_FAMILY.defaults,
     schedulers=_FAMILY.schedulers,
+    tasks=(*_FAMILY.tasks, CONTROL, REFERENCES),
 )
+_PIXELS = _OFFER.bounds.pixels
 _BROKER = BrokerConfig(
     mode="user",
     models=(_OFFER,),
     default_model=None,
     loras=(LoraOffer(id="detail", family="sd1", title="", max_weight=2.0),),
     embeddings=(EmbeddingOffer(id="bad-hands", family="sd1", title=""),),
+    controls=(ControlOffer(id="edges", family="sd1", title=""),),
     limits=Limits(),
     access=Access((0,)),
     audit_prompts=False,
@@ -114,7 +118,11 @@ def operations(data: bytes) -> None:
             offer = requests.pick_model(_BROKER, message.model, "shapes")
         if isinstance(message, Generate):
             parameters = requests.task_of(message, offer, _BROKER).parameters
-            assert parameters.width * parameters.height * parameters.images <= offer.bounds.pixels.max
+            width, height = parameters.output_size
+            assert max(parameters.width * parameters.height, width * height) * parameters.images <= _PIXELS.max
+            images = inputs_of(parameters)
+            assert images == inputs_of(message) and len(images) <= MAX_INPUTS
+            assert all(0 < image.size <= frames.MAX_INPUT_BYTES for image in images)
     except RequestError as error:
         _answerable(error)
 
@@ -186,7 +194,7 @@ def _version_1_request(payload: bytes, length: int) -> None:
     frame = version1.encode_request(request)[frames.HEADER_BYTES :]
     assert version1.decode_request(frame, len(frame)) == request
     with suppress(RequestError):
-        requests.task_of_version_1(request, _OFFER)
+        requests.task_of_version_1(request, _OFFER, _BROKER)
 
 
 def _version_1_reply(kind: frames.Kind, payload: bytes) -> None:

@@ -177,7 +177,7 @@ class _Script:
             return Previewed(job=JOB, image=self._image, step=self._step, width=8, height=8, size=9)
         if self._step < self._steps:
             self._step += 1
-            return Progressed(job=JOB, image=self._image, step=self._step)
+            return Progressed(job=JOB, image=self._image, step=self._step, steps=self._steps)
         self._image, self._step, self._shown = self._image + 1, 0, 0
         return Made(job=JOB, image=self._image - 1, size=PIXELS)
 
@@ -185,7 +185,7 @@ class _Script:
         """A well-formed message with numbers from the input."""
         job, image, step = self._small(JOB), self._small(self._image), self._small(self._step)
         if kind == 1:
-            return Progressed(job=job, image=image, step=step)
+            return Progressed(job=job, image=image, step=step, steps=self._small(self._steps))
         if kind == 2:
             side, size = self._reader.short(), self._reader.short() - 1
             return Previewed(job=job, image=image, step=step, width=side, height=8, size=size)

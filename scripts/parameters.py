@@ -5,10 +5,15 @@ from pathlib import Path
 
 from weave.protocol.bounds import FloatRange, Range
 from weave.protocol.embeddings import MAX_EMBEDDINGS
+from weave.protocol.inputs import MAX_CONTROLS, MAX_REFERENCES, InputImage, RequestedControl
 from weave.protocol.loras import MAX_LORAS, RequestedLora
 from weave.protocol.parameters import (
     PARAMETERS,
     Bound,
+    Enlarge,
+    Enlarged,
+    InputSize,
+    OfferedControls,
     OfferedEmbeddings,
     OfferedLoras,
     OfferedScheduler,
@@ -29,11 +34,17 @@ _TYPES = {
     float: "number",
     tuple[RequestedLora, ...]: "list of `{id, weight}`",
     tuple[str, ...]: "list of strings",
+    InputImage: "image: `{width, height, channels}`",
+    tuple[InputImage, ...]: "list of images",
+    tuple[RequestedControl, ...]: "list of `{id, image, scale, start, end}`",
+    Enlarge: "`{scale, strength}`",
 }
 _OFFERED = {
     OfferedScheduler: "the model's `schedulers`",
     OfferedLoras: f"at most {MAX_LORAS} of `loras` in `models`, within its `max_weight`",
     OfferedEmbeddings: f"at most {MAX_EMBEDDINGS} of `embeddings` in `models`, each a word of one of the prompts",
+    OfferedControls: f"at most {MAX_CONTROLS} of `controls` in `models`, each image within the model's `input_pixels`",
+    Enlarged: "`scale` 1.0 to 4.0, within the model's `width`, `height`, `pixels`; `strength` 0.0 to 1.0",
 }
 
 
@@ -54,7 +65,7 @@ def _row(name: str, parameter: Parameter) -> tuple[str, ...]:
         f"`{name}`",
         parameter.help + (f" ({parameter.unit})" if parameter.unit else ""),
         _type(name),
-        _bound(parameter.bound) if parameter.bound else "",
+        _bound(name, parameter.bound) if parameter.bound else "",
         default_of(name),
         parameter.since + (f", `{parameter.feature}`" if parameter.feature else ""),
         "yes" if parameter.version_1 else "",
@@ -66,17 +77,20 @@ def _type(name: str) -> str:
     return " or ".join(f"`{choice}`" for choice in choices_of(name)) or _TYPES[type_of(name)]
 
 
-def _bound(bound: Bound) -> str:
+def _bound(name: str, bound: Bound) -> str:
     match bound:
         case Range() | FloatRange():
             return f"{bound.min} to {bound.max}"
-        case OfModel(name=name):
-            return f"the model's `{name}`"
-        case UpTo(name=name):
-            return f"0 to the largest of the model's `{name}`"
+        case OfModel():
+            return f"the model's `{bound.name}`"
+        case UpTo():
+            return f"0 to the largest of the model's `{bound.name}`"
         case PromptLength():
             return "the model's `prompt_bytes`, `prompt_characters`" + (", or empty" if bound.may_be_empty else "")
-        case OfferedScheduler() | OfferedLoras() | OfferedEmbeddings():
+        case InputSize():
+            several = f"at most {MAX_REFERENCES}, each " if type_of(name) == tuple[InputImage, ...] else ""
+            return f"{several}within the model's `input_pixels`"
+        case OfferedScheduler() | OfferedLoras() | OfferedEmbeddings() | OfferedControls() | Enlarged():
             return _OFFERED[type(bound)]
 
 

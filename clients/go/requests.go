@@ -44,8 +44,22 @@ type GenerateRequest struct {
 	Loras []RequestedLora `json:"loras,omitempty"`
 	// Embeddings are IDs, each of which must be in a prompt as a word; there it stands for the embedding's vectors.
 	Embeddings []string `json:"embeddings,omitempty"`
+	// Image is the size of the image to start from. Strength is how much of it to change; if nil, 0.75.
+	Image    *InputImage `json:"image,omitempty"`
+	Strength *float64    `json:"strength,omitempty"`
+	// Mask is the size of what to repaint of the image. With MaskPadding only that part is generated, at full resolution.
+	Mask        *InputImage `json:"mask,omitempty"`
+	MaskPadding *int        `json:"mask_padding,omitempty"`
+	// Control are ControlNets, each with the image that it sees.
+	Control []RequestedControl `json:"control,omitempty"`
+	// References are images that the prompt refers to.
+	References []InputImage `json:"references,omitempty"`
+	// Enlarge is a second pass on a larger image.
+	Enlarge *Enlarge `json:"enlarge,omitempty"`
 	// Images is the number of images. If 0, it is 1.
 	Images int `json:"images,omitempty"`
+	// Batch is the number of images that one pass generates together. If 0, it is 1.
+	Batch int `json:"batch,omitempty"`
 	// Format is PNG if empty.
 	Format Format `json:"format,omitempty"`
 	// PreviewEvery is the number of steps between previews. If 0, there are none.
@@ -59,6 +73,29 @@ type GenerateRequest struct {
 type RequestedLora struct {
 	ID     string  `json:"id"`
 	Weight float64 `json:"weight"`
+}
+
+// InputImage is the size of an image: RGB (3 channels) or grey (1), 8 bits per channel, rows from top to bottom.
+type InputImage struct {
+	Width    int `json:"width"`
+	Height   int `json:"height"`
+	Channels int `json:"channels"`
+}
+
+// RequestedControl is a ControlNet that the daemon offers for the model's family. It is applied with the weight Scale
+// from the fraction Start of the steps to the fraction End.
+type RequestedControl struct {
+	ID    string     `json:"id"`
+	Image InputImage `json:"image"`
+	Scale float64    `json:"scale"`
+	Start float64    `json:"start"`
+	End   float64    `json:"end"`
+}
+
+// Enlarge is a pass on an image that is Scale times as wide and high. Strength is how much that pass may change.
+type Enlarge struct {
+	Scale    float64 `json:"scale"`
+	Strength float64 `json:"strength"`
 }
 
 // Seed returns a pointer for GenerateRequest.Seed.

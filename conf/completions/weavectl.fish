@@ -61,7 +61,7 @@ function _shtab_weavectl_using
 end
 
 set -g _shtab_weavectl_commands status models load unload generate cancel add doctor check-config
-set -g _shtab_weavectl_opts_with_value --cfg-scale --config --embedding --format --height --id --images --layout --lora --model --negative-prompt --output --part --preview --scheduler --seed --socket --steps --timeout --title --width -o -s
+set -g _shtab_weavectl_opts_with_value --batch --cfg-scale --config --control --embedding --enlarge --format --height --id --image --images --layout --lora --mask --mask-padding --model --negative-prompt --output --part --preview --reference --scheduler --seed --socket --steps --strength --timeout --title --width -o -s
 
 complete -c weavectl -e
 complete -c weavectl -f
@@ -109,7 +109,15 @@ complete -c weavectl -n '_shtab_weavectl_using generate' -l seed -x -d 'seed of 
 complete -c weavectl -n '_shtab_weavectl_using generate' -l scheduler -x -d 'one of the model'"'"'s schedulers (default: the model'"'"'s)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l lora -xka "(_weavectl_loras)" -d 'LoRAs to apply, each with its weight (1 if left out) (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l embedding -xka "(_weavectl_embeddings)" -d 'embeddings to use, whose IDs stand in the prompts as words (default: none)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l image -x -d 'image to start from (default: none)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l strength -x -d 'how much of the image to change: the fraction of the steps that run (default: 0.75)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l mask -x -d 'what to repaint of the image: white is repainted, black is kept exactly (default: none)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l mask-padding -x -d 'repaint at full resolution only the masked part, with this margin around it, in pixels (default: the whole image)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l control -x -d 'ControlNets to apply, each with the image that it sees (default: none)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l reference -x -d 'images that the prompt refers to (default: none)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l enlarge -x -d 'enlarge the image by SCALE and refine it in a second pass (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l images -x -d 'number of images (default: 1)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l batch -x -d 'number of images that one pass generates together: faster, but pixels may differ in their last bit (default: 1)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l format -xka "png raw" -d 'a PNG, or the pixels alone: RGB, 8 bits a channel, rows from the top (default: png)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l preview -x -d 'an unfinished image after every N steps; 0 is never (default: 0)'
 complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a cancel -d 'cancel your jobs'

@@ -25,8 +25,8 @@ from weave.protocol.worker_messages import (
 
 MEMORY = Memory(1, 2)
 PIXELS = 64 * 64 * 3
-STEP = (Progressed(job=5, image=0, step=1), None)
-STEP_2 = (Progressed(job=5, image=0, step=2), None)
+STEP = (Progressed(job=5, image=0, step=1, steps=2), None)
+STEP_2 = (Progressed(job=5, image=0, step=2, steps=2), None)
 PREVIEW = (Previewed(job=5, image=0, step=2, width=8, height=8, size=9), 9)
 IMAGE = (Made(job=5, image=0, size=PIXELS), PIXELS)
 FINISHED = (Finished(job=5, memory=MEMORY), None)
@@ -38,12 +38,15 @@ def finished(encoder: str = "text_encoder", used: int = 1, cut: int = 0, times: 
 
 
 FORGERIES: dict[str, list[tuple[Any, Any]]] = {
-    "another job's step": [(Progressed(job=6, image=0, step=1), None)],
+    "another job's step": [(Progressed(job=6, image=0, step=1, steps=2), None)],
     "another job's end": [(Finished(job=6, memory=MEMORY), None)],
     "a step twice": [STEP, STEP],
-    "a step left out": [(Progressed(job=5, image=0, step=2), None)],
-    "one step too many": [STEP, STEP_2, (Progressed(job=5, image=0, step=3), None)],
-    "another image's step": [(Progressed(job=5, image=1, step=1), None)],
+    "a step left out": [(Progressed(job=5, image=0, step=2, steps=2), None)],
+    "one step too many": [STEP, STEP_2, (Progressed(job=5, image=0, step=3, steps=2), None)],
+    "more steps than requested": [(Progressed(job=5, image=0, step=1, steps=3), None)],
+    "another number of steps than before": [STEP, (Progressed(job=5, image=0, step=2, steps=3), None)],
+    "a step beyond the number of steps": [(Progressed(job=5, image=0, step=1, steps=0), None)],
+    "another image's step": [(Progressed(job=5, image=1, step=1, steps=2), None)],
     "another image": [(Made(job=5, image=1, size=PIXELS), PIXELS)],
     "an image twice": [IMAGE, IMAGE],
     "an image without a memfd": [(IMAGE[0], None)],

@@ -26,7 +26,7 @@ from weave.sandbox.hardening import harden
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user, or has capabilities to keep")
 NO_BOUNDS_IN_THE_BROKER = (without("broker/front/requests.py", "check_bounds"),)
 # The worker's check is this function alone.
-NO_BOUNDS_AT_ALL = (*NO_BOUNDS_IN_THE_BROKER, without("protocol/parameters.py", "check_parameters"))
+NO_BOUNDS_AT_ALL = (*NO_BOUNDS_IN_THE_BROKER, without("protocol/checks.py", "check_parameters"))
 
 
 @root_only

@@ -17,6 +17,7 @@ from weave.protocol.client_messages import ClientMessage, Event, JobStatus, Mode
 from weave.protocol.embeddings import EmbeddingOffer
 from weave.protocol.errors import ErrorCode
 from weave.protocol.features import FEATURES
+from weave.protocol.inputs import ControlOffer
 from weave.protocol.loras import LoraOffer
 from weave.supervisor.main import parser as daemon_parser
 from weave.weavectl.options import parser as client_parser
@@ -187,7 +188,7 @@ def test_protocol_md_has_every_operation_event_field_and_error() -> None:
     operations, events = rows(page, "Operations"), rows(page, "Events")
     assert set(operations) == {op.__struct_config__.tag for op in get_args(ClientMessage)}
     assert set(events) == {event.__struct_config__.tag for event in get_args(Event)}
-    inner = {"models": [ModelOffer, LoraOffer, EmbeddingOffer], "status": [JobStatus]}
+    inner = {"models": [ModelOffer, LoraOffer, EmbeddingOffer, ControlOffer], "status": [JobStatus]}
     for event in get_args(Event):
         tag = event.__struct_config__.tag
         for kind in (event, *inner.get(tag, [])):

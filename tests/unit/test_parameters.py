@@ -2,7 +2,8 @@
 
 import re
 from pathlib import Path
-from typing import Literal, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, get_origin, get_type_hints
 
 import pytest
 from msgspec import structs
@@ -12,23 +13,25 @@ from weave.config.schema import BoundsOverride, DefaultsOverride
 from weave.models.families import FAMILIES
 from weave.protocol import version1
 from weave.protocol.bounds import Bounds, FloatRange, Range
+from weave.protocol.checks import check_parameters
 from weave.protocol.client_messages import Generate
 from weave.protocol.errors import ErrorCode, RequestError
 from weave.protocol.parameters import (
     PARAMETERS,
     Defaults,
+    Offered,
     OfModel,
     Parameters,
     RequestedParameters,
     UpTo,
-    check_parameters,
     type_of,
     with_defaults,
 )
 
 ROOT = Path(__file__).parents[2]
 FAMILY = FAMILIES["sd1"]
-GOOD = with_defaults(RequestedParameters(prompt="x"), FAMILY.defaults, seed=1)
+OFFERED = Offered(bounds=FAMILY.bounds, schedulers=FAMILY.schedulers, tasks=FAMILY.tasks)
+GOOD = with_defaults(RequestedParameters(prompt="x"), FAMILY.defaults, FAMILY.bounds, seed=1)
 # The broker's business alone: which model, and how the image goes to the client.
 NOT_OF_THE_TASK = {"model", "deliver"}
 NUMBERS = [name for name, it in PARAMETERS.items() if isinstance(it.bound, Range | FloatRange | OfModel | UpTo)]
@@ -43,7 +46,13 @@ def test_generate_and_the_task_have_each_parameter_with_its_type() -> None:
     assert set(Generate.__struct_fields__) == set(PARAMETERS)
     types = get_type_hints(Parameters)
     assert types.pop("encoder_prompts") == tuple[str, ...]
-    assert types == {name: type_of(name) for name in PARAMETERS if name not in NOT_OF_THE_TASK}
+    assert {name: without_none(kind) for name, kind in types.items()} == {
+        name: type_of(name) for name in PARAMETERS if name not in NOT_OF_THE_TASK
+    }
+
+
+def without_none(kind: Any) -> Any:
+    return kind.__args__[0] if isinstance(kind, UnionType) else kind
 
 
 def test_every_parameter_of_the_task_is_checked() -> None:
@@ -54,7 +63,7 @@ def test_every_parameter_of_the_task_is_checked() -> None:
 
 def test_every_bound_of_a_model_is_of_a_parameter() -> None:
     named = {it.bound.name for it in PARAMETERS.values() if isinstance(it.bound, OfModel | UpTo)}
-    assert named | {"pixels", "prompt_bytes", "prompt_characters"} == set(Bounds.__struct_fields__)
+    assert named | {"pixels", "input_pixels", "prompt_bytes", "prompt_characters"} == set(Bounds.__struct_fields__)
     assert set(BoundsOverride.__struct_fields__) == set(Bounds.__struct_fields__)
     assert set(DefaultsOverride.__struct_fields__) == set(Defaults.__struct_fields__)
     assert {PARAMETERS[name].default for name in Defaults.__struct_fields__} == {""}
@@ -74,11 +83,11 @@ def test_the_go_client_can_ask_for_every_parameter() -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_refusal_names_the_field_the_value_and_the_bound(name: str) -> None:
-    check_parameters(GOOD, FAMILY.bounds, FAMILY.schedulers)
+    check_parameters(GOOD, OFFERED)
     kind = type_of(name)
     for value in (kind(-1), kind(2**64)):
         with pytest.raises(RequestError) as refused:
-            check_parameters(structs.replace(GOOD, **{name: value}), FAMILY.bounds, FAMILY.schedulers)
+            check_parameters(structs.replace(GOOD, **{name: value}), OFFERED)
         error = refused.value
         assert (error.code, error.field) == (ErrorCode.OUT_OF_BOUNDS, name)
         assert f"{name} is {value}; it must be " in error.message

@@ -110,6 +110,8 @@ def bounds(*, largest_side: int, multiple: int, prompt_characters: int) -> Bound
         pixels=Range(64 * 64, 8 * 1024 * 1024),
         prompt_bytes=Range(1, 4 * prompt_characters),
         prompt_characters=Range(1, prompt_characters),
+        input_pixels=Range(1, 16 * 1024 * 1024),
+        batch=Range(1, 8),
     )
 
 

@@ -37,9 +37,9 @@ class Bounds(Struct, frozen=True, kw_only=True):
     pixels: Range
     prompt_bytes: Range
     prompt_characters: Range
-    # Older daemons have neither.
-    input_pixels: Range = Range(1, 16 * 1024 * 1024)
-    batch: Range = Range(1, 8)
+    # An older daemon, which names neither, takes no images and generates each alone.
+    input_pixels: Range = Range(0, 0)
+    batch: Range = Range(1, 1)
 
 
 def check_range(field: str, value: Number, bound: Range | FloatRange) -> None:

@@ -54,7 +54,7 @@ def sealed_but_for_writing(job: Generation) -> int:
 
 def flood(job: Generation) -> None:
     while True:
-        job.channel.send(Progressed(job=job.run.job, image=0, step=1))
+        job.channel.send(Progressed(job=job.run.job, image=0, step=1, steps=2))
 
 
 def another_message(job: Generation) -> None:
@@ -65,8 +65,8 @@ def another_message(job: Generation) -> None:
 FORGERIES: dict[str, Callable[[Generation], Any]] = {
     "another job's end": lambda job: job.channel.send(Finished(job=job.run.job + 1, memory=MEMORY)),
     "the end before an image": lambda job: job.channel.send(Finished(job=job.run.job, memory=MEMORY)),
-    "a step out of turn": lambda job: job.channel.send(Progressed(job=job.run.job, image=0, step=2)),
-    "a negative step": lambda job: job.channel.send(Progressed(job=job.run.job, image=0, step=-1)),
+    "a step out of turn": lambda job: job.channel.send(Progressed(job=job.run.job, image=0, step=2, steps=2)),
+    "a negative step": lambda job: job.channel.send(Progressed(job=job.run.job, image=0, step=-1, steps=2)),
     "an unrequested preview": lambda job: job.channel.send(
         Previewed(job=job.run.job, image=0, step=0, width=8, height=8, size=1), (sealed_memfd("x", b"x"),)
     ),

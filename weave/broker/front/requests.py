@@ -47,7 +47,7 @@ def pick_model_of_version_1(config: BrokerConfig, v1_id: int) -> ModelOffer:
 def task_of(request: Generate, model: ModelOffer, config: BrokerConfig) -> Task:
     """The task that a version 2 request becomes. Raises RequestError (out_of_bounds, invalid_request)."""
     parameters = with_defaults(request, model.defaults, model.bounds, seed=_random_seed())
-    _check(parameters, model, config)
+    check_bounds(parameters, model, config)
     return Task(parameters=parameters, deliver=request.deliver)
 
 
@@ -65,11 +65,11 @@ def task_of_version_1(request: version1.Request, model: ModelOffer, config: Brok
     parameters = with_defaults(requested, model.defaults, model.bounds, seed=_random_seed())
     if len(set(request.prompts)) > 1:
         parameters = structs.replace(parameters, encoder_prompts=request.prompts)
-    _check(parameters, model, config)
+    check_bounds(parameters, model, config)
     return Task(parameters=parameters)
 
 
-def _check(parameters: Parameters, model: ModelOffer, config: BrokerConfig) -> None:
+def check_bounds(parameters: Parameters, model: ModelOffer, config: BrokerConfig) -> None:
     """The broker's check; the worker makes its own. Raises RequestError (out_of_bounds, invalid_request)."""
     offered = Offered(
         bounds=model.bounds,
