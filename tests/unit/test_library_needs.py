@@ -51,7 +51,7 @@ def private(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
             owner = node.value.id if isinstance(node.value, ast.Name) else ""
-            if owner not in ("self", "os") and node.attr != "_asdict":
+            if owner not in ("self", "os") and node.attr not in ("_asdict", "_replace"):
                 yield node.attr
 
 

@@ -50,7 +50,7 @@ _NAMES = {
     "torch.nn": ("Conv2d", "Embedding", "Linear", "Module.register_parameter", "Parameter"),
     "torch.nn.functional": ("conv2d", "scaled_dot_product_attention"),
     "safetensors": ("SafetensorError",),
-    "PIL.Image": ("Image", "preinit"),
+    "PIL.Image": ("Image", "Resampling.LANCZOS", "frombytes", "new", "preinit"),
     "PIL.PngImagePlugin": ("PngInfo.add_itxt",),
     "transformers": (
         *("AddedToken", "PreTrainedModel._keep_in_fp32_modules", "PreTrainedModel.get_input_embeddings"),
