@@ -39,6 +39,7 @@ class FakeDaemon:
     def __init__(self, path: Path, answers: Answers | None = None, *, backlog: int = 16) -> None:
         self.path = path
         self.asked: list[dict[str, Any]] = []
+        self.received: list[bytes] = []  # payloads of image frames
         self._answers = answers
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -64,7 +65,11 @@ class FakeDaemon:
     def _answer(self, connection: socket.socket) -> None:
         assert self._answers is not None
         header = parse_header(exactly(connection, 16), from_client=True)
-        request = json.loads(exactly(connection, header.length))
+        payload = exactly(connection, header.length)
+        if header.kind == Kind.IMAGE:
+            self.received.append(payload)
+            return
+        request = json.loads(payload)
         self.asked.append(request)
         for event in self._answers(request):
             if isinstance(event, bytes):

@@ -9,15 +9,20 @@ from weave.client.codec import (
     WeaveError,
     default_socket_path,
 )
-from weave.client.images import Control, Pixels
+from weave.client.images import Control
+from weave.client.pixels import Pixels
 from weave.client.synchronous import Client
+from weave.protocol.inputs import InputImage
 from weave.protocol.loras import RequestedLora
+from weave.protocol.parameters import Enlarge
 
 __all__ = [
     "Answer",
     "AsyncClient",
     "Client",
     "Control",
+    "Enlarge",
+    "InputImage",
     "InvalidRequest",
     "NotRunning",
     "Pixels",

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -18,18 +18,20 @@ from weave.client.codec import (
     InvalidRequest,
     Last,
     NotRunning,
+    Picture,
     ProtocolError,
     WeaveError,
     default_socket_path,
     request_frames,
 )
-from weave.client.images import generate_message
+from weave.client.images import check_features, generate_message, has_images
 from weave.protocol.channel import received_descriptors
 from weave.protocol.client_messages import (
     Cancel,
     ClientMessage,
     Done,
     Error,
+    Generate,
     ListModels,
     LoadModel,
     Models,
@@ -52,6 +54,7 @@ class AsyncClient:
         self._socket.setblocking(False)
         self._decoder = Decoder()
         self._inbox = Inbox()
+        self._status: StatusReport | None = None
         self._arrived: dict[int, asyncio.Event] = {}
         self._numbers = count(1)
         self._sending = asyncio.Lock()
@@ -114,18 +117,23 @@ class AsyncClient:
         return await self._expect(Cancel(job=job), Done)
 
     async def generate(self, prompt: str, **parameters: Any) -> AsyncIterator[Answer]:
-        """Generate images; `parameters` are the fields of Generate, and images are what pixels_of() takes. The last
-        answer is Done. Cancelling the task that iterates cancels the job and drops its further answers. So does leaving
-        the iterator, once it is closed; contextlib.aclosing closes it immediately."""
+        """Generate images; `parameters` are the fields of Generate, and images are what pixels_of() takes; they must
+        not change until the first answer. The last answer is Done. Cancelling the task that iterates cancels the job
+        and drops its further answers, also while its images are sent. So does leaving the iterator, once it is closed;
+        contextlib.aclosing closes it immediately."""
+        if has_images(parameters):  # decoding takes a while
+            message, images = await asyncio.to_thread(generate_message, prompt, parameters)
+            await self._check_features(message)
+        else:
+            message, images = generate_message(prompt, parameters)
         request = next(self._numbers)
         finished = False
         try:
-            message, images = generate_message(prompt, parameters)
             async with contextlib.aclosing(self._answers(request, message, images)) as answers:
                 async for answer in answers:
                     finished = isinstance(answer.event, Done)
                     yield answer
-        except (InvalidRequest, OSError, WeaveError):
+        except (InvalidRequest, WeaveError):
             finished = True
             raise
         finally:
@@ -133,8 +141,14 @@ class AsyncClient:
                 # In its own task: the caller need not wait until the daemon reads it.
                 self._start(self._write(request_frames(next(self._numbers), Cancel(request=request))))
 
+    async def _check_features(self, message: Generate) -> None:
+        """Asks the daemon once for each connection, before the first image is sent."""
+        if self._status is None:
+            self._status = await self.status()
+        check_features(message, self._status.features, self._status.version)
+
     async def _answers(
-        self, request: int, message: ClientMessage, images: tuple[bytes, ...] = ()
+        self, request: int, message: ClientMessage, images: Sequence[Picture] = ()
     ) -> AsyncGenerator[Answer, None]:
         frames = request_frames(request, message, images)
         if self._ended is not None:
@@ -142,7 +156,7 @@ class AsyncClient:
         arrived = self._arrived[request] = asyncio.Event()
         self._inbox.expect(request)
         try:
-            self._start(self._write(frames))
+            self._start(self._write(frames, request))
             while True:
                 arrived.clear()
                 while (answer := self._inbox.take(request)) is not None:
@@ -171,16 +185,21 @@ class AsyncClient:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _write(self, frames: Iterator[bytes]) -> None:
+    async def _write(self, frames: Iterator[Iterator[bytes | memoryview]], request: int = 0) -> None:
         """Runs in its own task: a frame that has begun must be completed even if the caller is cancelled, or the daemon
-        could not parse the frames after it."""
+        could not parse the frames after it. Between two frames other requests have their turn; images of a `request`
+        that has ended meanwhile are not sent."""
+        loop = asyncio.get_running_loop()
         try:
-            async with self._sending:
-                for piece in frames:
-                    await asyncio.get_running_loop().sock_sendall(self._socket, piece)
+            for number, frame in enumerate(frames):
+                async with self._sending:
+                    if number and self._inbox.has_failed(request):
+                        return
+                    for piece in frame:
+                        await loop.sock_sendall(self._socket, piece)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the daemon closed the connection; _read finds out why
-        except OSError as error:
+        except Exception as error:  # also of an image that has changed meanwhile: a frame is incomplete
             self._end(error)
 
     async def _read(self) -> None:

@@ -3,10 +3,10 @@
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -27,6 +27,7 @@ from weave.protocol.client_messages import (
 )
 from weave.protocol.errors import UNDECODABLE, ErrorCode, FrameError
 from weave.protocol.frames import MAX_CONTROL_BYTES, FrameReader, Header, Kind, pack_frame, pack_header
+from weave.protocol.inputs import InputImage
 
 # The last event of a request that succeeded.
 Last = TypeVar("Last", Done, StatusReport, Models)
@@ -81,17 +82,25 @@ def default_socket_path() -> Path:
     return SYSTEM_SOCKET_PATH if os.path.exists(SYSTEM_SOCKET_PATH) and not os.path.exists(own) else own
 
 
-def request_frames(request: int, message: ClientMessage, images: tuple[bytes, ...] = ()) -> Iterator[bytes]:
-    """The request's frame, then those of its images, in pieces. Raises InvalidRequest before the first one."""
+class Picture(Protocol):
+    """An image that goes with a request, in pieces."""
+
+    size: InputImage
+    pieces: Callable[[], Iterator[bytes | memoryview]]
+
+
+def request_frames(
+    request: int, message: ClientMessage, images: Sequence[Picture] = ()
+) -> Iterator[Iterator[bytes | memoryview]]:
+    """The request's frame, then those of its images, each in pieces. A frame that has begun must be sent to its end;
+    the others can be left out if the request has failed. Raises InvalidRequest before the first one."""
     frame = request_frame(request, message)
+    return chain([iter([frame])], (_image_frame(request, image) for image in images))
 
-    def pieces() -> Iterator[bytes]:
-        yield frame
-        for image in images:
-            yield pack_header(Kind.IMAGE, request, len(image))
-            yield image
 
-    return pieces()
+def _image_frame(request: int, image: Picture) -> Iterator[bytes | memoryview]:
+    yield pack_header(Kind.IMAGE, request, image.size.size)
+    yield from image.pieces()
 
 
 def request_frame(request: int, message: ClientMessage) -> bytes:
@@ -136,6 +145,11 @@ class Inbox:
     def expects(self, request: int) -> bool:
         """Whether answers to this request are kept."""
         return request in self._held
+
+    def has_failed(self, request: int) -> bool:
+        """Whether an error for this request has arrived, or its answers are not expected."""
+        answers = self._held.get(request)
+        return answers is None or any(isinstance(answer.event, Error) for answer in answers)
 
     def put(self, answer: Answer) -> None:
         """Takes ownership of the answer's memfd. Of previews that are not taken, only the newest are kept."""

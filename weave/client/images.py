@@ -1,23 +1,19 @@
-"""The images of a request, from what a program has: the client decodes them, since the daemon takes raw pixels only."""
+"""A request to generate from what a program has, and the images that go with it."""
 
-import io
 import os
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 from msgspec import Struct, structs
 
 from weave.client.codec import InvalidRequest
+from weave.client.pixels import Upload, pixels_of
 from weave.protocol.client_messages import Generate
-from weave.protocol.inputs import InputImage, RequestedControl
+from weave.protocol.inputs import RequestedControl
+from weave.protocol.parameters import PARAMETERS
 
-_GREY, _COLOUR = "L", "RGB"
-
-
-class Pixels(NamedTuple):
-    """An image's announced size, and its pixels."""
-
-    size: InputImage
-    data: bytes
+# The parameters that announce images, in the order of inputs_of().
+_INPUTS = ("image", "mask", "control", "references")
 
 
 class Control(Struct, frozen=True, kw_only=True):
@@ -31,67 +27,55 @@ class Control(Struct, frozen=True, kw_only=True):
     end: float = 1.0
 
 
-def generate_message(prompt: str, parameters: dict[str, Any]) -> tuple[Generate, tuple[bytes, ...]]:
-    """The request and the payloads of its image frames. `image`, `mask`, each of `references` and the image of each
-    Control in `control` are what pixels_of() takes. Raises InvalidRequest, OSError."""
-    values, payloads = dict(parameters), []
-
-    def announced(field: str, value: Any) -> InputImage:
-        pixels = pixels_of(field, value)
-        payloads.append(pixels.data)
-        return pixels.size
-
-    # In the order of inputs_of().
-    for field in ("image", "mask"):
-        if values.get(field) is not None:
-            values[field] = announced(field, values[field])
-    if "control" in values:
-        values["control"] = tuple(_control(control, announced) for control in values["control"])
-    if "references" in values:
-        values["references"] = tuple(announced("references", value) for value in values["references"])
-    return Generate(prompt=prompt, **values), tuple(payloads)
+def has_images(parameters: dict[str, Any]) -> bool:
+    """Whether any of these parameters announces an image."""
+    return any(parameters.get(field) is not None for field in _INPUTS)
 
 
-def _control(control: Control, announced: Any) -> RequestedControl:
+def generate_message(prompt: str, parameters: dict[str, Any]) -> tuple[Generate, tuple[Upload, ...]]:
+    """The request and its images. `image`, `mask`, each of `references` and the image of each Control in `control` are
+    what pixels_of() takes. Raises InvalidRequest, OSError."""
+    values: dict[str, Any] = {name: value for name, value in parameters.items() if name not in _INPUTS}
+    uploads: list[Upload] = []
+
+    def announced(field: str, value: Any) -> Any:
+        uploads.append(pixels_of(field, value))
+        return uploads[-1].size
+
+    for field in _INPUTS:
+        given = parameters.get(field)
+        if given is None:
+            continue
+        if field in ("image", "mask"):
+            values[field] = announced(field, given)
+        elif field == "control":
+            values[field] = tuple(_control(control, announced) for control in _listed(field, given))
+        else:
+            values[field] = tuple(announced(field, value) for value in _listed(field, given))
+    return Generate(prompt=prompt, **values), tuple(uploads)
+
+
+def needed_features(message: Generate) -> dict[str, str]:
+    """What a daemon must name in `status` before it can take the request's images: by field, the feature. An older
+    daemon would close the connection at a frame of that kind."""
+    features = {field: PARAMETERS[field].feature for field in _INPUTS if getattr(message, field)}
+    return {field: feature for field, feature in features.items() if feature is not None}
+
+
+def check_features(message: Generate, offered: tuple[str, ...], version: str) -> None:
+    """Raises InvalidRequest for a daemon that is too old for the request."""
+    for field, feature in needed_features(message).items():
+        if feature not in offered:
+            raise InvalidRequest(f"{field}: the daemon, version {version}, does not have the feature {feature}")
+
+
+def _listed(field: str, given: Any) -> Iterable[Any]:
+    if isinstance(given, str | bytes | os.PathLike | Control) or not isinstance(given, Iterable):
+        raise InvalidRequest(f"{field} is one {type(given).__name__}; it must be a list")
+    return given
+
+
+def _control(control: Any, announced: Any) -> RequestedControl:
+    if not isinstance(control, Control):
+        raise InvalidRequest(f"control has an element of type {type(control).__name__}; it must be a Control")
     return RequestedControl(**structs.asdict(control) | {"image": announced("control", control.image)})
-
-
-def pixels_of(field: str, value: Any) -> Pixels:
-    """`value` is a PIL image, an array of uint8 (height x width, with 1 or 3 channels if it has a third dimension), a
-    file's path, a file's bytes, or Pixels. `field` is for errors. A photo is turned as its EXIF data say; transparency
-    is dropped. Raises InvalidRequest, OSError."""
-    if isinstance(value, Pixels):
-        return value
-    if hasattr(value, "__array_interface__") and not hasattr(value, "getbands"):
-        return _of_array(field, value)
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    if isinstance(value, Image.Image):
-        return _of_image(value)
-    if not isinstance(value, bytes | str | os.PathLike):
-        raise InvalidRequest(f"{field} is of type {type(value).__name__}; it must be an image, an array or a file")
-    try:
-        with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
-            return _of_image(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        shown = "its bytes" if isinstance(value, bytes) else os.fspath(value)
-        raise InvalidRequest(f"{field}: {shown!r} is not an image in a format that Pillow reads") from None
-    except (Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise InvalidRequest(f"{field}: {error}") from None
-
-
-def _of_image(image: Any) -> Pixels:
-    mode = _GREY if image.mode in ("1", "L", "LA") else _COLOUR
-    pixels = image.convert(mode)
-    channels: Any = len(mode)
-    return Pixels(InputImage(width=pixels.width, height=pixels.height, channels=channels), pixels.tobytes())
-
-
-def _of_array(field: str, value: Any) -> Pixels:
-    interface = value.__array_interface__
-    shape, kind = interface["shape"], interface["typestr"]
-    channels: Any = shape[2] if len(shape) == 3 else 1
-    if kind != "|u1" or len(shape) not in (2, 3) or channels not in (1, 3):
-        text = f"{field} is an array of {kind} with the shape {tuple(shape)}"
-        raise InvalidRequest(f"{text}; it must be of uint8, height x width, or height x width x 1 or 3")
-    return Pixels(InputImage(width=shape[1], height=shape[0], channels=channels), value.tobytes())

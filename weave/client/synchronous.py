@@ -1,9 +1,10 @@
 """The synchronous client: each request is an iterator of answers."""
 
 import contextlib
+import select
 import socket
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -17,18 +18,20 @@ from weave.client.codec import (
     Inbox,
     Last,
     NotRunning,
+    Picture,
     ProtocolError,
     WeaveError,
     default_socket_path,
     request_frames,
 )
-from weave.client.images import generate_message
+from weave.client.images import check_features, generate_message
 from weave.protocol.channel import received_descriptors
 from weave.protocol.client_messages import (
     Cancel,
     ClientMessage,
     Done,
     Error,
+    Generate,
     ListModels,
     LoadModel,
     Models,
@@ -49,6 +52,7 @@ class Client:
         self.path = path or default_socket_path()
         self._decoder = Decoder()
         self._arrived = Inbox()
+        self._status: StatusReport | None = None
         self._failed: WeaveError | None = None
         self._numbers = count(1)
         self._socket = socket.socket(socket.AF_UNIX)
@@ -121,8 +125,10 @@ class Client:
     def generate(self, prompt: str, **parameters: Any) -> Iterator[Answer]:
         """Generate images; `parameters` are the fields of Generate, and images are what pixels_of() takes. The last
         answer is Done. Leaving the iterator early (break, or an exception such as KeyboardInterrupt) cancels the job
-        and drops its further answers."""
+        and drops its further answers. An exception while the request or its images are sent closes the connection."""
         message, images = generate_message(prompt, parameters)
+        if images:
+            self._check_features(message)
         request = self.send(message, images)
         finished = False
         try:
@@ -138,13 +144,23 @@ class Client:
             if not finished and self._socket.fileno() >= 0:
                 self._send(next(self._numbers), Cancel(request=request))
 
-    def send(self, message: ClientMessage, images: tuple[bytes, ...] = ()) -> int:
+    def send(self, message: ClientMessage, images: Sequence[Picture] = ()) -> int:
         """Send a request, and the pixels of the images that it announces, and return its number. Its answers are kept
         for answers(), until forget()."""
         request = next(self._numbers)
-        self._send(request, message, images)
         self._arrived.expect(request)
+        try:
+            self._send(request, message, images)
+        except BaseException:
+            self._arrived.forget(request)
+            raise
         return request
+
+    def _check_features(self, message: Generate) -> None:
+        """Asks the daemon once for each connection, before the first image is sent."""
+        if self._status is None:
+            self._status = self.status()
+        check_features(message, self._status.features, self._status.version)
 
     def answers(self, request: int) -> Iterator[Answer]:
         """The answers to a request, up to its last; none if it is over. The iterator may be left early; a second call
@@ -181,16 +197,35 @@ class Client:
             self._arrived.forget(request)
         raise ProtocolError(f"no {kind.__name__} came")
 
-    def _send(self, request: int, message: ClientMessage, images: tuple[bytes, ...] = ()) -> None:
+    def _send(self, request: int, message: ClientMessage, images: Sequence[Picture] = ()) -> None:
         frames = request_frames(request, message, images)
         try:
-            for piece in frames:
-                self._socket.sendall(piece)
-        except (BrokenPipeError, ConnectionResetError):
+            for number, frame in enumerate(frames):
+                if number and self._arrived.has_failed(request):
+                    break  # the daemon has refused the request; it needs no more of its images
+                for piece in frame:
+                    self._send_piece(memoryview(piece))
+        except (BrokenPipeError, ConnectionResetError, NotRunning):
             pass  # the daemon closed the connection; reading finds out why
         except BaseException:
             self.close()  # part of a frame may be sent: the daemon could not parse the next one
             raise
+
+    def _send_piece(self, piece: memoryview) -> None:
+        """Reads meanwhile what arrives: a daemon whose answers nobody reads might not read either."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | select.POLLOUT)
+        while piece:
+            timeout = self.timeout
+            events = poll.poll(None if timeout is None else timeout * 1000)
+            if not events:
+                raise TimeoutError("timed out")
+            ready = events[0][1]
+            if ready & select.POLLIN:
+                self._receive()
+            if ready & ~select.POLLIN:  # also if the daemon has closed the connection
+                with contextlib.suppress(BlockingIOError):
+                    piece = piece[self._socket.send(piece, socket.MSG_DONTWAIT) :]
 
     def _receive(self) -> None:
         try:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from weave import __version__
-from weave.client import Control, InvalidRequest, Pixels
-from weave.client.images import pixels_of
+from weave.client import Control, InvalidRequest
+from weave.client.pixels import Upload, pixels_of
 from weave.protocol.inputs import InputImage, RequestedControl
 from weave.protocol.loras import RequestedLora
 from weave.protocol.parameters import PARAMETERS, Enlarge, Parameter, RequestedParameters, choices_of, summary, type_of
@@ -180,7 +180,7 @@ def _enlarge(text: str) -> Enlarge:
     return Enlarge(scale=_finite(scale), strength=_finite(strength)) if separator else Enlarge(scale=_finite(scale))
 
 
-def _image(text: str) -> Pixels:
+def _image(text: str) -> Upload:
     """An image file; - is standard input."""
     try:
         return pixels_of(str(_path(text)), sys.stdin.buffer.read() if text == "-" else text)
