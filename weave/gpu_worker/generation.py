@@ -88,7 +88,7 @@ def _generate_images(generation: Generation, numbers: range, first: Pass) -> Ite
 
 
 def _report(generation: Generation, number: int, before: int, steps: int) -> AfterStep:
-    """Reports the steps of a pass for image `number`, whose `steps` include those `before` the pass, and sends previews.
+    """Reports the steps of a pass for image `number`, whose `steps` include those `before` it, and sends previews.
     What it returns raises Cancelled."""
     job, every = generation.run.job, generation.run.parameters.preview_every
 
