@@ -58,6 +58,7 @@ def measure(share: float) -> dict[str, Any]:
             figures |= {"MiB before the first image": memory(daemon)}
             generate(client, **STEPS)
             figures |= against_plain(client, share)
+            figures |= batches(client, share)
             figures |= status_during_a_job(daemon, client, share)
             figures |= {"MiB with the model loaded": memory(daemon)}
             client.unload()
@@ -102,6 +103,18 @@ def against_plain(client: Client, share: float) -> dict[str, float]:
         "ratio": through / direct,
         "overhead of an image, ms": (through - direct) * 1000,
     }
+
+
+def batches(client: Client, share: float) -> dict[str, float]:
+    """Four images in one pass and one by one, interleaved."""
+    single, together = [], []
+    for _ in range(max(1, round(ROUNDS * share / 3))):
+        for seconds, batch in ((single, 1), (together, 4)):
+            started = time.perf_counter()
+            generate(client, **STEPS, images=4, batch=batch)
+            seconds.append(time.perf_counter() - started)
+    ratio = statistics.median(together) / statistics.median(single)
+    return {"ratio of four images in one pass to one by one": ratio}
 
 
 def status_during_a_job(daemon: Daemon, client: Client, share: float) -> dict[str, float]:
