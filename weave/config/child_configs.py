@@ -10,7 +10,7 @@ from weave.config.schema import DeviceConfig, Limits
 from weave.protocol.channel import read_sealed_memfd, sealed_memfd
 from weave.protocol.client_messages import ModelOffer
 from weave.protocol.embeddings import EmbeddingOffer, EmbeddingOffers
-from weave.protocol.inputs import ControlOffers
+from weave.protocol.inputs import ControlOffer, ControlOffers
 from weave.protocol.loras import LoraOffer, LoraOffers
 
 ChildConfig = TypeVar("ChildConfig")
@@ -61,9 +61,17 @@ class WorkerEmbedding(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     sha256: str | None
 
 
+class WorkerControl(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One ControlNet's folder or file, and the offer."""
+
+    offer: ControlOffer
+    path: str
+    sha256: dict[str, str]
+
+
 class WorkerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One model's files, and the offer, whose bounds the worker checks again. `loras` and `embeddings` are those of its
-    family."""
+    """One model's files, and the offer, whose bounds the worker checks again. `loras`, `embeddings` and `controls` are
+    those of its family."""
 
     offer: ModelOffer
     path: str
@@ -72,11 +80,13 @@ class WorkerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     sha256: dict[str, str]
     loras: tuple[WorkerLora, ...] = ()
     embeddings: tuple[WorkerEmbedding, ...] = ()
+    controls: tuple[WorkerControl, ...] = ()
 
     def paths(self) -> tuple[str, ...]:
         """All that the worker must be able to read."""
         layout = [self.layout] if self.layout else []
         added = [*(lora.path for lora in self.loras), *(embedding.path for embedding in self.embeddings)]
+        added += [control.path for control in self.controls]
         return (self.path, *layout, *self.parts.values(), *added)
 
 

@@ -120,9 +120,14 @@ def _convert(path: Path, tables: dict[str, Any]) -> Config:
                 name: structs.replace(embedding, path=_absolute(path.parent, embedding.path))
                 for name, embedding in config.embeddings.items()
             },
+            controls={
+                name: structs.replace(control, path=_absolute(path.parent, control.path))
+                for name, control in config.controls.items()
+            },
         )
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, ~ of an unknown user, a NUL
-        raise ConfigError(f"{path}: the path of a model, LoRA or embedding cannot be resolved: {error}") from None
+        what = "a model, LoRA, embedding or ControlNet"
+        raise ConfigError(f"{path}: the path of {what} cannot be resolved: {error}") from None
     try:
         check(config)
     except ConfigError as error:

@@ -6,7 +6,15 @@ from functools import partial
 
 from msgspec import structs
 
-from weave.config.schema import BoundsOverride, Config, ConfigError, EmbeddingConfig, LoraConfig, ModelConfig
+from weave.config.schema import (
+    BoundsOverride,
+    Config,
+    ConfigError,
+    ControlConfig,
+    EmbeddingConfig,
+    LoraConfig,
+    ModelConfig,
+)
 from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.protocol.bounds import Bounds
@@ -15,6 +23,7 @@ from weave.protocol.client_messages import ModelOffer, Models, encode
 from weave.protocol.embeddings import EmbeddingOffer, EmbeddingOffers
 from weave.protocol.errors import RequestError
 from weave.protocol.frames import MAX_CONTROL_BYTES
+from weave.protocol.inputs import ControlOffer, ControlOffers
 from weave.protocol.loras import LoraOffer, LoraOffers
 from weave.protocol.parameters import Offered, RequestedParameters, with_defaults
 from weave.protocol.text import LONGEST_TITLE, hidden_in, is_model_id
@@ -40,6 +49,7 @@ def check(config: Config) -> None:
     checks: list[Callable[[], object]] = [partial(_offer, *item) for item in config.models.items()]
     checks += [partial(_lora_offer, *item) for item in config.loras.items()]
     checks += [partial(_embedding_offer, *item) for item in config.embeddings.items()]
+    checks += [partial(_control_offer, *item) for item in config.controls.items()]
     for check_one in checks:
         try:
             check_one()
@@ -53,11 +63,12 @@ def check(config: Config) -> None:
         loaded=None,
         loras=lora_offers(config),
         embeddings=embedding_offers(config),
+        controls=control_offers(config),
     )
     if (size := len(encode(listing))) > _LONGEST_LISTING:
         raise ConfigError(
-            f"the list of all models, LoRAs and embeddings has {size} bytes; it must have at most {_LONGEST_LISTING}, "
-            "or no client could list them: remove some, or shorten their titles"
+            f"the list of all models, LoRAs, embeddings and ControlNets has {size} bytes; it must have at most "
+            f"{_LONGEST_LISTING}, or no client could list them: remove some, or shorten their titles"
         )
 
 
@@ -85,7 +96,21 @@ def _embedding_offer(name: str, embedding: EmbeddingConfig) -> EmbeddingOffer:
     return EmbeddingOffer(id=name, family=embedding.family, title=embedding.title or name)
 
 
-def _check_names(where: str, name: str, table: ModelConfig | LoraConfig | EmbeddingConfig) -> Family:
+def control_offers(config: Config) -> ControlOffers:
+    """What clients may know of each ControlNet, in the config's order. Raises ConfigError."""
+    return tuple(_control_offer(name, control) for name, control in config.controls.items())
+
+
+def _control_offer(name: str, control: ControlConfig) -> ControlOffer:
+    where = f"controls.{name}"
+    family = _check_names(where, name, control)
+    if family.control_nets is None:
+        known = ", ".join(known.name for known in FAMILIES.values() if known.control_nets)
+        raise ConfigError(f"{where}.family is {family.name!r}; ControlNets are for {known}")
+    return ControlOffer(id=name, family=control.family, title=control.title or name)
+
+
+def _check_names(where: str, name: str, table: ModelConfig | LoraConfig | EmbeddingConfig | ControlConfig) -> Family:
     """The family that the table names. Raises ConfigError."""
     if not is_model_id(name):
         raise ConfigError(f"{where}: an ID is up to 64 of a-z, 0-9, '.', '_' and '-'")

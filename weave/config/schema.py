@@ -170,6 +170,16 @@ class EmbeddingConfig(_Table, frozen=True, kw_only=True):
     sha256: Sha256 | None = None
 
 
+class ControlConfig(_Table, frozen=True, kw_only=True):
+    """A ControlNet for the models of one family: a folder in diffusers layout, or a .safetensors file. `sha256` pins
+    files to a digest in hex: by their path inside the folder, a single file by `path`."""
+
+    path: str
+    family: str
+    title: str = ""
+    sha256: dict[str, Sha256] = {}
+
+
 class Config(_Table, frozen=True, kw_only=True):
     """The whole file. Without [models] it has the demo model (weave/config/load.py)."""
 
@@ -177,6 +187,7 @@ class Config(_Table, frozen=True, kw_only=True):
     default_model: str | None = None
     loras: dict[str, LoraConfig] = {}
     embeddings: dict[str, EmbeddingConfig] = {}
+    controls: dict[str, ControlConfig] = {}
     device: DeviceConfig = field(default_factory=DeviceConfig)
     limits: Limits = field(default_factory=Limits)
     system: SystemConfig = field(default_factory=SystemConfig)

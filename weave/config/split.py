@@ -6,11 +6,12 @@ from weave.config.child_configs import (
     Access,
     BrokerConfig,
     WorkerConfig,
+    WorkerControl,
     WorkerEmbedding,
     WorkerLora,
     WorkerModel,
 )
-from weave.config.offers import embedding_offers, lora_offers, offers
+from weave.config.offers import control_offers, embedding_offers, lora_offers, offers
 from weave.config.schema import Config
 
 
@@ -23,6 +24,7 @@ def broker_config(config: Config, *, mode: Literal["user", "system", "attached"]
         default_model=config.default_model or (models[0].id if models else None),
         loras=lora_offers(config),
         embeddings=embedding_offers(config),
+        controls=control_offers(config),
         limits=config.limits,
         access=access,
         audit_prompts=config.audit.prompts,
@@ -41,6 +43,10 @@ def worker_config(config: Config) -> WorkerConfig:
         WorkerEmbedding(offer=offer, path=embedding.path, sha256=embedding.sha256)
         for offer, embedding in zip(embedding_offers(config), config.embeddings.values(), strict=True)
     )
+    controls = tuple(
+        WorkerControl(offer=offer, path=control.path, sha256=control.sha256)
+        for offer, control in zip(control_offers(config), config.controls.values(), strict=True)
+    )
     return WorkerConfig(
         device=config.device,
         models=tuple(
@@ -52,6 +58,7 @@ def worker_config(config: Config) -> WorkerConfig:
                 sha256=model.sha256,
                 loras=tuple(lora for lora in loras if lora.offer.family == offer.family),
                 embeddings=tuple(it for it in embeddings if it.offer.family == offer.family),
+                controls=tuple(it for it in controls if it.offer.family == offer.family),
             )
             for offer, model in zip(offers(config), config.models.values(), strict=True)
         ),

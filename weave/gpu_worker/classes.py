@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import diffusers
@@ -27,13 +28,15 @@ def pipeline_class(family: Family) -> Any:
     return getattr(diffusers, family.pipeline)
 
 
-def pipeline_for(pipeline: Any, family: Family, task: str) -> Any:
-    """A pipeline for `task` with the components of the family's `pipeline`, which it shares."""
-    if task == TEXT_TO_IMAGE:
+def pipeline_for(pipeline: Any, family: Family, task: str, controls: Sequence[Any] = ()) -> Any:
+    """A pipeline for `task` with the components of the family's `pipeline`, which it shares, and these ControlNets."""
+    if task == TEXT_TO_IMAGE and not controls:
         return pipeline
-    task_class = getattr(diffusers, family.pipelines[task])
+    by_task = family.control_nets.pipelines if family.control_nets and controls else family.pipelines
+    task_class = getattr(diffusers, by_task[task])
     settings = {key: pipeline.config[key] for key in family.settings.keys}
     given = {**pipeline.components, **family.fixed, **settings}
+    given |= {"controlnet": controls[0] if len(controls) == 1 else list(controls)} if controls else {}
     taken = inspect.signature(task_class.__init__).parameters
     made = task_class(**{name: value for name, value in given.items() if name in taken})
     made.set_progress_bar_config(disable=True)
@@ -48,6 +51,10 @@ def import_family(name: str) -> None:
         getattr(diffusers, class_name)
     for component in family.components.values():
         component_class(component)
+    if family.control_nets is not None:
+        component_class(family.control_nets.model)
+        for class_name in family.control_nets.pipelines.values():
+            getattr(diffusers, class_name)
     for scheduler in family.own_schedulers:
         getattr(diffusers, scheduler)
     adapter_of(name)

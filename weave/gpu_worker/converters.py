@@ -32,6 +32,15 @@ def _unet(tensors: Tensors, config: Mapping[str, Any]) -> Converted:
     return converted, _left_out(tensors, converted)
 
 
+def _controlnet(tensors: Tensors, config: Mapping[str, Any]) -> Converted:
+    """diffusers gives names to tensors that the file lacks, and leaves out those that only SDXL has."""
+    converted = library.convert_controlnet_checkpoint(tensors, {"layers_per_block": 2, **config})
+    for name, renamed in library.DIFFUSERS_TO_LDM_MAPPING["controlnet"]["addition_embed_type"].items():
+        converted[name] = tensors.get(renamed)
+    converted = {name: tensor for name, tensor in converted.items() if tensor is not None}
+    return converted, _left_out(tensors, converted)
+
+
 def _vae(tensors: Tensors, config: Mapping[str, Any]) -> Converted:
     converted = library.convert_ldm_vae_checkpoint(tensors, config)
     return converted, _left_out(tensors, converted)
@@ -160,6 +169,7 @@ def _krea2(tensors: Tensors, config: Mapping[str, Any]) -> Converted:
 
 _CONVERTERS: dict[str, Callable[[Tensors, Mapping[str, Any]], Converted]] = {
     "unet": _unet,
+    "controlnet": _controlnet,
     "vae": _vae,
     "vae_of_flux2": _vae_of_flux2,
     "vae_of_wan": _vae_of_wan,

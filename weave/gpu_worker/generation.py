@@ -32,7 +32,7 @@ class Cancelled(Exception):
 
 class Generation(NamedTuple):
     """The broker's Run message, and what it takes to carry it out. `expand` puts the embeddings' tokens into a
-    prompt; `inputs` are the images that came with the message."""
+    prompt; `inputs` are the images that came with the message, `controls` the ControlNets that it names."""
 
     channel: Channel[ToWorker]
     pipeline: Any
@@ -40,6 +40,7 @@ class Generation(NamedTuple):
     run: Run
     expand: Expand
     inputs: Inputs = Inputs()
+    controls: tuple[Any, ...] = ()
 
     @property
     def adapter(self) -> Adapter:
@@ -61,7 +62,7 @@ def generate(generation: Generation) -> Tokens:
         numbers = range(start, min(start + parameters.batch, parameters.images))
         seeds = tuple(_seed(parameters, number) for number in numbers)
         for number, image, pipeline in _generate_images(
-            generation, numbers, Pass(generation.inputs, parameters, arguments, seeds)
+            generation, numbers, Pass(generation.inputs, parameters, arguments, seeds, generation.controls)
         ):
             _check_size(image, parameters)
             tokens = count_tokens(pipeline, generation.adapter, arguments)

@@ -44,7 +44,12 @@ _NAMES = {
     ),
     "torch.distributed": ("is_available",),
     "diffusers.loaders.single_file_utils": (
-        *("DIFFUSERS_TO_LDM_MAPPING", "convert_ldm_unet_checkpoint", "convert_ldm_vae_checkpoint"),
+        *(
+            "DIFFUSERS_TO_LDM_MAPPING",
+            "convert_controlnet_checkpoint",
+            "convert_ldm_unet_checkpoint",
+            "convert_ldm_vae_checkpoint",
+        ),
         "convert_open_clip_checkpoint",
     ),
     "torch.nn": ("Conv2d", "Embedding", "Linear", "Module.register_parameter", "Parameter"),
@@ -80,6 +85,10 @@ _PARAMETERS: Needs = {
 PIPELINE_CALL = (
     *("callback_on_step_end", "generator", "height", "num_inference_steps", "output_type", "width"),
 )  # fmt: skip
+CONTROL_CALL = (
+    *PIPELINE_CALL,
+    *("control_guidance_end", "control_guidance_start", "controlnet_conditioning_scale"),
+)
 
 
 class Lacking(NamedTuple):
@@ -124,6 +133,10 @@ def needs_of(families: Iterable[str]) -> Needs:
         needs[f"{pipeline}.__call__"] = (*sorted(adapter.call_names()), *PIPELINE_CALL)
         methods = ("num_timesteps", "set_progress_bar_config", "to", *adapter.needs)
         needs |= {f"{pipeline}.{method}": () for method in methods}
+        if (nets := family.control_nets) is not None:
+            needs[f"diffusers.{nets.model.class_name}"] = ()
+            needs |= {f"diffusers.{controlled}.__init__": ("controlnet",) for controlled in nets.pipelines.values()}
+            needs |= {f"diffusers.{controlled}.__call__": CONTROL_CALL for controlled in nets.pipelines.values()}
         for component in family.components.values():
             needs[f"{component.library}.{component.class_name}"] = ()
         for scheduler in (f"diffusers.{scheduler}" for scheduler in family.own_schedulers):

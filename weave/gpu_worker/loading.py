@@ -51,7 +51,7 @@ def _load_pipeline(name: str, source: Source, device: torch.device, dtype: torch
     for part, component in family.components.items():
         if isinstance(component, ModelClass) and part in assets.weights:
             weights = assets.weights[part]
-            loaded[part] = _load_model(weights, part, component, configs[part], dtype, mapped=device.type != "cpu")
+            loaded[part] = load_model(weights, part, component, configs[part], dtype, mapped=device.type != "cpu")
     _check_tokenizers({part: family.components[part] for part in assets.tokenizers}, loaded)
     scheduler_class = getattr(diffusers, configs["scheduler"]["_class_name"])
     with _errors_refuse("scheduler"):
@@ -125,9 +125,10 @@ def _check_clip_lengths(tokenizers: Mapping[str, Any]) -> None:
             raise ModelFilesRefused(f"{part}: it takes {length} tokens, expected {lengths[first]} (as {first})")
 
 
-def _load_model(
+def load_model(
     weights: Weights, part: str, component: ModelClass, config: dict[str, Any], dtype: torch.dtype, *, mapped: bool
 ) -> Any:
+    """A component, on the CPU. Its weights may stay in the `mapped` files. Raises ModelFilesRefused."""
     is_diffusers, model_class = component.library == "diffusers", component_class(component)
     with _errors_refuse(part):
         tensors = read_tensors(part, weights, config, dtype)

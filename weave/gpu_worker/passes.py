@@ -9,6 +9,7 @@ from PIL import Image
 
 from weave.gpu_worker.canvas import canvas_of
 from weave.gpu_worker.classes import pipeline_for
+from weave.gpu_worker.controls import control_arguments
 from weave.gpu_worker.decode import decode
 from weave.gpu_worker.inputs import Inputs
 from weave.gpu_worker.pipelines.base import Adapter
@@ -23,12 +24,14 @@ AfterStep = Callable[[int, Callable[[], Image.Image]], None]
 
 
 class Pass(NamedTuple):
-    """What a pass generates: an image for each of `seeds`. `arguments` are the adapter's, for the pipeline's call."""
+    """What a pass generates: an image for each of `seeds`. `arguments` are the adapter's, for the pipeline's call;
+    `controls` are the ControlNets of the job."""
 
     inputs: Inputs
     parameters: Parameters
     arguments: dict[str, Any]
     seeds: tuple[int, ...]
+    controls: tuple[Any, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -64,7 +67,7 @@ def run_pass(own: Any, adapter: Adapter, wanted: Pass, after_step: AfterStep) ->
     and any exception of the pipeline or of `after_step`."""
     parameters, seeds, steps = wanted.parameters, wanted.seeds, wanted.steps
     set_scheduler(own, parameters.scheduler, parameters.steps)
-    pipeline = pipeline_for(own, adapter.family, task_of(parameters))
+    pipeline = pipeline_for(own, adapter.family, task_of(parameters), wanted.controls)
     canvas = canvas_of(pipeline, wanted.inputs, parameters)
     reported, latents = 0, torch.empty(0)
 
@@ -89,6 +92,7 @@ def run_pass(own: Any, adapter: Adapter, wanted: Pass, after_step: AfterStep) ->
             pipeline,
             wanted.arguments,
             **adapter.canvas_arguments(pipeline, canvas, parameters),
+            **control_arguments(pipeline, canvas, wanted.inputs.controls, parameters),
             **(several if len(seeds) > 1 else {"generator": generators[0]}),
             num_inference_steps=parameters.steps,
             callback_on_step_end=after_call,

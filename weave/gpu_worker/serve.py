@@ -8,6 +8,7 @@ import torch
 from weave import log
 from weave.config.child_configs import WorkerModel
 from weave.gpu_worker import device as devices
+from weave.gpu_worker.controls import ControlRefused, Controls
 from weave.gpu_worker.embeddings import EmbeddingRefused, added
 from weave.gpu_worker.generation import Cancelled, Generation, generate
 from weave.gpu_worker.inputs import read_inputs
@@ -33,6 +34,7 @@ _REASONS: dict[type[Exception], Reason] = {
     IncompatibleScheduler: "scheduler",
     LoraRefused: "lora",
     EmbeddingRefused: "embedding",
+    ControlRefused: "control",
     FamilyUnsupported: "libraries",
     ModelFilesRefused: "refused",
     RequestError: "refused",
@@ -44,6 +46,7 @@ def serve(
 ) -> None:
     """Answer the broker. Never returns: raises ChannelClosed when the broker disconnects, or ChannelViolation."""
     pipeline: Any = None
+    controls = Controls()
     while True:
         message, descriptors = receive(channel)
         if descriptors and not isinstance(message, Run):
@@ -64,12 +67,15 @@ def serve(
                 inputs = read_inputs(parameters, descriptors)
                 # The broker has checked these already; a compromised broker has not.
                 check_parameters(parameters, _offered(model))
+                nets = controls.prepare(pipeline, model, parameters.control)
                 with (
                     merged(pipeline, model, parameters.loras),
                     added(pipeline, model, parameters.embeddings) as expand,
                 ):
-                    tokens = generate(Generation(channel, pipeline, model.offer, message, expand, inputs))
+                    tokens = generate(Generation(channel, pipeline, model.offer, message, expand, inputs, nets))
             except Exception as error:
+                if devices.is_out_of_memory(error):
+                    controls.drop()
                 channel.send(_failed(message.job, error, device))
             else:
                 channel.send(Finished(job=message.job, memory=devices.memory(device), tokens=tokens))
@@ -89,6 +95,7 @@ def _offered(model: WorkerModel) -> Offered:
         tasks=model.offer.tasks,
         loras=tuple(lora.offer for lora in model.loras),
         embeddings=tuple(embedding.offer for embedding in model.embeddings),
+        controls=tuple(control.offer for control in model.controls),
     )
 
 

@@ -8,12 +8,13 @@ from msgspec import Struct
 
 from weave.models.components import Component
 from weave.models.configs import Rules, rules
+from weave.models.control_nets import ControlNets
 from weave.models.original_names import OriginalNames, no_names
 from weave.models.schedulers import RELATED, SCHEDULERS, misfit, name_of
 from weave.models.single_files import DENOISERS, SingleFile
 from weave.models.sizes import Sizes
 from weave.protocol.bounds import Bounds, FloatRange, Range
-from weave.protocol.inputs import TEXT_TO_IMAGE
+from weave.protocol.inputs import TEXT_TO_IMAGE, control_task
 from weave.protocol.parameters import Defaults
 
 
@@ -49,6 +50,8 @@ class Family(Struct, frozen=True, kw_only=True):
     # How many numbers a vector of an embedding has, for each text encoder of the published models. Empty: embeddings
     # are not supported.
     embedding_widths: tuple[int, ...] = ()
+    # None: ControlNets are not supported.
+    control_nets: ControlNets | None = None
     # How many tokens T5 or Qwen may get, the pipeline's own default; None where there is CLIP only.
     max_sequence_length: int | None = None
     # The text around a prompt, as that encoder gets it, and how many of its tokens the limit does not count.
@@ -59,8 +62,9 @@ class Family(Struct, frozen=True, kw_only=True):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What the models can do, by the names in the protocol."""
-        return (TEXT_TO_IMAGE, *self.pipelines)
+        """What the models can do, by the names in the protocol; with ControlNets, whether the config has any or not."""
+        controlled = () if self.control_nets is None else map(control_task, self.control_nets.pipelines)
+        return (TEXT_TO_IMAGE, *self.pipelines, *controlled)
 
     @property
     def all_pipelines(self) -> tuple[str, ...]:

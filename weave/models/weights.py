@@ -16,7 +16,8 @@ _NO_PREFERENCE = ("", "fp16", "bf16")
 
 
 def choose_weights(model: Path, part: str, stem: str, dtype: str) -> tuple[str, ...]:
-    """The files, relative to the model's folder. `stem` is a file's name without suffix, `dtype` a name in torch.
+    """The files, relative to the model's folder. `part` is empty if they are in that folder itself; `stem` is a file's
+    name without suffix, `dtype` a name in torch.
 
     Their headers are not checked. Raises ModelFilesRefused.
     """
@@ -31,8 +32,8 @@ def choose_weights(model: Path, part: str, stem: str, dtype: str) -> tuple[str, 
 
 
 def _names(part: str, stem: str, variant: str) -> tuple[str, str]:
-    dotted = f".{variant}" if variant else ""
-    return f"{part}/{stem}{dotted}.safetensors", f"{part}/{stem}.safetensors.index{dotted}.json"
+    folder, dotted = f"{part}/" if part else "", f".{variant}" if variant else ""
+    return f"{folder}{stem}{dotted}.safetensors", f"{folder}{stem}.safetensors.index{dotted}.json"
 
 
 def _exists(path: Path) -> bool:
@@ -45,4 +46,4 @@ def _shards(model: Path, part: str, index: str) -> tuple[str, ...]:
     names: list[Any] = list(found.values()) if isinstance(found, Mapping) else [None]
     if not all(isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in names):
         raise ModelFilesRefused(f"{index}: weight_map must give a .safetensors file of this folder for each key")
-    return tuple(f"{part}/{name}" for name in sorted(set(names)))
+    return tuple(f"{part}/{name}" if part else name for name in sorted(set(names)))

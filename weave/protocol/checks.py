@@ -7,13 +7,14 @@ from weave.protocol.bounds import Bounds, FloatRange, Range, check_range
 from weave.protocol.embeddings import check_embeddings
 from weave.protocol.errors import ErrorCode, RequestError
 from weave.protocol.inputs import (
-    CONTROL,
     IMAGE_TO_IMAGE,
     INPAINTING,
     REFERENCES,
     check_controls,
     check_input,
     check_references,
+    control_task,
+    task_of,
 )
 from weave.protocol.loras import check_loras
 from weave.protocol.parameters import (
@@ -95,9 +96,9 @@ def _check_enlarged(field: str, enlarge: Enlarge, parameters: Parameters, bounds
 def _check_tasks(parameters: Parameters, tasks: tuple[str, ...]) -> None:
     """What a request needs, by the field that asks for it."""
     for field, needed, task in (
-        ("mask", parameters.mask, INPAINTING),
-        ("image", parameters.image and not parameters.mask, IMAGE_TO_IMAGE),
-        ("control", parameters.control, CONTROL),
+        ("mask", parameters.mask and not parameters.control, INPAINTING),
+        ("image", parameters.image and not parameters.mask and not parameters.control, IMAGE_TO_IMAGE),
+        ("control", parameters.control, control_task(task_of(parameters))),
         ("references", parameters.references, REFERENCES),
         ("enlarge", parameters.enlarge, IMAGE_TO_IMAGE),
     ):

@@ -99,6 +99,11 @@ def task_of(request: WithInputs) -> str:
     return INPAINTING if request.mask is not None else IMAGE_TO_IMAGE
 
 
+def control_task(task: str) -> str:
+    """The name of `task` with ControlNets: where a model can do the one, it may lack the other."""
+    return CONTROL if task == TEXT_TO_IMAGE else f"{CONTROL}+{task}"
+
+
 def controls_for(family: str, offers: ControlOffers) -> ControlOffers:
     """Those that fit the models of this family."""
     return tuple(offer for offer in offers if offer.family == family)

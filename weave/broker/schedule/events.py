@@ -14,6 +14,7 @@ FAILURES = {
     "refused": (ErrorCode.WORKER_FAILED, "the model's files were refused; the daemon's log says which"),
     "lora": (ErrorCode.WORKER_FAILED, "the file of a LoRA was refused; the daemon's log says which"),
     "embedding": (ErrorCode.WORKER_FAILED, "the file of an embedding was refused; the daemon's log says which"),
+    "control": (ErrorCode.WORKER_FAILED, "the files of a ControlNet were refused; the daemon's log says which"),
     "scheduler": (
         ErrorCode.OUT_OF_BOUNDS,
         "scheduler is one that this model's scheduler_config.json rules out: edm_euler and edm_dpmpp_2m are for models "

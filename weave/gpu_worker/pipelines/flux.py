@@ -1,5 +1,6 @@
 """FLUX.1."""
 
+import inspect
 from typing import Any
 
 from weave.gpu_worker.pipelines import chroma
@@ -18,6 +19,14 @@ class Adapter(chroma.Adapter):
         arguments = super().call_arguments(prompts, negative_prompt, cfg_scale)
         return {**arguments, "true_cfg_scale": cfg_scale} if negative_prompt else arguments
 
+    def call(self, pipeline: Any, arguments: dict[str, Any], **common: Any) -> None:
+        """With ControlNets, the pipelines that start from an image have no negative prompt."""
+        super().call(pipeline, {name: value for name, value in arguments.items() if _takes(pipeline, name)}, **common)
+
     def is_guided(self, pipeline: Any, arguments: dict[str, Any]) -> bool:
         """Whether the second scale is in use."""
-        return bool(arguments.get("true_cfg_scale", 1.0) > 1)
+        return bool(arguments.get("true_cfg_scale", 1.0) > 1) and _takes(pipeline, "true_cfg_scale")
+
+
+def _takes(pipeline: Any, name: str) -> bool:
+    return name in inspect.signature(type(pipeline).__call__).parameters

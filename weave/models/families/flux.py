@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from weave.models import single_files, sizes
+from weave.models import control_nets, single_files, sizes
 from weave.models.components import (
     AUTOENCODER_KL,
     BY_DIFFUSERS,
@@ -106,6 +106,7 @@ FAMILIES = (
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(FLUX),
+        control_nets=control_nets.FLUX,
         max_sequence_length=512,
         adapter="flux",
     ),

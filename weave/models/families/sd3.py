@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import isqrt
 from typing import Any
 
-from weave.models import single_files, sizes
+from weave.models import control_nets, single_files, sizes
 from weave.models.components import (
     AUTOENCODER_KL,
     BY_DIFFUSERS,
@@ -133,6 +133,7 @@ FAMILIES = (
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(SD3),
+        control_nets=control_nets.SD3,
         max_sequence_length=256,
         adapter="sd3",
     ),

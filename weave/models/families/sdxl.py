@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from weave.models import single_files, sizes
+from weave.models import control_nets, single_files, sizes
 from weave.models.components import AUTOENCODER_KL, CLIP_TEXT, CLIP_TEXT_WITH_PROJECTION, CLIP_TOKENIZER, UNET
 from weave.models.configs import rules
 from weave.models.family import Family, bounds, defaults
@@ -122,6 +122,7 @@ FAMILIES = (
         single_file=_FILE,
         original_names=of_unet,
         embedding_widths=(768, 1280),
+        control_nets=control_nets.SDXL,
         settings=rules(flag="force_zeros_for_empty_prompt"),
         fixed={"add_watermarker": False},
         adapter="sdxl",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from weave.models import single_files, sizes
+from weave.models import control_nets, single_files, sizes
 from weave.models.components import AUTOENCODER_KL, CLIP_TEXT, CLIP_TOKENIZER, UNET
 from weave.models.family import Family, bounds, defaults
 from weave.models.files import Header
@@ -34,6 +34,7 @@ def _family(name: str, expected: Sizes, single_file: SingleFile, *, largest_side
         single_file=single_file,
         original_names=of_unet,
         embedding_widths=(width,),
+        control_nets=control_nets.SD1 if name == "sd1" else control_nets.SD2,
         fixed={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
     )
 

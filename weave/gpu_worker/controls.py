@@ -1,0 +1,112 @@
+"""A job's ControlNets: loaded when a job first names them, and kept while the jobs that follow use them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from weave.config.child_configs import WorkerControl, WorkerModel
+from weave.gpu_worker.canvas import Canvas
+from weave.gpu_worker.device import has_room, release_memory
+from weave.gpu_worker.loading import load_model
+from weave.models.assets import Source
+from weave.models.configs import shown
+from weave.models.control_files import find_control
+from weave.models.families import FAMILIES
+from weave.models.files import ModelFilesRefused
+from weave.protocol.inputs import RequestedControl
+from weave.protocol.parameters import Parameters
+
+
+class ControlRefused(Exception):
+    """A ControlNet cannot be used with the model. The message has its ID and the reason."""
+
+
+class Controls:
+    """The ControlNets in memory: those of the latest job that had any. Another choice replaces them before it is
+    loaded. A job without ControlNets keeps them only where a quarter of the GPU's memory is free."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def prepare(self, pipeline: Any, model: WorkerModel, requested: Sequence[RequestedControl]) -> tuple[Any, ...]:
+        """Those of a job, in its order. Raises ControlRefused, and what running out of memory raises."""
+        wanted = [control.id for control in requested]
+        unused = self._loaded.keys() - wanted
+        if unused and (wanted or not has_room(pipeline.device, 0)):
+            for name in unused:
+                del self._loaded[name]
+            release_memory(pipeline.device)
+        files = {control.offer.id: control for control in model.controls}
+        for name in wanted:
+            if name not in self._loaded:
+                self._loaded[name] = _load(pipeline, model.offer.family, files[name])
+        found = {name: self._loaded[name] for name in wanted}
+        _check_alike(model.offer.family, found)
+        return tuple(found.values())
+
+    def drop(self) -> None:
+        """Free their memory."""
+        self._loaded.clear()
+
+
+def control_arguments(pipeline: Any, canvas: Canvas, images: Sequence[Any], parameters: Parameters) -> dict[str, Any]:
+    """For the call of a pipeline with ControlNets, which resizes the `images`; none without. One is given as itself,
+    several as lists."""
+    requested = parameters.control
+    if not requested:
+        return {}
+    # The ControlNet sees what the model works on: that part of the image.
+    placed = [_cropped(pipeline, canvas, image, parameters) for image in images]
+    arguments: dict[str, list[Any]] = {
+        # Where there is no image to start from, Stable Diffusion's and SDXL's pipelines call it `image`.
+        _name_of_image(pipeline): placed,
+        "controlnet_conditioning_scale": [control.scale for control in requested],
+        "control_guidance_start": [control.start for control in requested],
+        "control_guidance_end": [control.end for control in requested],
+    }
+    return {name: values[0] if len(requested) == 1 else values for name, values in arguments.items()}
+
+
+def _name_of_image(pipeline: Any) -> str:
+    return "image" if type(pipeline).__name__ in _TAKE_IMAGE else "control_image"
+
+
+_TAKE_IMAGE = ("StableDiffusionControlNetPipeline", "StableDiffusionXLControlNetPipeline")
+
+
+def _cropped(pipeline: Any, canvas: Canvas, image: Any, parameters: Parameters) -> Any:
+    if canvas.region is None or canvas.original is None:
+        return image
+    resize = pipeline.image_processor.resize
+    width, height = canvas.original.size
+    whole = resize(image, height, width)
+    return resize(whole.crop(canvas.region), parameters.height, parameters.width, resize_mode="fill")
+
+
+def _load(pipeline: Any, name: str, control: WorkerControl) -> Any:
+    family, device = FAMILIES[name], pipeline.device
+    denoiser, path = getattr(pipeline, family.denoiser), Path(control.path)
+    try:
+        assert family.control_nets is not None
+        with Source(path).as_pinned(control.sha256):
+            dtype = denoiser.dtype
+            blocks = len(pipeline.vae.config.get("block_out_channels", ()))
+            found = find_control(name, path, str(dtype).removeprefix("torch."), denoiser.config, blocks)
+            loaded = load_model(
+                found.weights, path.name, family.control_nets.model, found.config, dtype, mapped=device.type != "cpu"
+            )
+    except (ModelFilesRefused, OSError) as error:
+        raise ControlRefused(f"{control.offer.id}: {error}") from None
+    return loaded.to(device)
+
+
+def _check_alike(family: str, found: dict[str, Any]) -> None:
+    """A pipeline takes the first one's values for all."""
+    nets = FAMILIES[family].control_nets
+    names = list(found)
+    for key in nets.alike if nets is not None else ():
+        for name in names[1:]:
+            first, other = (shown(found[it].config[key]) for it in (names[0], name))
+            if first != other:
+                detail = f"{key} is {other}, that of {names[0]} is {first}: the two cannot be used at once"
+                raise ControlRefused(f"{name}: {detail}")
