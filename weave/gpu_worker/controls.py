@@ -1,5 +1,6 @@
 """A job's ControlNets: loaded when a job first names them, and kept while the jobs that follow use them."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ def control_arguments(pipeline: Any, canvas: Canvas, images: Sequence[Any], para
         "control_guidance_start": [control.start for control in requested],
         "control_guidance_end": [control.end for control in requested],
     }
+    if len(requested) > 1 and "control_mode" in inspect.signature(type(pipeline).__call__).parameters:
+        arguments["control_mode"] = [None] * len(requested)  # some of FLUX's pipelines fail without
     return {name: values[0] if len(requested) == 1 else values for name, values in arguments.items()}
 
 
