@@ -47,7 +47,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "title": ({"title": "a\\u202eb"}, "embeddings.bad-hands.title holds U+202E"),
     "digest": ({"sha256": "0" * 63}, "at `$.embeddings"),
     "unknown field": ({"max_weight": "1"}, "unknown field `max_weight`"),
-    "a NUL": ({"path": "a\\u0000"}, "the path of a model, LoRA or embedding cannot be resolved"),
+    "a NUL": ({"path": "a\\u0000"}, "the path of a model, LoRA, embedding or ControlNet cannot be resolved"),
 }
 
 
@@ -60,5 +60,5 @@ def test_a_bad_table_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], 
 
 def test_embeddings_count_for_the_length_of_the_list(tmp_path: Path) -> None:
     many = "".join(f'[embeddings.a{n}]\npath = "b"\nfamily = "sd1"\ntitle = "{"x" * 250}"\n' for n in range(250))
-    with pytest.raises(ConfigError, match=r"the list of all models, LoRAs and embeddings has \d+ bytes"):
+    with pytest.raises(ConfigError, match=r"the list of all models, LoRAs, embeddings and ControlNets has \d+ bytes"):
         config(tmp_path, more=many)

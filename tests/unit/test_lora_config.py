@@ -47,7 +47,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "digest": ({"sha256": "0" * 63}, "at `$.loras"),
     "digest with a newline": ({"sha256": "0" * 64 + "\\n"}, "at `$.loras"),
     "unknown field": ({"weight": 1.0}, "unknown field `weight`"),
-    "a NUL": ({"path": "a\\u0000"}, "the path of a model, LoRA or embedding cannot be resolved"),
+    "a NUL": ({"path": "a\\u0000"}, "the path of a model, LoRA, embedding or ControlNet cannot be resolved"),
 }
 
 
@@ -66,6 +66,6 @@ def test_nan_as_the_largest_weight_is_refused(tmp_path: Path) -> None:
 def test_more_than_a_message_can_list_is_refused(tmp_path: Path) -> None:
     many = "".join(f'[loras.a{n}]\npath = "b"\nfamily = "sd1"\ntitle = "{"x" * 250}"\n' for n in range(250))
     with pytest.raises(
-        ConfigError, match=r"the list of all models, LoRAs and embeddings has \d+ bytes; it must have at most 65280"
+        ConfigError, match=r"the list of all models, LoRAs, embeddings and ControlNets has \d+ bytes; it must have at most 65280"
     ):
         config(tmp_path, more=many)

@@ -1,4 +1,4 @@
-"""A model's or embedding's own file of config, in conf.d."""
+"""The own file of config of a model, embedding or ControlNet, in conf.d."""
 
 import contextlib
 import itertools
@@ -26,7 +26,7 @@ class DropIn(NamedTuple):
 def plan(
     config: Path, table: str, added_id: str, *, source: Source, family: str, title: str, scheduler: str | None = None
 ) -> DropIn:
-    """The drop-in that adds a model or embedding to `config`, the main file. `table` is models or embeddings. All
+    """The drop-in that adds something to `config`, the main file. `table` is models, embeddings or controls. All
     arguments are printable text. `scheduler` is a model's default, where the family's does not fit it."""
     values = {"path": str(source.path), "family": family, "title": title}
     values |= {"layout": str(source.layout)} if source.layout else {}

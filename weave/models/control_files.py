@@ -9,7 +9,7 @@ from weave.models.assets import Source, Weights, read_header
 from weave.models.configs import check_values, read_object, shown
 from weave.models.control_nets import ControlNets
 from weave.models.families import FAMILIES
-from weave.models.faults import Checks, fault_of, refuse_first
+from weave.models.faults import Checks, apart, fault_of, refuse_first
 from weave.models.files import Header, ModelFilesRefused, check_safetensors_header, find_file
 from weave.models.single_files import tensors_of
 from weave.models.weights import choose_weights
@@ -38,14 +38,15 @@ def find_control(family: str, path: Path, dtype: str, denoiser: Mapping[str, Any
     return ControlFiles(config, found)
 
 
-def check_files(path: Path, family: str, sha256: Mapping[str, str]) -> Checks[None]:
-    """Every fault that shows without a model."""
-    yield from _control_checks(family, path, "auto")
+def check_files(path: Path, family: str, sha256: Mapping[str, str]) -> Checks[Weights | None]:
+    """Every fault that shows without a model; returns where the tensors are."""
+    found = yield from apart(_control_checks(family, path, "auto"))
     for name, digest in sha256.items():
         yield from fault_of(Source(path).check_pin, name, digest)
+    return found and found[0]
 
 
-def families_of(path: Path, header: Header | None = None) -> tuple[str, ...]:
+def families_of_control(path: Path, header: Header | None = None) -> tuple[str, ...]:
     """Those that a ControlNet is for, none if it is none. `header` is that of a single file."""
     config = {} if header is not None else read_object(path, _CONFIG)
     found = []
@@ -100,7 +101,7 @@ def _control_checks(family: str, path: Path, dtype: str) -> Checks[tuple[Weights
 
 def _instead(header: Header, path: Path) -> str:
     """What a file is that is no ControlNet of its family."""
-    others = families_of(path, header)
+    others = families_of_control(path, header)
     return f"a ControlNet of family {' or '.join(others)}" if others else "not a ControlNet that is known"
 
 

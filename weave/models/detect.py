@@ -1,4 +1,5 @@
-"""What a path holds: the folder or file that a config would name, and the family of the model or embedding in it."""
+"""What a path holds: the folder or file that a config would name, and the family of the model, embedding or ControlNet
+in it."""
 
 import contextlib
 import os
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 from weave.models.assets import Source, family_of, read_header
 from weave.models.configs import read_object, shown
+from weave.models.control_files import families_of_control
 from weave.models.embedding_keys import Embedding, embedding_of, families_of
 from weave.models.families import FAMILIES
 from weave.models.family import Family
@@ -22,35 +24,54 @@ _LONGEST_NAME = 255  # of a folder
 
 class Detected(NamedTuple):
     """`source` is for the config. `families` are those that its files fit best: one, unless they fit several alike.
-    `embedding` is None for a model."""
+    `embedding` is None for all else."""
 
     source: Source
     name: str
     families: tuple[str, ...]
     embedding: Embedding | None = None
+    is_control: bool = False
+
+    @property
+    def table(self) -> str:
+        """The one of the config that it belongs in."""
+        return "controls" if self.is_control else "models" if self.embedding is None else "embeddings"
 
 
 def detect(given: Path, layout: Path | None = None, parts: Mapping[str, Path] = MappingProxyType({})) -> Detected:
     """What `given` is: a folder in diffusers layout, a snapshot in the Hub's cache, the cache's folder of one model, a
-    single file, or an embedding. `layout` and `parts` are as in Source. Raises ModelFilesRefused if it is nothing that
-    can be served, OSError.
+    single file, an embedding, or a ControlNet's folder or file. `layout` and `parts` are as in Source. Raises
+    ModelFilesRefused if it is nothing that can be served, OSError.
     """
     path = _folder(Path(os.path.abspath(given)))
     if not path.exists():
         raise ModelFilesRefused(f"{given}: no such file or folder")
     absolute = {part: Path(os.path.abspath(file)) for part, file in parts.items()}
     source = Source(path, layout and Path(os.path.abspath(layout)), absolute)
+    alone = not (layout or parts)
     if path.is_dir():
+        if alone and (families := _families_of_control(path)):
+            return Detected(source, _name(path), families, is_control=True)
         return Detected(source, _name(path), _families(path))
     header = read_header(path)
+    if alone and (families := families_of_control(path, header)):
+        return Detected(source, path.stem, families, is_control=True)
     try:
         return Detected(source, path.stem, (family_of(path, header),))
     except ModelFilesRefused:
         if is_lora(LoraHeader(header)):
             raise ModelFilesRefused(f"{path.name}: a LoRA, not a model; give it a [loras.ID] in the config") from None
-        if not (layout or parts) and (embedding := _embedding(header)):
+        if alone and (embedding := _embedding(header)):
             return Detected(source, path.stem, families_of(embedding), embedding)
         raise
+
+
+def _families_of_control(path: Path) -> tuple[str, ...]:
+    """None also where the folder has no config of its own, as those of models."""
+    try:
+        return families_of_control(path)
+    except ModelFilesRefused:
+        return ()
 
 
 def _embedding(header: Header) -> Embedding | None:

@@ -1,5 +1,5 @@
-"""weavectl add: looks at a model or embedding and adds it to the config. In system mode it prints what root must run
-instead."""
+"""weavectl add: looks at a model, embedding or ControlNet and adds it to the config. In system mode it prints what root
+must run instead."""
 
 import argparse
 import shlex
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from weave.config import load as config_file
 from weave.config.drop_in import DropIn, free_id, plan, write
-from weave.config.schema import Config, ConfigError, EmbeddingConfig, ModelConfig
+from weave.config.schema import Config, ConfigError, ControlConfig, EmbeddingConfig, ModelConfig
 from weave.models.assets import Source
 from weave.models.detect import Detected, detect
 from weave.models.files import ModelFilesRefused
@@ -17,7 +17,7 @@ from weave.protocol.text import LONGEST_TITLE, visible
 from weave.weavectl.doctor import EXIT_PROBLEM
 from weave.weavectl.known import show_known
 from weave.weavectl.locate import is_systems, socket_to_check
-from weave.weavectl.look import look_at, look_at_embedding
+from weave.weavectl.look import ControlLook, EmbeddingLook, Look, look_at, look_at_control, look_at_embedding
 from weave.weavectl.output import Output, UsageError
 
 # Where AppArmor and SELinux let the system's worker read models.
@@ -34,8 +34,8 @@ class _Target(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """`table` is models or embeddings. `copies` are what root must copy first, and where to. The default model may
-    change, if the config names none."""
+    """`table` is models, embeddings or controls. `copies` are what root must copy first, and where to. The default
+    model may change, if the config names none."""
 
     table: str
     added_id: str
@@ -46,9 +46,9 @@ class _Plan(NamedTuple):
 
 
 def add(options: argparse.Namespace, output: Output) -> int:
-    """Look at a model or embedding, and add it to the config."""
+    """Look at a model, embedding or ControlNet, and add it to the config."""
     if options.known == (options.path is not None):
-        raise UsageError("name a model's folder or file, or an embedding's file, or --known")
+        raise UsageError("name a model's or ControlNet's folder or file, or an embedding's file, or --known")
     if options.known:
         return show_known(output)
     try:
@@ -61,8 +61,7 @@ def add(options: argparse.Namespace, output: Output) -> int:
 def _add(options: argparse.Namespace, output: Output) -> int:
     target = _target(options)
     detected = detect(options.path, options.layout, dict(options.part))
-    embedding, device = detected.embedding, target.config.device
-    look = look_at(detected, device) if embedding is None else look_at_embedding(detected, embedding)
+    look = _look(detected, target.config)
     _show(output, look.lines())
     fields = look.fields()
     if look.faults:
@@ -81,6 +80,13 @@ def _add(options: argparse.Namespace, output: Output) -> int:
     return 0
 
 
+def _look(detected: Detected, config: Config) -> Look | EmbeddingLook | ControlLook:
+    if detected.is_control:
+        return look_at_control(detected)
+    embedding = detected.embedding
+    return look_at(detected, config.device) if embedding is None else look_at_embedding(detected, embedding)
+
+
 def _target(options: argparse.Namespace) -> _Target:
     system = options.config is None and is_systems(socket_to_check(options))
     path = options.config or config_file.default_path(system=system)
@@ -95,8 +101,8 @@ def _plan(options: argparse.Namespace, target: _Target, detected: Detected, sche
     paths = _paths(detected.source)
     for path in paths:
         _check_printable(path)
-    table = "models" if detected.embedding is None else "embeddings"
-    present: Mapping[str, ModelConfig | EmbeddingConfig] = getattr(target.config, table)
+    table = detected.table
+    present: Mapping[str, ModelConfig | EmbeddingConfig | ControlConfig] = getattr(target.config, table)
     own = next((name for name, it in present.items() if it.path == str(paths[0].resolve())), None)
     if own is not None and options.id is None:
         raise ConfigError(f"{paths[0]} is in the config already, as {own}; to add it again, give it another --id")
@@ -185,6 +191,8 @@ def _what_follows(planned: _Plan, target: _Target, commands: list[str], *, is_wr
         yield "Not written (--dry-run)."
     if planned.table == "models":
         yield f"Then: weavectl load {planned.added_id}"
+    elif planned.table == "controls":
+        yield f'Then: weavectl generate "..." --control {planned.added_id}=IMAGE.png'
     else:
         yield f'Then: weavectl generate "... {planned.added_id} ..." --embedding {planned.added_id}'
 

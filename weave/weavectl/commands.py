@@ -23,7 +23,7 @@ def status(options: argparse.Namespace, output: Output) -> int:
 
 
 def models(options: argparse.Namespace, output: Output) -> int:
-    """List the models on offer, and the LoRAs and embeddings for them."""
+    """List the models on offer, and the LoRAs, embeddings and ControlNets for them."""
     with connect(options) as client:
         answer = client.list_models()
     output.event(answer)
@@ -35,6 +35,8 @@ def models(options: argparse.Namespace, output: Output) -> int:
         output.line(f"  {lora.id:<21} {lora.family:<11} {lora.title} (LoRA, weight up to {lora.max_weight:g})")
     for embedding in answer.embeddings if not output.json else ():
         output.line(f"  {embedding.id:<21} {embedding.family:<11} {embedding.title} (embedding)")
+    for control in answer.controls if not output.json else ():
+        output.line(f"  {control.id:<21} {control.family:<11} {control.title} (ControlNet)")
     return 0
 
 

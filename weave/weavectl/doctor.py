@@ -10,7 +10,7 @@ from typing import Any
 from weave.client import NotRunning, ProtocolError, WeaveError
 from weave.config import load as config_file
 from weave.config.schema import Config, ConfigError, ModelConfig
-from weave.models import embedding_keys, lora_keys
+from weave.models import control_files, embedding_keys, lora_keys
 from weave.models.assets import all_checks, source_of
 from weave.models.families import FAMILIES
 from weave.models.faults import collect, fault_of
@@ -26,11 +26,11 @@ from weave.weavectl.output import Output
 EXIT_PROBLEM = 4
 _NVIDIA, _NVIDIA_UVM, _KFD = (Path("/dev") / name for name in ("nvidiactl", "nvidia-uvm", "kfd"))
 _SHOWN_FILES = 5
-_KINDS = {"lora": "LoRA", "embedding": "embedding"}
+_KINDS = {"lora": "LoRA", "embedding": "embedding", "control": "ControlNet"}
 
 
 def doctor(options: argparse.Namespace, output: Output) -> int:
-    """Check the socket, config, models, LoRAs, embeddings, GPU and sandbox, and suggest fixes."""
+    """Check the socket, config, models, LoRAs, embeddings, ControlNets, GPU and sandbox, and suggest fixes."""
     worst = 0
     for finding in _findings(options):
         output.line(
@@ -43,7 +43,7 @@ def doctor(options: argparse.Namespace, output: Output) -> int:
 
 
 def check_config(options: argparse.Namespace, output: Output) -> int:
-    """Check the config and the files of its models, LoRAs and embeddings."""
+    """Check the config and the files of its models, LoRAs, embeddings and ControlNets."""
     system = is_systems(socket_to_check(options))
     try:
         path = options.config or config_file.default_path(system=system)
@@ -183,13 +183,16 @@ def _check_added(config: Config) -> Iterator[Finding]:
 
 
 def _faults_of_added(config: Config) -> Iterator[tuple[str, str, str, list[str]]]:
-    """Kind, ID, path and faults of each LoRA and embedding, as far as they can be seen without loading a model."""
+    """Kind, ID, path and faults of each LoRA, embedding and ControlNet, as far as they show without a model."""
     for name, lora in config.loras.items():
         yield "lora", name, lora.path, list(fault_of(lora_keys.check_file, Path(lora.path), lora.sha256))
     for name, embedding in config.embeddings.items():
         check = embedding_keys.check_file
         faults = fault_of(check, Path(embedding.path), embedding.family, embedding.sha256)
         yield "embedding", name, embedding.path, list(faults)
+    for name, control in config.controls.items():
+        found, _ = collect(control_files.check_files(Path(control.path), control.family, control.sha256))
+        yield "control", name, control.path, found
 
 
 def _check_gpu(used: str | None, *, system: bool) -> Finding:

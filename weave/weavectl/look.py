@@ -1,5 +1,5 @@
-"""What there is to say about a model or embedding before it is served: its parts, sizes, and everything that is wrong
-with it."""
+"""What there is to say about a model, embedding or ControlNet before it is served: its parts, sizes, and everything
+that is wrong with it."""
 
 import contextlib
 import os
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from weave.config.schema import DeviceConfig
 from weave.models.assets import all_checks
 from weave.models.components import ModelClass
+from weave.models.control_files import check_files
 from weave.models.detect import Detected
 from weave.models.embedding_keys import Embedding
 from weave.models.families import FAMILIES
@@ -99,6 +100,54 @@ class EmbeddingLook(NamedTuple):
 def look_at_embedding(detected: Detected, embedding: Embedding) -> EmbeddingLook:
     """Raises OSError."""
     return EmbeddingLook(detected, embedding, detected.source.path.stat().st_size)
+
+
+class ControlLook(NamedTuple):
+    """`size` is in bytes. What is wrong only with a certain model does not show here."""
+
+    detected: Detected
+    part: Part | None
+    size: int
+    faults: list[str]
+    scheduler: None = None
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        family, *others = self.detected.families
+        yield f"path        {self.detected.source.path}"
+        yield f"family      {family}" + (f" (its files fit {', '.join(others)} as well)" if others else "")
+        yield f"part        {self._class_name}{_described(self.part)}"
+        yield f"disk        {shown_bytes(self.size)}"
+        yield from (f"fault       {fault}" for fault in self.faults)
+
+    def fields(self) -> dict[str, Any]:
+        """For scripts."""
+        family, *others = self.detected.families
+        return {
+            "path": str(self.detected.source.path),
+            "family": family,
+            "fits": others,
+            "class": self._class_name,
+            "part": self.part._asdict() if self.part else None,
+            "size": self.size,
+            "faults": self.faults,
+        }
+
+    @property
+    def _class_name(self) -> str:
+        nets = FAMILIES[self.detected.families[0]].control_nets
+        return nets.model.class_name if nets else ""
+
+
+def look_at_control(detected: Detected) -> ControlLook:
+    """Raises OSError."""
+    family, path = detected.families[0], detected.source.path
+    faults, weights = collect(check_files(path, family, {}))
+    nets, part = FAMILIES[family].control_nets, None
+    if weights is not None and nets is not None:
+        with contextlib.suppress(ModelFilesRefused):  # it is among the faults
+            part = measure(nets.model, weights)
+    return ControlLook(detected, part, _size(_all_files(path)), faults)
 
 
 def look_at(detected: Detected, device: DeviceConfig) -> Look:

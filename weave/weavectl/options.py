@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     cancel.add_argument("job", type=int, nargs="*", help="the job's number in status")
     cancel.add_argument("--all", action="store_true", help="all of your jobs")
     cancel.set_defaults(run=commands.cancel)
-    _add_add(add("add", "add a model or embedding to the config"))
+    _add_add(add("add", "add a model, embedding or ControlNet to the config"))
     for name, run in (("doctor", doctor.doctor), ("check-config", doctor.check_config)):
         verb = add(name, (run.__doc__ or "").splitlines()[0].rstrip(".").lower())
         _add_config(verb)
@@ -92,7 +92,7 @@ def _add_common(options: argparse.ArgumentParser) -> None:
 
 
 def _add_add(verb: argparse.ArgumentParser) -> None:
-    text = "a model's folder, also in the Hub's cache, or its .safetensors file, or that of an embedding"
+    text = "a model's or ControlNet's folder, also in the Hub's cache, or its .safetensors file, or an embedding's file"
     verb.add_argument("path", type=_path, nargs="?", metavar="PATH", help=text)
     verb.add_argument(
         "--part",
