@@ -3,10 +3,10 @@
 
 _shtab_weavectl_commands() {
   local _commands=(
-    add:'add a model or embedding to the config'
+    add:'add a model, embedding or ControlNet to the config'
     cancel:'cancel your jobs'
-    check-config:'check the config and the files of its models, loras and embeddings'
-    doctor:'check the socket, config, models, loras, embeddings, gpu and sandbox, and suggest fixes'
+    check-config:'check the config and the files of its models, loras, embeddings and controlnets'
+    doctor:'check the socket, config, models, loras, embeddings, controlnets, gpu and sandbox, and suggest fixes'
     generate:'generate images'
     load:'load a model, so that the next image starts without a wait'
     models:'list the models on offer'
@@ -39,7 +39,7 @@ _shtab_weavectl_add_options=(
   {-n,--dry-run}"[write nothing]"
   "--known[list models that many people use, and how to get them]"
   "--config[the config file, instead of the default one]:FILE:_files"
-  ":a model\'s folder, also in the Hub\'s cache, or its .safetensors file, or that of an embedding:_files"
+  ":a model\'s or ControlNet\'s folder, also in the Hub\'s cache, or its .safetensors file, or an embedding\'s file:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
