@@ -50,7 +50,7 @@ IN_STEP = {
     "version and 10 MiB": (struct.pack(">4sHH", b"WEVE", 9, 1), 10 << 20, 2),
     "kind": (struct.pack(">4sHH", b"WEVE", 2, 0x12), 2, 2),
     "kind and 64 KiB": (struct.pack(">4sHH", b"WEVE", 2, 0xFFFF), 65536, 2),
-    "kind of an image": (struct.pack(">4sHH", b"WEVE", 2, 0x11), 2, 2),
+    "request of an image": (struct.pack(">4sHH", b"WEVE", 2, 0x11), 2, 2),
     "kind of version 1": (struct.pack(">4sHH", b"WEVE", 1, 0x10), 3, 1),
     "kind of version 1 and 10 MiB": (struct.pack(">4sHH", b"WEVE", 1, 2), 10 << 20, 1),
     "reserved": (struct.pack(">4sHH", b"WEVE", 1, 1), 100, 1),

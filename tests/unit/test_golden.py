@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from weave.broker.front.uploads import Uploads
 from weave.client.codec import Decoder, ProtocolError
 from weave.protocol import version1
 from weave.protocol.channel import close_all, sealed_memfd
@@ -25,8 +24,7 @@ def cases(entries: list[dict[str, Any]], sender: str) -> Any:
 
 
 def unframe(data: bytes, *, from_client: bool) -> Any:
-    uploads = Uploads(lambda _: None, lambda *_: None)  # no image is expected
-    reader = FrameReader(from_client=from_client, open_image=uploads.open if from_client else None)
+    reader = FrameReader(from_client=from_client)
     reader.feed(data)
     frame = reader.next_frame()
     assert frame is not None and reader.held == 0

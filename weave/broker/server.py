@@ -22,7 +22,7 @@ from weave.protocol.control_messages import (
     WorkerEnded,
     WorkerStarted,
 )
-from weave.protocol.errors import ErrorCode
+from weave.protocol.errors import ErrorCode, RequestError
 from weave.protocol.metrics import Metrics
 from weave.protocol.waiting import receive
 
@@ -123,7 +123,9 @@ class Server:
 
     async def _shut_down(self) -> None:
         """Send every job's last event to every client that reads."""
+        stopping = RequestError(ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
+        self._clients.fail_uploads(stopping)
         for job in list(self._scheduler.jobs()):
-            job.fail(ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
+            job.fail(stopping.code, stopping.message)
         await self._clients.flush(seconds=_FLUSH_SECONDS)
         self._audit.close()

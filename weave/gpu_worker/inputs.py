@@ -1,12 +1,13 @@
 """The images of a job: raw pixels in sealed memfds become images of PIL."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image
 
-from weave.protocol.channel import ChannelViolation, check_sealed_memfd, close_all, read_sealed_memfd
+from weave.protocol.channel import ChannelViolation, check_sealed_memfd
 from weave.protocol.inputs import InputImage, inputs_of
 from weave.protocol.parameters import Parameters
 
@@ -23,19 +24,16 @@ class Inputs(NamedTuple):
 
 
 def read_inputs(parameters: Parameters, descriptors: Sequence[int]) -> Inputs:
-    """Takes ownership of `descriptors`. Raises ChannelViolation."""
-    expected, waiting = inputs_of(parameters), list(descriptors)
+    """The caller keeps `descriptors`, and has checked `parameters`. Raises ChannelViolation."""
+    expected = inputs_of(parameters)
     images, digests = [], []
-    try:
-        if len(waiting) != len(expected):
-            raise ChannelViolation(f"{len(waiting)} images instead of {len(expected)}")
-        for announced in expected:
-            check_sealed_memfd(waiting[0], announced.size)
-            data = read_sealed_memfd(waiting.pop(0))
-            images.append(_image(announced, data))
-            digests.append(hashlib.sha256(data).hexdigest())
-    finally:
-        close_all(waiting)
+    if len(descriptors) != len(expected):
+        raise ChannelViolation(f"{len(descriptors)} images instead of {len(expected)}")
+    for announced, descriptor in zip(expected, descriptors, strict=True):
+        check_sealed_memfd(descriptor, announced.size)
+        data = os.pread(descriptor, announced.size, 0)
+        images.append(_image(announced, data))
+        digests.append(hashlib.sha256(data).hexdigest())
     rest = iter(images)
     return Inputs(
         image=next(rest) if parameters.image else None,

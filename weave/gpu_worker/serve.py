@@ -19,6 +19,7 @@ from weave.models.assets import source_of
 from weave.models.files import ModelFilesRefused
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.checks import check_parameters
+from weave.protocol.client_messages import Tokens
 from weave.protocol.errors import RequestError
 from weave.protocol.parameters import Offered
 from weave.protocol.worker_messages import MAX_DETAIL, CancelRun, Failed, Finished, Load, Loaded, Reason, Run, ToWorker
@@ -63,16 +64,7 @@ def serve(
                 channel.send(Loaded(device=str(device), dtype=str(dtype)[6:], memory=devices.memory(device)))
         elif isinstance(message, Run) and pipeline is not None:
             try:
-                parameters = message.parameters
-                inputs = read_inputs(parameters, descriptors)
-                # The broker has checked these already; a compromised broker has not.
-                check_parameters(parameters, _offered(model))
-                nets = controls.prepare(pipeline, model, parameters.control)
-                with (
-                    merged(pipeline, model, parameters.loras),
-                    added(pipeline, model, parameters.embeddings) as expand,
-                ):
-                    tokens = generate(Generation(channel, pipeline, model.offer, message, expand, inputs, nets))
+                tokens = _run(channel, pipeline, model, message, descriptors)
             except Exception as error:
                 if devices.is_out_of_memory(error):
                     controls.drop()
@@ -86,6 +78,23 @@ def serve(
 def receive(channel: Channel[ToWorker]) -> tuple[ToWorker, list[int]]:
     """The broker's next message, and its descriptors. Raises ChannelClosed, ChannelViolation."""
     return channel.receive()
+
+
+def _run(channel: Channel[ToWorker], pipeline: Any, model: WorkerModel, run: Run, descriptors: list[int]) -> Tokens:
+    """Takes ownership of `descriptors`, the job's images, and keeps nothing of them."""
+    parameters = run.parameters
+    try:
+        # The broker has checked these already; a compromised broker has not.
+        check_parameters(parameters, _offered(model))
+        inputs = read_inputs(parameters, descriptors)
+    finally:
+        close_all(descriptors)
+    nets = controls.prepare(pipeline, model, parameters.control)
+    with (
+        merged(pipeline, model, parameters.loras),
+        added(pipeline, model, parameters.embeddings) as expand,
+    ):
+        return generate(Generation(channel, pipeline, model.offer, run, expand, inputs, nets))
 
 
 def _offered(model: WorkerModel) -> Offered:

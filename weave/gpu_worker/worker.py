@@ -21,6 +21,7 @@ from weave.gpu_worker import device as devices
 from weave.gpu_worker.serve import serve
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import LockedDown, Recording
+from weave.protocol.inputs import MAX_INPUTS
 from weave.protocol.worker_messages import ToWorker
 from weave.sandbox import landlock, seccomp, worker_calls, worker_files
 from weave.sandbox.hardening import drop_capabilities, harden
@@ -38,7 +39,7 @@ def run_worker(
         harden(parent=parent)
         layers = start_recording(control) if record else confine(model)
         device = warm_up(config)
-        channel: Channel[ToWorker] = Channel.from_fd(jobs, ToWorker)
+        channel: Channel[ToWorker] = Channel.from_fd(jobs, ToWorker, descriptors=MAX_INPUTS)
 
         # Privileged above this line, locked in below it.
         lock_down(control, layers, device, record=record)

@@ -16,8 +16,8 @@ from weave.protocol.errors import UNDECODABLE
 from weave.protocol.peer import refuse_descriptors
 
 MAX_MESSAGE_BYTES = 256 * 1024
-# The images of one job: weave/protocol/inputs.py, MAX_INPUTS.
-MAX_DESCRIPTORS = 10
+# In one message, unless the channel's owner expects more.
+MAX_DESCRIPTORS = 2
 
 ALL_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -35,15 +35,17 @@ class ChannelViolation(Exception):
 class Channel(Generic[Incoming]):
     """One end. `incoming` is the union of messages that this end accepts; everything else is a violation."""
 
-    def __init__(self, sock: socket.socket, incoming: Any) -> None:
+    def __init__(self, sock: socket.socket, incoming: Any, *, descriptors: int = MAX_DESCRIPTORS) -> None:
+        """A message may carry at most that many `descriptors`."""
         self._sock = sock
+        self._descriptors = descriptors
         self._decoder: msgspec.msgpack.Decoder[Incoming] = msgspec.msgpack.Decoder(incoming)
         self._encoder = msgspec.msgpack.Encoder()
 
     @classmethod
-    def from_fd(cls, fd: int, incoming: Any) -> "Channel[Incoming]":
+    def from_fd(cls, fd: int, incoming: Any, *, descriptors: int = MAX_DESCRIPTORS) -> "Channel[Incoming]":
         """Takes ownership of the inherited descriptor `fd`."""
-        return cls(socket.socket(fileno=fd), incoming)
+        return cls(socket.socket(fileno=fd), incoming, descriptors=descriptors)
 
     def fileno(self) -> int:
         """For selectors and event loops."""
@@ -68,7 +70,7 @@ class Channel(Generic[Incoming]):
         """
         try:
             data, ancillary, flags, _ = self._sock.recvmsg(
-                MAX_MESSAGE_BYTES, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
+                MAX_MESSAGE_BYTES, socket.CMSG_SPACE(self._descriptors * 4), socket.MSG_CMSG_CLOEXEC
             )
         except ConnectionResetError:
             raise ChannelClosed from None

@@ -6,7 +6,7 @@ magic `WEVE` · version u16 · kind u16 · length u32 · request u32 (reserved i
 import enum
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from weave.protocol.errors import FrameError
 from weave.protocol.inputs import MAX_INPUT_PIXELS
@@ -33,6 +33,10 @@ class Kind(enum.IntEnum):
     ERROR = 0x00FF  # version 1
     CONTROL = 0x0010  # version 2: a JSON message
     IMAGE = 0x0011  # version 2: bytes of an image, announced by the control message before it
+
+
+# Takes the next piece of a client's image.
+Write: TypeAlias = Callable[[memoryview], None]
 
 
 class Header(NamedTuple):
@@ -90,17 +94,21 @@ def parse_header(data: bytes, *, from_client: bool) -> Header:
     return Header(version, Kind(kind), length, request)
 
 
+def no_image_expected(header: Header) -> Write:
+    """Raises FrameError: no request has announced this image."""
+    text = f"no image is expected for request {header.request}"
+    raise FrameError(text, field="request", value=header.request, version=2, skip=header.length)
+
+
 class FrameReader:
     """Takes bytes in pieces of any size and returns frames. It holds at most one frame and what was fed after it, and
     nothing of a frame whose header was refused, or of an image that a client sends."""
 
-    def __init__(
-        self, *, from_client: bool, open_image: Callable[[Header], Callable[[memoryview], None]] | None = None
-    ) -> None:
-        """`open_image` returns what takes the pieces of a client's image, or raises FrameError."""
+    def __init__(self, *, from_client: bool, open_image: Callable[[Header], Write] = no_image_expected) -> None:
+        """`open_image` returns what takes the payload of a client's image, or raises FrameError."""
         self._from_client = from_client
         self._open_image = open_image
-        self._write: Callable[[memoryview], None] | None = None
+        self._write: Write | None = None
         self._bytes = bytearray()
         self._header: Header | None = None
         self._payload = bytearray()
@@ -143,7 +151,7 @@ class FrameReader:
             del self._bytes[:HEADER_BYTES]
             try:
                 header = parse_header(header_bytes, from_client=self._from_client)
-                if self._open_image is not None and header.kind == Kind.IMAGE:
+                if self._from_client and header.kind == Kind.IMAGE:
                     self._write = self._open_image(header)
                 self._header = header
             except FrameError as error:

@@ -140,18 +140,11 @@ class Admission:
         return True
 
     def reserve(self, principal: Principal, announced: Incoming) -> None:
-        """Count images before their first byte is read. Raises RequestError (queue_full)."""
-        limits, held = self.limits, self._incoming.get(principal, Incoming())
-        for unit, own, total in (
-            ("bytes", limits.incoming_bytes, limits.incoming_bytes_total),
-            ("images", limits.incoming_images, limits.incoming_images_total),
-        ):
-            wanted, theirs = getattr(announced, unit), getattr(held, unit)
-            everyone = sum(getattr(each, unit) for each in self._incoming.values())
-            for field, limit, used in ((f"incoming_{unit}", own, theirs), (f"incoming_{unit}_total", total, everyone)):
-                if used + wanted > limit:
-                    text = f"no room for {wanted} {unit} of images: {used} wait already ({field} is {limit})"
-                    raise RequestError(ErrorCode.QUEUE_FULL, text, field=field, value=wanted, maximum=limit)
+        """Count images before their first byte is read. Raises RequestError (queue_full; out_of_bounds if they could
+        never fit)."""
+        held = self._incoming.get(principal, Incoming())
+        self._check_incoming("bytes", principal, announced.bytes, held.bytes)
+        self._check_incoming("images", principal, announced.images, held.images)
         self._incoming[principal] = Incoming(held.bytes + announced.bytes, held.images + announced.images)
 
     def release(self, principal: Principal, announced: Incoming) -> None:
@@ -174,6 +167,29 @@ class Admission:
             while sum(_unread(each, unit) for each in self._shares.values()) > total:
                 most = max(self._shares.values(), key=lambda each: _unread(each, unit))
                 _drop_worst(most, unit, f"all clients have more than {total} {unit} together, and its user the most")
+
+    def _check_incoming(self, unit: Literal["bytes", "images"], principal: Principal, more: int, theirs: int) -> None:
+        own, total = getattr(self.limits, f"incoming_{unit}"), getattr(self.limits, f"incoming_{unit}_total")
+        everyone = sum(getattr(held, unit) for held in self._incoming.values())
+        reserved = total // _RESERVED if self._others and (theirs or principal == UNKNOWN) else 0
+        name, code = f"incoming_{unit}", ErrorCode.QUEUE_FULL
+        if more > min(own, total):
+            code, field, limit = ErrorCode.OUT_OF_BOUNDS, name if own <= total else f"{name}_total", min(own, total)
+            note = ""
+        elif theirs + more > own:
+            field, limit, note = name, own, f", of which {theirs} are in use"
+        elif everyone + more > total - reserved:  # how much others use is not for this client
+            field, limit, note = (
+                f"{name}_total",
+                total,
+                f", of which {reserved} are kept for others" if reserved else "",
+            )
+        else:
+            return
+        images = "bytes of images" if unit == "bytes" else "images"
+        raise RequestError(
+            code, f"no room for {more} {images} ({field} is {limit}{note})", field=field, value=more, maximum=limit
+        )
 
     def _check_room(self, what: Literal["connections", "queue"], principal: Principal, total: int, theirs: int) -> None:
         limit, own = getattr(self.limits, what), getattr(self.limits, f"{what}_per_uid")

@@ -70,6 +70,11 @@ class Clients:
             if not is_allowed(access, connection.session.requester.peer, connection.sock):
                 connection.drop("its user is no longer allowed")
 
+    def fail_uploads(self, error: RequestError) -> None:
+        """End all requests whose images are still arriving."""
+        for connection in self._connections:
+            connection.session.uploads.fail_all(error)
+
     async def flush(self, *, seconds: float) -> None:
         """Wait until every client has been sent everything, for at most `seconds`."""
         await asyncio.gather(*(connection.flush(seconds=seconds) for connection in self._connections))

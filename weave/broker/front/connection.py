@@ -15,10 +15,9 @@ from weave.broker.front.session import Session
 from weave.broker.schedule.job import Reply
 from weave.protocol import version1
 from weave.protocol.channel import close_all
-from weave.protocol.client_messages import Error, Generate, decode_op
+from weave.protocol.client_messages import Error, decode_op
 from weave.protocol.errors import FrameError, RequestError
 from weave.protocol.frames import FrameReader, Header, Kind
-from weave.protocol.inputs import InputImage, inputs_of
 from weave.protocol.metrics import Metrics
 from weave.protocol.waiting import readable
 
@@ -153,16 +152,13 @@ class Connection:
 
     def _handle_version_2(self, header: Header, payload: bytes) -> None:
         reply = Version2Reply(self, header.request)
-        images: tuple[InputImage, ...] = ()
         try:
             self.session.check_unused(header.request)
             self.session.uploads.forget(header.request)
-            message = decode_op(payload)
-            images = inputs_of(message) if isinstance(message, Generate) else ()
-            self._dispatcher.handle(self.session, reply, message)
+            self._dispatcher.handle(self.session, reply, decode_op(payload))
         except RequestError as error:
             self._refuse(reply, error)
-            self.session.uploads.discard(reply, images)
+            self.session.uploads.discard(header.request)
 
     def _refuse(self, reply: Reply, error: RequestError) -> None:
         code, field = error.code.value, error.field
@@ -200,15 +196,14 @@ class Connection:
             await self._read()
         async with self._frame_deadline():
             while (frame := self._frames.next_frame()) is None:
-                await asyncio.sleep(0)  # a client that always has more to send must not keep the others waiting
-                await self._read()
+                await self._read_more()
             return frame
 
     async def _skip_refused(self) -> None:
         """Discard the rest of a frame whose header was refused, under the same deadline."""
         async with self._frame_deadline():
             while self._frames.skipping:
-                await self._read()
+                await self._read_more()
 
     @contextlib.asynccontextmanager
     async def _frame_deadline(self) -> AsyncIterator[None]:
@@ -218,6 +213,12 @@ class Connection:
         except TimeoutError:
             self.drop("a frame was not complete in time")
             raise Disconnected from None
+
+    async def _read_more(self) -> None:
+        """More of a frame. A client may always have more to send, on many connections: they take turns."""
+        async with self.share.turn:
+            await asyncio.sleep(0)
+        await self._read()
 
     async def _read(self) -> None:
         """Without room for ancillary data the kernel discards a client's descriptors; MSG_CTRUNC reports them."""

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable
 
 from weave.broker.admission.audit import Audit
+from weave.broker.admission.inputs import Inputs
 from weave.broker.admission.limits import Admission
 from weave.broker.front.requests import pick_model, pick_model_of_version_1, task_of, task_of_version_1
 from weave.broker.front.session import Session
 from weave.broker.front.status import DaemonSnapshot, report_to
-from weave.broker.front.uploads import Inputs
 from weave.broker.schedule.job import GenerateJob, Job, JobNumber, JobNumbers, LoadJob, Reply
 from weave.broker.schedule.scheduler import Scheduler
 from weave.config.child_configs import BrokerConfig
@@ -75,8 +75,7 @@ class Dispatcher:
                 )
                 reply.send(models)
             case Cancel():
-                if message.job is not None or not session.uploads.cancel(message.request or 0):
-                    self._scheduler.cancel(self._find_job(session, message))
+                self._cancel(session, message)
                 reply.send(Done())
             case Generate():
                 self._charge(session)
@@ -136,10 +135,7 @@ class Dispatcher:
         seconds: float | None = None,
     ) -> None:
         """Takes ownership of `inputs`, unless it raises RequestError (queue_full)."""
-        memfds = inputs.memfds if inputs is not None else ()
-        job = GenerateJob(self._next_number(session), session.requester, reply, model, task, memfds)
-        if inputs is not None:
-            job.on_finish(inputs.close)
+        job = GenerateJob(self._next_number(session), session.requester, reply, model, task, inputs)
         if self._config.audit_prompts:
             prompt = task.parameters.prompt
             self._audit.write("generate", job.requester.peer, job=job.number, model=model.id, prompt=prompt)
@@ -170,6 +166,11 @@ class Dispatcher:
             reply.send(Error.from_exception(refused) if isinstance(refused, RequestError) else Done())
 
         unloading.add_done_callback(answer)
+
+    def _cancel(self, session: Session, message: Cancel) -> None:
+        """Raises RequestError (invalid_request)."""
+        if message.request is None or message.job is not None or not session.uploads.cancel(message.request):
+            self._scheduler.cancel(self._find_job(session, message))
 
     def _find_job(self, session: Session, message: Cancel) -> Job:
         """A connection may cancel any job of its user, and no other job."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
+from weave.broker.admission.inputs import Inputs
 from weave.broker.admission.principal import Principal, Requester
 from weave.broker.schedule.snapshot import JobState
 from weave.protocol.channel import close_all
@@ -92,8 +93,7 @@ class LoadJob(_Job):
 
 
 class GenerateJob(_Job):
-    """Done when a worker with the model has run the task. `inputs` are its images, in sealed memfds, which stay open
-    until then."""
+    """Done when a worker with the model has run the task. Its images stay open until then."""
 
     def __init__(
         self,
@@ -102,11 +102,19 @@ class GenerateJob(_Job):
         reply: Reply,
         model: ModelOffer,
         task: Task,
-        inputs: tuple[int, ...] = (),
+        inputs: Inputs | None = None,
     ) -> None:
+        """Takes ownership of `inputs`."""
         super().__init__(number, requester, reply, model)
         self.task = task
-        self.inputs = inputs
+        self._inputs = inputs
+        if inputs is not None:
+            self.on_finish(inputs.close)
+
+    @property
+    def memfds(self) -> tuple[int, ...]:
+        """Its images, sealed; none once it is over."""
+        return self._inputs.memfds if self._inputs is not None else ()
 
 
 Job: TypeAlias = LoadJob | GenerateJob

@@ -145,7 +145,7 @@ class Runner:
         try:
             async with deadline:
                 run = Run(job=job.number, parameters=job.task.parameters)
-                async for update, memfd in worker.run(run, job.inputs):
+                async for update, memfd in worker.run(run, job.memfds):
                     self.has_output, self._slot.last_served = True, job.principal
                     if isinstance(update, Finished):
                         tokens = update.tokens

@@ -129,6 +129,8 @@ class WorkerLink:
             self._channel.send(message, descriptors)
         except BlockingIOError:
             raise ChannelViolation("the worker does not read its channel") from None
+        except OSError as error:  # ENOMEM, or ETOOMANYREFS: too many descriptors are on their way to clients
+            raise WorkerError("internal", f"cannot send to the worker: {error.strerror}") from None
 
     async def _receive(self) -> tuple[FromWorker, list[int]]:
         return await receive(self._channel)
