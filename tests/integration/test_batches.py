@@ -1,5 +1,5 @@
-"""`batch`: the images of one pass equal those of one call of diffusers that decodes them one at a time (VAE slicing), for
-every family. `enlarge`: the second pass equals diffusers' image-to-image on the enlarged image."""
+"""`batch`: the images of one pass equal those of one call of diffusers that decodes them one at a time (VAE slicing),
+for every family. `enlarge`: the second pass equals diffusers' image-to-image on the enlarged image."""
 
 from collections.abc import Iterator
 from pathlib import Path

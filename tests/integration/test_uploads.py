@@ -335,7 +335,6 @@ def test_a_queue_that_fills_meanwhile_refuses_the_upload(
         assert receive(raw)[1]["event"] == "queued"
         send_image(raw, PIXELS)
         assert last_of(raw)["field"] == "queue" and inputs_of(daemon) == 0
-        running.close()
 
 
 def test_a_full_queue_refuses_images_before_they_come(limited: Callable[[str], socket.socket], daemon: Daemon) -> None:
@@ -346,7 +345,6 @@ def test_a_full_queue_refuses_images_before_they_come(limited: Callable[[str], s
         send_2(raw, WITH_IMAGE)
         send_image(raw, PIXELS)
         assert last_of(raw)["field"] == "queue"
-        running.close()
 
 
 def test_a_reload_in_the_middle_changes_nothing(limited: Callable[[str], socket.socket], daemon: Daemon) -> None:
