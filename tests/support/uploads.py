@@ -60,7 +60,8 @@ def image_of(connection: socket.socket, request: int = 7) -> bytes:
 def lives_on(connection: socket.socket) -> bool:
     """Whether the next answer is that to `status`."""
     send_2(connection, {"op": "status"}, 99)
-    return receive(connection)[1]["event"] == "status"
+    event: str = receive(connection)[1]["event"]
+    return event == "status"
 
 
 def inputs_of(daemon: Daemon, process: str = "broker") -> int:

@@ -66,6 +66,7 @@ def test_nan_as_the_largest_weight_is_refused(tmp_path: Path) -> None:
 def test_more_than_a_message_can_list_is_refused(tmp_path: Path) -> None:
     many = "".join(f'[loras.a{n}]\npath = "b"\nfamily = "sd1"\ntitle = "{"x" * 250}"\n' for n in range(250))
     with pytest.raises(
-        ConfigError, match=r"the list of all models, LoRAs, embeddings and ControlNets has \d+ bytes; it must have at most 65280"
+        ConfigError,
+        match=r"the list of all models, LoRAs, embeddings and ControlNets has \d+ bytes; it must have at most 65280",
     ):
         config(tmp_path, more=many)

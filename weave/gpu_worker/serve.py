@@ -64,7 +64,7 @@ def serve(
                 channel.send(Loaded(device=str(device), dtype=str(dtype)[6:], memory=devices.memory(device)))
         elif isinstance(message, Run) and pipeline is not None:
             try:
-                tokens = _run(channel, pipeline, model, message, descriptors)
+                tokens = _run(channel, pipeline, model, controls, message, descriptors)
             except Exception as error:
                 if devices.is_out_of_memory(error):
                     controls.drop()
@@ -80,7 +80,14 @@ def receive(channel: Channel[ToWorker]) -> tuple[ToWorker, list[int]]:
     return channel.receive()
 
 
-def _run(channel: Channel[ToWorker], pipeline: Any, model: WorkerModel, run: Run, descriptors: list[int]) -> Tokens:
+def _run(
+    channel: Channel[ToWorker],
+    pipeline: Any,
+    model: WorkerModel,
+    controls: Controls,
+    run: Run,
+    descriptors: list[int],
+) -> Tokens:
     """Takes ownership of `descriptors`, the job's images, and keeps nothing of them."""
     parameters = run.parameters
     try:
