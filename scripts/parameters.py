@@ -5,7 +5,7 @@ from pathlib import Path
 
 from weave.protocol.bounds import FloatRange, Range
 from weave.protocol.embeddings import MAX_EMBEDDINGS
-from weave.protocol.inputs import MAX_CONTROLS, MAX_REFERENCES, InputImage, RequestedControl
+from weave.protocol.inputs import MAX_CONTROLS, InputImage, RequestedControl
 from weave.protocol.loras import MAX_LORAS, RequestedLora
 from weave.protocol.parameters import (
     PARAMETERS,
@@ -88,7 +88,7 @@ def _bound(name: str, bound: Bound) -> str:
         case PromptLength():
             return "the model's `prompt_bytes`, `prompt_characters`" + (", or empty" if bound.may_be_empty else "")
         case InputSize():
-            several = f"at most {MAX_REFERENCES}, each " if type_of(name) == tuple[InputImage, ...] else ""
+            several = "the model's `references`: how many; each " if type_of(name) == tuple[InputImage, ...] else ""
             return f"{several}within the model's `input_pixels`"
         case OfferedScheduler() | OfferedLoras() | OfferedEmbeddings() | OfferedControls() | Enlarged():
             return _OFFERED[type(bound)]

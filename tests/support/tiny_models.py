@@ -99,8 +99,8 @@ def _sd3() -> dict[str, Any]:
         "transformer": diffusers.SD3Transformer2DModel(
             sample_size=8,
             patch_size=1,
-            in_channels=4,
-            out_channels=4,
+            in_channels=16,  # its class that inpaints takes no other number
+            out_channels=16,
             num_layers=1,
             attention_head_dim=8,
             num_attention_heads=4,
@@ -108,7 +108,7 @@ def _sd3() -> dict[str, Any]:
             joint_attention_dim=64,
             pooled_projection_dim=64,
         ),
-        "vae": parts.vae(4, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        "vae": parts.vae(16, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     }
 

@@ -12,8 +12,12 @@ import pytest
 import weave
 from weave.gpu_worker import libraries
 from weave.models.families import FAMILIES
+from weave.protocol.inputs import TEXT_TO_IMAGE
 
+TASKS = [(name, task) for name, family in FAMILIES.items() for task in family.pipelines]
 NEEDS = libraries.needs_of(FAMILIES) | libraries.common_needs()
+for name, task in TASKS:
+    NEEDS |= libraries.needs_for_task(name, task)
 ROOM = Path(weave.__file__).parent / "gpu_worker"
 SOURCES = {str(path.relative_to(ROOM)): ast.parse(path.read_text()) for path in sorted(ROOM.rglob("*.py"))}
 # Calls whose keywords are checked, by the function's name; `call` is that of a family's pipeline.
@@ -85,7 +89,8 @@ def test_every_keyword_the_code_passes_is_checked() -> None:
 
 def test_the_locked_libraries_have_everything() -> None:
     assert libraries.lacking_for_all() == []
-    assert [found for name in FAMILIES for found in libraries.lacking_for(name)] == []
+    found = [(name, *found) for name in FAMILIES for found in libraries.lacking_for(name)]
+    assert found == [(name, task, []) for name in FAMILIES for task in (TEXT_TO_IMAGE, *FAMILIES[name].pipelines)]
     for need in NEEDS:
         assert list(libraries.check({f"{need}_gone": ()})) == [(f"{need}_gone", f"{need}_gone")]
 

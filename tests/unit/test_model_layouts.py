@@ -84,6 +84,7 @@ def test_the_installed_libraries_can_run_each_family(name: str) -> None:
         assert set(family.components) <= parameters(pipeline).keys()
     required = {key for key, default in parameters(family.pipeline).items() if default is inspect.Parameter.empty}
     assert required <= taken <= parameters(family.pipeline).keys()
+    assert family.of_some_models <= family.pipelines.keys()
     called = inspect.signature(pipeline_class(family).__call__).parameters
     assert pipelines.adapter_of(name).call_names() <= called.keys()
     if family.max_sequence_length is not None:

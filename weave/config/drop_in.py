@@ -24,10 +24,19 @@ class DropIn(NamedTuple):
 
 
 def plan(
-    config: Path, table: str, added_id: str, *, source: Source, family: str, title: str, scheduler: str | None = None
+    config: Path,
+    table: str,
+    added_id: str,
+    *,
+    source: Source,
+    family: str,
+    title: str,
+    scheduler: str | None = None,
+    references: bool = False,
 ) -> DropIn:
     """The drop-in that adds something to `config`, the main file. `table` is models, embeddings or controls. All
-    arguments are printable text. `scheduler` is a model's default, where the family's does not fit it."""
+    arguments are printable text. `scheduler` is a model's default, where the family's does not fit it; `references`
+    says that it takes reference images, where others of the family do not."""
     values = {"path": str(source.path), "family": family, "title": title}
     values |= {"layout": str(source.layout)} if source.layout else {}
     values |= {f"parts.{part}": str(path) for part, path in source.parts.items()}
@@ -35,6 +44,7 @@ def plan(
     # JSON's strings of printable characters are TOML's too.
     key = _quoted(added_id) if "." in added_id else added_id
     lines = [f"[{table}.{key}]", *(f"{name} = {_quoted(value)}" for name, value in values.items())]
+    lines += ["references = true"] if references else []
     return DropIn(config.parent / "conf.d" / f"{added_id}.toml", "\n".join(lines) + "\n")
 
 

@@ -23,7 +23,7 @@ from weave.protocol.client_messages import ModelOffer, Models, encode
 from weave.protocol.embeddings import EmbeddingOffer, EmbeddingOffers
 from weave.protocol.errors import RequestError
 from weave.protocol.frames import MAX_CONTROL_BYTES
-from weave.protocol.inputs import ControlOffer, ControlOffers
+from weave.protocol.inputs import REFERENCES, ControlOffer, ControlOffers
 from weave.protocol.loras import LoraOffer, LoraOffers
 from weave.protocol.parameters import Offered, RequestedParameters, with_defaults
 from weave.protocol.text import LONGEST_TITLE, hidden_in, is_model_id
@@ -137,7 +137,7 @@ def _offer(model_id: str, model: ModelConfig) -> ModelOffer:
         id=model_id,
         family=model.family,
         title=model.title or model_id,
-        tasks=family.tasks,
+        tasks=_tasks(where, family, model),
         bounds=bounds,
         defaults=defaults,
         schedulers=family.schedulers,
@@ -145,6 +145,16 @@ def _offer(model_id: str, model: ModelConfig) -> ModelOffer:
     )
     _check_defaults(where, offer)
     return offer
+
+
+def _tasks(where: str, family: Family, model: ModelConfig) -> tuple[str, ...]:
+    if model.references is None:
+        return family.tasks
+    if REFERENCES not in family.pipelines:
+        known = ", ".join(known.name for known in FAMILIES.values() if REFERENCES in known.pipelines)
+        raise ConfigError(f"{where}.references: the family is {family.name!r}; reference images are for {known}")
+    others = tuple(task for task in family.tasks if task != REFERENCES)
+    return (*others, REFERENCES) if model.references else others
 
 
 def _bounds(where: str, bounds: Bounds, override: BoundsOverride) -> Bounds:

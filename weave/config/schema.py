@@ -116,8 +116,10 @@ class BoundsOverride(_Table, frozen=True, kw_only=True):
     # A message has at most 64 KiB.
     prompt_bytes: dict[str, Annotated[int, Meta(ge=0, le=65536)]] = {}
     prompt_characters: dict[str, Annotated[int, Meta(ge=0, le=65536)]] = {}
-    # MAX_INPUT_PIXELS in weave/protocol/inputs.py
+    inpainting_pixels: dict[str, Bound] = {}
+    # MAX_REFERENCES and MAX_INPUT_PIXELS in weave/protocol/inputs.py
     input_pixels: dict[str, Annotated[int, Meta(ge=0, le=64 * 1024 * 1024)]] = {}
+    references: dict[str, Annotated[int, Meta(ge=0, le=4)]] = {}
     batch: dict[str, Annotated[int, Meta(ge=0, le=64)]] = {}
 
 
@@ -137,7 +139,8 @@ class ModelConfig(_Table, frozen=True, kw_only=True):
     such as `vae`, which replace those of `path`.
 
     `sha256` pins files to a digest in hex: by their path inside the folder, for single files by `path` or `parts.NAME`.
-    `v1_id` is the model's number in version 1 of the protocol.
+    `v1_id` is the model's number in version 1 of the protocol. `references`: whether the model takes reference images,
+    in families of which only some do: FLUX.1 Kontext, of flux.
     """
 
     path: str
@@ -146,6 +149,7 @@ class ModelConfig(_Table, frozen=True, kw_only=True):
     layout: str | None = None
     parts: dict[str, str] = {}
     v1_id: Annotated[int, Meta(ge=1, le=2**32 - 1)] | None = None
+    references: bool | None = None
     bounds: BoundsOverride = BoundsOverride()
     defaults: DefaultsOverride = DefaultsOverride()
     sha256: dict[str, Sha256] = {}

@@ -48,7 +48,8 @@ def main() -> None:
 
 
 class _Worker(NamedTuple):
-    """A running worker. `number` is the broker's; `supported` is whether the libraries can run its model's family."""
+    """A running worker. `number` is the broker's; `supported` is whether the libraries can run its model's family in
+    every task."""
 
     number: int
     pid: int
@@ -58,14 +59,16 @@ class _Worker(NamedTuple):
 class Zygote:
     """Forks workers, and reports their exit.
 
-    `_unsupported` are the families that the libraries cannot run: a worker for one of them refuses to load its model.
-    `_leaving`: exit as soon as no worker runs, so that a new zygote checks the libraries again.
+    `_tasks` are what the libraries can run, by family: a worker refuses other tasks, and a model without any.
+    `_unfit` are the families that lack some. `_leaving`: exit as soon as no worker runs, so that a new zygote checks
+    the libraries again.
     """
 
     def __init__(self, control: Channel[ToZygote], config: WorkerConfig) -> None:
         self._control = control
         self._config = config
-        self._unsupported: set[str] = set()
+        self._tasks: dict[str, frozenset[str]] = {}
+        self._unfit: set[str] = set()
         self._started = time.monotonic()
         self._leaving = False
         self._workers: dict[int, _Worker] = {}  # by pidfd
@@ -79,18 +82,23 @@ class Zygote:
             return False
         families = {model.offer.family for model in self._config.models}
         self._import_families(families)
-        return not families or self._unsupported < families
+        return not families or any(self._tasks.values())
 
     def _import_families(self, families: Iterable[str]) -> None:
-        self._unsupported = set()
+        self._tasks, self._unfit = {}, set()
         for family in sorted(families):
-            if lacking := libraries.lacking_for(family):
-                _log_lacking(lacking, family=family)
-                self._unsupported.add(family)
-            else:
+            tasks = set()
+            for task, lacking in libraries.lacking_for(family):
+                if lacking:
+                    _log_lacking(lacking, family=family, task=task)
+                    self._unfit.add(family)
+                else:
+                    tasks.add(task)
+            self._tasks[family] = frozenset(tasks)
+            if tasks:
                 from weave.gpu_worker.classes import import_family
 
-                import_family(family)
+                import_family(family, tasks)
 
     def serve(self) -> None:
         """Returns when another zygote should check the libraries again. Raises ChannelClosed when the supervisor
@@ -110,11 +118,11 @@ class Zygote:
         else:
             self._config = from_memfd(descriptors[0], WorkerConfig)
             self._import_families({model.offer.family for model in self._config.models})
-            self._leaving = bool(self._unsupported)
+            self._leaving = bool(self._unfit)
 
     def _fork(self, message: ForkWorker, jobs: int, control: int) -> None:
         model = next(model for model in self._config.models if model.offer.id == message.model)
-        supported = model.offer.family not in self._unsupported
+        tasks, supported = self._tasks[model.offer.family], model.offer.family not in self._unfit
         zygote = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -123,7 +131,7 @@ class Zygote:
             run_worker(
                 model,
                 self._config.device,
-                supported=supported,
+                tasks=tasks,
                 jobs=jobs,
                 control=control,
                 parent=zygote,

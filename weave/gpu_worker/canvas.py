@@ -13,13 +13,15 @@ from weave.protocol.parameters import Parameters
 
 class Canvas(NamedTuple):
     """`image` and `mask` are `width` x `height` pixels of `parameters`, for the pipeline's call. `original` and `kept`
-    are what the result is pasted into, and the mask in its size; `region` is the part of them that was repainted."""
+    are what the result is pasted into, and the mask in its size; `region` is the part of them that was repainted.
+    `references` are as the client sent them: the pipelines resize them."""
 
     image: Image.Image | None = None
     mask: Image.Image | None = None
     original: Image.Image | None = None
     kept: Image.Image | None = None
     region: tuple[int, int, int, int] | None = None
+    references: tuple[Image.Image, ...] = ()
 
     def finish(self, pipeline: Any, generated: Image.Image) -> Image.Image:
         """What is not masked is the original, exactly; grey parts of the mask blend."""
@@ -33,13 +35,16 @@ def canvas_of(pipeline: Any, inputs: Inputs, parameters: Parameters) -> Canvas:
     """`pipeline` is any of the family's."""
     width, height, resize = parameters.width, parameters.height, pipeline.image_processor.resize
     if inputs.image is None:
-        return Canvas()
+        return Canvas(references=inputs.references)
     if inputs.mask is None:
         return Canvas(image=resize(inputs.image, height, width))
     mask = inputs.mask.convert("L")
     if parameters.mask_padding is None:
         image, mask = resize(inputs.image, height, width), resize(mask, height, width)
         return Canvas(image=image, mask=mask, original=image, kept=mask)
-    region = pipeline.image_processor.get_crop_region(mask, width, height, pad=parameters.mask_padding)
+    # get_crop_region() fails where nothing is masked.
+    region = (0, 0, *mask.size)
+    if mask.getbbox() is not None:
+        region = pipeline.image_processor.get_crop_region(mask, width, height, pad=parameters.mask_padding)
     image, cropped = (resize(whole.crop(region), height, width, resize_mode="fill") for whole in (inputs.image, mask))
     return Canvas(image=image, mask=cropped, original=inputs.image, kept=mask, region=region)

@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import diffusers
@@ -30,10 +30,11 @@ def pipeline_class(family: Family) -> Any:
 
 def pipeline_for(pipeline: Any, family: Family, task: str, controls: Sequence[Any] = ()) -> Any:
     """A pipeline for `task` with the components of the family's `pipeline`, which it shares, and these ControlNets."""
-    if task == TEXT_TO_IMAGE and not controls:
+    controlled = family.control_nets.pipelines if family.control_nets and controls else None
+    class_name = (controlled or {TEXT_TO_IMAGE: family.pipeline, **family.pipelines})[task]
+    if class_name == family.pipeline:
         return pipeline
-    by_task = family.control_nets.pipelines if family.control_nets and controls else family.pipelines
-    task_class = getattr(diffusers, by_task[task])
+    task_class = getattr(diffusers, class_name)
     settings = {key: pipeline.config[key] for key in family.settings.keys}
     given = {**pipeline.components, **family.fixed, **settings}
     given |= {"controlnet": controls[0] if len(controls) == 1 else list(controls)} if controls else {}
@@ -43,12 +44,14 @@ def pipeline_for(pipeline: Any, family: Family, task: str, controls: Sequence[An
     return made
 
 
-def import_family(name: str) -> None:
-    """Import every class of the family: diffusers and transformers import lazily. Starts no thread."""
+def import_family(name: str, tasks: Collection[str]) -> None:
+    """Import every class that the family needs for `tasks`: diffusers and transformers import lazily. Starts no
+    thread."""
     family = FAMILIES[name]
     pipeline_class(family)
-    for class_name in family.pipelines.values():
-        getattr(diffusers, class_name)
+    for task, class_name in family.pipelines.items():
+        if task in tasks:
+            getattr(diffusers, class_name)
     for component in family.components.values():
         component_class(component)
     if family.control_nets is not None:

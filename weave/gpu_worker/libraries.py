@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weave.gpu_worker import lean_imports
+from weave.protocol.inputs import IMAGE_TO_IMAGE, INPAINTING, REFERENCES, TEXT_TO_IMAGE
 
 # Each package's distribution. torch is first: without it the others replace their classes by placeholders.
 LIBRARIES = {
@@ -55,7 +56,7 @@ _NAMES = {
     "torch.nn": ("Conv2d", "Embedding", "Linear", "Module.register_parameter", "Parameter"),
     "torch.nn.functional": ("conv2d", "scaled_dot_product_attention"),
     "safetensors": ("SafetensorError",),
-    "PIL.Image": ("Image", "Resampling.LANCZOS", "frombytes", "new", "preinit"),
+    "PIL.Image": ("Image", "Image.getbbox", "Resampling.LANCZOS", "frombytes", "new", "preinit"),
     "PIL.PngImagePlugin": ("PngInfo.add_itxt",),
     "transformers": (
         *("AddedToken", "PreTrainedModel._keep_in_fp32_modules", "PreTrainedModel.get_input_embeddings"),
@@ -63,6 +64,7 @@ _NAMES = {
     ),
     "diffusers": (
         *(f"ModelMixin.{name}" for name in _DIFFUSERS_MODEL),
+        "ConfigMixin.register_to_config",
         # FlowHeun is built on these two.
         *("FlowMatchEulerDiscreteScheduler.from_config", "FlowMatchHeunDiscreteScheduler.from_config"),
     ),
@@ -78,7 +80,10 @@ _PARAMETERS: Needs = {
     "transformers.PreTrainedTokenizerBase.from_pretrained": ("local_files_only",),
     "transformers.PreTrainedTokenizerBase.__call__": ("max_length", "truncation"),
     "diffusers.AutoencoderKL.decode": ("return_dict",),
+    "diffusers.image_processor.VaeImageProcessor.apply_overlay": (),
+    "diffusers.image_processor.VaeImageProcessor.get_crop_region": ("pad",),
     "diffusers.image_processor.VaeImageProcessor.postprocess": ("output_type",),
+    "diffusers.image_processor.VaeImageProcessor.resize": ("resize_mode",),
     "diffusers.FlowMatchEulerDiscreteScheduler.set_timesteps": ("device", "mu"),
 }
 # The arguments of every pipeline's call in generation.py; call_arguments() adds the others.
@@ -89,6 +94,13 @@ CONTROL_CALL = (
     *PIPELINE_CALL,
     *("control_guidance_end", "control_guidance_start", "controlnet_conditioning_scale"),
 )
+# Those of a task's class; some of them take the size from the image.
+_TASK_CALLS = {
+    IMAGE_TO_IMAGE: ("image", "strength"),
+    INPAINTING: ("image", "mask_image", "strength"),
+    REFERENCES: ("height", "width"),
+}
+_COMMON_CALL = tuple(name for name in PIPELINE_CALL if name not in ("height", "width"))
 
 
 class Lacking(NamedTuple):
@@ -113,10 +125,16 @@ def lacking_for_all() -> list[Lacking]:
     return _by_library(check(common_needs()))
 
 
-def lacking_for(family: str) -> list[Lacking]:
-    """The libraries that lack something that this family needs. Requires that lacking_for_all() found nothing: the
-    adapters' modules cannot be imported without some of those names. Raises as it does."""
-    return _by_library(check(needs_of([family])))
+def lacking_for(name: str) -> Iterator[tuple[str, list[Lacking]]]:
+    """For each task of the family, what the libraries lack; for text-to-image alone, if they lack something for it:
+    without that a model cannot be loaded. Requires that lacking_for_all() found nothing: the adapters' modules cannot
+    be imported without some of those names. Raises as it does."""
+    from weave.models.families import FAMILIES
+
+    lacking = _by_library(check(needs_of([name])))
+    yield TEXT_TO_IMAGE, lacking
+    for task in () if lacking else FAMILIES[name].pipelines:
+        yield task, _by_library(check(needs_for_task(name, task)))
 
 
 def needs_of(families: Iterable[str]) -> Needs:
@@ -144,6 +162,20 @@ def needs_of(families: Iterable[str]) -> Needs:
             needs |= {f"{scheduler}.{method}": () for method in methods}
             needs[f"{scheduler}.step"] = ("return_dict",)
     return needs
+
+
+def needs_for_task(name: str, task: str) -> Needs:
+    """What the class for `task` of the family `name` must have."""
+    from weave.gpu_worker.pipelines import adapter_of
+    from weave.models.families import FAMILIES
+
+    family, adapter = FAMILIES[name], adapter_of(name)
+    pipeline = f"diffusers.{family.pipelines[task]}"
+    call = (*sorted(adapter.call_names()), *_COMMON_CALL, *_TASK_CALLS[task])
+    call += adapter.reference_names if task == REFERENCES else ()
+    needs: Needs = {f"{pipeline}.__init__": (*family.components, "scheduler"), f"{pipeline}.__call__": call}
+    methods = ("num_timesteps", "set_progress_bar_config", *adapter.needs, *adapter.task_needs.get(task, ()))
+    return needs | {f"{pipeline}.{method}": () for method in methods}
 
 
 def check(needs: Needs) -> Iterator[tuple[str, str]]:

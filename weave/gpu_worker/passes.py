@@ -66,7 +66,7 @@ def run_pass(own: Any, adapter: Adapter, wanted: Pass, after_step: AfterStep) ->
     """The images, and the pipeline that generated them. `own` is the model's pipeline. Raises IncompatibleScheduler,
     and any exception of the pipeline or of `after_step`."""
     parameters, seeds, steps = wanted.parameters, wanted.seeds, wanted.steps
-    set_scheduler(own, parameters.scheduler, parameters.steps)
+    set_scheduler(own, parameters.scheduler, parameters.steps, partial=parameters.image is not None)
     pipeline = pipeline_for(own, adapter.family, task_of(parameters), wanted.controls)
     canvas = canvas_of(pipeline, wanted.inputs, parameters)
     reported, latents = 0, torch.empty(0)

@@ -39,14 +39,15 @@ def check_own_scheduler(own: Any) -> None:
     fresh_scheduler(own, name_of(type(own).__name__), _TRIAL_STEPS)
 
 
-def set_scheduler(pipeline: Any, name: str, steps: int) -> None:
+def set_scheduler(pipeline: Any, name: str, steps: int, *, partial: bool = False) -> None:
     """Give the pipeline a fresh scheduler. The first call keeps the model's own one. Raises IncompatibleScheduler."""
     own = pipeline.__dict__.setdefault("own_scheduler", pipeline.scheduler)
-    pipeline.scheduler = fresh_scheduler(own, name, steps)
+    pipeline.scheduler = fresh_scheduler(own, name, steps, partial=partial)
 
 
-def fresh_scheduler(own: Any, name: str, steps: int) -> Any:
+def fresh_scheduler(own: Any, name: str, steps: int, *, partial: bool = False) -> Any:
     """The scheduler `name` (one of SCHEDULERS), as diffusers makes it from the model's `own`, which no job ever uses.
+    `partial`: the pass starts from an image, not with the first step.
 
     Raises IncompatibleScheduler.
     """
@@ -54,7 +55,7 @@ def fresh_scheduler(own: Any, name: str, steps: int) -> Any:
     if fault := misfit(name, type(own).__name__, own.config):
         raise IncompatibleScheduler(fault)
     try:
-        scheduler = _build(own, wanted, steps)
+        scheduler = _build(own, wanted, steps, partial=partial)
         _dry_run(copy.deepcopy(scheduler), wanted, steps)
     except IncompatibleScheduler:
         raise
@@ -65,7 +66,7 @@ def fresh_scheduler(own: Any, name: str, steps: int) -> Any:
     return scheduler
 
 
-def _build(own: Any, wanted: Scheduler, steps: int) -> Any:
+def _build(own: Any, wanted: Scheduler, steps: int, *, partial: bool) -> Any:
     config, class_name = own.config, wanted.class_name
     if class_name == "FlowMatchHeunDiscreteScheduler":
         if config.get("invert_sigmas"):
@@ -75,7 +76,9 @@ def _build(own: Any, wanted: Scheduler, steps: int) -> Any:
     # Not from_config for the model's own class: it drops the pipeline's corrections (steps_offset, clip_sample).
     same = class_name == type(own).__name__
     scheduler = copy.deepcopy(own) if same else getattr(diffusers, class_name).from_config(config)
-    if class_name == "PNDMScheduler" and ("skip_prk_steps" not in config or steps < _RUNGE_KUTTA_STEPS):
+    # Without its first step the warm-up takes the calls for those of other timesteps.
+    no_warm_up = partial or steps < _RUNGE_KUTTA_STEPS
+    if class_name == "PNDMScheduler" and ("skip_prk_steps" not in config or no_warm_up):
         scheduler.register_to_config(skip_prk_steps=True)
     if "original_inference_steps" in scheduler.config:  # LCM and TCD choose their steps among these
         most = max(steps, scheduler.config.original_inference_steps)

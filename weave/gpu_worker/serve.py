@@ -21,12 +21,13 @@ from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, clo
 from weave.protocol.checks import check_parameters
 from weave.protocol.client_messages import Tokens
 from weave.protocol.errors import RequestError
+from weave.protocol.inputs import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, task_of
 from weave.protocol.parameters import Offered
 from weave.protocol.worker_messages import MAX_DETAIL, CancelRun, Failed, Finished, Load, Loaded, Reason, Run, ToWorker
 
 
 class FamilyUnsupported(Exception):
-    """The libraries lack something that the model's family needs; the zygote has logged what."""
+    """The libraries lack something that the model's family, or a task, needs; the zygote has logged what."""
 
 
 # Of errors that say themselves what the log needs.
@@ -43,9 +44,10 @@ _REASONS: dict[type[Exception], Reason] = {
 
 
 def serve(
-    channel: Channel[ToWorker], model: WorkerModel, device: torch.device, dtype: torch.dtype, *, supported: bool
+    channel: Channel[ToWorker], model: WorkerModel, device: torch.device, dtype: torch.dtype, *, tasks: frozenset[str]
 ) -> None:
-    """Answer the broker. Never returns: raises ChannelClosed when the broker disconnects, or ChannelViolation."""
+    """Answer the broker. `tasks` are those that the libraries can run. Never returns: raises ChannelClosed when the
+    broker disconnects, or ChannelViolation."""
     pipeline: Any = None
     controls = Controls()
     while True:
@@ -55,8 +57,7 @@ def serve(
             raise ChannelViolation("unexpected descriptors")
         if isinstance(message, Load) and pipeline is None:
             try:
-                if not supported:
-                    raise FamilyUnsupported(f"family {model.offer.family} cannot run: see libraries_lack in the log")
+                _check_supported(model, TEXT_TO_IMAGE, tasks)
                 pipeline = _load(model, device, dtype)
             except Exception as error:
                 channel.send(_failed(0, error, device))
@@ -64,7 +65,7 @@ def serve(
                 channel.send(Loaded(device=str(device), dtype=str(dtype)[6:], memory=devices.memory(device)))
         elif isinstance(message, Run) and pipeline is not None:
             try:
-                tokens = _run(channel, pipeline, model, controls, message, descriptors)
+                tokens = _run(channel, pipeline, model, controls, message, descriptors, tasks)
             except Exception as error:
                 if devices.is_out_of_memory(error):
                     controls.drop()
@@ -87,12 +88,15 @@ def _run(
     controls: Controls,
     run: Run,
     descriptors: list[int],
+    tasks: frozenset[str],
 ) -> Tokens:
     """Takes ownership of `descriptors`, the job's images, and keeps nothing of them."""
     parameters = run.parameters
     try:
         # The broker has checked these already; a compromised broker has not.
         check_parameters(parameters, _offered(model))
+        for task in (task_of(parameters), *([IMAGE_TO_IMAGE] if parameters.enlarge else [])):
+            _check_supported(model, task, tasks)
         inputs = read_inputs(parameters, descriptors)
     finally:
         close_all(descriptors)
@@ -102,6 +106,11 @@ def _run(
         added(pipeline, model, parameters.embeddings) as expand,
     ):
         return generate(Generation(channel, pipeline, model.offer, run, expand, inputs, nets))
+
+
+def _check_supported(model: WorkerModel, task: str, tasks: frozenset[str]) -> None:
+    if task not in tasks:
+        raise FamilyUnsupported(f"family {model.offer.family} lacks {task}: see libraries_lack in the log")
 
 
 def _offered(model: WorkerModel) -> Offered:

@@ -28,10 +28,18 @@ from weave.sandbox.hardening import drop_capabilities, harden
 
 
 def run_worker(
-    model: WorkerModel, config: DeviceConfig, *, supported: bool, jobs: int, control: int, parent: int, record: bool
+    model: WorkerModel,
+    config: DeviceConfig,
+    *,
+    tasks: frozenset[str],
+    jobs: int,
+    control: int,
+    parent: int,
+    record: bool,
 ) -> NoReturn:
     """The forked child's whole life. Takes ownership of the descriptors: `jobs` leads to the broker, `control` to the
-    supervisor. `supported` is whether the libraries can run the model's family. Never returns into the zygote's code.
+    supervisor. `tasks` are those that the libraries can run for the model's family. Never returns into the zygote's
+    code.
     """
     status = 1
     try:
@@ -44,7 +52,7 @@ def run_worker(
         # Privileged above this line, locked in below it.
         lock_down(control, layers, device, record=record)
 
-        serve(channel, model, device, devices.choose_dtype(device, config.dtype), supported=supported)
+        serve(channel, model, device, devices.choose_dtype(device, config.dtype), tasks=tasks)
     except ChannelClosed:
         status = 0
     except ChannelViolation as error:

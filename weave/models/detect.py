@@ -18,6 +18,7 @@ from weave.models.faults import apart, collect
 from weave.models.files import Header, ModelFilesRefused, find_file
 from weave.models.layouts import layout_checks
 from weave.models.lora_keys import LoraHeader, is_lora
+from weave.protocol.inputs import REFERENCES
 
 _LONGEST_NAME = 255  # of a folder
 
@@ -72,6 +73,15 @@ def _families_of_control(path: Path) -> tuple[str, ...]:
         return families_of_control(path)
     except ModelFilesRefused:
         return ()
+
+
+def takes_references(path: Path, family: Family) -> bool:
+    """Whether the folder's model_index.json says that the model can do what others of its family cannot."""
+    if REFERENCES not in family.of_some_models:
+        return False
+    with contextlib.suppress(ModelFilesRefused):  # the checks of the layout say why, where that is a fault
+        return read_object(path, "model_index.json").get("_class_name") == family.pipelines[REFERENCES]
+    return False
 
 
 def _embedding(header: Header) -> Embedding | None:

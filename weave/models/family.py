@@ -14,8 +14,10 @@ from weave.models.schedulers import RELATED, SCHEDULERS, misfit, name_of
 from weave.models.single_files import DENOISERS, SingleFile
 from weave.models.sizes import Sizes
 from weave.protocol.bounds import Bounds, FloatRange, Range
-from weave.protocol.inputs import TEXT_TO_IMAGE, control_task
+from weave.protocol.inputs import MAX_REFERENCES, TEXT_TO_IMAGE, control_task
 from weave.protocol.parameters import Defaults
+
+_PIXELS = 8 * 1024 * 1024
 
 
 class Family(Struct, frozen=True, kw_only=True):
@@ -30,11 +32,12 @@ class Family(Struct, frozen=True, kw_only=True):
     defaults: Defaults
     # Names from schedulers.py: offered to clients, and allowed as a model's own.
     schedulers: tuple[str, ...]
-    # The class in diffusers for text-to-image, those for other tasks with the same components, by the task, and other
-    # classes that a model's model_index.json may name.
+    # The class in diffusers for text-to-image, and those for other tasks with the same components, by the task. A
+    # model's model_index.json may name any of them.
     pipeline: str
     pipelines: Mapping[str, str] = MappingProxyType({})
-    sibling_pipelines: tuple[str, ...] = ()
+    # The tasks in `pipelines` that only those models can do whose config says so.
+    of_some_models: frozenset[str] = frozenset()
     # By folder. A model has all of the `optional` ones or none.
     components: Mapping[str, Component]
     optional: frozenset[str] = frozenset()
@@ -62,14 +65,14 @@ class Family(Struct, frozen=True, kw_only=True):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What the models can do, by the names in the protocol; with ControlNets, whether the config has any or not."""
+        """What all models can do, by the names in the protocol; with ControlNets, whether the config has any or not."""
         controlled = () if self.control_nets is None else map(control_task, self.control_nets.pipelines)
-        return (TEXT_TO_IMAGE, *self.pipelines, *controlled)
+        return (TEXT_TO_IMAGE, *(task for task in self.pipelines if task not in self.of_some_models), *controlled)
 
     @property
     def all_pipelines(self) -> tuple[str, ...]:
         """The classes that a model's model_index.json may name."""
-        return (self.pipeline, *self.pipelines.values(), *self.sibling_pipelines)
+        return tuple(dict.fromkeys((self.pipeline, *self.pipelines.values())))
 
     @property
     def own_schedulers(self) -> tuple[str, ...]:
@@ -103,7 +106,14 @@ class Family(Struct, frozen=True, kw_only=True):
         return sum(part.startswith("text_encoder") for part in self.components)
 
 
-def bounds(*, largest_side: int, multiple: int, prompt_characters: int) -> Bounds:
+def bounds(
+    *,
+    largest_side: int,
+    multiple: int,
+    prompt_characters: int,
+    inpainting_pixels: int = _PIXELS,
+    references: int = MAX_REFERENCES,
+) -> Bounds:
     """A family's bounds; those without a parameter are the same for all families. Sides are in pixels."""
     return Bounds(
         width=Range(64, largest_side, multiple),
@@ -111,10 +121,12 @@ def bounds(*, largest_side: int, multiple: int, prompt_characters: int) -> Bound
         steps=Range(1, 100),
         cfg_scale=FloatRange(0.0, 20.0),
         images=Range(1, 8),
-        pixels=Range(64 * 64, 8 * 1024 * 1024),
+        pixels=Range(64 * 64, _PIXELS),
         prompt_bytes=Range(1, 4 * prompt_characters),
         prompt_characters=Range(1, prompt_characters),
+        inpainting_pixels=Range(64 * 64, inpainting_pixels),
         input_pixels=Range(1, 16 * 1024 * 1024),
+        references=Range(0, references),
         batch=Range(1, 8),
     )
 

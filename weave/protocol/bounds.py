@@ -25,9 +25,9 @@ class FloatRange(Struct, frozen=True):
 
 
 class Bounds(Struct, frozen=True, kw_only=True):
-    """What one model accepts. `pixels` bounds width * height * images, `input_pixels` each image that a client sends,
-    `batch` the images of one pass. The lengths of the prompt and of the negative prompt are bounded in UTF-8 bytes and
-    in characters."""
+    """What one model accepts. `pixels` bounds width * height * images, `inpainting_pixels` width * height with a mask,
+    `input_pixels` each image that a client sends, `references` the number of reference images, `batch` the images of
+    one pass. The lengths of the prompt and of the negative prompt are bounded in UTF-8 bytes and in characters."""
 
     width: Range
     height: Range
@@ -37,8 +37,10 @@ class Bounds(Struct, frozen=True, kw_only=True):
     pixels: Range
     prompt_bytes: Range
     prompt_characters: Range
-    # An older daemon, which names neither, takes no images and generates each alone.
+    # An older daemon, which names none of these, takes no images and generates each alone.
+    inpainting_pixels: Range = Range(0, 0)
     input_pixels: Range = Range(0, 0)
+    references: Range = Range(0, 0)
     batch: Range = Range(1, 1)
 
 

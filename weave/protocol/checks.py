@@ -47,6 +47,7 @@ def check_parameters(parameters: Parameters, offered: Offered) -> None:
     for prompt in parameters.encoder_prompts:
         _check_text("prompt", prompt, offered.bounds)
     _check_tasks(parameters, offered.tasks)
+    _check_region(parameters, offered.bounds)
     _check_steps(parameters)
     for width, height in ((parameters.width, parameters.height), parameters.output_size):
         check_range("pixels", width * height * parameters.images, offered.bounds.pixels)
@@ -73,7 +74,7 @@ def _check(field: str, parameters: Parameters, bound: Bound, offered: Offered) -
             check_embeddings(field, value, offered.embeddings, (parameters.prompt, parameters.negative_prompt))
         case InputSize():
             if isinstance(value, tuple):
-                check_references(field, value, bounds.input_pixels)
+                check_references(field, value, bounds.references, bounds.input_pixels)
             elif value is not None:
                 check_input(field, value, bounds.input_pixels)
         case OfferedControls():
@@ -115,6 +116,9 @@ def _check_tasks(parameters: Parameters, tasks: tuple[str, ...]) -> None:
     ):
         if value and getattr(parameters, needs) is None:
             raise RequestError(ErrorCode.INVALID_REQUEST, f"{field} is only for requests with {needs}", field=field)
+    if parameters.references and parameters.image:
+        text = "references and image exclude each other: a model that takes references starts from noise"
+        raise RequestError(ErrorCode.INVALID_REQUEST, text, field="references")
     if parameters.mask and parameters.image:
         theirs, ours = (
             (parameters.mask.width, parameters.mask.height),
@@ -123,6 +127,18 @@ def _check_tasks(parameters: Parameters, tasks: tuple[str, ...]) -> None:
         if theirs != ours:
             text = f"mask is {theirs[0]}x{theirs[1]}; it must have the size of image, which is {ours[0]}x{ours[1]}"
             raise RequestError(ErrorCode.INVALID_REQUEST, text, field="mask")
+
+
+def _check_region(parameters: Parameters, bounds: Bounds) -> None:
+    """What is repainted, and with `mask_padding` the enlarged part, has pixels in both directions."""
+    image, width, height = parameters.image, parameters.width, parameters.height
+    if image is None or parameters.mask is None:
+        return
+    check_range("inpainting_pixels", width * height, bounds.inpainting_pixels)
+    is_thin = image.width * height < image.height or image.height * width < image.width
+    if parameters.mask_padding is not None and is_thin:
+        text = f"image is {image.width}x{image.height}, too thin for mask_padding with {width}x{height}"
+        raise RequestError(ErrorCode.OUT_OF_BOUNDS, text, field="image")
 
 
 def _check_steps(parameters: Parameters) -> None:

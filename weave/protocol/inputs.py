@@ -25,6 +25,9 @@ MAX_INPUT_SIDE = 16384
 # The largest bound that a config can set; a frame may not be longer than such an image.
 MAX_INPUT_PIXELS = 64 * 1024 * 1024
 _SIDE = Range(1, MAX_INPUT_SIDE)
+# Pipelines refuse smaller or thinner ones.
+_REFERENCE_SIDE = Range(64, MAX_INPUT_SIDE)
+_REFERENCE_RATIO = 8
 _SCALE = FloatRange(0.0, 2.0)
 _FRACTION = FloatRange(0.0, 1.0)
 
@@ -116,11 +119,16 @@ def check_input(field: str, image: InputImage, pixels: Range) -> None:
     check_range(f"{field}.pixels", image.width * image.height, pixels)
 
 
-def check_references(field: str, images: tuple[InputImage, ...], pixels: Range) -> None:
-    """`pixels` is the model's bound for each. Raises RequestError (out_of_bounds)."""
-    check_range(field, len(images), Range(0, MAX_REFERENCES))
+def check_references(field: str, images: tuple[InputImage, ...], number: Range, pixels: Range) -> None:
+    """`number` and `pixels` are the model's bounds. Raises RequestError (out_of_bounds)."""
+    check_range(field, len(images), number)
     for image in images:
         check_input(field, image, pixels)
+        for name, side in (("width", image.width), ("height", image.height)):
+            check_range(f"{field}.{name}", side, _REFERENCE_SIDE)
+        if max(image.width, image.height) > _REFERENCE_RATIO * min(image.width, image.height):
+            text = f"{field} has one of {image.width}x{image.height}; a side may be {_REFERENCE_RATIO} times the other"
+            raise RequestError(ErrorCode.OUT_OF_BOUNDS, text, field=field)
 
 
 def check_controls(field: str, requested: tuple[RequestedControl, ...], offers: ControlOffers, pixels: Range) -> None:

@@ -68,7 +68,7 @@ def _add(options: argparse.Namespace, output: Output) -> int:
         _show(output, ["", "Not added: fix the faults first."])
         _report(output, good=False, **fields)
         return EXIT_PROBLEM
-    planned = _plan(options, target, detected, look.scheduler)
+    planned = _plan(options, target, detected, look)
     commands = _commands(planned, target.config) if target.system else []
     _show(output, ["", f"{planned.drop_in.path}:", *_indented(planned.drop_in.text.splitlines())])
     is_written = not (target.system or options.dry_run)
@@ -95,9 +95,10 @@ def _target(options: argparse.Namespace) -> _Target:
     return _Target(options.config, path, system, config_file.load(options.config, system=system, planned=without_demo))
 
 
-def _plan(options: argparse.Namespace, target: _Target, detected: Detected, scheduler: str | None) -> _Plan:
-    """`scheduler` is as in Look. Raises ConfigError if it is in the config already, or the daemon would refuse the
-    config with it."""
+def _plan(
+    options: argparse.Namespace, target: _Target, detected: Detected, look: Look | EmbeddingLook | ControlLook
+) -> _Plan:
+    """Raises ConfigError if it is in the config already, or the daemon would refuse the config with it."""
     paths = _paths(detected.source)
     for path in paths:
         _check_printable(path)
@@ -114,7 +115,16 @@ def _plan(options: argparse.Namespace, target: _Target, detected: Detected, sche
     source = _moved(detected.source, copies)
     title = visible(detected.name)[:LONGEST_TITLE] if options.title is None else options.title
     family = detected.families[0]
-    drop_in = plan(target.path, table, added_id, source=source, family=family, title=title, scheduler=scheduler)
+    drop_in = plan(
+        target.path,
+        table,
+        added_id,
+        source=source,
+        family=family,
+        title=title,
+        scheduler=look.scheduler,
+        references=look.references,
+    )
     for file in (drop_in.path, *([_SYSTEM_MODELS / added_id] if copies else [])):
         if file.exists():
             raise ConfigError(f"{file} exists, and is not overwritten; choose another --id")

@@ -11,7 +11,7 @@ from weave.config.schema import DeviceConfig
 from weave.models.assets import all_checks
 from weave.models.components import ModelClass
 from weave.models.control_files import check_files
-from weave.models.detect import Detected
+from weave.models.detect import Detected, takes_references
 from weave.models.embedding_keys import Embedding
 from weave.models.families import FAMILIES
 from weave.models.faults import collect
@@ -24,7 +24,8 @@ _LICENCES = ("license", "licence", "copying")
 
 class Look(NamedTuple):
     """`memory` is in bytes by dtype, for each that the model may be loaded in. Sizes on the disk are in bytes too.
-    `scheduler` is the model's default, where the family's does not fit it."""
+    `scheduler` is the model's default, where the family's does not fit it. `references`: the model takes reference
+    images, unlike others of its family."""
 
     detected: Detected
     parts: dict[str, Part]
@@ -35,6 +36,7 @@ class Look(NamedTuple):
     licences: list[str]
     faults: list[str]
     scheduler: str | None
+    references: bool
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -76,6 +78,7 @@ class EmbeddingLook(NamedTuple):
     size: int
     faults: tuple[str, ...] = ()
     scheduler: None = None
+    references: bool = False
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -110,6 +113,7 @@ class ControlLook(NamedTuple):
     size: int
     faults: list[str]
     scheduler: None = None
+    references: bool = False
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -173,6 +177,7 @@ def look_at(detected: Detected, device: DeviceConfig) -> Look:
         licences=sorted(file.name for file in folder.iterdir() if file.name.lower().startswith(_LICENCES)),
         faults=faults,
         scheduler=scheduler if scheduler != family.defaults.scheduler else None,
+        references=takes_references(path, family),
     )
 
 

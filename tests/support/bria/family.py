@@ -38,7 +38,6 @@ FAMILIES = (
         defaults=defaults(side=1024, steps=30, cfg_scale=5.0, scheduler="flow_euler"),
         schedulers=("flow_euler",),
         pipeline="BriaPipeline",
-        sibling_pipelines=(),
         components={
             "tokenizer": T5_TOKENIZER,
             "text_encoder": T5_ENCODER,

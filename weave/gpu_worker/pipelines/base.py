@@ -1,9 +1,12 @@
 """The adapter for Stable Diffusion, and the base class of the others."""
 
 import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from PIL import Image
 
 from weave.gpu_worker.canvas import Canvas
 from weave.models.family import Family
@@ -19,6 +22,10 @@ class Adapter:
 
     # The attributes of the pipeline's class that the adapter uses; libraries.py checks that they exist.
     needs: tuple[str, ...] = ("do_classifier_free_guidance",)
+    # The names of reference_arguments().
+    reference_names: tuple[str, ...] = ("image",)
+    # Of the class for a task, beside those.
+    task_needs: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -50,7 +57,13 @@ class Adapter:
         if canvas.image is not None:
             arguments |= {"image": canvas.image, "strength": parameters.strength}
             arguments |= {"mask_image": canvas.mask} if canvas.mask is not None else {}
+        if canvas.references:
+            arguments |= self.reference_arguments(canvas.references, parameters)
         return {name: value for name, value in arguments.items() if name in known}
+
+    def reference_arguments(self, references: tuple[Image.Image, ...], parameters: Parameters) -> dict[str, Any]:
+        """The reference images, as the pipeline takes them."""
+        return {"image": list(references)}
 
     def call(self, pipeline: Any, arguments: dict[str, Any], **common: Any) -> None:
         """Run the pipeline; its callback gets the latents. `common` arguments are the same for all families."""

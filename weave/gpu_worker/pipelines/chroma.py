@@ -12,6 +12,12 @@ class Adapter(sd3.Adapter):
 
     needs = (*sd3.Adapter.needs, "_unpack_latents")
 
+    def call(self, pipeline: Any, arguments: dict[str, Any], **common: Any) -> None:
+        """ChromaInpaintPipeline fails without this key of FLUX.1's transformer, of which it makes no use."""
+        if "guidance_embeds" not in pipeline.transformer.config:
+            pipeline.transformer.register_to_config(guidance_embeds=False)
+        super().call(pipeline, arguments, **common)
+
     def for_vae(self, pipeline: Any, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Unpacked, then shifted as SD3's."""
         unpacked = pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)

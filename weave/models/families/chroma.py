@@ -12,6 +12,7 @@ from weave.models.original_names import by_table
 from weave.models.original_tables import FLUX
 from weave.models.single_files import SingleFile, of_prefix
 from weave.models.sizes import Configs, Expected
+from weave.protocol.inputs import IMAGE_TO_IMAGE, INPAINTING
 
 _TRANSFORMER = ModelClass(
     library="diffusers",
@@ -80,7 +81,7 @@ FAMILIES = (
         defaults=defaults(side=1024, steps=40, cfg_scale=3.0, scheduler="flow_euler"),
         schedulers=("flow_euler",),
         pipeline="ChromaPipeline",
-        sibling_pipelines=("ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
+        pipelines={IMAGE_TO_IMAGE: "ChromaImg2ImgPipeline", INPAINTING: "ChromaInpaintPipeline"},
         components={
             "tokenizer": T5_TOKENIZER,
             "text_encoder": T5_ENCODER,

@@ -20,6 +20,7 @@ from weave.models.original_names import by_table
 from weave.models.original_tables import FLUX
 from weave.models.single_files import SingleFile, of_prefix
 from weave.models.sizes import Configs, Expected
+from weave.protocol.inputs import IMAGE_TO_IMAGE, INPAINTING, REFERENCES
 
 _TRANSFORMER = ModelClass(
     library="diffusers",
@@ -90,11 +91,16 @@ _FILE = SingleFile(
 FAMILIES = (
     Family(
         name="flux",
-        bounds=bounds(largest_side=2048, multiple=16, prompt_characters=4000),
+        bounds=bounds(largest_side=2048, multiple=16, prompt_characters=4000, references=1),
         defaults=defaults(side=1024, steps=28, cfg_scale=3.5, scheduler="flow_euler"),
         schedulers=("flow_euler",),
         pipeline="FluxPipeline",
-        sibling_pipelines=("FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextPipeline"),
+        pipelines={
+            IMAGE_TO_IMAGE: "FluxImg2ImgPipeline",
+            INPAINTING: "FluxInpaintPipeline",
+            REFERENCES: "FluxKontextPipeline",
+        },
+        of_some_models=frozenset({REFERENCES}),
         components={
             "tokenizer": CLIP_TOKENIZER,
             "tokenizer_2": T5_TOKENIZER,

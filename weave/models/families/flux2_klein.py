@@ -12,6 +12,7 @@ from weave.models.original_tables import FLUX2
 from weave.models.qwen import CHAT_WITHOUT_THINKING, QWEN3_FOR_CAUSAL_LM, QWEN_TOKENIZER
 from weave.models.single_files import SingleFile, of_prefix
 from weave.models.sizes import Configs, Expected, in_range, total
+from weave.protocol.inputs import INPAINTING, REFERENCES
 
 # The pipeline takes the states of Qwen3's layers 9, 18 and 27.
 _LAYERS, _LAST_LAYER = 3, 27
@@ -93,11 +94,12 @@ _FILE = SingleFile(
 FAMILIES = (
     Family(
         name="flux2-klein",
-        bounds=bounds(largest_side=2048, multiple=16, prompt_characters=4000),
+        # The pipeline that inpaints reduces larger images.
+        bounds=bounds(largest_side=2048, multiple=16, prompt_characters=4000, inpainting_pixels=1024 * 1024),
         defaults=defaults(side=1024, steps=4, cfg_scale=1.0, scheduler="flow_euler"),
         schedulers=("flow_euler",),
         pipeline="Flux2KleinPipeline",
-        sibling_pipelines=("Flux2KleinInpaintPipeline",),
+        pipelines={INPAINTING: "Flux2KleinInpaintPipeline", REFERENCES: "Flux2KleinPipeline"},
         components={
             "tokenizer": QWEN_TOKENIZER,
             "text_encoder": QWEN3_FOR_CAUSAL_LM,

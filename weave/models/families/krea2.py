@@ -74,7 +74,6 @@ FAMILIES = (
         defaults=defaults(side=1024, steps=8, cfg_scale=0.0, scheduler="flow_euler"),
         schedulers=("flow_euler",),
         pipeline="Krea2Pipeline",
-        sibling_pipelines=(),
         components={
             "tokenizer": QWEN_TOKENIZER,
             "text_encoder": QWEN3_VL,

@@ -10,6 +10,7 @@ from weave.models.files import Header
 from weave.models.qwen import DESCRIBE, QWEN2_5_VL, QWEN_TOKENIZER, QWEN_VAE, check_rotations, text_size, vae_sizes
 from weave.models.single_files import DENOISER, SingleFile, of_prefix
 from weave.models.sizes import Configs, Expected
+from weave.protocol.inputs import IMAGE_TO_IMAGE, INPAINTING
 
 _TRANSFORMER = ModelClass(
     library="diffusers",
@@ -76,7 +77,7 @@ FAMILIES = (
         defaults=defaults(side=1024, steps=50, cfg_scale=4.0, scheduler="flow_euler"),
         schedulers=("flow_euler",),
         pipeline="QwenImagePipeline",
-        sibling_pipelines=("QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"),
+        pipelines={IMAGE_TO_IMAGE: "QwenImageImg2ImgPipeline", INPAINTING: "QwenImageInpaintPipeline"},
         components={
             "tokenizer": QWEN_TOKENIZER,
             "text_encoder": QWEN2_5_VL,

@@ -22,6 +22,7 @@ from weave.models.original_tables import SD3
 from weave.models.schedulers import FLOW
 from weave.models.single_files import FilePart, SingleFile, of_prefix
 from weave.models.sizes import Configs, Expected, in_range, total
+from weave.protocol.inputs import IMAGE_TO_IMAGE, INPAINTING
 
 _LARGEST_TABLE = 1 << 29  # elements
 
@@ -118,7 +119,10 @@ FAMILIES = (
         defaults=defaults(side=1024, steps=28, cfg_scale=4.5, scheduler="flow_euler"),
         schedulers=FLOW,
         pipeline="StableDiffusion3Pipeline",
-        sibling_pipelines=("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
+        pipelines={
+            IMAGE_TO_IMAGE: "StableDiffusion3Img2ImgPipeline",
+            INPAINTING: "StableDiffusion3InpaintPipeline",
+        },
         components={
             "tokenizer": CLIP_TOKENIZER,
             "tokenizer_2": CLIP_TOKENIZER,

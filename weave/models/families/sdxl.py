@@ -12,6 +12,7 @@ from weave.models.original_names import of_unet
 from weave.models.schedulers import DIFFUSION, EDM
 from weave.models.single_files import FilePart, SingleFile, StoredValue, of_prefix
 from weave.models.sizes import Configs, Expected, total
+from weave.protocol.inputs import IMAGE_TO_IMAGE, INPAINTING
 
 _LATENTS = 4  # channels: latents_mean and latents_std are for so many in the pipeline
 
@@ -109,7 +110,10 @@ FAMILIES = (
         defaults=defaults(side=1024, steps=30, cfg_scale=5.0, scheduler="euler"),
         schedulers=(*DIFFUSION, *EDM),
         pipeline="StableDiffusionXLPipeline",
-        sibling_pipelines=("StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
+        pipelines={
+            IMAGE_TO_IMAGE: "StableDiffusionXLImg2ImgPipeline",
+            INPAINTING: "StableDiffusionXLInpaintPipeline",
+        },
         components={
             "tokenizer": CLIP_TOKENIZER,
             "tokenizer_2": CLIP_TOKENIZER,

@@ -11,6 +11,7 @@ from weave.models.original_tables import Z_IMAGE
 from weave.models.qwen import CHAT, QWEN3, QWEN_TOKENIZER
 from weave.models.single_files import SingleFile, of_prefix
 from weave.models.sizes import Configs, Expected, in_range, total
+from weave.protocol.inputs import IMAGE_TO_IMAGE, INPAINTING
 
 _LARGEST_SIDE = 2048
 _TOKENS = 512
@@ -83,7 +84,7 @@ FAMILIES = (
         defaults=defaults(side=1024, steps=9, cfg_scale=0.0, scheduler="flow_euler"),
         schedulers=("flow_euler",),
         pipeline="ZImagePipeline",
-        sibling_pipelines=("ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
+        pipelines={IMAGE_TO_IMAGE: "ZImageImg2ImgPipeline", INPAINTING: "ZImageInpaintPipeline"},
         components={
             "tokenizer": QWEN_TOKENIZER,
             "text_encoder": QWEN3,
