@@ -20,6 +20,7 @@ from fuzz.control import control
 from fuzz.fds import no_descriptor_left, sealed
 from fuzz.loras import loras
 from fuzz.reading import Reader, pieces
+from fuzz.recipes import recipes
 from fuzz.worker_replies import worker_replies
 from weave import log
 from weave.broker.front import requests
@@ -304,6 +305,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "safetensors": safetensors,
     "single_file": single_file,
     "loras": loras,
+    "recipes": recipes,
     "worker_replies": worker_replies,
     "control": control,
     "relay": relayed,

@@ -34,6 +34,21 @@ _OTHER: dict[str, tuple[bytes, ...]] = {
         *(b"cap_pad_token", b"double_stream_modulation_img.lin.weight", b"txtfusion.projector.weight"),
         *(b"txt_norm.weight", b"transformer_blocks.0.img_mod.1.weight"),
     ),
+    "recipes": (
+        *(b"Steps: 1", b", Sampler: Euler a", b", Schedule type: Karras", b", CFG scale: 7", b", Size: 64x64", b"\n"),
+        *(b"Negative prompt: ", b"<lora:a:1>", b", Denoising strength: 0.5", b", Hires upscale: 2", b"tEXt", b"zTXt"),
+        *(
+            b"iTXt",
+            b"IEND",
+            b"pass ",
+            b"inputs ",
+            b"control ",
+            b"image ",
+            b'{"width":8,"height":8}',
+            b"loras [",
+            b"seed ",
+        ),
+    ),
     "loras": tuple(
         word.encode()
         for word in (

@@ -1,7 +1,7 @@
 """Writes conf/completions, for bash, zsh and fish: shtab generates them from the two commands' parsers.
 
-IDs of models, LoRAs and embeddings, and job numbers, come from the daemon. They are read as lines, matched against a
-pattern and offered literally, never expanded as `compgen -W` would.
+IDs of models, LoRAs, embeddings and ControlNets, and job numbers, come from the daemon. They are read as lines, matched
+against a pattern and offered literally, never expanded as `compgen -W` would.
 """
 
 import argparse
@@ -20,11 +20,12 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "weavectl": client_parser,
 }
 SHELLS = ("bash", "zsh", "fish")
-FILES = ("config", "output", "path", "socket", "socket_path")
+FILES = ("config", "file", "image", "mask", "output", "path", "references", "socket", "socket_path")
 FROM_DAEMON = {
     "model": "_weavectl_models",
     "loras": "_weavectl_loras",
     "embeddings": "_weavectl_embeddings",
+    "control": "_weavectl_controls",
     "job": "_weavectl_jobs",
 }
 HEADER = "# Made by scripts/completions.py with shtab, from the options themselves; do not edit.\n"
@@ -33,6 +34,7 @@ BASH = r"""
 _weavectl_models() { _weavectl_lines models '^([a-z0-9][a-z0-9._-]{0,63}) ' "$1"; }
 _weavectl_loras() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(LoRA, [^()]*\)$' "$1"; }
 _weavectl_embeddings() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(embedding\)$' "$1"; }
+_weavectl_controls() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(ControlNet\)$' "$1"; }
 _weavectl_jobs() { _weavectl_lines status '^job ([0-9]{1,19}) ' "$1"; }
 _weavectl_lines() {
     local LC_ALL=C line
@@ -45,6 +47,7 @@ ZSH = r"""
 _weavectl_models() { _weavectl_lines models '^([a-z0-9][a-z0-9._-]{0,63}) ' }
 _weavectl_loras() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(LoRA, [^()]*\)$' }
 _weavectl_embeddings() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(embedding\)$' }
+_weavectl_controls() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(ControlNet\)$' }
 _weavectl_jobs() { _weavectl_lines status '^job ([0-9]{1,19}) ' }
 _weavectl_lines() {
   local LC_ALL=C line MATCH
@@ -64,6 +67,9 @@ function _weavectl_loras
 end
 function _weavectl_embeddings
   weavectl --timeout 2 models 2>/dev/null | string replace -rf '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(embedding\)$' '$1'
+end
+function _weavectl_controls
+  weavectl --timeout 2 models 2>/dev/null | string replace -rf '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(ControlNet\)$' '$1'
 end
 function _weavectl_jobs
   weavectl --timeout 2 status 2>/dev/null | string replace -rf '^job ([0-9]{1,19}) .*$' '$1'

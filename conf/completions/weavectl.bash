@@ -1,12 +1,13 @@
 # Made by scripts/completions.py with shtab, from the options themselves; do not edit.
 
-_shtab_weavectl_subparsers=(status models load unload generate cancel add doctor check-config)
+_shtab_weavectl_subparsers=(status models load unload generate repeat cancel add doctor check-config)
 
-_shtab_weavectl_status_option_strings=(-h --help -s --socket --json --timeout)
+_shtab_weavectl_status_option_strings=(-h --help -s --socket --json --timeout --watch)
 _shtab_weavectl_models_option_strings=(-h --help -s --socket --json --timeout)
 _shtab_weavectl_load_option_strings=(-h --help -s --socket --json --timeout)
 _shtab_weavectl_unload_option_strings=(-h --help -s --socket --json --timeout)
 _shtab_weavectl_generate_option_strings=(-h --help -s --socket --json --timeout -o --output -f --force --negative-prompt --model --width --height --steps --cfg-scale --seed --scheduler --lora --embedding --image --strength --mask --mask-padding --control --reference --enlarge --images --batch --format --preview)
+_shtab_weavectl_repeat_option_strings=(-h --help -s --socket --json --timeout -o --output -f --force --set --model --image)
 _shtab_weavectl_cancel_option_strings=(-h --help -s --socket --json --timeout --all)
 _shtab_weavectl_add_option_strings=(-h --help -s --socket --json --timeout --part --layout --id --title -n --dry-run --known --config)
 _shtab_weavectl_doctor_option_strings=(-h --help -s --socket --json --timeout --config)
@@ -29,6 +30,17 @@ _shtab_weavectl_generate___output_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_generate___model_COMPGEN=_weavectl_models
 _shtab_weavectl_generate___lora_COMPGEN=_weavectl_loras
 _shtab_weavectl_generate___embedding_COMPGEN=_weavectl_embeddings
+_shtab_weavectl_generate___image_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_generate___mask_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_generate___control_COMPGEN=_weavectl_controls
+_shtab_weavectl_generate___reference_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_repeat_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_repeat__s_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_repeat___socket_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_repeat__o_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_repeat___output_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_repeat___model_COMPGEN=_weavectl_models
+_shtab_weavectl_repeat___image_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_cancel_pos_0_COMPGEN=_weavectl_jobs
 _shtab_weavectl_cancel__s_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_cancel___socket_COMPGEN=_shtab_compgen_files
@@ -46,11 +58,12 @@ _shtab_weavectl__s_COMPGEN=_shtab_compgen_files
 _shtab_weavectl___socket_COMPGEN=_shtab_compgen_files
 
 _shtab_weavectl_generate___format_choices=(png raw)
-_shtab_weavectl_pos_0_choices=(status models load unload generate cancel add doctor check-config)
+_shtab_weavectl_pos_0_choices=(status models load unload generate repeat cancel add doctor check-config)
 
 _shtab_weavectl_status__h_nargs=0
 _shtab_weavectl_status___help_nargs=0
 _shtab_weavectl_status___json_nargs=0
+_shtab_weavectl_status___watch_nargs='?'
 _shtab_weavectl_models__h_nargs=0
 _shtab_weavectl_models___help_nargs=0
 _shtab_weavectl_models___json_nargs=0
@@ -65,6 +78,11 @@ _shtab_weavectl_generate___help_nargs=0
 _shtab_weavectl_generate___json_nargs=0
 _shtab_weavectl_generate__f_nargs=0
 _shtab_weavectl_generate___force_nargs=0
+_shtab_weavectl_repeat__h_nargs=0
+_shtab_weavectl_repeat___help_nargs=0
+_shtab_weavectl_repeat___json_nargs=0
+_shtab_weavectl_repeat__f_nargs=0
+_shtab_weavectl_repeat___force_nargs=0
 _shtab_weavectl_cancel_pos_0_nargs='*'
 _shtab_weavectl_cancel__h_nargs=0
 _shtab_weavectl_cancel___help_nargs=0
@@ -94,6 +112,7 @@ _shtab_weavectl___version_nargs=0
 _weavectl_models() { _weavectl_lines models '^([a-z0-9][a-z0-9._-]{0,63}) ' "$1"; }
 _weavectl_loras() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(LoRA, [^()]*\)$' "$1"; }
 _weavectl_embeddings() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(embedding\)$' "$1"; }
+_weavectl_controls() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(ControlNet\)$' "$1"; }
 _weavectl_jobs() { _weavectl_lines status '^job ([0-9]{1,19}) ' "$1"; }
 _weavectl_lines() {
     local LC_ALL=C line

@@ -9,6 +9,9 @@ end
 function _weavectl_embeddings
   weavectl --timeout 2 models 2>/dev/null | string replace -rf '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(embedding\)$' '$1'
 end
+function _weavectl_controls
+  weavectl --timeout 2 models 2>/dev/null | string replace -rf '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(ControlNet\)$' '$1'
+end
 function _weavectl_jobs
   weavectl --timeout 2 status 2>/dev/null | string replace -rf '^job ([0-9]{1,19}) .*$' '$1'
 end
@@ -60,8 +63,8 @@ function _shtab_weavectl_using
   test "$_shtab_weavectl_cmdpath" = "$argv"
 end
 
-set -g _shtab_weavectl_commands status models load unload generate cancel add doctor check-config
-set -g _shtab_weavectl_opts_with_value --batch --cfg-scale --config --control --embedding --enlarge --format --height --id --image --images --layout --lora --mask --mask-padding --model --negative-prompt --output --part --preview --reference --scheduler --seed --socket --steps --strength --timeout --title --width -o -s
+set -g _shtab_weavectl_commands status models load unload generate repeat cancel add doctor check-config
+set -g _shtab_weavectl_opts_with_value --batch --cfg-scale --config --control --embedding --enlarge --format --height --id --image --images --layout --lora --mask --mask-padding --model --negative-prompt --output --part --preview --reference --scheduler --seed --set --socket --steps --strength --timeout --title --watch --width -o -s
 
 complete -c weavectl -e
 complete -c weavectl -f
@@ -76,6 +79,7 @@ complete -c weavectl -n '_shtab_weavectl_using status' -s h -l help -d 'show thi
 complete -c weavectl -n '_shtab_weavectl_using status' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
 complete -c weavectl -n '_shtab_weavectl_using status' -l json -d 'one JSON object a line'
 complete -c weavectl -n '_shtab_weavectl_using status' -l timeout -x -d 'how long to wait for the daemon'"'"'s first answer (default: 20)'
+complete -c weavectl -n '_shtab_weavectl_using status' -l watch -x -d 'show it again every so many seconds (default: 1), until interrupted'
 complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a models -d 'list the models on offer'
 complete -c weavectl -n '_shtab_weavectl_using models' -s h -l help -d 'show this help message and exit'
 complete -c weavectl -n '_shtab_weavectl_using models' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
@@ -109,17 +113,28 @@ complete -c weavectl -n '_shtab_weavectl_using generate' -l seed -x -d 'seed of 
 complete -c weavectl -n '_shtab_weavectl_using generate' -l scheduler -x -d 'one of the model'"'"'s schedulers (default: the model'"'"'s)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l lora -xka "(_weavectl_loras)" -d 'LoRAs to apply, each with its weight (1 if left out) (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l embedding -xka "(_weavectl_embeddings)" -d 'embeddings to use, whose IDs stand in the prompts as words (default: none)'
-complete -c weavectl -n '_shtab_weavectl_using generate' -l image -x -d 'image to start from (default: none)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l image -xka "(__fish_complete_path (commandline -ct))" -d 'image to start from (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l strength -x -d 'how much of the image to change: the fraction of the steps that run (default: 0.75)'
-complete -c weavectl -n '_shtab_weavectl_using generate' -l mask -x -d 'what to repaint of the image: white is repainted, black is kept exactly (default: none)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l mask -xka "(__fish_complete_path (commandline -ct))" -d 'what to repaint of the image: white is repainted, black is kept exactly (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l mask-padding -x -d 'repaint at full resolution only the masked part, with this margin around it, in pixels (default: the whole image)'
-complete -c weavectl -n '_shtab_weavectl_using generate' -l control -x -d 'ControlNets to apply, each with the image that it sees (default: none)'
-complete -c weavectl -n '_shtab_weavectl_using generate' -l reference -x -d 'images that the prompt refers to (default: none)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l control -xka "(_weavectl_controls)" -d 'ControlNets to apply, each with the image that it sees (default: none)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l reference -xka "(__fish_complete_path (commandline -ct))" -d 'images that the prompt refers to (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l enlarge -x -d 'enlarge the image by SCALE and refine it in a second pass (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l images -x -d 'number of images (default: 1)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l batch -x -d 'number of images that one pass generates together: faster, but pixels may differ in their last bit (default: 1)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l format -xka "png raw" -d 'a PNG, or the pixels alone: RGB, 8 bits a channel, rows from the top (default: png)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l preview -x -d 'an unfinished image after every N steps; 0 is never (default: 0)'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a repeat -d 'generate an image again from its PNG'
+complete -c weavectl -n '_shtab_weavectl_using repeat' -s h -l help -d 'show this help message and exit'
+complete -c weavectl -n '_shtab_weavectl_using repeat' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
+complete -c weavectl -n '_shtab_weavectl_using repeat' -l json -d 'one JSON object a line'
+complete -c weavectl -n '_shtab_weavectl_using repeat' -l timeout -x -d 'how long to wait for the daemon'"'"'s first answer (default: 20)'
+complete -c weavectl -n '_shtab_weavectl_using repeat' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'where to put the image; - is standard output'
+complete -c weavectl -n '_shtab_weavectl_using repeat' -s f -l force -d 'overwrite FILE'
+complete -c weavectl -n '_shtab_weavectl_using repeat' -l set -x -d 'change one parameter: a string as it is, everything else as JSON; no VALUE takes the default'
+complete -c weavectl -n '_shtab_weavectl_using repeat' -l model -xka "(_weavectl_models)" -d 'ID of the model (default: that of the original)'
+complete -c weavectl -n '_shtab_weavectl_using repeat' -l image -xka "(__fish_complete_path (commandline -ct))" -d 'one of the images that it was generated from, in any order; - is standard input'
+complete -c weavectl -n '_shtab_weavectl_using repeat; and test $_shtab_weavectl_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the PNG; - is standard input'
 complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a cancel -d 'cancel your jobs'
 complete -c weavectl -n '_shtab_weavectl_using cancel' -s h -l help -d 'show this help message and exit'
 complete -c weavectl -n '_shtab_weavectl_using cancel' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'

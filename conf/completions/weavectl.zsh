@@ -10,6 +10,7 @@ _shtab_weavectl_commands() {
     generate:'generate images'
     load:'load a model, so that the next image starts without a wait'
     models:'list the models on offer'
+    repeat:'generate an image again from its PNG'
     status:'show the daemon'"'"'s state'
     unload:'end the worker, which frees all of its memory'
   )
@@ -96,12 +97,12 @@ _shtab_weavectl_generate_options=(
   "--scheduler[one of the model\'s schedulers (default\: the model\'s)]:NAME:"
   "--lora[LoRAs to apply, each with its weight (1 if left out) (default\: none)]:ID[\:WEIGHT]:_weavectl_loras"
   "--embedding[embeddings to use, whose IDs stand in the prompts as words (default\: none)]:ID:_weavectl_embeddings"
-  "--image[image to start from (default\: none)]:FILE:"
+  "--image[image to start from (default\: none)]:FILE:_files"
   "--strength[how much of the image to change\: the fraction of the steps that run (default\: 0.75)]:X:"
-  "--mask[what to repaint of the image\: white is repainted, black is kept exactly (default\: none)]:FILE:"
+  "--mask[what to repaint of the image\: white is repainted, black is kept exactly (default\: none)]:FILE:_files"
   "--mask-padding[repaint at full resolution only the masked part, with this margin around it, in pixels (default\: the whole image)]:N:"
-  "--control[ControlNets to apply, each with the image that it sees (default\: none)]:ID[\:SCALE]=FILE:"
-  "--reference[images that the prompt refers to (default\: none)]:FILE:"
+  "--control[ControlNets to apply, each with the image that it sees (default\: none)]:ID[\:SCALE]=FILE:_weavectl_controls"
+  "--reference[images that the prompt refers to (default\: none)]:FILE:_files"
   "--enlarge[enlarge the image by SCALE and refine it in a second pass (default\: none)]:SCALE[\:STRENGTH]:"
   "--images[number of images (default\: 1)]:N:"
   "--batch[number of images that one pass generates together\: faster, but pixels may differ in their last bit (default\: 1)]:N:"
@@ -134,11 +135,28 @@ _shtab_weavectl_models_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_weavectl_models_defaults_added=0
 
+_shtab_weavectl_repeat_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-s,--socket}"[the daemon\'s socket]:PATH:_files"
+  "--json[one JSON object a line]"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
+  {-o,--output}"[where to put the image\; - is standard output]:FILE:_files"
+  {-f,--force}"[overwrite FILE]"
+  "*--set[change one parameter\: a string as it is, everything else as JSON\; no VALUE takes the default]:NAME=VALUE:"
+  "--model[ID of the model (default\: that of the original)]:ID:_weavectl_models"
+  "--image[one of the images that it was generated from, in any order\; - is standard input]:FILE:_files"
+  ":the PNG\; - is standard input:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_weavectl_repeat_defaults_added=0
+
 _shtab_weavectl_status_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
   "--json[one JSON object a line]"
   "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
+  "--watch[show it again every so many seconds (default\: 1), until interrupted]:SECONDS:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -180,6 +198,7 @@ _shtab_weavectl() {
         generate) _arguments -C -s $_shtab_weavectl_generate_options ;;
         load) _arguments -C -s $_shtab_weavectl_load_options ;;
         models) _arguments -C -s $_shtab_weavectl_models_options ;;
+        repeat) _arguments -C -s $_shtab_weavectl_repeat_options ;;
         status) _arguments -C -s $_shtab_weavectl_status_options ;;
         unload) _arguments -C -s $_shtab_weavectl_unload_options ;;
       esac
@@ -191,6 +210,7 @@ _shtab_weavectl() {
 _weavectl_models() { _weavectl_lines models '^([a-z0-9][a-z0-9._-]{0,63}) ' }
 _weavectl_loras() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(LoRA, [^()]*\)$' }
 _weavectl_embeddings() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(embedding\)$' }
+_weavectl_controls() { _weavectl_lines models '^  ([a-z0-9][a-z0-9._-]{0,63}) .*\(ControlNet\)$' }
 _weavectl_jobs() { _weavectl_lines status '^job ([0-9]{1,19}) ' }
 _weavectl_lines() {
   local LC_ALL=C line MATCH

@@ -211,7 +211,7 @@ def test_no_upload_goes_to_a_daemon_without_the_feature(tmp_path: Path, field: s
     assert [request["op"] for request in daemon.asked] == ["status", "status"]  # once for each connection
 
 
-def test_an_image_that_cannot_be_read_is_refused_before_the_daemon(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_refused_at_once(tmp_path: Path) -> None:
     async def ask(path: Path) -> None:
         async with AsyncClient(path) as client:
             with pytest.raises(InvalidRequest, match="image: its bytes is not an image"):

@@ -63,6 +63,8 @@ BROKEN: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "names of other files": ("single_file", "fuzz.targets:tensors_of", lambda *_, **__: {"x": "not in the file"}),
     "any shape will do": ("loras", "weave.models.lora_layers:_check_shapes", believing),
     "vectors of other keys": ("loras", "fuzz.loras:embedding_of", lambda _: Embedding(("x",), (1,), 1)),
+    "a recipe raises": ("recipes", "weave.weavectl.recipe:read_infotext", raising),
+    "any digest will do": ("recipes", "weave.weavectl.recipe:_digests", lambda _, images: ("x",) * images),
     "the worker is believed": ("worker_replies", "weave.broker.schedule.worker_link:_check_update", believing),
     "the link leaks": ("worker_replies", "weave.broker.schedule.worker_link:close_all", believing),
     "a channel raises": ("control", "weave.protocol.channel:received_descriptors", raising),

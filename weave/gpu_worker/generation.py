@@ -5,13 +5,12 @@ import select
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import msgspec
 from PIL import Image, PngImagePlugin
 
-import weave
 from weave.gpu_worker.decode import reduced
 from weave.gpu_worker.embeddings import Expand
 from weave.gpu_worker.inputs import Inputs
+from weave.gpu_worker.metadata import metadata
 from weave.gpu_worker.passes import AfterStep, Pass, run_pass
 from weave.gpu_worker.pipelines import adapter_of
 from weave.gpu_worker.pipelines.base import Adapter
@@ -19,7 +18,7 @@ from weave.gpu_worker.tokens import count_tokens
 from weave.protocol.bounds import MAX_SEED
 from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd
 from weave.protocol.client_messages import ModelOffer, Tokens
-from weave.protocol.parameters import Parameters, png_text
+from weave.protocol.parameters import Parameters
 from weave.protocol.worker_messages import CancelRun, Made, Previewed, Progressed, Run, ToWorker
 
 # In place of the image that will be enlarged, where only the steps of that pass are asked for.
@@ -66,7 +65,14 @@ def generate(generation: Generation) -> Tokens:
         ):
             _check_size(image, parameters)
             tokens = count_tokens(pipeline, generation.adapter, arguments)
-            data = image.tobytes() if parameters.format == "raw" else _png(image, _metadata(generation, number, tokens))
+            info = metadata(
+                parameters,
+                model=generation.model.id,
+                number=number,
+                tokens=tokens,
+                digests=generation.inputs.digests,
+            )
+            data = image.tobytes() if parameters.format == "raw" else _png(image, info)
             _send(generation, Made(job=generation.run.job, image=number, size=len(data)), data)
     return tokens
 
@@ -137,20 +143,6 @@ def _send(generation: Generation, message: Made | Previewed, data: bytes) -> Non
         generation.channel.send(message, (memfd,))
     finally:
         close_all([memfd])
-
-
-def _metadata(generation: Generation, number: int, tokens: Tokens) -> PngImagePlugin.PngInfo:
-    """The PNG's text chunks: everything needed to generate the image again."""
-    parameters = generation.run.parameters
-    info = PngImagePlugin.PngInfo()
-    fields = {
-        "Software": f"weave-compute {weave.__version__}",
-        **png_text(parameters, model=generation.model.id, seed=_seed(parameters, number)),
-        "tokens": msgspec.json.encode(tokens).decode(),
-    }
-    for name, value in fields.items():
-        info.add_itxt(name, value)
-    return info
 
 
 def _png(image: Image.Image, info: PngImagePlugin.PngInfo) -> bytes:

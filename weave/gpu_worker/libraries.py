@@ -57,7 +57,7 @@ _NAMES = {
     "torch.nn.functional": ("conv2d", "scaled_dot_product_attention"),
     "safetensors": ("SafetensorError",),
     "PIL.Image": ("Image", "Image.getbbox", "Resampling.LANCZOS", "frombytes", "new", "preinit"),
-    "PIL.PngImagePlugin": ("PngInfo.add_itxt",),
+    "PIL.PngImagePlugin": ("PngInfo.add_itxt", "PngInfo.add_text"),
     "transformers": (
         *("AddedToken", "PreTrainedModel._keep_in_fp32_modules", "PreTrainedModel.get_input_embeddings"),
         *(f"PreTrainedTokenizerBase.{name}" for name in ("add_tokens", "convert_tokens_to_ids", "get_vocab")),

@@ -1,25 +1,30 @@
 """The commands. Each returns the exit status."""
 
 import argparse
-import contextlib
+import time
 
-from weave.client import Answer, Client
-from weave.protocol.client_messages import Done, Image, Loading, Preview, Progress, Queued, StatusReport, Tokens
-from weave.protocol.parameters import PARAMETERS
+from weave.protocol.client_messages import StatusReport
 from weave.weavectl.connect import connect, connect_for_long
-from weave.weavectl.image_files import ImageFiles, is_standard_output, open_image_files
-from weave.weavectl.output import Output, UsageError
+from weave.weavectl.output import Output
 
 
 def status(options: argparse.Namespace, output: Output) -> int:
-    """Show the daemon's state."""
+    """Show the daemon's state: once, or until interrupted."""
     with connect(options) as client:
-        report = client.status()
+        _show_status(client.status(), output)
+        while options.watch is not None:
+            time.sleep(options.watch)
+            report = client.status()
+            output.clear()
+            _show_status(report, output)
+    return 0
+
+
+def _show_status(report: StatusReport, output: Output) -> None:
     output.event(report)
     if not output.json:
         for name, value in _describe(report):
             output.line(f"{name:<11} {value}")
-    return 0
 
 
 def models(options: argparse.Namespace, output: Output) -> int:
@@ -65,67 +70,6 @@ def cancel(options: argparse.Namespace, output: Output) -> int:
             client.cancel(job=job)
             output.line(f"job {job} is cancelled", event="done", job=job)
     return 0
-
-
-def generate(options: argparse.Namespace, output: Output) -> int:
-    """Generate images into files."""
-    if is_standard_output(options.output):
-        options.output = "-"
-    if options.output == "-" and output.json:
-        raise UsageError("-o - and --json would both write to standard output")
-    previews = options.preview_every != 0
-    files = open_image_files(options.output, options.images, force=options.force, previews=previews)
-    with contextlib.closing(files), connect(options) as client:
-        _generate(client, options, files, output)
-    return 0
-
-
-def _generate(client: Client, options: argparse.Namespace, files: ImageFiles, output: Output) -> None:
-    parameters = {name: getattr(options, name) for name, parameter in PARAMETERS.items() if parameter.option}
-    with output.progress() as progress:
-        task = progress.add_task("queued", total=None)
-        for answer in client.generate(options.prompt, **parameters):
-            client.timeout = None  # it has answered; a job may take any time
-            match answer.event:
-                case Queued(position=position):
-                    progress.update(task, description=f"queued, {position} before")
-                case Loading(model=model):
-                    progress.update(task, description=f"loading {model}")
-                case Progress(image=image, step=step, steps=steps):
-                    described = f"image {image + 1} of {options.images}"
-                    progress.update(task, description=described, completed=step, total=steps)
-                case Preview(image=image) | Image(image=image):
-                    files.write(image, answer.data)
-            _show(answer, options, files, output)
-
-
-def _show(answer: Answer, options: argparse.Namespace, files: ImageFiles, output: Output) -> None:
-    # If the image goes to standard output, nothing else does.
-    say = output.note if options.output == "-" else output.line
-    if isinstance(answer.event, Image):
-        shown, seed = files.display_name(answer.event.image), answer.event.seed
-        if output.json:
-            output.line("", event="image", file=shown, seed=seed)
-        else:
-            say(f"{shown} (seed {seed})")
-    elif isinstance(answer.event, Done) and answer.event.timings is not None and not output.json:
-        timings = answer.event.timings
-        say(f"{timings.generating:.2f} s, and {timings.loading:.2f} s to load the model")
-    else:
-        output.event(answer.event)
-    if isinstance(answer.event, Done) and answer.event.tokens is not None:
-        _warn_if_cut(answer.event.tokens, output)
-
-
-def _warn_if_cut(tokens: Tokens, output: Output) -> None:
-    for prompt, encoders in (("prompt", tokens.prompt), ("negative prompt", tokens.negative_prompt)):
-        for tokens_of in encoders:
-            if tokens_of.cut:
-                total = tokens_of.used + tokens_of.cut
-                output.warning(
-                    f"the {prompt} has {total} tokens; {tokens_of.encoder} takes {tokens_of.used}, "
-                    f"so {tokens_of.cut} were cut"
-                )
 
 
 def _describe(report: StatusReport) -> list[tuple[str, str]]:

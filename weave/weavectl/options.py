@@ -2,19 +2,19 @@
 
 import argparse
 import math
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from weave import __version__
-from weave.client import Control, InvalidRequest
-from weave.client.pixels import Upload, pixels_of
+from weave.client import Control
 from weave.protocol.inputs import InputImage, RequestedControl
 from weave.protocol.loras import RequestedLora
 from weave.protocol.parameters import PARAMETERS, Enlarge, Parameter, RequestedParameters, choices_of, summary, type_of
 from weave.protocol.text import is_model_id, visible
 from weave.weavectl import add as add_model
-from weave.weavectl import commands, doctor
+from weave.weavectl import commands, doctor, generate, repeat
+from weave.weavectl.generate import InputFile
 
 _EXIT_STATUS = """exit status:
   0 done; 1 the daemon refused or failed the request, or a file could not be written; 2 wrong usage;
@@ -22,6 +22,7 @@ _EXIT_STATUS = """exit status:
   141 standard output was closed"""
 # Long enough for a service that systemd starts on demand.
 _ANSWER_SECONDS = 20.0
+_WATCH_SECONDS = 1.0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,13 +57,23 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return verbs.add_parser(name, help=text, parents=[common])
 
-    add("status", "show the daemon's state").set_defaults(run=commands.status)
+    status = add("status", "show the daemon's state")
+    status.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=_WATCH_SECONDS,
+        metavar="SECONDS",
+        help=f"show it again every so many seconds (default: {_WATCH_SECONDS:g}), until interrupted",
+    )
+    status.set_defaults(run=commands.status)
     add("models", "list the models on offer").set_defaults(run=commands.models)
     load = add("load", "load a model, so that the next image starts without a wait")
     load.add_argument("model", help="its ID")
     load.set_defaults(run=commands.load)
     add("unload", "end the worker, which frees all of its memory").set_defaults(run=commands.unload)
     _add_generate(add("generate", "generate images"))
+    _add_repeat(add("repeat", "generate an image again from its PNG"))
     cancel = add("cancel", "cancel your jobs")
     cancel.add_argument("job", type=int, nargs="*", help="the job's number in status")
     cancel.add_argument("--all", action="store_true", help="all of your jobs")
@@ -131,19 +142,47 @@ def _add_config(verb: argparse.ArgumentParser) -> None:
 
 def _add_generate(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("prompt", help=PARAMETERS["prompt"].help)
-    verb.add_argument(
-        "-o",
-        "--output",
-        default="weave.png",
-        metavar="FILE",
-        help="where to put the image, and its previews before it; - is standard output",
-    )
-    verb.add_argument("-f", "--force", action="store_true", help="overwrite FILE")
+    _add_output(verb, "where to put the image, and its previews before it; - is standard output")
     defaults = RequestedParameters(prompt="")
     for name, parameter in PARAMETERS.items():
         if parameter.option:
             _add_parameter(verb, name, parameter, default=getattr(defaults, name))
-    verb.set_defaults(run=commands.generate)
+    verb.set_defaults(run=generate.generate)
+
+
+def _add_output(verb: argparse.ArgumentParser, text: str) -> None:
+    verb.add_argument("-o", "--output", default="weave.png", metavar="FILE", help=text)
+    verb.add_argument("-f", "--force", action="store_true", help="overwrite FILE")
+
+
+def _add_repeat(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("file", metavar="FILE", help="the PNG; - is standard input")
+    _add_output(verb, "where to put the image; - is standard output")
+    verb.add_argument(
+        "--set",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change one parameter: a string as it is, everything else as JSON; no VALUE takes the default",
+    )
+    verb.add_argument("--model", type=_model_id, metavar="ID", help="ID of the model (default: that of the original)")
+    verb.add_argument(
+        "--image",
+        type=_input_file("--image"),
+        action=_Collect,
+        default=(),
+        metavar="FILE",
+        help="one of the images that it was generated from, in any order; - is standard input",
+    )
+    verb.set_defaults(run=repeat.repeat)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not (name and separator):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not NAME=VALUE")
+    return name, value
 
 
 def _add_parameter(verb: argparse.ArgumentParser, name: str, parameter: Parameter, *, default: Any) -> None:
@@ -156,7 +195,7 @@ def _add_parameter(verb: argparse.ArgumentParser, name: str, parameter: Paramete
     elif choices := choices_of(name):
         verb.add_argument(option, dest=name, choices=choices, default=default, help=summary(name))
     else:
-        convert = _SINGLE.get(type_of(name), type_of(name))
+        convert = _input_file(option) if type_of(name) is InputImage else _SINGLE.get(type_of(name), type_of(name))
         verb.add_argument(option, dest=name, type=convert, default=default, metavar=metavar, help=summary(name))
 
 
@@ -169,10 +208,9 @@ def _control(text: str) -> Control:
     name, separator, path = text.partition("=")
     if not (name and separator):
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is not ID=FILE or ID:SCALE=FILE")
+    image = _input_file("--control")(path)
     control_id, separator, scale = name.rpartition(":")
-    if not separator:
-        return Control(id=name, image=_image(path))
-    return Control(id=control_id, image=_image(path), scale=_finite(scale))
+    return Control(id=control_id, image=image, scale=_finite(scale)) if separator else Control(id=name, image=image)
 
 
 def _enlarge(text: str) -> Enlarge:
@@ -180,12 +218,9 @@ def _enlarge(text: str) -> Enlarge:
     return Enlarge(scale=_finite(scale), strength=_finite(strength)) if separator else Enlarge(scale=_finite(scale))
 
 
-def _image(text: str) -> Upload:
-    """An image file; - is standard input."""
-    try:
-        return pixels_of(str(_path(text)), sys.stdin.buffer.read() if text == "-" else text)
-    except (InvalidRequest, OSError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _input_file(option: str) -> Callable[[str], InputFile]:
+    """Read later: an option that is wrong is an error before that."""
+    return lambda text: InputFile(option, str(_path(text)))
 
 
 def _path(text: str) -> Path:
@@ -210,13 +245,13 @@ def _finite(text: str) -> float:
     return number
 
 
-_SINGLE: dict[Any, Any] = {float: _finite, InputImage: _image, Enlarge: _enlarge}
+_SINGLE: dict[Any, Any] = {float: _finite, Enlarge: _enlarge}
 # An option that may be repeated, by the type of its list.
 _LISTS: dict[Any, Any] = {
     tuple[RequestedLora, ...]: _lora,
     tuple[str, ...]: str,
     tuple[RequestedControl, ...]: _control,
-    tuple[InputImage, ...]: _image,
+    tuple[InputImage, ...]: _input_file("--reference"),
 }
 
 

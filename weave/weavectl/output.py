@@ -13,6 +13,8 @@ from weave.protocol.client_messages import Error
 from weave.protocol.text import json_line, visible
 
 _USUAL_WIDTH = 80
+# To the first column of the first line, then clear to the end of the screen.
+_CLEAR = "\x1b[H\x1b[J"
 
 
 class UsageError(Exception):
@@ -40,6 +42,11 @@ class Output:
             sys.stdout.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, "standard output") from None
+
+    def clear(self) -> None:
+        """What follows replaces what a terminal shows; elsewhere an empty line comes before it."""
+        if not self.json:
+            sys.stdout.write(_CLEAR if sys.stdout.isatty() else "\n")
 
     def event(self, event: msgspec.Struct) -> None:
         """A daemon's event, for scripts only."""
