@@ -1,17 +1,18 @@
-"""Which files of LoRAs and embeddings a worker can open, and what the broker knows of them."""
+"""Which files of LoRAs, embeddings and ControlNets a worker can open, and what the broker knows of them."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from PIL import Image
 
 from tests.support.builds import build
 from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import generate, images
 from tests.support.seams import before, replaced
 from tests.support.system import MODEL
-from weave.client import RequestedLora, WeaveError
+from weave.client import Control, RequestedLora, WeaveError
 from weave.config.child_configs import Access
 from weave.config.load import load
 from weave.config.split import broker_config
@@ -23,10 +24,10 @@ NO_BOUNDS_IN_THE_BROKER = replaced("broker/front/requests.py", "check_bounds", "
 
 
 def files(folder: Path) -> str:
-    """Config for the demo model, a LoRA and an embedding of its family, and of another."""
+    """Config for the demo model; a LoRA, an embedding and a ControlNet of its family, and of another."""
     tables = ""
     for name, family in (("own", "sd1"), ("foreign", "sdxl")):
-        for kind in ("loras", "embeddings"):
+        for kind in ("loras", "embeddings", "controls"):
             file = folder / f"{name}-{kind}.safetensors"
             file.write_bytes(b"x")
             tables += f'[{kind}.{name}]\npath = "{file}"\nfamily = "{family}"\n'
@@ -47,14 +48,15 @@ def compromised(folder: Path) -> Iterator[Daemon]:
 
 def test_a_worker_can_open_its_familys_files_only(compromised: Daemon, folder: Path) -> None:
     with compromised.client() as client:
-        for own in ("own-loras.safetensors", "own-embeddings.safetensors"):
-            assert images(generate(client, str(folder / own)))
-        for other in ("foreign-loras.safetensors", "foreign-embeddings.safetensors", "."):
+        for own in ("loras", "embeddings", "controls"):
+            assert images(generate(client, str(folder / f"own-{own}.safetensors")))
+        others = [f"foreign-{other}.safetensors" for other in ("loras", "embeddings", "controls")]
+        for other in (*others, "."):
             with pytest.raises(WeaveError) as refused:
                 generate(client, str(folder / other))
             assert refused.value.code is ErrorCode.INTERNAL
         assert wait_for(
-            lambda: [it for it in compromised.events("job_failed") if "Permission denied" in it["detail"]][2:]
+            lambda: [it for it in compromised.events("job_failed") if "Permission denied" in it["detail"]][3:]
         )
 
 
@@ -63,11 +65,12 @@ def test_without_the_brokers_check_the_worker_refuses_them(folder: Path) -> None
     try:
         with daemon.client() as client:
             for name in ("none", "foreign", str(folder / "own-loras.safetensors")):
-                for more in ({"loras": (RequestedLora(name),)}, {"embeddings": (name,)}):
+                control = Control(id=name, image=Image.new("RGB", (8, 8)))
+                for more in ({"loras": (RequestedLora(name),)}, {"embeddings": (name,)}, {"control": (control,)}):
                     with pytest.raises(WeaveError) as refused:
                         generate(client, **more)
                     assert refused.value.code is ErrorCode.WORKER_FAILED
-            for kind in ("loras", "embeddings"):
+            for kind in ("loras", "embeddings", "control"):
                 reason = f"{kind} names one that this"
                 wait_for(lambda: [it for it in daemon.events("job_failed") if reason in it["detail"]][2:])  # noqa: B023
             assert images(generate(client))

@@ -91,6 +91,9 @@ def _control_checks(family: str, path: Path, dtype: str) -> Checks[tuple[Weights
         names = tensors_of(nets.file, header, alone=True)
         config = nets.derive(_plain_names(nets, header))
         weights = Weights((path,), nets.file, names)
+    for key, value in nets.fixed.items():
+        if (own := config.get(key, nets.model.defaults[key])) != value:
+            yield f"{path.name}: {key} is {shown(own)}, expected {shown(value)}; others are not supported"
     width = config.get("cross_attention_dim")
     if nets.width is not None and width != nets.width and width in _published():
         raise ModelFilesRefused(
@@ -135,9 +138,6 @@ def _plain_names(nets: ControlNets, header: Header) -> Header:
 
 
 def _misfits(nets: ControlNets, config: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in nets.fixed.items():
-        if config[key] != value:
-            yield f"{key} is {shown(config[key])}, expected {shown(value)}; others are not supported"
     for key in nets.equal:
         if not _same(config[key], model[key]):
             yield f"{key} is {shown(config[key])}, expected {shown(model[key])} (as the model's)"
