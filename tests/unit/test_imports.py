@@ -30,7 +30,7 @@ def test_importing_every_family_leaves_one_thread_and_no_cuda() -> None:
     code = (
         "import os; from weave.gpu_worker.environment import OFFLINE_ENVIRONMENT as e; os.environ.update(e);"
         "from weave.gpu_worker.classes import import_family; from weave.models.families import FAMILIES;"
-        "[import_family(name, FAMILIES[name].pipelines) for name in FAMILIES];"
+        "[import_family(name, FAMILIES[name].task_pipelines) for name in FAMILIES];"
         "import torch; print(len(os.listdir('/proc/self/task')), torch.cuda.is_initialized())"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,7 +21,7 @@ def test_all_families_leave_the_compiler_out() -> None:
 from weave.gpu_worker.classes import import_family
 from weave.models.families import FAMILIES
 for family in FAMILIES:
-    import_family(family, FAMILIES[family].pipelines)
+    import_family(family, FAMILIES[family].task_pipelines)
 print([name for name in ("torch._dynamo.config", "torch.distributed.tensor") if name in sys.modules])
 """
     assert run(code) == "[]"

@@ -14,7 +14,7 @@ from weave.gpu_worker import libraries
 from weave.models.families import FAMILIES
 from weave.protocol.inputs import TEXT_TO_IMAGE
 
-TASKS = [(name, task) for name, family in FAMILIES.items() for task in family.pipelines]
+TASKS = [(name, task) for name, family in FAMILIES.items() for task in family.task_pipelines]
 NEEDS = libraries.needs_of(FAMILIES) | libraries.common_needs()
 for name, task in TASKS:
     NEEDS |= libraries.needs_for_task(name, task)
@@ -90,7 +90,7 @@ def test_every_keyword_the_code_passes_is_checked() -> None:
 def test_the_locked_libraries_have_everything() -> None:
     assert libraries.lacking_for_all() == []
     found = [(name, *found) for name in FAMILIES for found in libraries.lacking_for(name)]
-    assert found == [(name, task, []) for name in FAMILIES for task in (TEXT_TO_IMAGE, *FAMILIES[name].pipelines)]
+    assert found == [(name, task, []) for name in FAMILIES for task in (TEXT_TO_IMAGE, *FAMILIES[name].task_pipelines)]
     for need in NEEDS:
         assert list(libraries.check({f"{need}_gone": ()})) == [(f"{need}_gone", f"{need}_gone")]
 

@@ -13,7 +13,7 @@ from weave.gpu_worker.pipelines import adapter_of
 from weave.models.components import Component
 from weave.models.families import FAMILIES
 from weave.models.family import Family
-from weave.protocol.inputs import TEXT_TO_IMAGE
+from weave.protocol.inputs import TEXT_TO_IMAGE, control_task
 
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
@@ -30,8 +30,8 @@ def pipeline_class(family: Family) -> Any:
 
 def pipeline_for(pipeline: Any, family: Family, task: str, controls: Sequence[Any] = ()) -> Any:
     """A pipeline for `task` with the components of the family's `pipeline`, which it shares, and these ControlNets."""
-    controlled = family.control_nets.pipelines if family.control_nets and controls else None
-    class_name = (controlled or {TEXT_TO_IMAGE: family.pipeline, **family.pipelines})[task]
+    classes = {TEXT_TO_IMAGE: family.pipeline, **family.task_pipelines}
+    class_name = classes[control_task(task) if controls else task]
     if class_name == family.pipeline:
         return pipeline
     task_class = getattr(diffusers, class_name)
@@ -49,15 +49,13 @@ def import_family(name: str, tasks: Collection[str]) -> None:
     thread."""
     family = FAMILIES[name]
     pipeline_class(family)
-    for task, class_name in family.pipelines.items():
+    for task, class_name in family.task_pipelines.items():
         if task in tasks:
             getattr(diffusers, class_name)
     for component in family.components.values():
         component_class(component)
     if family.control_nets is not None:
         component_class(family.control_nets.model)
-        for class_name in family.control_nets.pipelines.values():
-            getattr(diffusers, class_name)
     for scheduler in family.own_schedulers:
         getattr(diffusers, scheduler)
     adapter_of(name)

@@ -90,16 +90,15 @@ _PARAMETERS: Needs = {
 PIPELINE_CALL = (
     *("callback_on_step_end", "generator", "height", "num_inference_steps", "output_type", "width"),
 )  # fmt: skip
-CONTROL_CALL = (
-    *PIPELINE_CALL,
-    *("control_guidance_end", "control_guidance_start", "controlnet_conditioning_scale"),
-)
 # Those of a task's class; some of them take the size from the image.
 _TASK_CALLS = {
     IMAGE_TO_IMAGE: ("image", "strength"),
     INPAINTING: ("image", "mask_image", "strength"),
     REFERENCES: ("height", "width"),
 }
+_CONTROL_CALL = (
+    *("control_guidance_end", "control_guidance_start", "controlnet_conditioning_scale", "height", "width"),
+)  # fmt: skip
 _COMMON_CALL = tuple(name for name in PIPELINE_CALL if name not in ("height", "width"))
 
 
@@ -133,7 +132,7 @@ def lacking_for(name: str) -> Iterator[tuple[str, list[Lacking]]]:
 
     lacking = _by_library(check(needs_of([name])))
     yield TEXT_TO_IMAGE, lacking
-    for task in () if lacking else FAMILIES[name].pipelines:
+    for task in () if lacking else FAMILIES[name].task_pipelines:
         yield task, _by_library(check(needs_for_task(name, task)))
 
 
@@ -151,10 +150,6 @@ def needs_of(families: Iterable[str]) -> Needs:
         needs[f"{pipeline}.__call__"] = (*sorted(adapter.call_names()), *PIPELINE_CALL)
         methods = ("num_timesteps", "set_progress_bar_config", "to", *adapter.needs)
         needs |= {f"{pipeline}.{method}": () for method in methods}
-        if (nets := family.control_nets) is not None:
-            needs[f"diffusers.{nets.model.class_name}"] = ()
-            needs |= {f"diffusers.{controlled}.__init__": ("controlnet",) for controlled in nets.pipelines.values()}
-            needs |= {f"diffusers.{controlled}.__call__": CONTROL_CALL for controlled in nets.pipelines.values()}
         for component in family.components.values():
             needs[f"{component.library}.{component.class_name}"] = ()
         for scheduler in (f"diffusers.{scheduler}" for scheduler in family.own_schedulers):
@@ -170,10 +165,15 @@ def needs_for_task(name: str, task: str) -> Needs:
     from weave.models.families import FAMILIES
 
     family, adapter = FAMILIES[name], adapter_of(name)
-    pipeline = f"diffusers.{family.pipelines[task]}"
+    pipeline = f"diffusers.{family.task_pipelines[task]}"
+    if family.control_nets is not None and task not in family.pipelines:
+        # The adapters leave out what these do not take of the other arguments.
+        needs: Needs = {f"diffusers.{family.control_nets.model.class_name}": ()}
+        needs |= {f"{pipeline}.__init__": ("controlnet",), f"{pipeline}.__call__": (*_COMMON_CALL, *_CONTROL_CALL)}
+        return needs | {f"{pipeline}.{method}": () for method in ("num_timesteps", "set_progress_bar_config")}
     call = (*sorted(adapter.call_names()), *_COMMON_CALL, *_TASK_CALLS[task])
     call += adapter.reference_names if task == REFERENCES else ()
-    needs: Needs = {f"{pipeline}.__init__": (*family.components, "scheduler"), f"{pipeline}.__call__": call}
+    needs = {f"{pipeline}.__init__": (*family.components, "scheduler"), f"{pipeline}.__call__": call}
     methods = ("num_timesteps", "set_progress_bar_config", *adapter.needs, *adapter.task_needs.get(task, ()))
     return needs | {f"{pipeline}.{method}": () for method in methods}
 

@@ -21,7 +21,7 @@ from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, clo
 from weave.protocol.checks import check_parameters
 from weave.protocol.client_messages import Tokens
 from weave.protocol.errors import RequestError
-from weave.protocol.inputs import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, task_of
+from weave.protocol.inputs import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, as_requested, task_of
 from weave.protocol.parameters import Offered
 from weave.protocol.worker_messages import MAX_DETAIL, CancelRun, Failed, Finished, Load, Loaded, Reason, Run, ToWorker
 
@@ -96,7 +96,7 @@ def _run(
         # The broker has checked these already; a compromised broker has not.
         check_parameters(parameters, _offered(model))
         for task in (task_of(parameters), *([IMAGE_TO_IMAGE] if parameters.enlarge else [])):
-            _check_supported(model, task, tasks)
+            _check_supported(model, as_requested(task, parameters), tasks)
         inputs = read_inputs(parameters, descriptors)
     finally:
         close_all(descriptors)

@@ -66,8 +66,13 @@ class Family(Struct, frozen=True, kw_only=True):
     @property
     def tasks(self) -> tuple[str, ...]:
         """What all models can do, by the names in the protocol; with ControlNets, whether the config has any or not."""
-        controlled = () if self.control_nets is None else map(control_task, self.control_nets.pipelines)
-        return (TEXT_TO_IMAGE, *(task for task in self.pipelines if task not in self.of_some_models), *controlled)
+        return (TEXT_TO_IMAGE, *(task for task in self.task_pipelines if task not in self.of_some_models))
+
+    @property
+    def task_pipelines(self) -> dict[str, str]:
+        """The class in diffusers for each task but text-to-image."""
+        controlled = self.control_nets.pipelines if self.control_nets else {}
+        return {**self.pipelines, **{control_task(task): name for task, name in controlled.items()}}
 
     @property
     def all_pipelines(self) -> tuple[str, ...]:

@@ -10,10 +10,10 @@ from weave.protocol.inputs import (
     IMAGE_TO_IMAGE,
     INPAINTING,
     REFERENCES,
+    as_requested,
     check_controls,
     check_input,
     check_references,
-    control_task,
     task_of,
 )
 from weave.protocol.loras import check_loras
@@ -96,13 +96,12 @@ def _check_enlarged(field: str, enlarge: Enlarge, parameters: Parameters, bounds
 
 def _check_tasks(parameters: Parameters, tasks: tuple[str, ...]) -> None:
     """What a request needs, by the field that asks for it."""
-    enlarging = control_task(IMAGE_TO_IMAGE) if parameters.control else IMAGE_TO_IMAGE
     for field, needed, task in (
         ("mask", parameters.mask and not parameters.control, INPAINTING),
         ("image", parameters.image and not parameters.mask and not parameters.control, IMAGE_TO_IMAGE),
-        ("control", parameters.control, control_task(task_of(parameters))),
+        ("control", parameters.control, as_requested(task_of(parameters), parameters)),
         ("references", parameters.references, REFERENCES),
-        ("enlarge", parameters.enlarge, enlarging),
+        ("enlarge", parameters.enlarge, as_requested(IMAGE_TO_IMAGE, parameters)),
     ):
         if needed and task not in tasks:
             text = f"{field} is for models whose tasks include {task}; this model's are {', '.join(tasks)}"

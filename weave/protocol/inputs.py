@@ -107,6 +107,11 @@ def control_task(task: str) -> str:
     return CONTROL if task == TEXT_TO_IMAGE else f"{CONTROL}+{task}"
 
 
+def as_requested(task: str, request: WithInputs) -> str:
+    """The name of `task` with the request's ControlNets, if it has any."""
+    return control_task(task) if request.control else task
+
+
 def controls_for(family: str, offers: ControlOffers) -> ControlOffers:
     """Those that fit the models of this family."""
     return tuple(offer for offer in offers if offer.family == family)
