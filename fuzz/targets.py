@@ -21,6 +21,7 @@ from fuzz.fds import no_descriptor_left, sealed
 from fuzz.loras import loras
 from fuzz.reading import Reader, pieces
 from fuzz.recipes import recipes
+from fuzz.uploads import uploads
 from fuzz.worker_replies import worker_replies
 from weave import log
 from weave.broker.front import requests
@@ -299,6 +300,7 @@ def relayed(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "frames": read_frames,
     "operations": operations,
+    "uploads": uploads,
     "events": events,
     "version1": version_1,
     "config": config,

@@ -24,12 +24,13 @@ from tests.security import sweeps
 from tests.security.driver_attacks import DRIVER
 from tests.security.file_attacks import PARENT, WORKER_ONLY, read
 from tests.support.daemon import DEMO_MODEL
-from weave.protocol.channel import Channel, ChannelClosed, socket_pair
+from weave.protocol.channel import ALL_SEALS, Channel, ChannelClosed, MemfdWriter, socket_pair
 from weave.protocol.control_messages import FromWorkerStart, LockedDown
 from weave.sandbox import attestation, broker_calls, hardening, landlock, seccomp, worker_calls, worker_files
 from weave.sandbox.account import Account
 
 _libc = ctypes.CDLL(None, use_errno=True)
+SEALABLE = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
 
 
 def syscall(name: str, *arguments: int) -> int:
@@ -134,9 +135,32 @@ ATTACKS: dict[str, Callable[[], object]] = {
 BROKER_ONLY: dict[str, Callable[[], object]] = {
     "mprotect executable": mprotect_executable,
     "mmap executable": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC),
-    "memfd_create": lambda: os.memfd_create("x"),
+    "a memfd that cannot be sealed": lambda: os.memfd_create("x"),
+    "a memfd of huge pages": lambda: os.memfd_create("x", SEALABLE | os.MFD_HUGETLB),
+    "a memfd that can be executed": lambda: os.memfd_create("x", SEALABLE | 0x10),
+    "a memfd that stays after exec": lambda: os.memfd_create("x", os.MFD_ALLOW_SEALING),
+    "seals that are not all": lambda: fcntl.fcntl(2, fcntl.F_ADD_SEALS, ALL_SEALS & ~fcntl.F_SEAL_WRITE),
+    "change a sealed memfd": lambda: os.pwrite(sealed(), b"x", 0),
+    "let a sealed memfd grow": lambda: os.pwrite(sealed(), b"x", 8),
+    "shorten a memfd": lambda: os.ftruncate(os.memfd_create("x", SEALABLE), 1),
+    "map a memfd": lambda: mmap.mmap(os.memfd_create("x", SEALABLE), 4096),
+    "pwritev": lambda: os.pwritev(2, [b"x"], 0),
     "stat": lambda: os.stat("/etc/passwd"),
 }
+
+
+# Calls that the filter lets through for the sake of memfds. Of what the broker has, only those have offsets.
+AT_AN_OFFSET: dict[str, Callable[[], object]] = {
+    "write to a socket at an offset": lambda: os.pwrite(0, b"x", 0),
+    "write to the log at an offset": lambda: os.pwrite(2, b"x", 0),
+}
+
+
+def sealed() -> int:
+    """As weave/protocol/channel.py makes them."""
+    writer = MemfdWriter("x")
+    writer.write(memoryview(b"12345678"))
+    return writer.seal()
 
 
 def take_away(layer: str | None) -> None:
@@ -280,7 +304,7 @@ def main() -> None:
     take_away(chosen.without)
     if chosen.let_through is not None:
         let_through(chosen.let_through)
-    attacks, lock_down, calls = {**ATTACKS, **BROKER_ONLY}, lock_down_as_broker, broker_calls.CALLS
+    attacks, lock_down, calls = {**ATTACKS, **BROKER_ONLY, **AT_AN_OFFSET}, lock_down_as_broker, broker_calls.CALLS
     if chosen.role != "broker":
         # As in the zygote: everything is imported before the fork.
         from weave.gpu_worker import environment

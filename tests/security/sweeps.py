@@ -11,7 +11,7 @@ import select
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from weave.protocol.channel import Channel, socket_pair
+from weave.protocol.channel import ALL_SEALS, Channel, socket_pair
 from weave.protocol.control_messages import FromWorkerStart, LockedDown
 from weave.sandbox import libseccomp, seccomp
 
@@ -67,7 +67,8 @@ SWEEPS = (
     Sweep("mremap", 3, tuple(range(16)), (0, 0, 0, 0, 0, 0)),
     Sweep("madvise", 2, tuple(range(110))),
     Sweep("openat", 2, _OPEN, _NO_FD, errno.EACCES),
-    Sweep("memfd_create", 1, (0, *BITS)),
+    Sweep("fcntl", 2, (0, *BITS, ALL_SEALS, *(ALL_SEALS ^ bit for bit in BITS)), (-1, fcntl.F_ADD_SEALS, 0, 0, 0, 0)),
+    Sweep("memfd_create", 1, (0, 3, *BITS, *(3 ^ bit for bit in BITS))),
     Sweep("prctl", 0, (*range(80), 0x53564D41, 0x59616D61), (0, 1, 0, 0, 0, 0), errno.EINVAL),
     Sweep("prlimit64", 0, (0, 1)),
     Sweep("prlimit64", 2, (1, 1 << 40)),

@@ -29,7 +29,11 @@ BROKER: dict[str, list[int]] = {
     # SO_TYPE, SO_PEERCRED, SO_PROTOCOL, SO_PEERGROUPS of SOL_SOCKET
     "getsockopt 2": [3, 17, 38, 59],
     "getsockopt 1": [],
+    # F_GET_SEALS; F_ADD_SEALS with SEAL, SHRINK, GROW and WRITE together
     "fcntl 1": [1034],
+    "fcntl 2": [15],
+    # MFD_CLOEXEC | MFD_ALLOW_SEALING
+    "memfd_create 1": [3],
     "ioctl 1": [0x5421],
     "lseek 2": [2],
     "write 0": [2],
@@ -46,6 +50,7 @@ WORKER: dict[str, list[int]] = {
     "recvmsg 2": [CMSG_CLOEXEC],
     # F_DUPFD to F_GETFL, F_DUPFD_CLOEXEC, F_ADD_SEALS, F_GET_SEALS
     "fcntl 1": [0, 1, 2, 3, 1030, 1033, 1034],
+    "fcntl 2": [0, *BITS, 15, *(15 ^ bit for bit in BITS if 15 ^ bit not in BITS)],
     "lseek 2": list(range(8)),
     "write 0": [-1, 0, 1, 2, 3, 1000],
     "mmap 2": [0, *BITS],
@@ -59,7 +64,7 @@ WORKER: dict[str, list[int]] = {
     "madvise 2": [0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 102, 103],
     "openat 2": READING,
     # MFD_CLOEXEC, MFD_ALLOW_SEALING
-    "memfd_create 1": [0, 1, 2],
+    "memfd_create 1": [0, 1, 2, 3],
     "prctl 0": [15, 16],
     "prlimit64 0": [0],
     "prlimit64 2": [],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.security.attacker import ATTACKS, BROKER_ONLY
+from tests.security.attacker import AT_AN_OFFSET, ATTACKS, BROKER_ONLY
 from tests.security.file_attacks import READABLE_TASK_FILES, TASK_ATTACKS, WORKER_ONLY, WRITING
 
 
@@ -41,6 +41,11 @@ def check(outcome: dict[str, Any]) -> None:
     # Another error would come from the call itself: it was made.
     refused = ("refused: EACCES", "refused: EPERM", "refused: ENOSYS")
     assert "violation" in outcome or outcome["result"] in refused, outcome
+
+
+@pytest.mark.parametrize("name", AT_AN_OFFSET)
+def test_the_broker_writes_at_offsets_of_memfds_only(outcomes: dict[str, dict[str, dict[str, Any]]], name: str) -> None:
+    assert outcomes["broker"][name]["result"] == "refused: ESPIPE"
 
 
 @pytest.mark.parametrize("role", ["broker", "worker"])

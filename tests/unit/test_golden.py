@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from weave.client.codec import Decoder, ProtocolError
+from fuzz.uploads import queued
+from weave.client.codec import Decoder, ProtocolError, request_frames
 from weave.protocol import version1
 from weave.protocol.channel import close_all, sealed_memfd
-from weave.protocol.client_messages import decode_event, decode_op, encode
+from weave.protocol.client_messages import Generate, decode_event, decode_op, encode
 from weave.protocol.errors import ErrorCode, FrameError, RequestError
 from weave.protocol.frames import FrameReader, Kind, pack_header
+from weave.protocol.inputs import inputs_of
 
 FOLDER = Path(__file__).parents[1] / "golden"
 ONE, TWO = (json.loads((FOLDER / f"version{number}.json").read_text()) for number in (1, 2))
@@ -66,6 +68,21 @@ def test_a_version_2_request(golden: dict[str, Any]) -> None:
     message = decode_op(payload)
     assert golden["message"].items() <= json.loads(encode(message)).items()
     assert decode_op(encode(message)) == message
+
+
+@cases(TWO["uploads"], "client")
+def test_a_version_2_request_with_images(golden: dict[str, Any]) -> None:
+    request, *images = [bytes.fromhex(frame) for frame in golden["hex"]]
+    payloads = tuple(bytes.fromhex(payload) for payload in golden["payloads_hex"])
+    message = decode_op(unframe(request, from_client=True)[1])
+    assert isinstance(message, Generate) and golden["message"].items() <= json.loads(encode(message)).items()
+    assert [image.size for image in inputs_of(message)] == list(map(len, payloads))
+    headers = [pack_header(Kind.IMAGE, golden["request"], len(payload)) for payload in payloads]
+    assert images == [header + payload for header, payload in zip(headers, payloads, strict=True)]
+    sent = b"".join(piece for frame in request_frames(golden["request"], message, payloads) for piece in frame)
+    assert sent.endswith(b"".join(images)) and unframe(sent[: -len(b"".join(images))], from_client=True)
+    if not (message.control or message.references):  # which that model cannot use
+        assert queued([request, *images]) == [list(payloads)]
 
 
 @cases(TWO["frames"], "daemon")

@@ -5,12 +5,14 @@ import math
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
+from random import Random
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuzz.uploads import queued
 from weave.client.codec import Decoder, ProtocolError
 from weave.protocol import client_messages, version1
 from weave.protocol.client_messages import decode_event, decode_op, encode
@@ -145,6 +147,33 @@ def test_a_stream_decodes_the_same_in_any_pieces(data: bytes, cuts: list[int], f
 def test_valid_frames_all_come_out(frames: list[bytes], cuts: list[int]) -> None:
     found, error = read(b"".join(frames), cuts, from_client=True)
     assert error is None and [header.length for header, _ in found] == [len(frame) - 16 for frame in frames]
+
+
+UPLOADS = st.lists(
+    st.tuples(st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 3]), st.booleans()), min_size=1, max_size=3
+)
+
+
+@given(UPLOADS, st.randoms(use_true_random=False), st.lists(st.integers(0, 2**20), max_size=12))
+def test_uploads_arrive_byte_by_byte_in_any_order_and_pieces(
+    uploads: list[Any], random: Random, cuts: list[int]
+) -> None:
+    """The images of several requests of one connection, through the broker's real one."""
+    requests, frames, expected = [], [], {}
+    for number, (width, height, channels, masked) in enumerate(uploads):
+        sides = {"width": width, "height": height}
+        message = {"op": "generate", "prompt": "x", "width": 64, "height": 64, "image": sides | {"channels": channels}}
+        message |= {"mask": sides | {"channels": 1}} if masked else {}
+        requests.append(pack_frame(Kind.CONTROL, number, json.dumps(message).encode()))
+        images = [random.randbytes(width * height * each) for each in (channels, *([1] if masked else []))]
+        expected[number] = images
+        frames += [number] * len(images)
+    random.shuffle(frames)
+    waiting = {number: iter(images) for number, images in expected.items()}
+    sent = [pack_frame(Kind.IMAGE, number, next(waiting[number])) for number in frames]
+    last = {number: at for at, number in enumerate(frames)}
+    stream = b"".join([*requests, *sent])
+    assert queued(pieces(stream, cuts)) == [expected[number] for number in sorted(last, key=last.__getitem__)]
 
 
 def test_ten_mebibytes_of_a_request_are_never_held() -> None:

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from weave import log
 from weave.config.child_configs import BrokerConfig
-from weave.protocol.channel import Channel, ChannelClosed
+from weave.protocol.channel import Channel, ChannelClosed, MemfdWriter, close_all
 from weave.protocol.control_messages import (
     Alive,
     Exited,
@@ -25,11 +25,12 @@ from weave.protocol.control_messages import (
     WorkerEnded,
     WorkerStarted,
 )
+from weave.protocol.inputs import InputImage, RequestedControl
 from weave.protocol.loras import RequestedLora
 from weave.protocol.metrics import Metrics
-from weave.protocol.parameters import Parameters
+from weave.protocol.parameters import Enlarge, Parameters
 from weave.protocol.waiting import receive
-from weave.protocol.worker_messages import Finished, FromWorker, Load, Memory, Run
+from weave.protocol.worker_messages import CancelRun, Finished, FromWorker, Load, Memory, Run
 
 REFUSED = "refused by the kernel"
 Supervisor = Channel[ToBroker]
@@ -147,6 +148,25 @@ def run_of(job: int = 1, **changed: Any) -> Run:
     return Run(job=job, parameters=structs.replace(GOOD, **changed))
 
 
+IMAGE = InputImage(width=64, height=64)
+
+
+def memfd(size: int = IMAGE.size, *, sealed: bool = True) -> int:
+    writer = MemfdWriter("weave-input")
+    writer.write(memoryview(bytes(size)))
+    return writer.seal() if sealed else writer._descriptor
+
+
+def with_images(worker: Channel[FromWorker], *descriptors: int, message: Run | Load | CancelRun | None = None) -> None:
+    """A run that announces one image, or another message, with these descriptors."""
+    worker.send(message or run_of(image=IMAGE), descriptors)
+    close_all([descriptor for descriptor in descriptors if descriptor > 2])
+
+
+def with_a_socket(worker: Channel[FromWorker]) -> None:
+    worker.send(run_of(image=IMAGE), (worker.fileno(),))
+
+
 # Messages to a worker, whether after Load, and the outcome.
 TO_WORKER: dict[str, tuple[bool, Callable[[Channel[FromWorker]], Any], str]] = {
     "a good request": (True, lambda worker: worker.send(run_of()), "finished"),
@@ -157,6 +177,18 @@ TO_WORKER: dict[str, tuple[bool, Callable[[Channel[FromWorker]], Any], str]] = {
     "deep nesting": (True, lambda worker: raw(worker, b"\x91" * 100_000), "ended"),
     "a giant message": (True, lambda worker: raw(worker, bytes(200_000)), "ended"),
     "descriptors": (True, lambda worker: raw(worker, msgspec.msgpack.encode(run_of()), 2), "ended"),
+    "an image": (True, lambda worker: with_images(worker, memfd()), "finished"),
+    "no image for one": (True, with_images, "ended"),
+    "two images for one": (True, lambda worker: with_images(worker, memfd(), memfd()), "ended"),
+    "eleven images": (True, lambda worker: with_images(worker, *(memfd() for _ in range(11))), "ended"),
+    "an image for none": (True, lambda worker: with_images(worker, memfd(), message=run_of()), "ended"),
+    "an image that can change": (True, lambda worker: with_images(worker, memfd(sealed=False)), "ended"),
+    "an image too short": (True, lambda worker: with_images(worker, memfd(IMAGE.size - 1)), "ended"),
+    "an image too long": (True, lambda worker: with_images(worker, memfd(IMAGE.size + 1)), "ended"),
+    "a pipe for an image": (True, lambda worker: with_images(worker, 2), "ended"),
+    "a socket for an image": (True, with_a_socket, "ended"),
+    "an image with the model": (False, lambda worker: with_images(worker, memfd(), message=Load()), "ended"),
+    "an image with a cancel": (True, lambda worker: with_images(worker, memfd(), message=CancelRun(job=1)), "ended"),
     "a run in a run": (True, lambda worker: (worker.send(run_of(steps=50)), worker.send(run_of(2))), "ended"),
 }
 # Runs out of bounds, each of which the worker refuses. It lives on.
@@ -176,6 +208,18 @@ BAD_RUNS: dict[str, Run] = {
     "many LoRAs": run_of(loras=(RequestedLora("x"),) * 1000),
     "an embedding that is not listed": run_of(embeddings=("/etc/passwd",)),
     "many embeddings": run_of(embeddings=("x",) * 1000),
+    "an image without pixels": run_of(image=InputImage(width=0, height=64)),
+    "negative sides with a positive product": run_of(image=InputImage(width=-64, height=-64)),
+    "an image of 2^62 pixels": run_of(image=InputImage(width=2**31, height=2**31)),
+    "a mask alone": run_of(mask=IMAGE),
+    "a mask of another size": run_of(image=IMAGE, mask=InputImage(width=32, height=32)),
+    "strength": run_of(image=IMAGE, strength=math.nan),
+    "a thousand references": run_of(references=(IMAGE,) * 1000),
+    "references for this model": run_of(references=(IMAGE,)),
+    "a ControlNet that is not listed": run_of(control=(RequestedControl(id="/etc/passwd", image=IMAGE),)),
+    "a hundred ControlNets": run_of(control=(RequestedControl(id="x", image=IMAGE),) * 100),
+    "a large second pass": run_of(enlarge=Enlarge(scale=1e9)),
+    "a large batch": run_of(batch=10**6),
 }
 
 
