@@ -2,6 +2,7 @@
 
 import json
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from fuzz.uploads import queued
 from weave.client.codec import Decoder, ProtocolError, request_frames
+from weave.client.pixels import Upload
 from weave.protocol import version1
 from weave.protocol.channel import close_all, sealed_memfd
 from weave.protocol.client_messages import Generate, decode_event, decode_op, encode
@@ -76,10 +78,12 @@ def test_a_version_2_request_with_images(golden: dict[str, Any]) -> None:
     payloads = tuple(bytes.fromhex(payload) for payload in golden["payloads_hex"])
     message = decode_op(unframe(request, from_client=True)[1])
     assert isinstance(message, Generate) and golden["message"].items() <= json.loads(encode(message)).items()
-    assert [image.size for image in inputs_of(message)] == list(map(len, payloads))
+    announced = inputs_of(message)
+    assert [image.size for image in announced] == list(map(len, payloads))
     headers = [pack_header(Kind.IMAGE, golden["request"], len(payload)) for payload in payloads]
     assert images == [header + payload for header, payload in zip(headers, payloads, strict=True)]
-    sent = b"".join(piece for frame in request_frames(golden["request"], message, payloads) for piece in frame)
+    pictures = [Upload(size, partial(iter, [data])) for size, data in zip(announced, payloads, strict=True)]
+    sent = b"".join(piece for frame in request_frames(golden["request"], message, pictures) for piece in frame)
     assert sent.endswith(b"".join(images)) and unframe(sent[: -len(b"".join(images))], from_client=True)
     if not (message.control or message.references):  # which that model cannot use
         assert queued([request, *images]) == [list(payloads)]
