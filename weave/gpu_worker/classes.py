@@ -1,5 +1,6 @@
 """The libraries' classes for the names in weave/models."""
 
+import copy
 import importlib
 import inspect
 from collections.abc import Collection, Sequence
@@ -37,9 +38,12 @@ def pipeline_for(pipeline: Any, family: Family, task: str, controls: Sequence[An
     task_class = getattr(diffusers, class_name)
     settings = {key: pipeline.config[key] for key in family.settings.keys}
     given = {**pipeline.components, **family.fixed, **settings}
+    # The classes correct some values of the scheduler's config: of the model's own one, as text-to-image has it.
+    given["scheduler"] = copy.deepcopy(pipeline.__dict__.get("own_scheduler", pipeline.scheduler))
     given |= {"controlnet": controls[0] if len(controls) == 1 else list(controls)} if controls else {}
     taken = inspect.signature(task_class.__init__).parameters
     made = task_class(**{name: value for name, value in given.items() if name in taken})
+    made.scheduler = pipeline.scheduler
     made.set_progress_bar_config(disable=True)
     return made
 

@@ -49,8 +49,9 @@ def check_parameters(parameters: Parameters, offered: Offered) -> None:
     _check_tasks(parameters, offered.tasks)
     _check_region(parameters, offered.bounds)
     _check_steps(parameters)
-    for width, height in ((parameters.width, parameters.height), parameters.output_size):
-        check_range("pixels", width * height * parameters.images, offered.bounds.pixels)
+    pixels, (width, height) = offered.bounds.pixels, parameters.output_size
+    check_range("pixels", parameters.width * parameters.height * parameters.images, pixels)
+    check_range("pixels", width * height * parameters.images, Range(1, pixels.max))  # may be that of a small image
 
 
 def _check(field: str, parameters: Parameters, bound: Bound, offered: Offered) -> None:  # noqa: PLR0912 - a table
