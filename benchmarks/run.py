@@ -107,7 +107,8 @@ def against_plain(client: Client, share: float) -> dict[str, float]:
 
 def batches(client: Client, share: float) -> dict[str, float]:
     """Four images in one pass and one by one, interleaved."""
-    single, together = [], []
+    single: list[float] = []
+    together: list[float] = []
     for _ in range(max(1, round(ROUNDS * share / 3))):
         for seconds, batch in ((single, 1), (together, 4)):
             started = time.perf_counter()

@@ -12,7 +12,7 @@ from fuzz.fds import no_descriptor_left
 from fuzz.reading import Reader
 from weave.models.families import FAMILIES
 from weave.protocol.channel import MAX_DESCRIPTORS, Channel, ChannelClosed, ChannelViolation, close_all, socket_pair
-from weave.protocol.checks import check_parameters
+from weave.protocol.checks import Offered, check_parameters
 from weave.protocol.control_messages import (
     Alive,
     FromBroker,
@@ -23,7 +23,6 @@ from weave.protocol.control_messages import (
     ToZygote,
 )
 from weave.protocol.errors import RequestError
-from weave.protocol.parameters import Offered
 from weave.protocol.worker_messages import FromWorker, Run, ToWorker
 from weave.supervisor import metrics_file
 

@@ -4,13 +4,8 @@ and weavectl's options in docs/man/weavectl.1, each between its two markers."""
 from pathlib import Path
 
 from weave.protocol.bounds import FloatRange, Range
-from weave.protocol.embeddings import MAX_EMBEDDINGS
-from weave.protocol.inputs import MAX_CONTROLS, InputImage, RequestedControl
-from weave.protocol.loras import MAX_LORAS, RequestedLora
-from weave.protocol.parameters import (
-    PARAMETERS,
+from weave.protocol.declaration import (
     Bound,
-    Enlarge,
     Enlarged,
     InputSize,
     OfferedControls,
@@ -21,11 +16,11 @@ from weave.protocol.parameters import (
     Parameter,
     PromptLength,
     UpTo,
-    choices_of,
-    default_of,
-    summary,
-    type_of,
 )
+from weave.protocol.embeddings import MAX_EMBEDDINGS
+from weave.protocol.inputs import MAX_CONTROLS, InputImage, RequestedControl
+from weave.protocol.loras import MAX_LORAS, RequestedLora
+from weave.protocol.parameters import PARAMETERS, Enlarge, choices_of, default_of, summary, type_of
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TYPES = {

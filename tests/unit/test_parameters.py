@@ -13,20 +13,12 @@ from weave.config.schema import BoundsOverride, DefaultsOverride
 from weave.models.families import FAMILIES
 from weave.protocol import version1
 from weave.protocol.bounds import Bounds, FloatRange, Range
-from weave.protocol.checks import check_parameters
+from weave.protocol.checks import Offered, check_parameters
 from weave.protocol.client_messages import Generate
+from weave.protocol.declaration import OfModel, UpTo
+from weave.protocol.defaults import with_defaults
 from weave.protocol.errors import ErrorCode, RequestError
-from weave.protocol.parameters import (
-    PARAMETERS,
-    Defaults,
-    Offered,
-    OfModel,
-    Parameters,
-    RequestedParameters,
-    UpTo,
-    type_of,
-    with_defaults,
-)
+from weave.protocol.parameters import PARAMETERS, Defaults, Parameters, RequestedParameters, type_of
 
 ROOT = Path(__file__).parents[2]
 FAMILY = FAMILIES["sd1"]

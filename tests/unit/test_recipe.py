@@ -14,10 +14,11 @@ from PIL import Image, PngImagePlugin
 import weave
 from weave.models.families import FAMILIES
 from weave.models.schedulers import SCHEDULERS
+from weave.protocol.defaults import with_defaults
 from weave.protocol.infotext import infotext, sampler_of
 from weave.protocol.inputs import InputImage
 from weave.protocol.loras import RequestedLora
-from weave.protocol.parameters import Enlarge, Parameters, RequestedParameters, with_defaults
+from weave.protocol.parameters import Enlarge, Parameters, RequestedParameters
 from weave.weavectl.infotext import BadInfotext, Infotext, read_infotext
 from weave.weavectl.png_text import UnreadablePng, texts_of
 from weave.weavectl.recipe import BadRecipe, Recipe, recipe_of

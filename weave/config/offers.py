@@ -18,14 +18,15 @@ from weave.config.schema import (
 from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.protocol.bounds import Bounds
-from weave.protocol.checks import check_parameters
+from weave.protocol.checks import Offered, check_parameters
 from weave.protocol.client_messages import ModelOffer, Models, encode
+from weave.protocol.defaults import with_defaults
 from weave.protocol.embeddings import EmbeddingOffer, EmbeddingOffers
 from weave.protocol.errors import RequestError
 from weave.protocol.frames import MAX_CONTROL_BYTES
 from weave.protocol.inputs import REFERENCES, ControlOffer, ControlOffers
 from weave.protocol.loras import LoraOffer, LoraOffers
-from weave.protocol.parameters import Offered, RequestedParameters, with_defaults
+from weave.protocol.parameters import RequestedParameters
 from weave.protocol.text import LONGEST_TITLE, hidden_in, is_model_id
 
 # Leaves room for the names of the default model and the loaded model.

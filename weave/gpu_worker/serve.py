@@ -18,11 +18,10 @@ from weave.gpu_worker.schedulers import IncompatibleScheduler
 from weave.models.assets import source_of
 from weave.models.files import ModelFilesRefused
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
-from weave.protocol.checks import check_parameters
+from weave.protocol.checks import Offered, check_parameters
 from weave.protocol.client_messages import Tokens
 from weave.protocol.errors import RequestError
 from weave.protocol.inputs import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, as_requested, task_of
-from weave.protocol.parameters import Offered
 from weave.protocol.worker_messages import MAX_DETAIL, CancelRun, Failed, Finished, Load, Loaded, Reason, Run, ToWorker
 
 

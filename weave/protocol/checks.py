@@ -3,36 +3,48 @@ the worker before it runs one."""
 
 from typing import assert_never
 
+from msgspec import Struct
+
 from weave.protocol.bounds import Bounds, FloatRange, Range, check_range
-from weave.protocol.embeddings import check_embeddings
+from weave.protocol.declaration import (
+    Bound,
+    Enlarged,
+    InputSize,
+    OfferedControls,
+    OfferedEmbeddings,
+    OfferedLoras,
+    OfferedScheduler,
+    OfModel,
+    PromptLength,
+    UpTo,
+)
+from weave.protocol.embeddings import EmbeddingOffers, check_embeddings
 from weave.protocol.errors import ErrorCode, RequestError
 from weave.protocol.inputs import (
     IMAGE_TO_IMAGE,
     INPAINTING,
     REFERENCES,
+    TEXT_TO_IMAGE,
+    ControlOffers,
     as_requested,
     check_controls,
     check_input,
     check_references,
     task_of,
 )
-from weave.protocol.loras import check_loras
-from weave.protocol.parameters import (
-    PARAMETERS,
-    Bound,
-    Enlarge,
-    Enlarged,
-    InputSize,
-    Offered,
-    OfferedControls,
-    OfferedEmbeddings,
-    OfferedLoras,
-    OfferedScheduler,
-    OfModel,
-    Parameters,
-    PromptLength,
-    UpTo,
-)
+from weave.protocol.loras import LoraOffers, check_loras
+from weave.protocol.parameters import PARAMETERS, Enlarge, Parameters
+
+
+class Offered(Struct, frozen=True, kw_only=True):
+    """What one model's requests may use. `loras`, `embeddings` and `controls` are those for its family."""
+
+    bounds: Bounds
+    schedulers: tuple[str, ...]
+    tasks: tuple[str, ...] = (TEXT_TO_IMAGE,)
+    loras: LoraOffers = ()
+    embeddings: EmbeddingOffers = ()
+    controls: ControlOffers = ()
 
 
 def check_parameters(parameters: Parameters, offered: Offered) -> None:

@@ -11,71 +11,25 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 import msgspec
 from msgspec import Struct, structs
 
-from weave.protocol.bounds import MAX_SEED, Bounds, FloatRange, Range
-from weave.protocol.embeddings import EmbeddingOffers
-from weave.protocol.inputs import TEXT_TO_IMAGE, ControlOffers, InputImage, RequestedControl
-from weave.protocol.loras import LoraOffers, RequestedLora
+from weave.protocol.bounds import MAX_SEED, FloatRange, Range
+from weave.protocol.declaration import (
+    Enlarged,
+    InputSize,
+    OfferedControls,
+    OfferedEmbeddings,
+    OfferedLoras,
+    OfferedScheduler,
+    OfModel,
+    Parameter,
+    PromptLength,
+    UpTo,
+)
+from weave.protocol.inputs import InputImage, RequestedControl
+from weave.protocol.loras import RequestedLora
 from weave.protocol.text import Name
 
 ImageFormat: TypeAlias = Literal["png", "raw"]
 Delivery: TypeAlias = Literal["inline", "fd"]
-
-
-class OfModel(Struct, frozen=True):
-    """The model's bound of this name (Bounds)."""
-
-    name: str
-
-
-class UpTo(Struct, frozen=True):
-    """From 0 to the upper end of the model's bound of this name."""
-
-    name: str
-
-
-class PromptLength(Struct, frozen=True):
-    """The model's prompt_bytes and prompt_characters."""
-
-    may_be_empty: bool = False
-
-
-class OfferedScheduler(Struct, frozen=True):
-    """One of the model's schedulers."""
-
-
-class OfferedLoras(Struct, frozen=True):
-    """At most MAX_LORAS of those for the model's family, each once and within its largest weight."""
-
-
-class OfferedEmbeddings(Struct, frozen=True):
-    """At most MAX_EMBEDDINGS of those for the model's family, each once and in one of the prompts."""
-
-
-class InputSize(Struct, frozen=True):
-    """Each image within the model's input_pixels."""
-
-
-class OfferedControls(Struct, frozen=True):
-    """At most MAX_CONTROLS of those for the model's family, each once."""
-
-
-class Enlarged(Struct, frozen=True):
-    """A scale for which the larger image is within the model's bounds."""
-
-
-Bound: TypeAlias = (
-    Range
-    | FloatRange
-    | OfModel
-    | UpTo
-    | PromptLength
-    | OfferedScheduler
-    | OfferedLoras
-    | OfferedEmbeddings
-    | InputSize
-    | OfferedControls
-    | Enlarged
-)
 
 
 class Enlarge(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -83,36 +37,6 @@ class Enlarge(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     scale: float = 2.0
     strength: float = 0.5
-
-
-class Offered(Struct, frozen=True, kw_only=True):
-    """What one model's requests may use. `loras`, `embeddings` and `controls` are those for its family."""
-
-    bounds: Bounds
-    schedulers: tuple[str, ...]
-    tasks: tuple[str, ...] = (TEXT_TO_IMAGE,)
-    loras: LoraOffers = ()
-    embeddings: EmbeddingOffers = ()
-    controls: ControlOffers = ()
-
-
-class Parameter(Struct, frozen=True):
-    """What a declaration says besides the type. `help` is one line, without a full stop."""
-
-    help: str
-    # None: the type says it all, or, for `model`, the list of models does.
-    bound: Bound | None = None
-    # In words, where neither the field's own default nor Defaults says it.
-    default: str = ""
-    unit: str = ""
-    # weavectl's option and what stands for its value; "" has none.
-    option: str = ""
-    # The version of weave-compute that had it first. Clients can rely on it where `status` names `feature`; without
-    # one it belongs to the base of version 2.
-    since: str = "0.1.0"
-    feature: str | None = None
-    version_1: bool = False
-    in_png: bool = True
 
 
 class RequestedParameters(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -387,28 +311,6 @@ def summary(name: str) -> str:
     parameter = PARAMETERS[name]
     unit = f", in {parameter.unit}" if parameter.unit else ""
     return f"{parameter.help}{unit} (default: {default_of(name)})"
-
-
-def with_defaults(request: RequestedParameters, defaults: Defaults, bounds: Bounds, *, seed: int) -> Parameters:
-    """All parameters: `seed` and the model's defaults replace what the request leaves out. Where the whole image is
-    generated again, a missing side is that of the image, or follows from the given side, rounded down to the bound's
-    multiple."""
-    requested = {name: value for name, value in structs.asdict(request).items() if value is not None}
-    values = structs.asdict(defaults) | {"seed": seed} | _sides_of_image(request, bounds) | requested
-    return Parameters(**{name: values[name] for name in Parameters.__struct_fields__ if name in values})
-
-
-def _sides_of_image(request: RequestedParameters, bounds: Bounds) -> dict[str, int]:
-    image = request.image
-    if image is None or request.mask_padding is not None or not (image.width > 0 and image.height > 0):
-        return {}
-    width, height = image.width, image.height
-    if request.width is not None and request.height is None:
-        height = height * request.width // width
-    elif request.height is not None and request.width is None:
-        width = width * request.height // height
-    multiple = bounds.width.multiple, bounds.height.multiple
-    return {"width": width // multiple[0] * multiple[0], "height": height // multiple[1] * multiple[1]}
 
 
 def png_text(parameters: Parameters, *, model: str, seed: int) -> dict[str, str]:

@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 
 from weave import __version__
 from weave.client import Control
+from weave.protocol.declaration import Parameter
 from weave.protocol.inputs import InputImage, RequestedControl
 from weave.protocol.loras import RequestedLora
-from weave.protocol.parameters import PARAMETERS, Enlarge, Parameter, RequestedParameters, choices_of, summary, type_of
+from weave.protocol.parameters import PARAMETERS, Enlarge, RequestedParameters, choices_of, summary, type_of
 from weave.protocol.text import is_model_id, visible
 from weave.weavectl import add as add_model
 from weave.weavectl import commands, doctor, generate, repeat

@@ -6,13 +6,14 @@ from msgspec import structs
 
 from weave.config.child_configs import BrokerConfig
 from weave.protocol import version1
-from weave.protocol.checks import check_parameters
+from weave.protocol.checks import Offered, check_parameters
 from weave.protocol.client_messages import Generate, ModelOffer
+from weave.protocol.defaults import with_defaults
 from weave.protocol.embeddings import embeddings_for
 from weave.protocol.errors import ErrorCode, RequestError
 from weave.protocol.inputs import controls_for
 from weave.protocol.loras import loras_for
-from weave.protocol.parameters import Offered, Parameters, RequestedParameters, with_defaults
+from weave.protocol.parameters import Parameters, RequestedParameters
 from weave.protocol.tasks import Task
 
 # JSON readers that use doubles keep integers below 2**53, and torch's manual_seed uses 32 bits.

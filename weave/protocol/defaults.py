@@ -1,0 +1,28 @@
+"""What a request leaves out."""
+
+from msgspec import structs
+
+from weave.protocol.bounds import Bounds
+from weave.protocol.parameters import Defaults, Parameters, RequestedParameters
+
+
+def with_defaults(request: RequestedParameters, defaults: Defaults, bounds: Bounds, *, seed: int) -> Parameters:
+    """All parameters: `seed` and the model's defaults replace what the request leaves out. Where the whole image is
+    generated again, a missing side is that of the image, or follows from the given side, rounded down to the bound's
+    multiple."""
+    requested = {name: value for name, value in structs.asdict(request).items() if value is not None}
+    values = structs.asdict(defaults) | {"seed": seed} | _sides_of_image(request, bounds) | requested
+    return Parameters(**{name: values[name] for name in Parameters.__struct_fields__ if name in values})
+
+
+def _sides_of_image(request: RequestedParameters, bounds: Bounds) -> dict[str, int]:
+    image = request.image
+    if image is None or request.mask_padding is not None or not (image.width > 0 and image.height > 0):
+        return {}
+    width, height = image.width, image.height
+    if request.width is not None and request.height is None:
+        height = height * request.width // width
+    elif request.height is not None and request.width is None:
+        width = width * request.height // height
+    multiple = bounds.width.multiple, bounds.height.multiple
+    return {"width": width // multiple[0] * multiple[0], "height": height // multiple[1] * multiple[1]}
