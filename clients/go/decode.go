@@ -78,6 +78,12 @@ func decodeModels(f *fields) Models {
 		f.matchingOrEmpty("family", plainName, embedding.Family)
 		f.matching("title", title, embedding.Title)
 	}
+	f.allow("controls", &e.Controls)
+	for _, control := range e.Controls {
+		f.matching("id", modelID, control.ID)
+		f.matchingOrEmpty("family", plainName, control.Family)
+		f.matching("title", title, control.Title)
+	}
 	return e
 }
 

@@ -130,6 +130,7 @@ type Models struct {
 	Loaded     string      // the loaded one, or ""
 	Loras      []Lora      // none from an older daemon
 	Embeddings []Embedding // none from an older daemon
+	Controls   []Control   // none from an older daemon
 }
 
 // Lora is one LoRA that the daemon offers for models of its family, with weights from -MaxWeight to MaxWeight.
@@ -142,6 +143,13 @@ type Lora struct {
 
 // Embedding is one embedding that the daemon offers for models of its family.
 type Embedding struct {
+	ID     string `json:"id"`
+	Family string `json:"family"`
+	Title  string `json:"title"`
+}
+
+// Control is one ControlNet that the daemon offers for models of its family.
+type Control struct {
 	ID     string `json:"id"`
 	Family string `json:"family"`
 	Title  string `json:"title"`

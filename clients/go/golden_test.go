@@ -214,7 +214,7 @@ func eventFields(t *testing.T, event any) map[string]any {
 	case Models:
 		found = map[string]any{
 			"event": "models", "models": e.Models, "default": e.Default, "loaded": e.Loaded, "loras": e.Loras,
-			"embeddings": e.Embeddings,
+			"embeddings": e.Embeddings, "controls": e.Controls,
 		}
 	}
 	text, err := json.Marshal(found)
