@@ -1,6 +1,7 @@
 """`batch`: the images of one pass equal those of one call of diffusers that decodes them one at a time (VAE slicing),
 for every family. `enlarge`: the second pass equals diffusers' image-to-image on the enlarged image."""
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,35 +105,45 @@ def test_a_batch_of_more_than_the_images_is_those_images(client: Client) -> None
     assert len(images(generate(client, PROMPT, model="sd1", images=2, batch=3, **WANTED))) == 2
 
 
-@pytest.mark.parametrize("scheduler", ["dpmpp_2m", "euler_a", "pndm"])
-def test_enlarging_is_a_second_pass(client: Client, models: Path, scheduler: str) -> None:
-    plain, family = Reference("sd1", models / "sd1"), FAMILIES["sd1"]
-    given = arguments("sd1", None, steps=STEPS, scale=SCALE)
+# How many of three steps run with a strength of 0.7: flow-matching pipelines round up.
+@pytest.mark.parametrize(
+    ("name", "scheduler", "more"),
+    [
+        ("sd1", "dpmpp_2m", 2),
+        ("sd1", "euler_a", 2),
+        ("sd1", "pndm", 2),
+        ("sdxl", "euler", 2),
+        ("sd3", "flow_heun", 3),
+        ("flux", "flow_euler", 3),
+        ("chroma", "flow_euler", 3),
+        ("z-image", "flow_euler", 3),
+        ("qwen-image", "flow_euler", 3),
+    ],
+)
+def test_enlarging_is_a_second_pass(client: Client, models: Path, name: str, scheduler: str, more: int) -> None:
+    plain, given = Reference(name, models / name), arguments(name, None, steps=STEPS, scale=SCALE)
     first = Image.fromarray(plain.generate(PROMPT, plain.scheduler(scheduler), seeded(SEED)[0], **given))
     plain.pipeline.scheduler = plain.scheduler(scheduler)
-    second = pipeline_for(plain.pipeline, family, IMAGE_TO_IMAGE)
-    del given["width"], given["height"]
+    second = pipeline_for(plain.pipeline, FAMILIES[name], IMAGE_TO_IMAGE)
+    given |= {"width": 96, "height": 96, "image": first.resize((96, 96), Image.Resampling.LANCZOS), "strength": 0.7}
+    taken = inspect.signature(second.__call__).parameters
     with torch.inference_mode():
         expected = second(
-            prompt=PROMPT,
-            image=first.resize((96, 96), Image.Resampling.LANCZOS),
-            strength=0.7,
-            generator=seeded(SEED)[0],
-            **given,
+            prompt=PROMPT, generator=seeded(SEED)[0], **{name: value for name, value in given.items() if name in taken}
         ).images[0]
     answers = generate(
         client,
         PROMPT,
-        model="sd1",
+        model=name,
         scheduler=scheduler,
         enlarge=Enlarge(scale=1.5, strength=0.7),
-        preview_every=5,
+        preview_every=STEPS + more,
         **WANTED,
     )
     (image,) = images(answers)
     assert np.array_equal(pixels(image), np.asarray(expected))
     assert isinstance(image.event, ImageEvent) and (image.event.width, image.event.height) == (96, 96)
-    assert steps_of(answers) == {0: [1, 2, 3, 4, 5]}
+    assert steps_of(answers) == {0: list(range(1, STEPS + more + 1))}
     (preview,) = [answer for answer in answers if isinstance(answer.event, Preview)]
     assert np.array_equal(pixels(preview), pixels(image))
 
