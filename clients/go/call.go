@@ -91,6 +91,12 @@ func (c *call) end(last any, err error) bool {
 	return true
 }
 
+func (c *call) hasEnded() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended
+}
+
 // endWith ends the call when the context is done, unless it has ended before, and then runs cancel.
 func (c *call) endWith(ctx context.Context, cancel func()) {
 	stop := context.AfterFunc(ctx, func() {

@@ -2,8 +2,10 @@ package weave
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 )
 
@@ -76,10 +78,31 @@ func (c *Client) Reconnect(ctx context.Context) error {
 	return nil
 }
 
-// Generate starts a job, which is cancelled when the context is done. Generate returns once the request is sent; if the
-// daemon refuses the request, [Job.Wait] returns the error.
+// Generate starts a job, which is cancelled when the context is done. Generate returns before the request's images are
+// sent; if the daemon refuses the request, [Job.Wait] returns the error. For a daemon that is too old for the request's
+// images the error wraps [errors.ErrUnsupported], and nothing is sent.
 func (c *Client) Generate(ctx context.Context, request GenerateRequest) (*Job, error) {
-	started, err := c.connection().start(ctx, opGenerate, generateMessage{opGenerate, request})
+	uploads := request.uploads()
+	if err := checkUploads(uploads); err != nil {
+		return nil, err
+	}
+	if err := checkSendable(&request); err != nil {
+		return nil, err
+	}
+	connected := c.connection()
+	var images []*InputImage
+	for _, one := range uploads {
+		features, version, err := connected.features(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(features, one.feature) {
+			return nil, fmt.Errorf("weave: %s: %w: the daemon, version %s, does not have the feature %s",
+				one.field, errors.ErrUnsupported, version, one.feature)
+		}
+		images = append(images, one.image)
+	}
+	started, err := connected.start(ctx, opGenerate, generateMessage{opGenerate, request}, images...)
 	if err != nil {
 		return nil, err
 	}
@@ -123,8 +146,12 @@ func (c *Client) connection() *connection {
 
 // ask sends a request and waits for its last answer, which is of type Last: the connection rejects any other.
 func ask[Last any](ctx context.Context, c *Client, asked message) (Last, error) {
+	return askOn[Last](ctx, c.connection(), asked)
+}
+
+func askOn[Last any](ctx context.Context, connected *connection, asked message) (Last, error) {
 	var none Last
-	started, err := c.connection().start(ctx, asked.Op, asked)
+	started, err := connected.start(ctx, asked.Op, asked)
 	if err != nil {
 		return none, err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"image"
+	"image/color"
 	"os"
 	"runtime"
 	"slices"
@@ -389,4 +390,76 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+func TestImageToImageAndInpainting(t *testing.T) {
+	client := connect(t)
+	source := image.NewNRGBA(image.Rect(0, 0, 128, 128))
+	raw := make([]byte, 0, 3*128*128)
+	for at := range 128 * 128 {
+		shade := color.NRGBA{byte(at % 128), byte(at / 128), 99, 255}
+		source.SetNRGBA(at%128, at/128, shade)
+		raw = append(raw, shade.R, shade.G, shade.B)
+	}
+	mask := image.NewAlpha(image.Rect(0, 0, 128, 128)) // white where it is not transparent
+	for at := range mask.Pix {
+		mask.Pix[at] = byte(255 * (at % 128 / 64))
+	}
+	request := weave.GenerateRequest{
+		Prompt: prompt, Model: "shapes", Steps: 2, Seed: weave.Seed(1), Strength: weave.Strength(0.5), Format: weave.Raw,
+	}
+	request.Image = weave.FromImage(source)
+	first := pixels(t, draw(t, client, request))
+	request.Image = weave.FromPixels(128, 128, 3, raw)
+	if !bytes.Equal(first, pixels(t, draw(t, client, request))) {
+		t.Error("an image and its pixels give different results")
+	}
+	request.Mask = weave.MaskFromImage(mask)
+	repainted := pixels(t, draw(t, client, request))
+	for y := range 128 {
+		kept, changed := 3*128*y, 3*(128*y+64)
+		if !bytes.Equal(repainted[kept:changed], raw[kept:changed]) {
+			t.Fatalf("row %d has changed where the mask is black", y)
+		}
+	}
+	if bytes.Equal(repainted, raw) {
+		t.Error("nothing is repainted")
+	}
+}
+
+func TestRefusedUploadsLeaveTheConnectionUsable(t *testing.T) {
+	client := connect(t)
+	large := weave.FromPixels(2048, 2048, 3, make([]byte, 3*2048*2048))
+	var drawing sync.WaitGroup
+	for range 4 {
+		drawing.Add(1)
+		go func() {
+			defer drawing.Done()
+			job, err := client.Generate(background, weave.GenerateRequest{
+				Prompt: prompt, Model: "shapes", Image: large, Mask: weave.FromPixels(1, 1, 1, []byte{0}), Width: 128, Height: 128,
+			})
+			if err == nil {
+				_, _, err = job.Wait()
+			}
+			if !errors.Is(err, weave.InvalidRequest) && !errors.Is(err, weave.QueueFull) {
+				t.Errorf("got %v", err)
+			}
+			ctx, cancel := context.WithCancel(background)
+			job, err = client.Generate(ctx, weave.GenerateRequest{Prompt: prompt, Model: "shapes", Image: large, Width: 128, Height: 128})
+			cancel()
+			if err == nil {
+				_, _, err = job.Wait()
+			}
+			if !errors.Is(err, context.Canceled) && !errors.Is(err, weave.QueueFull) {
+				t.Errorf("got %v", err)
+			}
+		}()
+	}
+	drawing.Wait()
+	eventually(t, "nothing is left in the daemon", func() bool {
+		status, err := client.Status(background)
+		must(t, err)
+		return len(status.Jobs) == 0
+	})
+	draw(t, client, weave.GenerateRequest{Prompt: prompt, Steps: 1})
 }

@@ -20,9 +20,12 @@ const (
 // connection is one connected socket, until it is lost. Two goroutines serve it.
 type connection struct {
 	socket   *net.UnixConn
-	outgoing chan []byte
+	outgoing chan outgoing
 	lost     chan struct{} // closed once err is set
 	serving  sync.WaitGroup
+
+	asking sync.Mutex    // held while the daemon is asked for status
+	status *StatusReport // its first answer, for its features; nil before
 
 	mu    sync.Mutex
 	calls map[uint32]*call // by request number; cancelled ones stay until the daemon's last answer
@@ -30,10 +33,17 @@ type connection struct {
 	err   error            // why it is lost
 }
 
+// outgoing is a frame to send: a complete one, or the header of an image's and the image, unless its call has ended.
+type outgoing struct {
+	frame []byte
+	image *InputImage
+	call  *call
+}
+
 func newConnection(socket *net.UnixConn) *connection {
 	c := &connection{
 		socket:   socket,
-		outgoing: make(chan []byte, outgoingFrames),
+		outgoing: make(chan outgoing, outgoingFrames),
 		lost:     make(chan struct{}),
 		calls:    make(map[uint32]*call),
 	}
@@ -49,9 +59,9 @@ func (c *connection) close() {
 	c.serving.Wait()
 }
 
-// start sends a request. If the context is done before the last answer, the call ends, and a job is cancelled in the
-// daemon too.
-func (c *connection) start(ctx context.Context, op string, message any) (*call, error) {
+// start sends a request and its images. If the context is done before the last answer, the call ends, a job is
+// cancelled in the daemon too, and images that have not begun are not sent.
+func (c *connection) start(ctx context.Context, op string, message any, images ...*InputImage) (*call, error) {
 	payload, err := encode(message)
 	if err != nil {
 		return nil, err
@@ -64,13 +74,24 @@ func (c *connection) start(ctx context.Context, op string, message any) (*call, 
 	if err != nil {
 		return nil, err
 	}
-	select {
-	case c.outgoing <- controlFrame(number, payload):
-	case <-c.lost:
-		return nil, c.err
-	case <-ctx.Done():
-		c.forget(number)
-		return nil, contextError(op, ctx)
+	frames := []outgoing{{frame: controlFrame(number, payload)}}
+	for _, image := range images {
+		header := frameHeader(kindImage, number, image.size())
+		frames = append(frames, outgoing{frame: header, image: image, call: started})
+	}
+	for sent, frame := range frames {
+		select {
+		case c.outgoing <- frame:
+		case <-c.lost:
+			return nil, c.err
+		case <-ctx.Done():
+			if sent == 0 {
+				c.forget(number)
+			} else if started.end(nil, contextError(op, ctx)) {
+				go c.cancel(number) // what waits before it may take a while
+			}
+			return nil, contextError(op, ctx)
+		}
 	}
 	started.endWith(ctx, func() {
 		if op == opGenerate || op == opLoadModel {
@@ -126,8 +147,8 @@ func (c *connection) write() {
 	defer c.serving.Done()
 	for {
 		select {
-		case frame := <-c.outgoing:
-			if _, err := c.socket.Write(frame); err != nil {
+		case next := <-c.outgoing:
+			if err := c.send(next); err != nil {
 				select {
 				case <-c.lost:
 				case <-time.After(lastWords):
@@ -139,6 +160,38 @@ func (c *connection) write() {
 			return
 		}
 	}
+}
+
+// send writes a frame. A frame that has begun must be completed, or the daemon could not parse the next one.
+func (c *connection) send(next outgoing) error {
+	if next.image == nil {
+		_, err := c.socket.Write(next.frame)
+		return err
+	}
+	if next.call.hasEnded() {
+		return nil
+	}
+	header := next.frame
+	return next.image.eachPiece(func(piece []byte) error {
+		buffers := net.Buffers{header, piece} // one writev(2)
+		header = nil
+		_, err := buffers.WriteTo(c.socket)
+		return err
+	})
+}
+
+// features returns what the daemon says that it can do, and its version. Only the first call asks the daemon.
+func (c *connection) features(ctx context.Context) ([]string, string, error) {
+	c.asking.Lock()
+	defer c.asking.Unlock()
+	if c.status == nil {
+		status, err := askOn[StatusReport](ctx, c, message{Op: opStatus})
+		if err != nil {
+			return nil, "", err
+		}
+		c.status = &status
+	}
+	return c.status.Features, c.status.Version, nil
 }
 
 func (c *connection) read() {

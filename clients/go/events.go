@@ -160,14 +160,15 @@ type Model struct {
 	ID         string   `json:"id"`
 	Family     string   `json:"family"`
 	Title      string   `json:"title"`
-	Tasks      []string `json:"tasks"` // text-to-image; empty from an older daemon, which supports nothing else
+	Tasks      []string `json:"tasks"` // text-to-image, ...; empty from an older daemon, which supports nothing else
 	Bounds     Bounds   `json:"bounds"`
 	Defaults   Defaults `json:"defaults"`
 	Schedulers []string `json:"schedulers"`
 }
 
-// Bounds holds a model's bounds, all inclusive. Pixels bounds width * height * images. Prompts are bounded in bytes of
-// UTF-8 and in characters.
+// Bounds holds a model's bounds, all inclusive. Pixels bounds width * height * images, InputPixels width * height of each
+// image that a request comes with. Prompts are bounded in bytes of UTF-8 and in characters. An older daemon does not
+// send InputPixels and Batch, and they are zero.
 type Bounds struct {
 	Width            Range      `json:"width"`
 	Height           Range      `json:"height"`
@@ -177,6 +178,8 @@ type Bounds struct {
 	Pixels           Range      `json:"pixels"`
 	PromptBytes      Range      `json:"prompt_bytes"`
 	PromptCharacters Range      `json:"prompt_characters"`
+	InputPixels      Range      `json:"input_pixels"`
+	Batch            Range      `json:"batch"`
 }
 
 // Range is an inclusive range; the value must be divisible by Multiple.

@@ -24,7 +24,7 @@ type kind uint16
 
 const (
 	kindControl kind = 0x0010 // a JSON message
-	kindImage   kind = 0x0011 // an image's bytes, announced by the previous control frame; sent by the daemon only
+	kindImage   kind = 0x0011 // an image's bytes, announced by a control frame before it
 )
 
 // header is the 16 bytes before every payload, big-endian: magic, version, kind, length, request.
@@ -36,13 +36,17 @@ type header struct {
 
 // controlFrame returns a complete control frame.
 func controlFrame(request uint32, payload []byte) []byte {
-	frame := make([]byte, 0, headerBytes+len(payload))
+	return append(frameHeader(kindControl, request, len(payload)), payload...)
+}
+
+// frameHeader returns the header of a payload, with room for it if it is short.
+func frameHeader(kind kind, request uint32, length int) []byte {
+	frame := make([]byte, 0, headerBytes+min(length, MaxControlBytes))
 	frame = append(frame, magic...)
 	frame = binary.BigEndian.AppendUint16(frame, protocolVersion)
-	frame = binary.BigEndian.AppendUint16(frame, uint16(kindControl))
-	frame = binary.BigEndian.AppendUint32(frame, uint32(len(payload)))
-	frame = binary.BigEndian.AppendUint32(frame, request)
-	return append(frame, payload...)
+	frame = binary.BigEndian.AppendUint16(frame, uint16(kind))
+	frame = binary.BigEndian.AppendUint32(frame, uint32(length))
+	return binary.BigEndian.AppendUint32(frame, request)
 }
 
 // parseHeader parses and checks the 16 bytes of a daemon's header.

@@ -44,16 +44,17 @@ type GenerateRequest struct {
 	Loras []RequestedLora `json:"loras,omitempty"`
 	// Embeddings are IDs, each of which must be in a prompt as a word; there it stands for the embedding's vectors.
 	Embeddings []string `json:"embeddings,omitempty"`
-	// Image is the size of the image to start from. Strength is how much of it to change; if nil, 0.75.
+	// Image is the image to start from. Strength is how much of it to change; if nil, 0.75. See [Strength].
 	Image    *InputImage `json:"image,omitempty"`
 	Strength *float64    `json:"strength,omitempty"`
-	// Mask is the size of what to repaint of the image. With MaskPadding only that part is generated, at full resolution.
+	// Mask is what to repaint of the image: white is repainted, black is kept exactly. With MaskPadding only the masked
+	// part is generated, at full resolution, with a margin of so many pixels.
 	Mask        *InputImage `json:"mask,omitempty"`
 	MaskPadding *int        `json:"mask_padding,omitempty"`
 	// Control are ControlNets, each with the image that it sees.
 	Control []RequestedControl `json:"control,omitempty"`
 	// References are images that the prompt refers to.
-	References []InputImage `json:"references,omitempty"`
+	References []*InputImage `json:"references,omitempty"`
 	// Enlarge is a second pass on a larger image.
 	Enlarge *Enlarge `json:"enlarge,omitempty"`
 	// Images is the number of images. If 0, it is 1.
@@ -75,27 +76,21 @@ type RequestedLora struct {
 	Weight float64 `json:"weight"`
 }
 
-// InputImage is the size of an image: RGB (3 channels) or grey (1), 8 bits per channel, rows from top to bottom.
-type InputImage struct {
-	Width    int `json:"width"`
-	Height   int `json:"height"`
-	Channels int `json:"channels"`
-}
-
-// RequestedControl is a ControlNet that the daemon offers for the model's family. It is applied with the weight Scale
-// from the fraction Start of the steps to the fraction End.
+// RequestedControl is a ControlNet that the daemon offers for the model's family, and the image that it sees. It is
+// applied with the weight Scale from the fraction Start of the steps to the fraction End; if 0, Scale and End are 1.
 type RequestedControl struct {
-	ID    string     `json:"id"`
-	Image InputImage `json:"image"`
-	Scale float64    `json:"scale"`
-	Start float64    `json:"start"`
-	End   float64    `json:"end"`
+	ID    string      `json:"id"`
+	Image *InputImage `json:"image"`
+	Scale float64     `json:"scale,omitempty"`
+	Start float64     `json:"start,omitempty"`
+	End   float64     `json:"end,omitempty"`
 }
 
-// Enlarge is a pass on an image that is Scale times as wide and high. Strength is how much that pass may change.
+// Enlarge is a pass on an image that is Scale times as wide and high; if 0, 2. Strength is how much that pass may
+// change; if 0, 0.5.
 type Enlarge struct {
-	Scale    float64 `json:"scale"`
-	Strength float64 `json:"strength"`
+	Scale    float64 `json:"scale,omitempty"`
+	Strength float64 `json:"strength,omitempty"`
 }
 
 // Seed returns a pointer for GenerateRequest.Seed.
@@ -103,6 +98,12 @@ func Seed(seed uint64) *uint64 { return &seed }
 
 // CFGScale returns a pointer for GenerateRequest.CFGScale.
 func CFGScale(scale float64) *float64 { return &scale }
+
+// Strength returns a pointer for GenerateRequest.Strength.
+func Strength(strength float64) *float64 { return &strength }
+
+// MaskPadding returns a pointer for GenerateRequest.MaskPadding.
+func MaskPadding(pixels int) *int { return &pixels }
 
 // The operations.
 const (
@@ -127,32 +128,8 @@ type generateMessage struct {
 	GenerateRequest
 }
 
-// encode returns a control frame's payload. It fails for numbers that JSON cannot express (NaN and infinities), for
-// invalid UTF-8, which encoding/json would silently replace, and for a request that is too long for a frame.
+// encode returns a control frame's payload. It fails for a request that is too long for a frame.
 func encode(message any) ([]byte, error) {
-	if generate, ok := message.(generateMessage); ok {
-		for field, text := range map[string]string{
-			"prompt": generate.Prompt, "negative_prompt": generate.NegativePrompt,
-			"model": generate.Model, "scheduler": generate.Scheduler,
-		} {
-			if !utf8.ValidString(text) {
-				return nil, fmt.Errorf("weave: %s is not valid UTF-8", field)
-			}
-		}
-		for _, lora := range generate.Loras {
-			if !utf8.ValidString(lora.ID) {
-				return nil, fmt.Errorf("weave: loras is not valid UTF-8")
-			}
-		}
-		for _, embedding := range generate.Embeddings {
-			if !utf8.ValidString(embedding) {
-				return nil, fmt.Errorf("weave: embeddings is not valid UTF-8")
-			}
-		}
-		if scale := generate.CFGScale; scale != nil && (math.IsNaN(*scale) || math.IsInf(*scale, 0)) {
-			return nil, fmt.Errorf("weave: cfg_scale is %v; it must be a finite number", *scale)
-		}
-	}
 	payload, err := json.Marshal(message)
 	if err != nil {
 		return nil, fmt.Errorf("weave: %w", err)
@@ -161,4 +138,45 @@ func encode(message any) ([]byte, error) {
 		return nil, fmt.Errorf("weave: a request of %d bytes, expected at most %d", len(payload), MaxControlBytes)
 	}
 	return payload, nil
+}
+
+// checkSendable fails for numbers that JSON cannot express (NaN and infinities), and for invalid UTF-8, which
+// encoding/json would silently replace.
+func checkSendable(request *GenerateRequest) error {
+	texts := map[string][]string{
+		"prompt": {request.Prompt}, "negative_prompt": {request.NegativePrompt}, "model": {request.Model},
+		"scheduler": {request.Scheduler}, "embeddings": request.Embeddings,
+	}
+	numbers := map[string][]float64{}
+	for field, number := range map[string]*float64{"cfg_scale": request.CFGScale, "strength": request.Strength} {
+		if number != nil {
+			numbers[field] = []float64{*number}
+		}
+	}
+	for _, lora := range request.Loras {
+		texts["loras"] = append(texts["loras"], lora.ID)
+		numbers["loras"] = append(numbers["loras"], lora.Weight)
+	}
+	for _, control := range request.Control {
+		texts["control"] = append(texts["control"], control.ID)
+		numbers["control"] = append(numbers["control"], control.Scale, control.Start, control.End)
+	}
+	if enlarge := request.Enlarge; enlarge != nil {
+		numbers["enlarge"] = []float64{enlarge.Scale, enlarge.Strength}
+	}
+	for field, all := range texts {
+		for _, text := range all {
+			if !utf8.ValidString(text) {
+				return fmt.Errorf("weave: %s is not valid UTF-8", field)
+			}
+		}
+	}
+	for field, all := range numbers {
+		for _, number := range all {
+			if math.IsNaN(number) || math.IsInf(number, 0) {
+				return fmt.Errorf("weave: %s is %v; it must be a finite number", field, number)
+			}
+		}
+	}
+	return nil
 }

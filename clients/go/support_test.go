@@ -60,15 +60,42 @@ func (d *fakeDaemon) expect(op string) uint32 {
 
 func (d *fakeDaemon) read() (uint32, map[string]any) {
 	d.t.Helper()
+	sent, payload := d.readFrame()
+	if sent.kind != kindControl {
+		d.t.Fatalf("got a frame of kind %x", sent.kind)
+	}
+	var fields map[string]any
+	must(d.t, json.Unmarshal(payload, &fields))
+	return sent.request, fields
+}
+
+func (d *fakeDaemon) readFrame() (header, []byte) {
+	d.t.Helper()
 	head := make([]byte, headerBytes)
 	_, err := io.ReadFull(d.socket, head)
 	must(d.t, err)
-	payload := make([]byte, binary.BigEndian.Uint32(head[8:]))
+	sent, err := parseHeader(head)
+	must(d.t, err)
+	payload := make([]byte, sent.length)
 	_, err = io.ReadFull(d.socket, payload)
 	must(d.t, err)
-	var fields map[string]any
-	must(d.t, json.Unmarshal(payload, &fields))
-	return binary.BigEndian.Uint32(head[12:]), fields
+	return sent, payload
+}
+
+// expectImage reads an image's frame and returns its pixels.
+func (d *fakeDaemon) expectImage(request uint32) []byte {
+	d.t.Helper()
+	sent, payload := d.readFrame()
+	if sent.kind != kindImage || sent.request != request {
+		d.t.Fatalf("got %+v, not an image of request %d", sent, request)
+	}
+	return payload
+}
+
+// tellFeatures answers the request for status that comes before the first image.
+func (d *fakeDaemon) tellFeatures(names string) {
+	d.t.Helper()
+	d.say(d.expect("status"), statusStart+`"worker":"none","features":[`+names+`],"jobs":[],"metrics":{}}`)
 }
 
 func (d *fakeDaemon) say(request uint32, message string) {

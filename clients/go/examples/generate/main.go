@@ -6,6 +6,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"image"
+	_ "image/gif"
+	_ "image/jpeg"
+	_ "image/png"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -42,6 +46,9 @@ func run(ctx context.Context, arguments []string) error {
 	flags.IntVar(&request.Height, "height", 0, "`pixels`")
 	flags.IntVar(&request.Steps, "steps", 0, "the number of steps")
 	flags.IntVar(&request.Images, "images", 1, "the number of images")
+	start := flags.String("image", "", "the PNG, JPEG or GIF `file` to start from")
+	mask := flags.String("mask", "", "the `file` that is white where the image is repainted")
+	strength := flags.Float64("strength", 0, "how much of the image to change, from 0 to 1 (default 0.75)")
 	if err := flags.Parse(arguments); err != nil {
 		return err
 	}
@@ -56,14 +63,43 @@ func run(ctx context.Context, arguments []string) error {
 			request.Seed = seed
 		case "cfg":
 			request.CFGScale = cfgScale
+		case "strength":
+			request.Strength = strength
 		}
 	})
+	if *start != "" {
+		decoded, err := decode(*start)
+		if err != nil {
+			return err
+		}
+		request.Image = weave.FromImage(decoded)
+	}
+	if *mask != "" {
+		decoded, err := decode(*mask)
+		if err != nil {
+			return err
+		}
+		request.Mask = weave.MaskFromImage(decoded)
+	}
 	client, err := weave.Dial(ctx, *socket)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	return generate(ctx, client, request, *output)
+}
+
+func decode(path string) (image.Image, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	decoded, _, err := image.Decode(file)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return decoded, nil
 }
 
 // generate writes each image as soon as it is finished.

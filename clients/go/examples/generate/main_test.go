@@ -36,6 +36,22 @@ func TestEachImageIsWritten(t *testing.T) {
 	}
 }
 
+func TestAnImageIsTheStartOfTheNext(t *testing.T) {
+	folder := t.TempDir()
+	first, second := filepath.Join(folder, "first.png"), filepath.Join(folder, "second.png")
+	for _, arguments := range [][]string{
+		{"-o", first, "-steps", "1", "a red circle"},
+		{"-o", second, "-steps", "2", "-image", first, "-mask", first, "-strength", "0.5", "a blue star"},
+	} {
+		if err := run(context.Background(), append([]string{"-socket", daemon.Socket}, arguments...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := run(context.Background(), []string{"-socket", daemon.Socket, "-image", "none.png", "x"}); err == nil {
+		t.Error("a file that does not exist is ignored")
+	}
+}
+
 func TestControlCharactersAreEscaped(t *testing.T) {
 	const hostile = "a\x1b[31m b\u009b1m c\u202e d\x7f é"
 	if got := visible(hostile); got != `a\x1b[31m b\u009b1m c\u202e d\x7f é` {
