@@ -27,7 +27,6 @@ WIDTH, HEIGHT = 96, 64
 WANTED = {"width": WIDTH, "height": HEIGHT, "steps": STEPS, "seed": SEED, "cfg_scale": SCALE}
 # Their padding_mask_crop is missing, lacks the last step, lacks the VAE's shift, or works in the size of the image.
 BY_HAND = ("z-image", "chroma", "sd3", "flux2-klein")
-TABLES = {"kontext": ("flux", "references = true\n"), "prk": ("sd1", "")}
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +37,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def table(models: Path, name: str) -> str:
-    family, more = TABLES.get(name, (name, ""))
-    return f'[models.{name}]\npath = "{models / family}"\nfamily = "{family}"\n{more}'
-
-
 @pytest.fixture(scope="module")
 def served(models: Path) -> Iterator[Daemon]:
-    with served_like_here("".join(table(models, name) for name in (*NAMES, "kontext")), "float32") as daemon:
+    tables = "".join(f'[models.{name}]\npath = "{models / name}"\nfamily = "{name}"\n' for name in NAMES)
+    kontext = f'[models.kontext]\npath = "{models / "flux"}"\nfamily = "flux"\nreferences = true\n'
+    with served_like_here(tables + kontext, "float32") as daemon:
         yield daemon
 
 

@@ -11,6 +11,7 @@ from msgspec import UNSET
 from tests.support import tiny_models
 from tests.support.builds import daemon_of
 from tests.support.daemon import Daemon, wait_for
+from tests.support.from_images import mask, noise
 from tests.support.generation import generate, images
 from tests.support.seams import Seams, before, constant
 from tests.support.system import MODEL
@@ -132,6 +133,26 @@ def daemon_without_flux(folder: Path, seams: Seams) -> tuple[Daemon, Path]:
     model = tiny_models.make("flux", folder / "flux")
     config = f'{MODEL}\n[models.flux]\npath = "{model}"\nfamily = "flux"\n'
     return daemon_of((*seams, before("gpu_worker/__main__.py", "Zygote.import_libraries", code)), config), flag
+
+
+def test_only_a_task_that_lacks_something_is_refused() -> None:
+    code = "import diffusers; diffusers.StableDiffusionImg2ImgPipeline.__call__ = lambda self, prompt: None"
+    daemon = daemon_of((before("gpu_worker/__main__.py", "Zygote.import_libraries", code),))
+    try:
+        image, where = noise(64, 64), mask(64, 64)
+        with daemon.client() as client:
+            assert images(generate(client, width=64, height=64))
+            with pytest.raises(WeaveError) as failed:
+                generate(client, image=image)
+            assert failed.value.code is ErrorCode.WORKER_FAILED and "libraries lack" in str(failed.value)
+            assert images(generate(client, image=image, mask=where))
+            assert client.status().libraries_lack is UNSET
+        (line,) = daemon.events("libraries_lack")
+        assert (line["family"], line["task"]) == ("sd1", "image-to-image")
+        assert "diffusers.StableDiffusionImg2ImgPipeline.__call__(guidance_scale=" in line["missing"]
+        assert "strength=" in line["missing"]
+    finally:
+        daemon.stop()
 
 
 def loads(daemon: Daemon, model: str) -> bool:

@@ -20,7 +20,7 @@ from tests.integration.test_weavectl import COMMAND, weavectl
 from tests.support import tiny_models
 from tests.support.daemon import DEMO_MODEL, Daemon, wait_for
 from tests.support.generation import PROMPT
-from tests.support.reference import make_small_model
+from tests.support.reference import make_small_model, write_index
 from tests.support.single_files import converted, make_single_file
 from tests.support.users import ALICE
 from weave.config.load import load
@@ -121,6 +121,14 @@ def test_an_index_tells_the_family_of_a_damaged_model(run: Run, tmp_path: Path) 
     assert run("add", model).stdout.startswith(
         "model_index.json: _class_name is 'StableVideoDiffusionPipeline', expected"
     )
+
+
+@pytest.mark.parametrize(("class_name", "takes"), [("FluxPipeline", False), ("FluxKontextPipeline", True)])
+def test_kontext_is_told_by_its_index(run: Run, tmp_path: Path, class_name: str, takes: bool) -> None:
+    model = tiny_models.make("flux", tmp_path / "model")
+    write_index("flux", model, _class_name=class_name)
+    added = json.loads(run("--json", "add", model, "-n").stdout)
+    assert added["faults"] == [] and ("references = true\n" in added["toml"]) is takes
 
 
 def test_memory_is_that_of_the_dtype_it_is_loaded_in(run: Run, tmp_path: Path) -> None:
