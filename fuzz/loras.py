@@ -39,7 +39,7 @@ def loras(data: bytes) -> None:
     gives all of its tensors."""
     reader = Reader(data)
     family = list(MODELS)[reader.byte() % len(MODELS)]
-    layers, header = MODELS[family], _header(reader)
+    layers, header = MODELS[family], header_of(reader)
     with suppress(ModelFilesRefused):
         known = matrices(header)
         found = patches(header, FAMILIES[family], layers, {"layers_per_block": 1, "num_layers": 2})
@@ -60,7 +60,7 @@ def loras(data: bytes) -> None:
         assert [prod(shape) for shape in shapes] == [embedding.vectors * width for width in embedding.widths]
 
 
-def _header(reader: Reader) -> LoraHeader:
+def header_of(reader: Reader) -> LoraHeader:
     """What read_safetensors_header() lets through. Of the input the first line is the settings of peft, and each other
     line a key, the number of a dtype, and the sides of a shape."""
     settings, *lines = reader.rest().decode(errors="replace").split("\n")

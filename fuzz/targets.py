@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from fuzz.config_file import config
 from fuzz.control import control
+from fuzz.controls import controls
 from fuzz.fds import no_descriptor_left, sealed
 from fuzz.loras import loras
 from fuzz.reading import Reader, pieces
@@ -307,6 +308,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "safetensors": safetensors,
     "single_file": single_file,
     "loras": loras,
+    "controls": controls,
     "recipes": recipes,
     "worker_replies": worker_replies,
     "control": control,

@@ -59,6 +59,21 @@ _OTHER: dict[str, tuple[bytes, ...]] = {
             *('{"unet.lora_alpha":2}', '"use_rslora"', "\n", " 0 2 8", " 0 8 2"),
         )
     ),
+    "controls": tuple(
+        word.encode()
+        for word in (
+            *(
+                "controlnet_cond_embedding.conv_in.weight",
+                "controlnet_cond_embedding.blocks.1.weight",
+                "control_model.",
+            ),
+            *("input_hint_block.0.weight", "input_hint_block.4.weight", "label_emb.0.0.weight", "x.attn2.to_k.weight"),
+            *("add_embedding.linear_1.weight", "down_blocks.0.attentions.0.transformer_blocks.0.", "mid_block."),
+            *("pos_embed_input.proj.weight", "transformer_blocks.0.", "attn2.", "pos_embed.pos_embed"),
+            *("context_embedder.weight", "controlnet_x_embedder.weight", "single_transformer_blocks.0."),
+            *("controlnet_mode_embedder.weight", " 0 16 3 3 3", " 0 320 768", " 0 1", "\n"),
+        )
+    ),
     "relay": (b'"event"', b'"time"', b'"process"', b'"serving"', b'"text"'),
     "config": (
         b"[[",

@@ -51,11 +51,12 @@ def as_single_file(folder: Path, path: Path) -> Path:
 def as_original_file(folder: Path, path: Path, prefix: str = "control_model.") -> Path:
     """With the names of the authors of Stable Diffusion's ControlNets."""
     tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
-    save_file({prefix + _original(name): tensor for name, tensor in tensors.items()}, path)
+    save_file({prefix + original_name(name, 1): tensor for name, tensor in tensors.items()}, path)
     return path
 
 
-def _original(name: str) -> str:
+def original_name(name: str, layers_per_block: int) -> str:
+    """Of a tensor that has this name in diffusers."""
     if found := re.match(r"controlnet_down_blocks\.(\d+)\.(\w+)", name):
         return f"zero_convs.{found[1]}.0.{found[2]}"
     if found := re.match(r"controlnet_cond_embedding\.blocks\.(\d+)\.(\w+)", name):
@@ -67,7 +68,7 @@ def _original(name: str) -> str:
     }.items():
         if name.startswith(new):
             return name.replace(new, old)
-    return _unet(name, {"layers_per_block": 1, "up_block_types": []})
+    return _unet(name, {"layers_per_block": layers_per_block, "up_block_types": []})
 
 
 def picture(seed: int, width: int = 64, height: int = 64) -> Image.Image:

@@ -49,6 +49,12 @@ def believing(*_: Any, **__: Any) -> None:
     """A check that refuses nothing."""
 
 
+def anything(name: str, found: dict[str, Any], allowed: Any) -> Any:
+    """A check of a config that yields no fault."""
+    yield from ()
+    return found
+
+
 # A decoder that raises a wrong exception, or a check that lets everything through: the target must notice.
 BROKEN: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "frames raise": ("frames", "weave.protocol.frames:parse_header", raising),
@@ -65,6 +71,8 @@ BROKEN: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "names of other files": ("single_file", "fuzz.targets:tensors_of", lambda *_, **__: {"x": "not in the file"}),
     "any shape will do": ("loras", "weave.models.lora_layers:_check_shapes", believing),
     "vectors of other keys": ("loras", "fuzz.loras:embedding_of", lambda _: Embedding(("x",), (1,), 1)),
+    "any value of a ControlNet": ("controls", "weave.models.control_files:check_values", anything),
+    "a ControlNet fits all": ("controls", "fuzz.controls:misfits", lambda *_: ()),
     "a recipe raises": ("recipes", "weave.weavectl.recipe:read_infotext", raising),
     "any digest will do": ("recipes", "weave.weavectl.recipe:_digests", lambda _, images: ("x",) * images),
     "the worker is believed": ("worker_replies", "weave.broker.schedule.worker_link:_check_update", believing),

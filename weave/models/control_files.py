@@ -33,7 +33,7 @@ def find_control(family: str, path: Path, dtype: str, denoiser: Mapping[str, Any
         own = {key: _plain(denoiser[key]) for key in nets.model.config.keys if key in denoiser}
         config = own | config
     model = {key: _plain(value) for key, value in denoiser.items()} | {"vae_blocks": vae_blocks}
-    for fault in _misfits(nets, {**nets.model.defaults, **config}, model):
+    for fault in misfits(nets, {**nets.model.defaults, **config}, model):
         raise ModelFilesRefused(f"{path.name}: {fault}: for another family or size of model")
     return ControlFiles(config, found)
 
@@ -88,9 +88,8 @@ def _control_checks(family: str, path: Path, dtype: str) -> Checks[tuple[Weights
         header = read_header(path)
         if not _is_of(nets, header):
             raise ModelFilesRefused(f"{path.name}: {_instead(header, path)}, expected a ControlNet of family {family}")
-        names = tensors_of(nets.file, header, alone=True)
-        config = nets.derive(_plain_names(nets, header))
-        weights = Weights((path,), nets.file, names)
+        config = yield from config_of_file(nets, path.name, header)
+        weights = Weights((path,), nets.file, tensors_of(nets.file, header, alone=True))
     for key, value in nets.fixed.items():
         if (own := config.get(key, nets.model.defaults[key])) != value:
             yield f"{path.name}: {key} is {shown(own)}, expected {shown(value)}; others are not supported"
@@ -115,6 +114,11 @@ def _config_of(nets: ControlNets, path: Path) -> Checks[dict[str, Any]]:
     return (yield from check_values(_CONFIG, found, nets.model.config)) or {}
 
 
+def config_of_file(nets: ControlNets, name: str, header: Header) -> Checks[dict[str, Any]]:
+    """What the tensors of the single file `name` say of its config."""
+    return (yield from check_values(name, nets.derive(_plain_names(nets, header)), nets.model.config)) or {}
+
+
 def _weights_of(nets: ControlNets, path: Path, dtype: str) -> Checks[Weights]:
     files = choose_weights(path, "", nets.model.weights, dtype)
     for file in files:
@@ -137,7 +141,8 @@ def _plain_names(nets: ControlNets, header: Header) -> Header:
     return {name: header[stored] for name, stored in tensors_of(nets.file, header, alone=True).items()}
 
 
-def _misfits(nets: ControlNets, config: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[str]:
+def misfits(nets: ControlNets, config: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[str]:
+    """Why a ControlNet with this config, which has a value for each key compared, does not fit the model."""
     for key in nets.equal:
         if not _same(config[key], model[key]):
             yield f"{key} is {shown(config[key])}, expected {shown(model[key])} (as the model's)"

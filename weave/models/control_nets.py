@@ -15,6 +15,7 @@ from weave.models.single_files import FilePart, blocks, context_width
 from weave.protocol.inputs import IMAGE_TO_IMAGE, INPAINTING, TEXT_TO_IMAGE
 
 _LARGEST_TABLE = 1 << 29  # elements
+_MOST_LEVELS = 16  # published UNets have three or four
 
 Config = Mapping[str, Any]
 
@@ -108,7 +109,7 @@ def _derive_unet(found: Header) -> dict[str, Any]:
 
 def _derive_attention(found: Header) -> dict[str, Any]:
     """Small ControlNets of SDXL have fewer blocks with attention than the model, or none."""
-    levels = blocks(found, "down_blocks")
+    levels = blocks(found, "down_blocks")[:_MOST_LEVELS]
     layers = [len(blocks(found, f"down_blocks.{level}.attentions.0.transformer_blocks")) for level in levels]
     middle = len(blocks(found, "mid_block.attentions.0.transformer_blocks"))
     if middle and layers and not layers[-1]:
