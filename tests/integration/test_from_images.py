@@ -74,6 +74,8 @@ def test_each_task_equals_diffusers(client: Client, models: Path, name: str) -> 
     if INPAINTING in family.pipelines:
         equals_inpainting(client, plain, name)
         equals_padded_inpainting(client, plain, name)
+    for task in family.tasks[1:]:
+        equals_one_by_one(client, name, task)
     assert np.array_equal(made_of(client, name, steps=2), alone)
 
 
@@ -112,6 +114,16 @@ def equals_padded_inpainting(client: Client, plain: Reference, name: str) -> Non
         expected = it.generate(own, SEED, **given, **plainly(name))
     wanted = {"image": image, "mask": where, "mask_padding": PADDING, "strength": STRENGTH, "scheduler": scheduler}
     assert np.array_equal(made_of(client, name, **wanted), np.asarray(expected))
+
+
+def equals_one_by_one(client: Client, name: str, task: str) -> None:
+    """A batch: each image is encoded with the noise of its own seed."""
+    given: dict[str, Any] = {"references": [noise(64, 64)]} if task == REFERENCES else {"image": noise(64, 64)}
+    given |= {"mask": mask(64, 64)} if task == INPAINTING else {}
+    wanted = {**WANTED, "width": 64, "height": 64, "steps": 2, "images": 2, **given}
+    single, batch = (generate(client, PROMPT, model=name, **wanted, batch=size) for size in (1, 2))
+    for one, other in zip(images(single), images(batch), strict=True):
+        assert np.abs(pixels(one).astype(int) - pixels(other)).max() <= 2, task
 
 
 def check_progress(answers: list[Answer], name: str) -> None:

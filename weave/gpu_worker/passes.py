@@ -86,14 +86,18 @@ def run_pass(own: Any, adapter: Adapter, wanted: Pass, after_step: AfterStep) ->
 
     seed_global_generators(seeds[0])
     generators = [generator(seed) for seed in seeds]
-    several = {"num_images_per_prompt": len(seeds), "generator": generators}
+    several: dict[str, Any] = {"num_images_per_prompt": len(seeds), "generator": generators}
+    if canvas.image is not None:  # once for each seed, which its encoding takes noise from
+        several["image"] = [canvas.image] * len(seeds)
     with torch.inference_mode():
         adapter.call(
             pipeline,
             wanted.arguments,
-            **adapter.canvas_arguments(pipeline, canvas, parameters),
-            **control_arguments(pipeline, canvas, wanted.inputs.controls, parameters),
-            **(several if len(seeds) > 1 else {"generator": generators[0]}),
+            **{
+                **adapter.canvas_arguments(pipeline, canvas, parameters),
+                **control_arguments(pipeline, canvas, wanted.inputs.controls, parameters),
+                **(several if len(seeds) > 1 else {"generator": generators[0]}),
+            },
             num_inference_steps=parameters.steps,
             callback_on_step_end=after_call,
             output_type="latent",
