@@ -18,7 +18,7 @@ from PIL import Image
 from tests.support.daemon import Daemon, wait_for
 from tests.support.fake_daemon import STATUS, FakeDaemon
 from tests.support.generation import PROMPT, generate, images
-from weave.client import AsyncClient, Client, Control, InvalidRequest, WeaveError
+from weave.client import AsyncClient, Client, Control, InvalidRequest, NotRunning, WeaveError
 from weave.protocol.client_messages import Progress
 
 OLD = "^{}: the daemon, version 1.0, does not have the feature"
@@ -130,8 +130,10 @@ def test_an_interrupt_in_an_upload_ends_the_connection(tmp_path: Path) -> None:
     with FakeDaemon(tmp_path / "socket", answers) as daemon, Client(daemon.path) as client:
         with pytest.raises(KeyboardInterrupt):
             list(client.generate("x", image=LARGE))
-        assert client._socket.fileno() == -1 and not list(client._arrived)
         stop.set()
+        assert not list(client._arrived)
+        with pytest.raises(NotRunning, match="the client is closed"):
+            client.status()
 
 
 def test_an_interrupted_upload_leaves_nothing_in_the_daemon(shared_daemon: Daemon) -> None:

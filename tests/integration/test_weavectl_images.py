@@ -87,6 +87,7 @@ def test_status_is_shown_until_interrupted(tmp_path: Path) -> None:
         command = [COMMAND, "-s", daemon.path, "status", "--watch", "0.05"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
+            assert next(process.stdout) == "\n"
             for _ in range(3):
                 assert next(process.stdout).startswith("version     1.0, user mode")
                 while next(process.stdout) != "\n":

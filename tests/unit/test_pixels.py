@@ -105,7 +105,8 @@ def test_each_mode_becomes_8_bits_as_people_see_it(name: str) -> None:
 
 def test_16_bits_in_a_file_are_scaled_not_cut() -> None:
     values = np.array([[0, 255, 257 * 100, 65535]], np.uint16)
-    assert sent(file_of(Image.fromarray(values))).ravel().tolist() == [0, 1, 100, 255]
+    for options in ({}, {"transparency": 65535}):
+        assert sent(file_of(Image.fromarray(values), **options)).ravel().tolist() == [0, 1, 100, 255]
 
 
 def test_a_photo_is_upright_and_an_animation_its_first_frame() -> None:

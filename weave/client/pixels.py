@@ -163,7 +163,9 @@ def _of_16_bits(field: str, image: Any) -> Any:
     low, high = wide.getextrema()
     if low < 0 or high > 0xFFFF:
         raise InvalidRequest(f"{field} has pixels from {low} to {high}; they must be from 0 to 65535")
-    return wide.point(lambda value: value * (1 / 257) + 0.5).convert(_GREY)
+    scaled = wide.point(lambda value: value * (1 / 257) + 0.5).convert(_GREY)
+    scaled.info.pop("transparency", None)  # a value of 16 bits
+    return scaled
 
 
 def _of_array(field: str, value: Any) -> Upload:

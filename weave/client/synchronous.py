@@ -199,6 +199,8 @@ class Client:
 
     def _send(self, request: int, message: ClientMessage, images: Sequence[Picture] = ()) -> None:
         frames = request_frames(request, message, images)
+        if self._socket.fileno() < 0:
+            raise NotRunning("the client is closed")
         try:
             for number, frame in enumerate(frames):
                 if number and self._arrived.has_failed(request):

@@ -11,13 +11,15 @@ from weave.weavectl.output import Output
 def status(options: argparse.Namespace, output: Output) -> int:
     """Show the daemon's state: once, or until interrupted."""
     with connect(options) as client:
-        _show_status(client.status(), output)
-        while options.watch is not None:
-            time.sleep(options.watch)
-            report = client.status()
+        report = client.status()
+        if options.watch is None:
+            _show_status(report, output)
+            return 0
+        while True:
             output.clear()
             _show_status(report, output)
-    return 0
+            time.sleep(options.watch)
+            report = client.status()
 
 
 def _show_status(report: StatusReport, output: Output) -> None:

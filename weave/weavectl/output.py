@@ -44,7 +44,7 @@ class Output:
             raise OSError(error.errno, error.strerror, "standard output") from None
 
     def clear(self) -> None:
-        """What follows replaces what a terminal shows; elsewhere an empty line comes before it."""
+        """What follows replaces what a terminal shows; elsewhere it is separated by an empty line."""
         if not self.json:
             sys.stdout.write(_CLEAR if sys.stdout.isatty() else "\n")
 
