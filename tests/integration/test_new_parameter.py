@@ -33,7 +33,7 @@ ADDED = {
         ("    deliver: Annotated[\n", f"{DECLARED}    deliver: Annotated[\n"),
         ("    preview_every: int\n", "    preview_every: int\n    guidance_rescale: float\n"),
     ],
-    "gpu_worker/generation.py": [
+    "gpu_worker/passes.py": [
         (STEPS, f"{STEPS}            guidance_rescale=parameters.guidance_rescale,\n"),
     ],
 }
