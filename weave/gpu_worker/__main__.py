@@ -48,8 +48,7 @@ def main() -> None:
 
 
 class _Worker(NamedTuple):
-    """A running worker. `number` is the broker's; `supported` is whether the libraries can run its model's family in
-    every task."""
+    """A running worker. `number` is the broker's; `supported` is whether the libraries can run its model's family."""
 
     number: int
     pid: int
@@ -122,7 +121,7 @@ class Zygote:
 
     def _fork(self, message: ForkWorker, jobs: int, control: int) -> None:
         model = next(model for model in self._config.models if model.offer.id == message.model)
-        tasks, supported = self._tasks[model.offer.family], model.offer.family not in self._unfit
+        tasks = self._tasks[model.offer.family]
         zygote = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -140,7 +139,7 @@ class Zygote:
         close_all([jobs, control])
         pidfd = os.pidfd_open(pid)  # the PID cannot be reused: the child has not been reaped
         self._control.send(Forked(worker=message.worker, pid=pid), (pidfd,))
-        self._workers[pidfd] = _Worker(message.worker, pid, supported)
+        self._workers[pidfd] = _Worker(message.worker, pid, bool(tasks))
         self._selector.register(pidfd, selectors.EVENT_READ)
 
     def _reap(self, pidfd: int) -> None:
