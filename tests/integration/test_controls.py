@@ -31,6 +31,7 @@ TASKS = {
     for family, known in FAMILIES.items()
     if known.control_nets is not None and family in CLASSES
 }
+FROM_IMAGES = [(family, task) for family, tasks in TASKS.items() for task in tasks if task != TEXT_TO_IMAGE]
 A = Control(id="sd1-a", image=EDGES)
 SMALL = {"down_block_types": ("DownBlock2D",) * 2, "mid_block_type": "UNetMidBlock2D"}
 
@@ -182,6 +183,17 @@ def test_a_control_works_in_batches(served: Served, family: str) -> None:
     assert differing(batch[1], expected(served, family, TEXT_TO_IMAGE, *controls, number=1, **more)) <= 2
     # In SD3 the control image's latents are sampled with noise that depends on how many there are.
     assert (differing(batch[1], single) <= 2) == (family != "sd3")
+
+
+@pytest.mark.parametrize("family, task", FROM_IMAGES)
+def test_a_control_works_in_batches_from_an_image(served: Served, family: str, task: str) -> None:
+    controls = (Control(id=f"{family}-a", image=EDGES), Control(id=f"{family}-b", image=POSE))
+    asked: dict[str, Any] = {"model": family, "width": SIDE, "height": SIDE, "steps": STEPS, "cfg_scale": SCALE}
+    asked |= {"scheduler": "flow_euler" if family == "flux" else "euler", "strength": STRENGTH, "seed": SEED}
+    with served.daemon.client() as client:
+        answers = generate(client, PROMPT, **asked | inputs(task), control=controls, images=2, batch=2)
+        single = wanted(client, family, *controls, **inputs(task), seed=SEED + 1)
+    assert differing(pixels(images(answers)[1]), single) <= 2
 
 
 def differing(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> int:
