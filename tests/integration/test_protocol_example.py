@@ -1,4 +1,4 @@
-"""The example at the start of docs/protocol.md, sent to the real daemon byte by byte."""
+"""The examples in docs/protocol.md, sent to the real daemon byte by byte."""
 
 import json
 import re
@@ -20,8 +20,8 @@ def steady(payload: bytes) -> dict[str, Any]:
     return {name: value for name, value in json.loads(payload).items() if name not in VARIES}
 
 
-def test_the_protocol_example_matches_the_daemon(shared_daemon: Daemon) -> None:
-    assert [who for who, _, _ in FRAMES].count("client") == 2 and len(FRAMES) == 10
+def test_the_protocol_examples_match_the_daemon(shared_daemon: Daemon) -> None:
+    assert [who for who, _, _ in FRAMES].count("client") == 6 and len(FRAMES) == 22
     with shared_daemon.client() as client:
         client.unload()
     with shared_daemon.connect() as connection:
@@ -31,7 +31,7 @@ def test_the_protocol_example_matches_the_daemon(shared_daemon: Daemon) -> None:
             assert (magic, version) == (b"WEVE", 2)
             assert length == (len(text) if kind == Kind.CONTROL else int(text.strip("( bytes)")))
             if who == "client":
-                connection.sendall(header + text.encode())
+                connection.sendall(header + (text.encode() if kind == Kind.CONTROL else bytes(length)))
                 continue
             heard, payload = receive_frame(connection)
             assert (heard.version, heard.kind, heard.request) == (version, kind, request)

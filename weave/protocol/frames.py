@@ -55,6 +55,8 @@ _KINDS = {
     (2, "client"): {Kind.CONTROL: MAX_CONTROL_BYTES, Kind.IMAGE: MAX_INPUT_BYTES},
     (2, "daemon"): {Kind.CONTROL: MAX_CONTROL_BYTES, Kind.IMAGE: MAX_IMAGE_BYTES},
 }
+# The largest payload of an unknown kind or version that is skipped.
+_UNKNOWN = {2: MAX_CONTROL_BYTES}
 
 
 def pack_header(kind: Kind, request: int, length: int, *, version: int = 2) -> bytes:
@@ -72,8 +74,7 @@ def parse_header(data: bytes, *, from_client: bool) -> Header:
     magic, version, kind, length, request = _HEADER.unpack(data)
     spoken = version if version in SUPPORTED_VERSIONS else None
     kinds = _KINDS.get((version, "client" if from_client else "daemon"), {})
-    # A frame of an unknown kind or version may be as long as the longest known one.
-    limit = kinds[Kind(kind)] if kind in kinds else max(kinds.values(), default=MAX_VERSION_1_BYTES)
+    limit = kinds[Kind(kind)] if kind in kinds else _UNKNOWN.get(version, MAX_VERSION_1_BYTES)
 
     def refused(message: str, field: str, value: int | None = None, *, in_step: bool = True) -> FrameError:
         skip = length if in_step and 1 <= length <= limit else None
