@@ -12,7 +12,7 @@ from fuzz.fds import no_descriptor_left
 from fuzz.reading import Reader, pieces
 from weave.broker.admission.audit import Audit
 from weave.broker.admission.limits import Admission
-from weave.broker.admission.principal import Requester, principal_of
+from weave.broker.admission.principal import Principal, Requester, principal_of
 from weave.broker.front.connection import Connection
 from weave.broker.front.dispatch import Dispatcher
 from weave.broker.schedule.job import GenerateJob, Job
@@ -136,18 +136,30 @@ def _no_status() -> Any:
     raise RequestError(ErrorCode.INTERNAL, "not here")
 
 
+class Broker:
+    """Its front, with real connections."""
+
+    def __init__(self) -> None:
+        self.admission = Admission(_CONFIG)
+        self.scheduler = _Scheduler()
+        self._metrics, self._audit = Metrics(), cast(Audit, _Silent())
+        self._dispatcher = Dispatcher(
+            _CONFIG, self.admission, cast(Scheduler, self.scheduler), self._audit, self._metrics, _no_status
+        )
+
+    def connect(self, principal: Principal) -> tuple[Connection, socket.socket]:
+        """A client's connection, and the client's end of it."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+        requester, share = Requester(Peer.of(ours), principal), self.admission.enter(principal)
+        shared = (self._dispatcher, self.admission, self._audit, self._metrics)
+        return Connection(ours, requester, share, *shared), theirs
+
+
 async def _serve(stream: Iterable[bytes]) -> Jobs:
-    loop, metrics, audit = asyncio.get_running_loop(), Metrics(), cast(Audit, _Silent())
-    ours, theirs = socket.socketpair()
-    for end in (ours, theirs):
-        end.setblocking(False)
-    admission, scheduler = Admission(_CONFIG), _Scheduler()
-    dispatcher = Dispatcher(_CONFIG, admission, cast(Scheduler, scheduler), audit, metrics, _no_status)
-    peer = Peer.of(ours)
-    principal = principal_of(_CONFIG.access, peer.uid)
-    connection = Connection(
-        ours, Requester(peer, principal), admission.enter(principal), dispatcher, admission, audit, metrics
-    )
+    loop, broker = asyncio.get_running_loop(), Broker()
+    connection, theirs = broker.connect(principal_of(_CONFIG.access, os.getuid()))
     serving = asyncio.create_task(connection.serve())
     reading = asyncio.create_task(_discard(theirs))
     try:
@@ -161,8 +173,8 @@ async def _serve(stream: Iterable[bytes]) -> Jobs:
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
     theirs.close()
-    assert not admission._incoming, "images still count"
-    return scheduler.done
+    assert not broker.admission._incoming, "images still count"
+    return broker.scheduler.done
 
 
 async def _discard(sock: socket.socket) -> None:

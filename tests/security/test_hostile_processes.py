@@ -188,6 +188,12 @@ def test_a_worker_checks_the_requests_of_a_hostile_broker(hostile_broker: Hostil
     ]
 
 
+def test_a_worker_takes_only_the_announced_images_sealed(hostile_broker: Hostile) -> None:
+    events = attack_as_broker(hostile_broker, "images: ")
+    (attacked,) = [line for line in events if line["event"] == "attacked"]
+    assert attacked["outcome"] == {name: case[2] for name, case in hostile_broker_attacks.IMAGES.items()}
+
+
 def test_a_worker_refuses_every_run_out_of_bounds(hostile_broker: Hostile) -> None:
     events = attack_as_broker(hostile_broker, "bad runs: ")
     (attacked,) = [line for line in events if line["event"] == "attacked"]

@@ -13,7 +13,7 @@ import pytest
 
 from tests.security.test_attestation import FORGOT_TSYNC
 from tests.security.test_boundaries import CONNECT_AND_READ
-from tests.security.test_hostile_processes import HOSTILE, WORKER, Hostile
+from tests.security.test_hostile_processes import BROKER, HOSTILE, WORKER, Hostile, attack_as_broker
 from tests.support.builds import build, daemon_of
 from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import generate, images
@@ -72,6 +72,16 @@ def test_without_the_seal_check_a_client_gets_a_writable_image() -> None:
             client.unload()
             hostile.arm("a memfd that can be written to")
             assert images(generate(client, format="raw"))[0].data != hostile.expected
+    finally:
+        hostile.daemon.stop()
+
+
+def test_without_the_seal_check_a_worker_reads_what_can_change() -> None:
+    unchecked = without("protocol/channel.py", "check_sealed_memfd")
+    hostile = Hostile((*BROKER, unchecked), {"broker/hostile.py": HOSTILE / "broker.py"}, MODEL)
+    try:
+        events = attack_as_broker(hostile, "worker: an image that can change")
+        assert [line["outcome"] for line in events if line["event"] == "attacked"] == ["finished"]
     finally:
         hostile.daemon.stop()
 

@@ -177,6 +177,10 @@ TO_WORKER: dict[str, tuple[bool, Callable[[Channel[FromWorker]], Any], str]] = {
     "deep nesting": (True, lambda worker: raw(worker, b"\x91" * 100_000), "ended"),
     "a giant message": (True, lambda worker: raw(worker, bytes(200_000)), "ended"),
     "descriptors": (True, lambda worker: raw(worker, msgspec.msgpack.encode(run_of()), 2), "ended"),
+    "a run in a run": (True, lambda worker: (worker.send(run_of(steps=50)), worker.send(run_of(2))), "ended"),
+}
+# The same with images, each to a worker of its own.
+IMAGES: dict[str, tuple[bool, Callable[[Channel[FromWorker]], Any], str]] = {
     "an image": (True, lambda worker: with_images(worker, memfd()), "finished"),
     "no image for one": (True, with_images, "ended"),
     "two images for one": (True, lambda worker: with_images(worker, memfd(), memfd()), "ended"),
@@ -189,7 +193,6 @@ TO_WORKER: dict[str, tuple[bool, Callable[[Channel[FromWorker]], Any], str]] = {
     "a socket for an image": (True, with_a_socket, "ended"),
     "an image with the model": (False, lambda worker: with_images(worker, memfd(), message=Load()), "ended"),
     "an image with a cancel": (True, lambda worker: with_images(worker, memfd(), message=CancelRun(job=1)), "ended"),
-    "a run in a run": (True, lambda worker: (worker.send(run_of(steps=50)), worker.send(run_of(2))), "ended"),
 }
 # Runs out of bounds, each of which the worker refuses. It lives on.
 BAD_RUNS: dict[str, Run] = {
@@ -231,8 +234,8 @@ async def answer_pings(supervisor: Supervisor) -> None:
             supervisor.send(ALIVE)
 
 
-async def new_worker(supervisor: Supervisor) -> Channel[FromWorker]:
-    supervisor.send(StartWorker(worker=1, model="shapes"))
+async def new_worker(supervisor: Supervisor, number: int = 1) -> Channel[FromWorker]:
+    supervisor.send(StartWorker(worker=number, model="shapes"))
     while True:
         message, descriptors = await receive(supervisor)
         if isinstance(message, WorkerStarted):
@@ -261,9 +264,9 @@ async def outcome_of(worker: Channel[FromWorker]) -> str:
         return "ended"
 
 
-async def against_worker(supervisor: Supervisor, name: str) -> str:
-    after_load, attack, _ = TO_WORKER[name]
-    worker = await new_worker(supervisor)
+async def against_worker(supervisor: Supervisor, name: str, number: int = 1) -> str:
+    after_load, attack, _ = (TO_WORKER | IMAGES)[name]
+    worker = await new_worker(supervisor, number)
     pings = asyncio.create_task(answer_pings(supervisor))
     if after_load:
         await load(worker)
@@ -271,6 +274,17 @@ async def against_worker(supervisor: Supervisor, name: str) -> str:
     outcome = await outcome_of(worker)
     pings.cancel()
     return outcome
+
+
+async def with_bad_images(supervisor: Supervisor) -> dict[str, str]:
+    """The outcome of each."""
+    outcomes = {}
+    for number, name in enumerate(IMAGES, 1):
+        outcomes[name] = await against_worker(supervisor, name, number)
+        supervisor.send(StopWorker(worker=number, reason="unload"))
+        while not isinstance((await receive(supervisor))[0], WorkerEnded):
+            pass
+    return outcomes
 
 
 async def bad_runs(supervisor: Supervisor) -> dict[str, str]:
@@ -302,6 +316,8 @@ async def run(name: str, supervisor: Supervisor, _: BrokerConfig) -> None:
     outcome: str | dict[str, str]
     if kind == "worker":
         outcome = await against_worker(supervisor, attack)
+    elif kind == "images":
+        outcome = await with_bad_images(supervisor)
     elif kind == "bad runs":
         outcome = await bad_runs(supervisor)
     elif kind == "request":
@@ -313,6 +329,6 @@ async def run(name: str, supervisor: Supervisor, _: BrokerConfig) -> None:
     else:
         outcome = await forge(supervisor, attack)
     log.write("broker", "attacked", outcome=outcome)
-    if kind in ("worker", "bad runs", "request") or outcome == REFUSED:
+    if kind in ("worker", "images", "bad runs", "request") or outcome == REFUSED:
         return
     await asyncio.Event().wait()
