@@ -17,8 +17,7 @@ FAILURES = {
     "control": (ErrorCode.WORKER_FAILED, "the files of a ControlNet were refused; the daemon's log says which"),
     "scheduler": (
         ErrorCode.OUT_OF_BOUNDS,
-        "scheduler is one that this model's scheduler_config.json rules out: edm_euler and edm_dpmpp_2m are for models "
-        "with EDM's noise schedule, which can use no other",
+        "scheduler is one that this model's scheduler_config.json rules out; the daemon's log says why",
     ),
     "libraries": (
         ErrorCode.WORKER_FAILED,
