@@ -65,12 +65,10 @@ def families_of_control(path: Path, header: Header | None = None) -> tuple[str, 
 
 
 def _widths_fit(nets: ControlNets, config: Mapping[str, Any]) -> bool:
-    """A width that is no published model's does not tell sd1 from sd2."""
+    """Small ControlNets of SDXL take no text; a width that is no published model's does not tell sd1 from sd2."""
     width = config.get("cross_attention_dim")
-    is_sdxl = config.get("addition_embed_type") is not None
-    if is_sdxl or nets is FAMILIES["sdxl"].control_nets:
-        return is_sdxl and nets is FAMILIES["sdxl"].control_nets
-    return width == nets.width or width not in _published()
+    same_kind = config.get("addition_embed_type") == nets.added_embedding
+    return same_kind and (width == nets.width or width not in _published())
 
 
 def _published() -> set[int]:

@@ -27,7 +27,8 @@ class ControlNets(Struct, frozen=True, kw_only=True):
     else is wrong with it. Of the keys in `alike`, a pipeline takes the values of the first ControlNet for all.
 
     A single file has tensors that begin with `marks`; its config is the model's own, but for what `derive` reads from
-    names and shapes. `width` is that of the text embeddings in published models, where it tells the families apart."""
+    names and shapes. `width` is that of the text embeddings in published models, and `added_embedding` what UNets take
+    besides, where these tell the families apart."""
 
     model: ModelClass
     pipelines: Mapping[str, str]
@@ -39,6 +40,7 @@ class ControlNets(Struct, frozen=True, kw_only=True):
     marks: tuple[str, ...]
     derive: Callable[[Header], dict[str, Any]]
     width: int | None = None
+    added_embedding: str | None = None
 
 
 _UNET = ModelClass(
@@ -124,7 +126,7 @@ def _derive_attention(found: Header) -> dict[str, Any]:
     }
 
 
-def _of_unets(width: int, text_to_image: str) -> ControlNets:
+def _of_unets(width: int, text_to_image: str, added_embedding: str | None = None) -> ControlNets:
     name = text_to_image.removesuffix("Pipeline")
     return ControlNets(
         model=_UNET,
@@ -146,12 +148,13 @@ def _of_unets(width: int, text_to_image: str) -> ControlNets:
         marks=("controlnet_cond_embedding.", "input_hint_block."),
         derive=_derive_unet,
         width=width,
+        added_embedding=added_embedding,
     )
 
 
 SD1 = _of_unets(768, "StableDiffusionControlNetPipeline")
 SD2 = _of_unets(1024, "StableDiffusionControlNetPipeline")
-SDXL = _of_unets(2048, "StableDiffusionXLControlNetPipeline")
+SDXL = _of_unets(2048, "StableDiffusionXLControlNetPipeline", "text_time")
 
 
 def _of_sd3(config: Config, model: Config) -> Iterator[str]:
