@@ -1,5 +1,6 @@
 """weavectl repeat: the same pixels from what is in a PNG, one thing changed, and PNGs of other programs."""
 
+import hashlib
 import io
 import json
 import os
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tests.integration.test_weavectl import COMMAND, weavectl
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, wait_for
+from tests.support.fake_daemon import STATUS, FakeDaemon
 from tests.support.generation import generate, images
 from weave.client import Answer
 
@@ -193,3 +195,37 @@ def test_a_hostile_png_is_a_clear_error(shared_daemon: Daemon, tmp_path: Path, n
     ended = weavectl(shared_daemon, "repeat", "a.png", "-o", "b.png", folder=tmp_path)
     assert ended.returncode == 2 and message in ended.stderr, ended.stderr
     assert "Traceback" not in ended.stderr and "\x1b" not in ended.stderr and not (tmp_path / "b.png").exists()
+
+
+def test_controls_and_references_go_where_they_were(tmp_path: Path) -> None:
+    """A fake daemon says what it gets: the demo model has neither."""
+    shades = {name: np.full((1, number + 1, 3), number, np.uint8) for number, name in enumerate("abcde")}
+    for name, array in shades.items():
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    sizes = [{"width": number + 1, "height": 1, "channels": 3} for number in range(5)]
+    texts = {
+        "Software": "weave-compute 0.2.0", "prompt": "x", "model": "m", "width": "64", "height": "64", "steps": "1",
+        "cfg_scale": "1.0", "seed": "1", "scheduler": "ddim", "image": json.dumps(sizes[0]),
+        "control": json.dumps([{"id": "edges", "image": sizes[1], "scale": 0.5}, {"id": "pose", "image": sizes[2]}]),
+        "references": json.dumps(sizes[3:]),
+        "inputs": json.dumps([hashlib.sha256(array.tobytes()).hexdigest() for array in shades.values()]),
+    }  # fmt: skip
+    (tmp_path / "original.png").write_bytes(png(texts))
+
+    def answers(request: dict[str, Any]) -> list[Any]:
+        if request["op"] == "status":
+            return [STATUS | {"features": ["control", "input-images", "references"]}]
+        return [{"event": "done"}]
+
+    with FakeDaemon(tmp_path / "socket", answers) as daemon:
+        given = [f"--image={name}.png" for name in "ecadb"]
+        command = [COMMAND, "-s", daemon.path, "repeat", "original.png", "-o", "out.png", *given]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        wait_for(lambda: len(daemon.received) == 5)
+    request = daemon.asked[-1]
+    assert request["image"] == sizes[0] and request["references"] == sizes[3:]
+    assert [(one["id"], one["image"], one["scale"]) for one in request["control"]] == [
+        ("edges", sizes[1], 0.5), ("pose", sizes[2], 1.0)
+    ]  # fmt: skip
+    assert daemon.received == [array.tobytes() for array in shades.values()]
