@@ -5,6 +5,7 @@ with the reason."""
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import resource
@@ -13,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -23,9 +25,12 @@ from tests.support.generation import PROMPT, generate, images
 from tests.support.processes import all_ended, reset_signals, temporary_folders
 from tests.support.stages import held, wait_for_client, wait_until_alone
 from tests.support.system import MODEL
+from tests.support.uploads import SIZE, WITH_IMAGE
 from tests.support.wire import generate_1, send_2
-from weave.client import AsyncClient, NotRunning, ProtocolError, WeaveError
+from weave.client import AsyncClient, NotRunning, Pixels, ProtocolError, WeaveError
 from weave.protocol.client_messages import Progress, Queued
+from weave.protocol.frames import Kind, pack_frame
+from weave.protocol.inputs import InputImage
 
 LIMITS = """
 [limits]
@@ -35,6 +40,8 @@ burst_per_uid = 200
 requests_per_second = 200.0
 frame_seconds = 0.5
 outgoing_images = 50
+incoming_images = 8
+upload_seconds = 1.0
 idle_unload_seconds = 1.0
 """
 CLIENTS = 6
@@ -47,10 +54,11 @@ LASTING = ("supervisor", "broker", "gpu_worker")
 class Soak:
     """One run. `found` counts the outcomes of requests, `wrong` describes each failure."""
 
-    def __init__(self, daemon: Daemon, seed: int, expected: list[bytes]) -> None:
+    def __init__(self, daemon: Daemon, seed: int, expected: list[bytes], expected_from_image: list[bytes]) -> None:
         self.daemon = daemon
         self.random = random.Random(seed)
         self.expected = expected
+        self.expected_from_image = expected_from_image
         self.found: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.memory: list[dict[str, int]] = []
@@ -63,7 +71,8 @@ class Soak:
         habits = (
             self._generate,
             self._generate,
-            self._generate,
+            self._upload,
+            self._upload_badly,
             self._cancel,
             self._vanish,
             self._babble,
@@ -95,6 +104,27 @@ class Soak:
             os.close(image.memfd)
         if data != self.expected[seed]:
             self.wrong.append(f"another image for seed {seed}")
+
+    async def _upload(self) -> None:
+        seed = self.random.randrange(SEEDS)
+        async with AsyncClient(self.daemon.socket) as client:
+            asked = client.generate(PROMPT, model="shapes", **from_image(seed))
+            (image,) = images([answer async for answer in asked])
+        if image.data != self.expected_from_image[seed]:  # with the digest of its input in its text
+            self.wrong.append(f"another image for upload {seed}")
+
+    async def _upload_badly(self) -> None:
+        """Some of what was announced, in pieces, perhaps a cancel, and then nothing, or too much."""
+        with self.daemon.connect() as raw:
+            raw.setblocking(False)
+            loop = asyncio.get_running_loop()
+            frames = [pack_frame(Kind.IMAGE, number, bytes(SIZE)) for number in (1, 2)]
+            stream = b"".join(request_with_image(number) for number in (1, 2)) + b"".join(frames * 2)
+            for at in range(0, self.random.randrange(len(stream)), 5000):
+                await loop.sock_sendall(raw, stream[at : at + 5000])
+                if self.random.random() < 0.2:
+                    await asyncio.sleep(self.random.random() / 5)
+            await asyncio.sleep(self.random.choice((0, 1.2)))
 
     async def _cancel(self) -> None:
         async with AsyncClient(self.daemon.socket) as client, AsyncClient(self.daemon.socket) as other:
@@ -146,6 +176,16 @@ class Soak:
             self.memory.append(memory_of(self.daemon))
 
 
+def from_image(seed: int) -> dict[str, Any]:
+    """A request's parameters. The image is 128x128, but for its colour."""
+    size = InputImage(width=128, height=128)
+    return {"image": Pixels(size, bytes([40 * seed]) * size.size), "strength": 0.5, "steps": 4, "seed": seed}
+
+
+def request_with_image(number: int) -> bytes:
+    return pack_frame(Kind.CONTROL, number, json.dumps(WITH_IMAGE).encode())
+
+
 def memory_of(daemon: Daemon) -> dict[str, int]:
     """Private resident bytes of each lasting process."""
     found = {}
@@ -170,7 +210,7 @@ def check(daemon: Daemon, soak: Soak, before: dict[str, int], memory: dict[str, 
     except AssertionError:
         soak.wrong.append(f"descriptors: {before} before, {held(daemon)} after")
     for pid in (daemon.process.pid, *daemon.processes()):
-        soak.wrong += [f"process {pid} holds {link}" for link in descriptors_of(pid) if "memfd:weave-image" in link]
+        soak.wrong += [f"process {pid} holds {link}" for link in descriptors_of(pid) if "memfd:weave-i" in link]
     after = memory_of(daemon)
     for role in LASTING:
         if after[role] > memory[role] * GROWTH_ALLOWED + 2**21:
@@ -183,8 +223,9 @@ def run(seconds: float, seed: int) -> Soak:
     try:
         with daemon.client() as client:
             expected = [images(generate(client, seed=number))[0].data for number in range(SEEDS)]
+            from_images = [images(generate(client, **from_image(number)))[0].data for number in range(SEEDS)]
             client.unload()
-        soak = Soak(daemon, seed, expected)
+        soak = Soak(daemon, seed, expected, from_images)
         asyncio.run(soak.run(min(seconds / 4, 30)))
         with wait_for_client(daemon) as client:
             client.unload()
