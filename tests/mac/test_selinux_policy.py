@@ -12,7 +12,7 @@ CHILDREN = (BROKER, WORKER)
 OURS = (SUPERVISOR, *CHILDREN)
 # Of the module of a client (tests/mac/selinux_policy.py).
 CLIENT, LIBRARIAN = "weave_client_t", "weave_librarian_t"
-MEMFDS = ("weave_tmpfs_t", "weave_worker_tmpfs_t")
+MEMFDS = ("weave_tmpfs_t", "weave_broker_tmpfs_t", "weave_worker_tmpfs_t")
 GPU = ("dri_device_t", "xserver_misc_device_t")
 
 FILES = ("file", "dir", "lnk_file", "sock_file", "fifo_file", "chr_file", "blk_file")
