@@ -12,6 +12,7 @@ from tests.integration.test_weavectl import weavectl
 from tests.support.daemon import Daemon
 from tests.support.fake_daemon import OFFER, STATUS, FakeDaemon, models
 from weave.client import Answer, AsyncClient, Client, ProtocolError, WeaveError
+from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Done, Image, Progress
 from weave.protocol.errors import ErrorCode
 from weave.protocol.features import FEATURES
@@ -118,8 +119,9 @@ def test_an_older_daemon_has_no_features_and_its_models_no_tasks(tmp_path: Path)
 def test_the_daemon_lists_its_features_and_weavectl_shows_them(shared_daemon: Daemon) -> None:
     with shared_daemon.client() as client:
         assert client.status().features == tuple(FEATURES)
-        assert {model.tasks for model in client.list_models().models} == {("text-to-image",)}
+        tasks = [model.tasks for model in client.list_models().models]
+    assert tasks == [FAMILIES["sd1"].tasks] and tasks[0][:3] == ("text-to-image", "image-to-image", "inpainting")
     status = json.loads(weavectl(shared_daemon, "--json", "status").stdout)
     assert status["features"] == list(FEATURES)
     listed = json.loads(weavectl(shared_daemon, "--json", "models").stdout)
-    assert [model["tasks"] for model in listed["models"]] == [["text-to-image"]] * len(listed["models"])
+    assert [tuple(model["tasks"]) for model in listed["models"]] == tasks
