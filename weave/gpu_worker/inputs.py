@@ -47,4 +47,5 @@ def read_inputs(parameters: Parameters, descriptors: Sequence[int]) -> Inputs:
 def _image(announced: InputImage, data: bytes) -> Image.Image:
     """Always RGB, as the pipelines expect; they convert masks to grey again."""
     mode = "RGB" if announced.channels == 3 else "L"
-    return Image.frombytes(mode, (announced.width, announced.height), data).convert("RGB")
+    image = Image.frombytes(mode, (announced.width, announced.height), data)
+    return image if mode == "RGB" else image.convert("RGB")
