@@ -166,9 +166,10 @@ type Model struct {
 	Schedulers []string `json:"schedulers"`
 }
 
-// Bounds holds a model's bounds, all inclusive. Pixels bounds width * height * images, InputPixels width * height of each
-// image that a request comes with. Prompts are bounded in bytes of UTF-8 and in characters. An older daemon does not
-// send InputPixels and Batch, and they are zero.
+// Bounds holds a model's bounds, all inclusive. Pixels bounds width * height * images, InpaintingPixels width * height
+// with a mask, InputPixels width * height of each image that a request comes with, References the number of reference
+// images. Prompts are bounded in bytes of UTF-8 and in characters. An older daemon does not send InpaintingPixels,
+// InputPixels, References and Batch, and they are zero.
 type Bounds struct {
 	Width            Range      `json:"width"`
 	Height           Range      `json:"height"`
@@ -178,7 +179,9 @@ type Bounds struct {
 	Pixels           Range      `json:"pixels"`
 	PromptBytes      Range      `json:"prompt_bytes"`
 	PromptCharacters Range      `json:"prompt_characters"`
+	InpaintingPixels Range      `json:"inpainting_pixels"`
 	InputPixels      Range      `json:"input_pixels"`
+	References       Range      `json:"references"`
 	Batch            Range      `json:"batch"`
 }
 
