@@ -22,6 +22,15 @@ _TYPES: dict[str, tuple[Any, ...]] = {
 _OTHER: dict[str, tuple[bytes, ...]] = {
     # Clients accept any name for these.
     "events": tuple(b'"%b"' % word.encode() for word in (*ErrorCode, "running", "text_encoder", "text-to-image")),
+    "uploads": (
+        *(
+            b'{"op":"generate","prompt":"x","image":{"width":1,"height":1}}',
+            b'"mask":',
+            b'"channels":1',
+            b'"strength":1',
+        ),
+        *(b'{"op":"cancel","request":1}', pack_header(Kind.IMAGE, 1, 1), pack_header(Kind.CONTROL, 1, 15)),
+    ),
     # 64, 100, 2048 and 20.0: the bounds of version 1.
     "version1": (b"\0\0\0\x40", b"\0\0\0\x64", b"\0\0\x08\0", b"\x41\xa0\0\0"),
     "safetensors": (b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"', b'"F32"', b'"BOOL"', b"[0,4]"),
