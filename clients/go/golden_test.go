@@ -24,6 +24,13 @@ type goldenFile struct {
 		Message    json.RawMessage `json:"message"`
 		PayloadHex string          `json:"payload_hex"`
 	} `json:"frames"`
+	Uploads []struct {
+		Name        string          `json:"name"`
+		Request     uint32          `json:"request"`
+		Message     json.RawMessage `json:"message"`
+		PayloadsHex []string        `json:"payloads_hex"`
+		Hex         []string        `json:"hex"`
+	} `json:"uploads"`
 	Skipped []struct {
 		Name string `json:"name"`
 		Hex  string `json:"hex"`
@@ -42,7 +49,7 @@ func readGolden(t *testing.T) goldenFile {
 	must(t, err)
 	var golden goldenFile
 	must(t, json.Unmarshal(data, &golden))
-	if len(golden.Frames) == 0 || len(golden.Skipped) == 0 || len(golden.Bad) == 0 {
+	if len(golden.Frames) == 0 || len(golden.Uploads) == 0 || len(golden.Skipped) == 0 || len(golden.Bad) == 0 {
 		t.Fatal("the file is empty")
 	}
 	return golden
@@ -68,6 +75,36 @@ func TestGoldenFramesFromClients(t *testing.T) {
 			if !same(sent, expected) || !same(expected, withoutDefaults(fieldsOf(t, golden.Message))) {
 				t.Errorf("sent %v, not %v", sent, expected)
 			}
+		})
+	}
+}
+
+func TestGoldenUploadsFromClients(t *testing.T) {
+	for _, golden := range readGolden(t).Uploads {
+		t.Run(golden.Name, func(t *testing.T) {
+			generate := goldenMessage(t, golden.Message).(generateMessage)
+			payload, err := encode(generate)
+			must(t, err)
+			sent, expected := fieldsOf(t, payload), fieldsOf(t, unhex(t, golden.Hex[0])[headerBytes:])
+			if !same(withoutDefaults(sent), withoutDefaults(expected)) {
+				t.Errorf("sent %v, not %v", sent, expected)
+			}
+			images := generate.uploads()
+			if len(images) != len(golden.PayloadsHex) {
+				t.Fatalf("%d images, not %d", len(images), len(golden.PayloadsHex))
+			}
+			for number, upload := range images {
+				upload.image.pixels = unhex(t, golden.PayloadsHex[number])
+				frame := frameHeader(kindImage, golden.Request, upload.image.size())
+				must(t, upload.image.eachPiece(func(piece []byte) error {
+					frame = append(frame, piece...)
+					return nil
+				}))
+				if !bytes.Equal(frame, unhex(t, golden.Hex[number+1])) {
+					t.Errorf("image %d is sent as %x", number, frame)
+				}
+			}
+			must(t, checkUploads(images))
 		})
 	}
 }
