@@ -52,7 +52,7 @@ def test_a_pipe_takes_one_image_and_gives_another(shared_daemon: Daemon, folder:
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "no file": (("--image", "none.png"), "--image: none.png: No such file or directory"),
-    "no image": (("--mask", "junk"), "--mask: junk is not an image in a format that Pillow reads"),
+    "no image": (("--mask", "junk"), "--mask: junk is not a PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF or PPM image"),
     "a folder": (("--reference", "."), "--reference: .: Is a directory"),
     "an empty name": (("--image", ""), "argument --image: the path is empty"),
     "a control without a file": (("--control", "canny"), "argument --control: 'canny' is not ID=FILE"),

@@ -144,6 +144,12 @@ def test_a_folder_for_others_is_refused_by_name(
     assert reason in str(refused.value)
 
 
+@pytest.mark.parametrize("width", [[768], {}, {"a": 1}, "768", 768.5, True, None])
+def test_any_width_in_a_folder_can_be_looked_at(tmp_path: Path, width: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "ControlNetModel", "cross_attention_dim": width}))
+    assert set(control_files.families_of_control(tmp_path)) <= set(NETS)
+
+
 def _none(nets: ControlNets, path: Path, dtype: str) -> Any:
     yield from ()
 

@@ -18,6 +18,7 @@ from weave.protocol.client_messages import Generate
 from weave.protocol.declaration import OfModel, UpTo
 from weave.protocol.defaults import with_defaults
 from weave.protocol.errors import ErrorCode, RequestError
+from weave.protocol.inputs import InputImage
 from weave.protocol.parameters import PARAMETERS, Defaults, Parameters, RequestedParameters, type_of
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +86,18 @@ def test_a_refusal_names_the_field_the_value_and_the_bound(name: str) -> None:
         assert (error.code, error.field) == (ErrorCode.OUT_OF_BOUNDS, name)
         assert f"{name} is {value}; it must be " in error.message
         assert f"from {error.minimum} to {error.maximum}" in error.message
+
+
+@pytest.mark.parametrize("digits", [21, 40, 4300, 9000])
+@pytest.mark.parametrize("negative", [False, True])
+def test_a_number_of_any_length_is_refused_by_name(digits: int, negative: bool) -> None:
+    value = (-1 if negative else 1) * 10 ** (digits - 1)
+    for name in ("width", "steps", "seed"):
+        with pytest.raises(RequestError) as refused:
+            check_parameters(structs.replace(GOOD, **{name: value * 10}), OFFERED)
+        assert refused.value.field == name and len(refused.value.message) < 200
+    image = InputImage(width=1, height=value)
+    request = RequestedParameters(prompt="x", width=512, image=image)
+    with pytest.raises(RequestError) as refused:
+        check_parameters(with_defaults(request, FAMILY.defaults, FAMILY.bounds, seed=0), OFFERED)
+    assert refused.value.field == "image.height"

@@ -145,8 +145,11 @@ class Unreadable:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "no image": (b"junk", "image: its bytes is not an image in a format that Pillow reads"),
-    "nothing": (b"", "is not an image"),
+    "no image": (b"junk", "image: its bytes is not a PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF or PPM image"),
+    "nothing": (b"", "its bytes is not a PNG"),
+    # For EPS Pillow starts Ghostscript; ICO is decoded before its size is known.
+    "PostScript": (file_of(Image.fromarray(COLOURS), "EPS"), "its bytes is not a PNG"),
+    "an icon": (file_of(Image.new("RGB", (16, 16)), "ICO"), "its bytes is not a PNG"),
     "half a file": (file_of(Image.effect_noise((99, 99), 50), "JPEG")[:900], "image: its bytes cannot be decoded"),
     "a bomb": (huge_png(60_000, 60_000), "image: its bytes cannot be decoded"),
     "a long side": (huge_png(16_385, 1), "image is 16385x1; each side must be from 1 to 16384"),

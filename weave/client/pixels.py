@@ -81,19 +81,28 @@ def pixels_of(field: str, value: Any) -> Upload:  # noqa: PLR0911 - one for each
     raise InvalidRequest(f"{field} is of type {type(value).__name__}; it must be an image, an array or a file")
 
 
+def _formats() -> list[str]:
+    """Formats that people have images in, and whose readers decode nothing before the size is known. Pillow reads more,
+    EPS among them, for which it starts Ghostscript."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM") if name in Image.OPEN]
+
+
 def _of_file(field: str, shown: str, file: Any) -> Upload:
     from PIL import Image, UnidentifiedImageError
 
     def decode() -> Upload:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a check of our own
-            image = Image.open(file)
+            image = Image.open(file, formats=_formats())
         return _of_image(field, image)
 
     try:
         return _guarded(field, shown, decode)
     except UnidentifiedImageError:
-        raise InvalidRequest(f"{field}: {shown} is not an image in a format that Pillow reads") from None
+        raise InvalidRequest(f"{field}: {shown} is not a PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF or PPM image") from None
 
 
 def _guarded(field: str, shown: str, decode: Callable[[], Upload]) -> Upload:

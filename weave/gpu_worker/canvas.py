@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from weave.gpu_worker.inputs import Inputs
+from weave.protocol.inputs import MAX_INPUT_PIXELS
 from weave.protocol.parameters import Parameters
 
 
@@ -27,8 +28,22 @@ class Canvas(NamedTuple):
         """What is not masked is the original, exactly; grey parts of the mask blend."""
         if self.kept is None:
             return generated
+        if self.region is not None:
+            generated = _near_ratio(generated, self.region)
         finished: Image.Image = pipeline.image_processor.apply_overlay(self.kept, self.original, generated, self.region)
         return finished
+
+
+def _near_ratio(generated: Image.Image, region: tuple[int, int, int, int]) -> Image.Image:
+    """apply_overlay() enlarges the image until it covers the region, and crops it then: with very different ratios, in
+    gigabytes. Those are cropped first."""
+    left, top, right, bottom = region
+    scale = max((right - left) / generated.width, (bottom - top) / generated.height)
+    if generated.width * generated.height * scale**2 <= MAX_INPUT_PIXELS:
+        return generated
+    width, height = (max(1, round(side / scale)) for side in (right - left, bottom - top))
+    left, top = (generated.width - width) // 2, (generated.height - height) // 2
+    return generated.crop((left, top, left + width, top + height))
 
 
 def canvas_of(pipeline: Any, inputs: Inputs, parameters: Parameters) -> Canvas:

@@ -38,7 +38,7 @@ _REASONS: dict[type[Exception], Reason] = {
     ControlRefused: "control",
     FamilyUnsupported: "libraries",
     ModelFilesRefused: "refused",
-    RequestError: "refused",
+    RequestError: "bounds",
 }
 
 

@@ -68,7 +68,7 @@ def _widths_fit(nets: ControlNets, config: Mapping[str, Any]) -> bool:
     """Small ControlNets of SDXL take no text; a width that is no published model's does not tell sd1 from sd2."""
     width = config.get("cross_attention_dim")
     same_kind = config.get("addition_embed_type") == nets.added_embedding
-    return same_kind and (width == nets.width or width not in _published())
+    return same_kind and (width == nets.width or width not in list(_published()))  # it may be anything in JSON
 
 
 def _published() -> set[int]:

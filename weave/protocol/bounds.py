@@ -56,12 +56,20 @@ def check_range(field: str, value: Number, bound: Range | FloatRange) -> None:
 
 
 def _out_of_bounds(field: str, value: Number, bound: Range | FloatRange, rule: str) -> RequestError:
+    # JSON integers may have thousands of digits: Python refuses to convert the longest to decimal, and the echoed value
+    # must fit the clients' 64 bits.
+    fits = isinstance(value, float) or -(2**63) <= value <= MAX_SEED
+    shown = str(value) if fits else _decimal(value)
     return RequestError(
         ErrorCode.OUT_OF_BOUNDS,
-        f"{field} is {str(value)[:40]}; {rule}",
+        f"{field} is {shown[:40]}; {rule}",
         field=field,
-        # JSON integers have no size limit, but the echoed value must fit the clients' 64 bits.
-        value=value if -(2**63) <= value <= MAX_SEED else str(value)[:40],
+        value=value if fits else shown[:40],
         minimum=bound.min,
         maximum=bound.max,
     )
+
+
+def _decimal(value: Number) -> str:
+    """Exact up to 40 digits; longer ones are never shown whole."""
+    return str(value) if abs(value) < 10**40 else f"{'-' if value < 0 else ''}{hex(int(abs(value)))}"

@@ -3,6 +3,7 @@
 from msgspec import structs
 
 from weave.protocol.bounds import Bounds
+from weave.protocol.inputs import MAX_INPUT_SIDE
 from weave.protocol.parameters import Defaults, Parameters, RequestedParameters
 
 
@@ -17,7 +18,10 @@ def with_defaults(request: RequestedParameters, defaults: Defaults, bounds: Boun
 
 def _sides_of_image(request: RequestedParameters, bounds: Bounds) -> dict[str, int]:
     image = request.image
-    if image is None or request.mask_padding is not None or not (image.width > 0 and image.height > 0):
+    if image is None or request.mask_padding is not None:
+        return {}
+    # Others are refused later; sides of thousands of digits need not be multiplied first.
+    if not all(1 <= side <= MAX_INPUT_SIDE for side in (image.width, image.height)):
         return {}
     width, height = image.width, image.height
     if request.width is not None and request.height is None:

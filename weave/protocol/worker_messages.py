@@ -13,7 +13,16 @@ from weave.protocol.parameters import Parameters
 from weave.protocol.text import Device, Dtype
 
 Reason: TypeAlias = Literal[
-    "cancelled", "out_of_memory", "refused", "lora", "embedding", "control", "scheduler", "libraries", "internal"
+    "cancelled",
+    "out_of_memory",
+    "refused",
+    "bounds",
+    "lora",
+    "embedding",
+    "control",
+    "scheduler",
+    "libraries",
+    "internal",
 ]
 # The folders of text encoders in a model.
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")

@@ -11,6 +11,10 @@ from weave.protocol.worker_messages import Previewed, Progressed
 FAILURES = {
     "cancelled": (ErrorCode.CANCELLED, "cancelled"),
     "out_of_memory": (ErrorCode.OUT_OF_MEMORY, "the device has not enough free memory for this job"),
+    "bounds": (
+        ErrorCode.WORKER_FAILED,
+        "the worker refused the request, which the model's config no longer allows; the daemon's log says why",
+    ),
     "refused": (ErrorCode.WORKER_FAILED, "the model's files were refused; the daemon's log says which"),
     "lora": (ErrorCode.WORKER_FAILED, "the file of a LoRA was refused; the daemon's log says which"),
     "embedding": (ErrorCode.WORKER_FAILED, "the file of an embedding was refused; the daemon's log says which"),

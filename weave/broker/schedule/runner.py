@@ -159,7 +159,7 @@ class Runner:
     async def _pass_on_cancel(self, worker: WorkerLink, deadline: asyncio.Timeout) -> None:
         await self._job.cancelled.wait()
         deadline.reschedule(asyncio.get_running_loop().time() + _CANCEL_SECONDS)
-        with contextlib.suppress(ChannelClosed, ChannelViolation):  # then the deadline ends it
+        with contextlib.suppress(ChannelClosed, ChannelViolation, WorkerError):  # then the deadline ends it
             worker.cancel(self._job.number)
 
     def _fail_timed_out(self) -> None:
