@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Go from the lock file; it downloads nothing.
 GO := GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-mod=mod CGO_ENABLED=1 $(CURDIR)/$(BIN)/go
-# Three tests at a time, for two cores: a third of the time they wait. A pytest worker that runs out of tests takes over some
+# Four tests at a time, for two cores: half of the time they wait. A pytest worker that runs out of tests takes over some
 # of the others'. tests/faults runs separately, one test at a time, since its daemons have short deadlines.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
 SYSTEM_PACKAGES := gcc libcap-dev libseccomp2 python3-dev python3-venv
 # Shells whose completions are tested; without them these tests are skipped.
 TEST_PACKAGES := fish zsh
