@@ -1,5 +1,5 @@
-"""What a client's image costs beyond the call without one: the real daemon, with a worker that reads the image and
-then only copies a ready one."""
+"""What a client's image costs, compared with the same request without one: the real daemon, with a worker that reads
+the image and then only copies a ready one."""
 
 import socket
 import statistics
@@ -53,7 +53,7 @@ def overhead(path: Path, share: float) -> dict[str, float]:
 
 
 def throughput(path: Path, share: float) -> dict[str, float]:
-    """Into the broker alone: the second image does not come."""
+    """Into the broker alone: the second image never arrives."""
     sides = {"width": 2048, "height": 2048}
     message = PLAIN | {"image": sides, "mask": sides | {"channels": 1}}
     data = pack_frame(Kind.IMAGE, 7, bytes(2048 * 2048 * 3))

@@ -1,4 +1,4 @@
-"""The target `controls`: what the tensors of a ControlNet's single file say of its config."""
+"""The target `controls`: what the tensors of a ControlNet's single file say about its config."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from weave.models.control_files import config_of_file, families_of_control, misf
 from weave.models.families import FAMILIES
 from weave.models.faults import collect
 
-# The model's config where a ControlNet fits: the class's own values.
+# The config of a model that a ControlNet fits: the class's own values.
 _MODEL = {"vae_blocks": 4}
 
 
 def controls(data: bytes) -> None:
-    """A config has faults, or values that the class may get; then each difference from the model is a fault."""
+    """A config has faults, or only values that the class may get; then each difference from the model is a fault."""
     header = header_of(Reader(data)).tensors
     fitting = families_of_control(Path("x"), header)
     for name, family in FAMILIES.items():

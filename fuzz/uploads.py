@@ -137,7 +137,7 @@ def _no_status() -> Any:
 
 
 class Broker:
-    """Its front, with real connections."""
+    """The broker's front, with real connections."""
 
     def __init__(self) -> None:
         self.admission = Admission(_CONFIG)

@@ -114,7 +114,7 @@ class Soak:
             self.wrong.append(f"another image for upload {seed}")
 
     async def _upload_badly(self) -> None:
-        """Some of what was announced, in pieces, perhaps a cancel, and then nothing, or too much."""
+        """Sends some of the announced bytes in pieces, perhaps a cancel, then nothing more, or too much."""
         with self.daemon.connect() as raw:
             raw.setblocking(False)
             loop = asyncio.get_running_loop()
@@ -177,7 +177,7 @@ class Soak:
 
 
 def from_image(seed: int) -> dict[str, Any]:
-    """A request's parameters. The image is 128x128, but for its colour."""
+    """A request's parameters. Only the colour of the 128x128 image differs."""
     size = InputImage(width=128, height=128)
     return {"image": Pixels(size, bytes([40 * seed]) * size.size), "strength": 0.5, "steps": 4, "seed": seed}
 

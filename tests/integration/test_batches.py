@@ -101,7 +101,7 @@ def test_a_batch_beyond_the_bound_is_refused(client: Client) -> None:
             generate(client, PROMPT, model="sd1", batch=batch, images=2)
 
 
-def test_a_batch_of_more_than_the_images_is_those_images(client: Client) -> None:
+def test_a_batch_larger_than_the_images_gives_all_images(client: Client) -> None:
     assert len(images(generate(client, PROMPT, model="sd1", images=2, batch=3, **WANTED))) == 2
 
 

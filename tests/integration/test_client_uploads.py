@@ -47,7 +47,7 @@ async def drawn(client: AsyncClient, **parameters: Any) -> bytes:
     return b"".join([answer.data async for answer in client.generate(PROMPT, **parameters)])
 
 
-def test_both_clients_and_every_kind_of_image_give_the_same(shared_daemon: Daemon, tmp_path: Path) -> None:
+def test_both_clients_give_the_same_for_every_kind_of_image(shared_daemon: Daemon, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png_of(PICTURE))
     kinds = (PICTURE, Image.fromarray(PICTURE), path, path.read_bytes())
@@ -165,7 +165,7 @@ def interrupt_after(pieces: int, client: Client) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_daemon_that_waits_to_be_read_is_no_deadlock(tmp_path: Path, asynchronous: bool) -> None:
+def test_a_daemon_that_waits_to_be_read_causes_no_deadlock(tmp_path: Path, asynchronous: bool) -> None:
     size = 8 * 2**20
     preview = {"event": "preview", "image": 0, "step": 1, "width": 1, "height": 1, "size": size}
 
@@ -226,7 +226,7 @@ def test_an_image_that_cannot_be_read_is_refused_at_once(tmp_path: Path) -> None
     assert daemon.asked == []
 
 
-def test_a_requests_images_do_not_keep_another_waiting(shared_daemon: Daemon) -> None:
+def test_an_upload_does_not_keep_other_requests_waiting(shared_daemon: Daemon) -> None:
     """Between the frames of one request the async client sends those of others."""
 
     async def main() -> list[str]:

@@ -1,5 +1,5 @@
 """Files of ControlNets that cannot be used: the job fails, the log names the ControlNet and the reason, and the worker
-lives on. `weavectl add` recognises those that can."""
+keeps running. `weavectl add` recognises those that can."""
 
 import json
 import os
@@ -35,7 +35,7 @@ class Good(NamedTuple):
 
 
 class Bad(NamedTuple):
-    """Writes the folder or file `path`. The log then has `reason`, which tools can only see of some `without_model`."""
+    """Writes the folder or file `path`. The log then has `reason`; tools see it only if it shows `without_model`."""
 
     write: Callable[[Good, Path], object]
     reason: str
@@ -183,7 +183,7 @@ def test_a_bad_file_fails_its_job_and_nothing_else(daemon: Daemon) -> None:
 
 
 def test_check_config_and_doctor_name_the_bad_files(daemon: Daemon) -> None:
-    """As far as they show without the model."""
+    """Only faults that show without the model."""
     wanted = {name for name, bad in BAD.items() if bad.without_model}
     found = weavectl(daemon, "doctor").stdout.splitlines()
     assert {name for name in BAD if any(line.startswith(f"fail  control {name}: ") for line in found)} == wanted
@@ -194,7 +194,7 @@ def test_check_config_and_doctor_name_the_bad_files(daemon: Daemon) -> None:
 
 def test_weavectl_add_recognises_them(daemon: Daemon, good: Good, tmp_path: Path) -> None:
     original = as_original_file(good.folder / "sd1", tmp_path / "Canny_sd15.safetensors")
-    # The width of the tiny model tells sd1 from sd2 as little as from others.
+    # The width of the tiny model does not tell sd1 from sd2, nor from others.
     cases = {good.folder / "sd1": "sd1", good.folder / "flux": "flux", original: "sd1"}
     for path, family in cases.items():
         ended = weavectl(daemon, "add", "--dry-run", "--id=new", str(path))

@@ -272,8 +272,8 @@ def test_a_bad_list_is_refused_by_name(
         assert client.status().queue_length == 0
 
 
-def test_scales_that_are_no_numbers_are_refused(served: Served) -> None:
-    """JSON has none; the client says so, and the daemon gets null."""
+def test_scales_that_are_not_numbers_are_refused(served: Served) -> None:
+    """JSON cannot express them: a client refuses them, or sends null, which the daemon refuses."""
     with served.daemon.client() as client:
         for field, value in (("scale", float("nan")), ("start", float("-inf")), ("end", float("nan"))):
             with pytest.raises((InvalidRequest, WeaveError), match=field):

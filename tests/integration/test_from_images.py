@@ -26,7 +26,7 @@ STEPS, SEED, SCALE, STRENGTH, PADDING = 3, 5, 4.0, 0.5, 6
 PROMPT, NEGATIVE = "a red circle", "blurred, blue"
 WIDTH, HEIGHT = 96, 64
 WANTED = {"width": WIDTH, "height": HEIGHT, "steps": STEPS, "seed": SEED, "cfg_scale": SCALE}
-# Their padding_mask_crop is missing, lacks the last step, lacks the VAE's shift, or works in the size of the image.
+# Their padding_mask_crop is missing, lacks the last step, lacks the VAE's shift, or works at the image's own size.
 BY_HAND = ("z-image", "chroma", "sd3", "flux2-klein")
 
 
@@ -73,7 +73,7 @@ def plainly(name: str, negative: str | None = None) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_task_equals_diffusers(client: Client, plain_of: Callable[[str], Reference], name: str) -> None:
     plain, family = plain_of(name), FAMILIES[name]
-    # The prompt alone is the same before and after: the tasks share the components and change none.
+    # The prompt alone gives the same image before and after: the tasks share the components and change none.
     alone = made_of(client, name, steps=2)
     if IMAGE_TO_IMAGE in family.pipelines:
         equals_image_to_image(client, plain, name)
@@ -106,7 +106,7 @@ def equals_inpainting(client: Client, plain: Reference, name: str) -> None:
     expected = np.where(np.asarray(where)[..., None] > 0, np.asarray(theirs), np.asarray(image))
     assert np.array_equal(pixels(images(answers)[0]), expected)
     check_progress(answers, name)
-    # An unfinished image is in its place too.
+    # A preview is pasted in place too.
     kept = np.asarray(where) == 0
     for preview in (answer for answer in answers if isinstance(answer.event, Preview)):
         assert np.array_equal(pixels(preview)[kept], np.asarray(image)[kept])
@@ -160,7 +160,7 @@ KINDS = {
 def test_each_scheduler_equals_diffusers(
     client: Client, plain_of: Callable[[str], Reference], name: str, scheduler: str
 ) -> None:
-    """From the middle, and from the start with the whole strength."""
+    """From the middle, and with full strength from the start."""
     plain, image, where = plain_of(name), noise(WIDTH, HEIGHT), mask(WIDTH, HEIGHT)
     wanted = {"image": image, "scheduler": scheduler, "steps": 4}
     for strength in (0.5, 1.0):
@@ -190,7 +190,7 @@ def test_reference_images_equal_diffusers(client: Client, plain_of: Callable[[st
         assert not np.array_equal(made_of(client, name, steps=steps), np.asarray(expected)), name
 
 
-def test_tasks_are_listed_as_the_models_can(client: Client) -> None:
+def test_models_list_the_tasks_that_they_can_do(client: Client) -> None:
     tasks = {offer.id: offer.tasks for offer in client.list_models().models}
     assert REFERENCES in tasks["kontext"] and REFERENCES in tasks["flux2-klein"]
     assert [name for name in tasks if REFERENCES not in tasks[name]] == [n for n in NAMES if n != "flux2-klein"]
@@ -198,7 +198,7 @@ def test_tasks_are_listed_as_the_models_can(client: Client) -> None:
 
 @pytest.mark.parametrize("padding", [None, 0, 6, 1024])
 @pytest.mark.parametrize("size", [(37, 91), (200, 70), (64, 64)])
-def test_what_is_not_masked_is_the_original(client: Client, size: tuple[int, int], padding: int | None) -> None:
+def test_unmasked_pixels_are_the_original(client: Client, size: tuple[int, int], padding: int | None) -> None:
     for image in (noise(*size), noise(*size, mode="L")):
         where = mask(*size)
         made = made_of(client, "sd1", image=image, mask=where, mask_padding=padding, strength=1.0)

@@ -82,13 +82,13 @@ def test_edm_equals_diffusers(served: Daemon, models: Path, name: str, scheduler
 
 @pytest.mark.parametrize(("name", "scheduler"), [("edm", "edm_euler"), ("normalised", "edm_euler"), ("kutta", "ddim")])
 def test_all_white_is_image_to_image(served: Daemon, name: str, scheduler: str) -> None:
-    """Where all is repainted, the two tasks take the same noise."""
+    """If everything is repainted, the two tasks use the same noise."""
     whole = made_of(served, name, mask=Image.new("L", (SIDE, SIDE), 255), scheduler=scheduler)
     assert np.abs(whole.astype(int) - made_of(served, name, scheduler=scheduler)).max() <= 1
 
 
 def test_pndm_starts_from_an_image_without_warm_up(served: Daemon, models: Path) -> None:
-    """With it, diffusers takes the calls for those of the first timesteps."""
+    """diffusers' warm-up assumes that it starts with the first timestep."""
     plain = Reference("sd1", models / "kutta")
     it = FromImages(plain, "sd1", IMAGE_TO_IMAGE)
     expected = it.generate(plain.scheduler("pndm", skip_prk_steps=True), SEED, **plainly("sd1"))
@@ -97,7 +97,7 @@ def test_pndm_starts_from_an_image_without_warm_up(served: Daemon, models: Path)
 
 
 def test_an_error_while_encoding_leaves_the_dtype(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sdxl's pipelines encode in float32. Memory that runs out cannot be had on a CPU."""
+    """sdxl's pipelines encode in float32. A CPU does not run out of memory, so the error is simulated."""
 
     def encode(image: torch.Tensor) -> None:
         assert image.dtype == torch.float32
@@ -112,7 +112,7 @@ def test_an_error_while_encoding_leaves_the_dtype(models: Path, monkeypatch: pyt
 
 
 def test_half_precision_equals_diffusers(models: Path) -> None:
-    """sdxl's VAE encodes and decodes in float32, and is in float16 again."""
+    """sdxl's VAE encodes and decodes in float32, and is in float16 again afterwards."""
     with served_like_here(tables(models, {name: name for name in HALF}), "float16") as daemon:
         for name, scheduler in HALF.items():
             plain, where = Reference(name, models / name, "float16"), mask(SIDE, SIDE)

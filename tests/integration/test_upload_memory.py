@@ -15,7 +15,7 @@ from weave.protocol.frames import Kind, pack_header
 CLIENTS, SIDE = 16, 2048
 SIZE = SIDE * SIDE * 3  # 12 MiB
 SIDES = {"width": SIDE, "height": SIDE}
-# The mask does not come, so no job runs.
+# The mask does not arrive, so no job runs.
 REQUEST = GENERATE | {"image": SIDES, "mask": SIDES | {"channels": 1}, "width": 64, "height": 64}
 COPYING: Seams = (
     before("protocol/channel.py", "MemfdWriter.write", 'globals().setdefault("kept", []).append(bytes(data))'),
@@ -23,7 +23,7 @@ COPYING: Seams = (
 
 
 def peak(pid: int) -> int:
-    """Of resident memory, in bytes."""
+    """The peak of resident memory, in bytes."""
     (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 

@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_images_of_a_refused_request_are_discarded(raw: socket.socket, name: str) -> None:
-    """The client had sent them already. They are of any size, and as many as they like."""
+    """The client has already sent them, in any size and number."""
     changed, code, field = REFUSED[name]
     send_2(raw, GENERATE | changed)
     for size in (SIZE, 1, 300_000):
@@ -152,7 +152,7 @@ def test_another_size_than_announced_fails_the_request(daemon: Daemon, raw: sock
 
 
 def test_an_image_that_no_request_announced_is_refused(raw: socket.socket) -> None:
-    """Of nobody, before its request, one too many, and of a request without images."""
+    """For no request, before its request, one too many, and for a request without images."""
     for request in (7, 0, 0xFFFFFFFF):
         send_image(raw, b"x", request)
         number, error = receive(raw)
@@ -168,7 +168,7 @@ def test_an_image_that_no_request_announced_is_refused(raw: socket.socket) -> No
     assert codes == ["invalid_frame"] and lives_on(raw)
 
 
-def test_an_image_longer_than_any_closes_the_connection(raw: socket.socket) -> None:
+def test_an_impossibly_long_image_closes_the_connection(raw: socket.socket) -> None:
     send_2(raw, WITH_IMAGE)
     begin_image(raw, MAX_INPUT_BYTES + 1)
     assert receive(raw)[1]["field"] == "length" and raw.recv(1) == b""
@@ -268,7 +268,7 @@ def test_a_client_that_dies_leaves_nothing(daemon: Daemon, sent: str) -> None:
     assert nothing_is_left(daemon)
 
 
-def test_what_is_promised_and_does_not_come_times_out(daemon: Daemon, limited: Callable[[str], socket.socket]) -> None:
+def test_announced_images_that_do_not_arrive_time_out(daemon: Daemon, limited: Callable[[str], socket.socket]) -> None:
     with limited("upload_seconds = 0.3") as raw:
         send_2(raw, GENERATE | {"image": IMAGE, "mask": GREY})
         send_image(raw, PIXELS)
@@ -298,7 +298,7 @@ def test_an_image_that_stops_halfway_drops_the_client(limited: Callable[[str], s
 
 
 def test_all_images_of_a_user_count_until_their_jobs_are_over(daemon: Daemon, raw: socket.socket) -> None:
-    """On all of its connections, from the announcement on."""
+    """On all of the user's connections, from the announcement on."""
     with daemon.connect() as other:
         send_2(other, WITH_IMAGE | {"steps": 100, "images": 8})
         send_2(other, GENERATE | small_pair(), 9)

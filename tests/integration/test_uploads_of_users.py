@@ -1,4 +1,4 @@
-"""Several users who send images: no user takes the others' room, and no user's worker gets another's image."""
+"""Several users who send images: no user takes up the others' room, and no user's worker gets another's image."""
 
 import os
 import pwd
@@ -63,7 +63,7 @@ def connect_as(daemon: Daemon, name: str) -> socket.socket:
 
 
 def announce(connection: socket.socket, request: int = 7) -> str:
-    """A request with images of 1 MiB, which do not come yet: the field of its error, if it is refused."""
+    """Announces images of 1 MiB and sends none. Returns the field of the error, if the request is refused."""
     send_2(connection, EVERYTHING, request)
     send_2(connection, {"op": "status"}, 99)
     number, event = receive(connection)
@@ -74,7 +74,7 @@ def announce(connection: socket.socket, request: int = 7) -> str:
 
 
 def test_the_last_quarter_of_images_is_for_users_without(users: None) -> None:
-    """On several connections one user takes three quarters. A newcomer finds room, and after it nobody."""
+    """On several connections one user takes three quarters. A newcomer finds room; after that nobody does."""
     with system(isolate_users=True) as daemon, ExitStack() as stack:
         hers = [stack.enter_context(connect_as(daemon, ALICE)) for _ in range(4)]
         his, carols = (stack.enter_context(connect_as(daemon, name)) for name in (BOB, CAROL))

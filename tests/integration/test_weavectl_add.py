@@ -124,7 +124,7 @@ def test_an_index_tells_the_family_of_a_damaged_model(run: Run, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("class_name", "takes"), [("FluxPipeline", False), ("FluxKontextPipeline", True)])
-def test_kontext_is_told_by_its_index(run: Run, tmp_path: Path, class_name: str, takes: bool) -> None:
+def test_kontext_is_recognised_by_its_index(run: Run, tmp_path: Path, class_name: str, takes: bool) -> None:
     model = tiny_models.make("flux", tmp_path / "model")
     write_index("flux", model, _class_name=class_name)
     added = json.loads(run("--json", "add", model, "-n").stdout)

@@ -69,7 +69,7 @@ def plain(shared_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Or
     return Original(shared_daemon, tmp_path_factory.mktemp("plain"), answer)
 
 
-def test_the_same_pixels_and_texts_come_again(plain: Original) -> None:
+def test_repeat_gives_the_same_pixels_and_texts(plain: Original) -> None:
     assert plain.is_repeated()
     assert texts_of(plain.data)["prompt"] == TEXTS
 
@@ -119,7 +119,7 @@ def repainted(shared_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -
     return Original(shared_daemon, folder, answer)
 
 
-def test_inputs_are_known_by_their_pixels_in_any_order(repainted: Original) -> None:
+def test_inputs_are_recognised_by_their_pixels_in_any_order(repainted: Original) -> None:
     assert len(json.loads(texts_of(repainted.data)["inputs"])) == 2
     assert repainted.is_repeated("--image", "image.png", "--image", "mask.png")
     assert repainted.is_repeated("--image", "mask.png", "--image", "image.png")

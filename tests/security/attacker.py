@@ -149,7 +149,7 @@ BROKER_ONLY: dict[str, Callable[[], object]] = {
 }
 
 
-# Calls that the filter lets through for the sake of memfds. Of what the broker has, only those have offsets.
+# The filter allows these calls for memfds, the only files with offsets that the broker has.
 AT_AN_OFFSET: dict[str, Callable[[], object]] = {
     "write to a socket at an offset": lambda: os.pwrite(0, b"x", 0),
     "write to the log at an offset": lambda: os.pwrite(2, b"x", 0),
@@ -157,7 +157,7 @@ AT_AN_OFFSET: dict[str, Callable[[], object]] = {
 
 
 def sealed() -> int:
-    """As weave/protocol/channel.py makes them."""
+    """A memfd as weave/protocol/channel.py makes it."""
     writer = MemfdWriter("x")
     writer.write(memoryview(b"12345678"))
     return writer.seal()

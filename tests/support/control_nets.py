@@ -43,20 +43,20 @@ def make_control(family: str, pipeline: Any, folder: Path, seed: int, **changed:
 
 
 def as_single_file(folder: Path, path: Path) -> Path:
-    """With the names of diffusers."""
+    """With diffusers' names of the tensors."""
     save_file(load_file(folder / "diffusion_pytorch_model.safetensors"), path)
     return path
 
 
 def as_original_file(folder: Path, path: Path, prefix: str = "control_model.") -> Path:
-    """With the names of the authors of Stable Diffusion's ControlNets."""
+    """With the tensor names of the original ControlNets for Stable Diffusion."""
     tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
     save_file({prefix + original_name(name, 1): tensor for name, tensor in tensors.items()}, path)
     return path
 
 
 def original_name(name: str, layers_per_block: int) -> str:
-    """Of a tensor that has this name in diffusers."""
+    """The original name of a tensor that has this name in diffusers."""
     if found := re.match(r"controlnet_down_blocks\.(\d+)\.(\w+)", name):
         return f"zero_convs.{found[1]}.0.{found[2]}"
     if found := re.match(r"controlnet_cond_embedding\.blocks\.(\d+)\.(\w+)", name):
@@ -72,6 +72,6 @@ def original_name(name: str, layers_per_block: int) -> str:
 
 
 def picture(seed: int, width: int = 64, height: int = 64) -> Image.Image:
-    """Soft blots of colour."""
+    """Soft blobs of colour."""
     small = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)

@@ -32,7 +32,7 @@ class FromImages:
         self.plain, self.family, self.task = plain, family, task
         self.pipeline = getattr(diffusers, FAMILIES[family].pipelines[task])(**plain.pipeline.components)
         self.pipeline.set_progress_bar_config(disable=True)
-        if family == "chroma":  # ChromaInpaintPipeline reads it, and has no use for it
+        if family == "chroma":  # ChromaInpaintPipeline reads it without using it
             self.pipeline.transformer.register_to_config(guidance_embeds=False)
 
     def generate(self, scheduler: Any, seed: int, **arguments: Any) -> Image.Image:
@@ -51,14 +51,14 @@ class FromImages:
             return made
 
     def _decoded(self, latents: torch.Tensor) -> Image.Image:
-        """As its other pipelines do; the one that inpaints forgets the shift."""
+        """As its other pipelines do; the inpainting one omits the shift."""
         config = self.pipeline.vae.config
         decoded = self.pipeline.vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
         image: Image.Image = self.pipeline.image_processor.postprocess(decoded)[0]
         return image
 
     def repaint(self, image: Image.Image, where: Image.Image, padding: int, **arguments: Any) -> Image.Image:
-        """padding_mask_crop, for the pipelines that lack it or do half of it."""
+        """padding_mask_crop, for the pipelines that lack it or implement only half of it."""
         processor, width, height = self.pipeline.image_processor, arguments["width"], arguments["height"]
         region = processor.get_crop_region(where, width, height, pad=padding)
         part, its_mask = (processor.resize(it.crop(region), height, width, "fill") for it in (image, where))

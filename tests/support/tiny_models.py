@@ -99,7 +99,7 @@ def _sd3() -> dict[str, Any]:
         "transformer": diffusers.SD3Transformer2DModel(
             sample_size=8,
             patch_size=1,
-            in_channels=16,  # its class that inpaints takes no other number
+            in_channels=16,  # its inpainting class takes no other number
             out_channels=16,
             num_layers=1,
             attention_head_dim=8,

@@ -25,7 +25,7 @@ def send_image(connection: socket.socket, data: bytes, request: int = 7) -> None
 
 
 def begin_image(connection: socket.socket, size: int, request: int = 7, sent: int = 0) -> None:
-    """A frame of `size` bytes, of which only `sent` come."""
+    """A frame of `size` bytes, of which only `sent` are sent."""
     connection.sendall(pack_header(Kind.IMAGE, request, size) + bytes(sent))
 
 
@@ -80,4 +80,4 @@ def nothing_is_left(daemon: Daemon) -> bool:
             answers = [receive(connection)[1] for _ in range(2)]
             return [answer.get("code") for answer in answers] == ["cancelled", None]
 
-        return bool(wait_for(has_room, 20))  # a client that has just gone may still count
+        return bool(wait_for(has_room, 20))  # a client that has just disconnected may still count

@@ -31,7 +31,7 @@ def test_the_most_unequal_ratios_take_little_memory(image: tuple[int, int], gene
     assert grown < 512 * 1024  # KiB
 
 
-def test_usual_ratios_are_pasted_as_by_diffusers() -> None:
+def test_usual_ratios_are_pasted_as_in_diffusers() -> None:
     original, mask = Image.effect_noise((200, 100), 90).convert("RGB"), Image.new("L", (200, 100))
     region = (20, 10, 120, 60)
     mask.paste(255, region)

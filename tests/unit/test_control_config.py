@@ -30,7 +30,7 @@ def test_a_path_is_relative_to_the_config_and_links_are_resolved(tmp_path: Path)
     assert found.sha256 == {"config.json": "0" * 64}
 
 
-def test_a_worker_gets_its_familys_and_the_broker_no_path(tmp_path: Path) -> None:
+def test_a_worker_gets_its_familys_paths_the_broker_none(tmp_path: Path) -> None:
     found = config(tmp_path, more='[controls.other]\npath = "b"\nfamily = "sdxl"\n')
     one, two = worker_config(found).models
     assert [[it.offer.id for it in model.controls] for model in (one, two)] == [["canny"], ["other"]]
@@ -65,7 +65,7 @@ def test_a_bad_table_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], 
     assert message in str(refused.value)
 
 
-def test_controls_count_for_the_length_of_the_list(tmp_path: Path) -> None:
+def test_controls_count_toward_the_length_of_the_list(tmp_path: Path) -> None:
     many = "".join(f'[controls.a{n}]\npath = "b"\nfamily = "sd1"\ntitle = "{"x" * 250}"\n' for n in range(250))
     with pytest.raises(ConfigError, match=r"LoRAs, embeddings and ControlNets has \d+ bytes"):
         config(tmp_path, more=many)

@@ -104,7 +104,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("of, name, changed, reason", OTHERS.values(), ids=OTHERS)
-def test_a_file_for_others_is_refused_by_name(
+def test_a_file_that_does_not_fit_is_refused_by_name(
     of: str, name: str, changed: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     header = header_of(published(of, **changed)[0])
@@ -130,7 +130,7 @@ FOLDERS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name, changed, reason", FOLDERS.values(), ids=FOLDERS)
-def test_a_folder_for_others_is_refused_by_name(
+def test_a_folder_that_does_not_fit_is_refused_by_name(
     name: str, changed: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nets, (net, denoiser) = NETS[name], published(name)

@@ -30,7 +30,7 @@ def test_a_path_is_relative_to_the_config_and_links_are_resolved(tmp_path: Path)
     assert (found.path, found.title, found.sha256) == (str(tmp_path / "blob"), "", None)
 
 
-def test_a_worker_gets_its_familys_and_the_broker_no_path(tmp_path: Path) -> None:
+def test_a_worker_gets_its_familys_paths_the_broker_none(tmp_path: Path) -> None:
     found = config(tmp_path, more='[embeddings.other]\npath = "b"\nfamily = "sdxl"\n')
     one, two = worker_config(found).models
     assert [[it.offer.id for it in model.embeddings] for model in (one, two)] == [["bad-hands"], ["other"]]

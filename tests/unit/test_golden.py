@@ -104,7 +104,7 @@ def test_a_version_2_event(golden: dict[str, Any]) -> None:
     close_all(descriptors)
 
 
-# What a daemon can that does not name these bounds.
+# What a daemon supports that does not list these bounds.
 OLDER_BOUNDS = ({"min": 0, "max": 0, "multiple": 1}, {"min": 1, "max": 1, "multiple": 1})
 
 

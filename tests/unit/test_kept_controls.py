@@ -19,7 +19,7 @@ from weave.protocol.inputs import ControlOffer, InputImage, RequestedControl
 
 
 class Loads:
-    """Takes the place of loading: `log` has what was loaded, and what was in memory then."""
+    """Replaces loading: `log` has what was loaded, and what was in memory at that time."""
 
     def __init__(self) -> None:
         self.log: list[tuple[str, tuple[str, ...]]] = []
@@ -45,20 +45,20 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
     return made
 
 
-def test_jobs_that_follow_use_what_is_loaded(loads: Loads) -> None:
+def test_later_jobs_use_what_is_loaded(loads: Loads) -> None:
     first, again = loads.prepare("a", "b"), loads.prepare("b", "a")
     assert loads.prepare() == () and loads.prepare("a") == first[:1]
     assert again == first[::-1] and loads.log == [("a", ()), ("b", ("a",))]
 
 
-def test_others_are_dropped_before_one_is_loaded(loads: Loads) -> None:
+def test_unused_controls_are_dropped_before_one_is_loaded(loads: Loads) -> None:
     loads.prepare("a", "b")
     loads.prepare("b", "c")
     loads.prepare("a")
     assert loads.log[2:] == [("c", ("b",)), ("a", ())]
 
 
-def test_without_room_a_job_that_needs_none_drops_them(loads: Loads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_a_job_without_controls_drops_them(loads: Loads, monkeypatch: pytest.MonkeyPatch) -> None:
     loads.prepare("a")
     monkeypatch.setattr(module, "has_room", lambda device, needed: False)
     loads.prepare("a")
@@ -67,8 +67,8 @@ def test_without_room_a_job_that_needs_none_drops_them(loads: Loads, monkeypatch
     assert loads.controls._loaded == {}
 
 
-def test_those_that_differ_in_guidance_are_not_mixed(loads: Loads) -> None:
-    """FLUX's pipeline asks the first one."""
+def test_controls_that_differ_in_guidance_are_not_mixed(loads: Loads) -> None:
+    """FLUX's pipeline uses the first one's setting for all."""
     loads.prepare("a", "b", family="flux")
     with pytest.raises(ControlRefused, match="c: guidance_embeds is False, that of a is True: the two cannot be used"):
         loads.prepare("a", "c", family="flux")

@@ -98,7 +98,7 @@ CONVERTED: dict[str, tuple[Image.Image, tuple[int, ...], int]] = {
 
 
 @pytest.mark.parametrize("name", CONVERTED)
-def test_each_mode_becomes_8_bits_as_people_see_it(name: str) -> None:
+def test_each_mode_becomes_8_bits_as_it_looks(name: str) -> None:
     image, colours, grey = CONVERTED[name]
     assert tuple(sent(image)[0, 0]) == colours and tuple(sent(image, "mask")[0, 0]) == (grey,)
 
@@ -109,9 +109,9 @@ def test_16_bits_in_a_file_are_scaled_not_cut() -> None:
         assert sent(file_of(Image.fromarray(values), **options)).ravel().tolist() == [0, 1, 100, 255]
 
 
-def test_a_photo_is_upright_and_an_animation_its_first_frame() -> None:
+def test_photos_are_upright_and_animations_give_one_frame() -> None:
     image, exif = Image.fromarray(COLOURS), Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
+    exif[0x0112] = 6  # rotate by 90 degrees
     assert np.array_equal(sent(file_of(image, exif=exif)), np.rot90(COLOURS, -1))
     frames = [Image.new("L", (2, 2), shade) for shade in (50, 200)]
     assert set(sent(file_of(frames[0], "GIF", save_all=True, append_images=frames[1:])).ravel()) == {50}
@@ -123,7 +123,7 @@ def test_a_mask_is_always_grey() -> None:
         assert sent(mask, "mask").shape == (2, 2, 1)
 
 
-def test_a_large_image_goes_in_pieces() -> None:
+def test_a_large_image_is_sent_in_pieces() -> None:
     array = np.arange(3000 * 2000 * 3, dtype=np.uint32).astype(np.uint8).reshape(2000, 3000, 3)
     for value in (array, Image.fromarray(array), Pixels(InputImage(width=3000, height=2000), array.tobytes())):
         pieces = list(pixels_of("image", value).pieces())
@@ -190,7 +190,7 @@ def test_a_bad_list_is_refused_with_its_field(name: str) -> None:
         generate_message("x", parameters)
 
 
-def test_images_go_in_the_order_in_which_they_are_announced() -> None:
+def test_images_are_sent_in_the_announced_order() -> None:
     def sized(width: int) -> np.ndarray:
         return np.zeros((1, width), np.uint8)
 

@@ -158,7 +158,7 @@ UPLOADS = st.lists(
 def test_uploads_arrive_byte_by_byte_in_any_order_and_pieces(
     uploads: list[Any], random: Random, cuts: list[int]
 ) -> None:
-    """The images of several requests of one connection, through the broker's real one."""
+    """The images of several requests on one connection, through the broker's real Connection."""
     requests, frames, expected = [], [], {}
     for number, (width, height, channels, masked) in enumerate(uploads):
         sides = {"width": width, "height": height}

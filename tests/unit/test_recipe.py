@@ -151,7 +151,7 @@ def test_inputs_and_unknown_texts_are_told_apart() -> None:
     assert recipe.control[0].scale == 0.5 and recipe.ignored == ("Comment",)
 
 
-# Of a prompt the web UI's text keeps everything but what looks like its own syntax.
+# The web UI's text keeps everything in a prompt except what looks like its own syntax.
 PROMPTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=200).filter(
     lambda text: "<lora:" not in text and not any(line.startswith("Negative prompt:") for line in text.split("\n"))
 )
@@ -191,7 +191,7 @@ def test_numbers_loras_and_a_second_pass_survive() -> None:
     assert (found.values["strength"], found.values["mask_padding"], found.ignored) == (0.4, 16, ("Model",))
 
 
-# From the last line to schedulers, and to what is not used.
+# The last line of a text; the scheduler that it means; and the fields that are not used.
 REAL: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "1.10": (
         'Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x768, Model hash: ab, '

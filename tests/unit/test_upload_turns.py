@@ -18,7 +18,7 @@ REQUEST = {"op": "generate", "prompt": "x", "width": 64, "height": 64, "image": 
 
 
 async def read_meanwhile() -> int:
-    """How many of the bytes that one user has sent on several connections are read until the one image of another
+    """How many of the bytes that one user has sent on several connections are read before the one image of another
     user, whose connection came last, is complete."""
     broker = Broker()
     connections = [broker.connect(Principal(uid)) for uid in (*[1] * HERS, 2)]
@@ -42,7 +42,7 @@ async def read_meanwhile() -> int:
 
 
 def test_many_connections_read_no_more_than_one_of_another_user() -> None:
-    """But for the first piece of each, which is read with the frame's header."""
+    """Except for the first piece of each, which is read with the frame's header."""
     first = HERS * _READ_BYTES
     assert first < asyncio.run(read_meanwhile()) <= first + SIZE + _READ_BYTES
 

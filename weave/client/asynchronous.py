@@ -117,9 +117,9 @@ class AsyncClient:
         return await self._expect(Cancel(job=job), Done)
 
     async def generate(self, prompt: str, **parameters: Any) -> AsyncIterator[Answer]:
-        """Generate images; `parameters` are the fields of Generate, and images are what pixels_of() takes; they must
-        not change until the first answer. The last answer is Done. Cancelling the task that iterates cancels the job
-        and drops its further answers, also while its images are sent. So does leaving the iterator, once it is closed;
+        """Generate images. `parameters` are the fields of Generate; images are what pixels_of() takes, and must not
+        change until the first answer. The last answer is Done. Cancelling the task that iterates cancels the job and
+        drops its further answers, even during the upload. So does leaving the iterator, once it is closed;
         contextlib.aclosing closes it immediately."""
         if has_images(parameters):  # decoding takes a while
             message, images = await asyncio.to_thread(generate_message, prompt, parameters)
@@ -142,7 +142,7 @@ class AsyncClient:
                 self._start(self._write(request_frames(next(self._numbers), Cancel(request=request))))
 
     async def _check_features(self, message: Generate) -> None:
-        """Asks the daemon once for each connection, before the first image is sent."""
+        """Ask the daemon once per connection, before the first image is sent."""
         if self._status is None:
             self._status = await self.status()
         check_features(message, self._status.features, self._status.version)
@@ -187,8 +187,8 @@ class AsyncClient:
 
     async def _write(self, frames: Iterator[Iterator[bytes | memoryview]], request: int = 0) -> None:
         """Runs in its own task: a frame that has begun must be completed even if the caller is cancelled, or the daemon
-        could not parse the frames after it. Between two frames other requests have their turn; images of a `request`
-        that has ended meanwhile are not sent."""
+        could not parse the frames after it. Between two frames other requests may send theirs. Images of a `request`
+        that has ended in the meantime are not sent."""
         loop = asyncio.get_running_loop()
         try:
             for number, frame in enumerate(frames):
@@ -199,7 +199,7 @@ class AsyncClient:
                         await loop.sock_sendall(self._socket, piece)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the daemon closed the connection; _read finds out why
-        except Exception as error:  # also of an image that has changed meanwhile: a frame is incomplete
+        except Exception as error:  # also if an image has changed: its frame is incomplete
             self._end(error)
 
     async def _read(self) -> None:

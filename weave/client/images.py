@@ -1,4 +1,4 @@
-"""A request to generate from what a program has, and the images that go with it."""
+"""Makes a generate request, and the images that go with it, from the images that a program has."""
 
 import os
 from collections.abc import Iterable
@@ -56,14 +56,14 @@ def generate_message(prompt: str, parameters: dict[str, Any]) -> tuple[Generate,
 
 
 def needed_features(message: Generate) -> dict[str, str]:
-    """What a daemon must name in `status` before it can take the request's images: by field, the feature. An older
-    daemon would close the connection at a frame of that kind."""
+    """For each field with images, the feature that the daemon must list in `status`. An older daemon may close the
+    connection at an image frame."""
     features = {field: PARAMETERS[field].feature for field in _INPUTS if getattr(message, field)}
     return {field: feature for field, feature in features.items() if feature is not None}
 
 
 def check_features(message: Generate, offered: tuple[str, ...], version: str) -> None:
-    """Raises InvalidRequest for a daemon that is too old for the request."""
+    """Raises InvalidRequest if the daemon is too old for the request."""
     for field, feature in needed_features(message).items():
         if feature not in offered:
             raise InvalidRequest(f"{field}: the daemon, version {version}, does not have the feature {feature}")

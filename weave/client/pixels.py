@@ -1,4 +1,4 @@
-"""Pixels from what a program has: the client decodes images, since the daemon takes raw pixels only."""
+"""Converts images, arrays and files to pixels: the client decodes them, since the daemon takes raw pixels only."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ from weave.protocol.inputs import MAX_INPUT_PIXELS, MAX_INPUT_SIDE, InputImage
 
 _GREY, _COLOUR = "L", "RGB"
 _PIECE = 1024 * 1024
-# What transparent parts are laid on. Of a mask they are what nobody has painted, and so kept.
+# The colour behind transparent parts; white where none is listed. In a mask nobody has painted them: they are kept.
 _BACKGROUNDS = {"mask": "black"}
 _ORIENTATION = 0x0112  # in EXIF
 
@@ -26,7 +26,7 @@ class Pixels(NamedTuple):
 
 class Upload:
     """An image on its way to the daemon: its announced size, and its pixels in pieces, without a copy of the whole. The
-    image or array that it was made of must not change before it is sent."""
+    image or array that it was made from must not change before it is sent."""
 
     def __init__(self, size: InputImage, pieces: Callable[[], Iterator[bytes | memoryview]]) -> None:
         self.size = size
@@ -52,11 +52,11 @@ class Upload:
 
 def pixels_of(field: str, value: Any) -> Upload:  # noqa: PLR0911 - one for each type
     """`value` is a PIL image, an array, a file's path, a file's bytes, an open binary file, or Pixels. `field` is the
-    parameter, for errors, and since a mask becomes grey.
+    parameter: errors name it, and a mask becomes grey.
 
     - An array has height x width, or height x width x 1, 3 or 4, of uint8, or of bool, where True is white. So do CPU
       tensors of torch.
-    - A photo is turned as its EXIF data say. Of an animation it is the first frame; of a PIL image the current one.
+    - A photo is rotated by its EXIF data. An animation gives its first frame, a PIL image the current one.
     - Transparent parts become white, those of a mask black.
     - 16 bits a channel become 8. Colour profiles are ignored.
 
@@ -82,8 +82,8 @@ def pixels_of(field: str, value: Any) -> Upload:  # noqa: PLR0911 - one for each
 
 
 def _formats() -> list[str]:
-    """Formats that people have images in, and whose readers decode nothing before the size is known. Pillow reads more,
-    EPS among them, for which it starts Ghostscript."""
+    """Common formats whose readers decode nothing before the size is known. Pillow reads more, such as EPS, for which
+    it starts Ghostscript."""
     from PIL import Image
 
     Image.init()
@@ -95,7 +95,7 @@ def _of_file(field: str, shown: str, file: Any) -> Upload:
 
     def decode() -> Upload:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a check of our own
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own check follows
             image = Image.open(file, formats=_formats())
         return _of_image(field, image)
 
@@ -149,7 +149,7 @@ def _upright(image: Any) -> Any:
 
 
 def _flat(field: str, image: Any) -> Any:
-    """In grey or RGB, 8 bits a channel; a mask in grey."""
+    """Converted to grey or RGB, 8 bits a channel; a mask to grey."""
     from PIL import Image
 
     if image.mode.startswith("I"):
@@ -162,7 +162,7 @@ def _flat(field: str, image: Any) -> Any:
         background = Image.new("RGBA", image.size, _BACKGROUNDS.get(field, "white"))
         image = Image.alpha_composite(background, image)
     image = image.convert(_GREY if grey or field == "mask" else _COLOUR)
-    image.load()  # after this a file may be closed
+    image.load()  # from here on the file may be closed
     return image
 
 

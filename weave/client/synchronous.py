@@ -123,7 +123,7 @@ class Client:
         return self._expect(Cancel(job=job), Done)
 
     def generate(self, prompt: str, **parameters: Any) -> Iterator[Answer]:
-        """Generate images; `parameters` are the fields of Generate, and images are what pixels_of() takes. The last
+        """Generate images. `parameters` are the fields of Generate; images are what pixels_of() takes. The last
         answer is Done. Leaving the iterator early (break, or an exception such as KeyboardInterrupt) cancels the job
         and drops its further answers. An exception while the request or its images are sent closes the connection."""
         message, images = generate_message(prompt, parameters)
@@ -157,7 +157,7 @@ class Client:
         return request
 
     def _check_features(self, message: Generate) -> None:
-        """Asks the daemon once for each connection, before the first image is sent."""
+        """Ask the daemon once per connection, before the first image is sent."""
         if self._status is None:
             self._status = self.status()
         check_features(message, self._status.features, self._status.version)
@@ -214,7 +214,7 @@ class Client:
             raise
 
     def _send_piece(self, piece: memoryview) -> None:
-        """Reads meanwhile what arrives: a daemon whose answers nobody reads might not read either."""
+        """Also reads what arrives: a daemon whose answers nobody reads might stop reading."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | select.POLLOUT)
         while piece:

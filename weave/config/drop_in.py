@@ -1,4 +1,4 @@
-"""The own file of config of a model, embedding or ControlNet, in conf.d."""
+"""The config file of one model, embedding or ControlNet, in conf.d."""
 
 import contextlib
 import itertools
@@ -35,8 +35,8 @@ def plan(
     references: bool = False,
 ) -> DropIn:
     """The drop-in that adds something to `config`, the main file. `table` is models, embeddings or controls. All
-    arguments are printable text. `scheduler` is a model's default, where the family's does not fit it; `references`
-    says that it takes reference images, where others of the family do not."""
+    arguments are printable text. `scheduler` is a model's default, if the family's does not fit it; `references`
+    says that it takes reference images, unlike others of its family."""
     values = {"path": str(source.path), "family": family, "title": title}
     values |= {"layout": str(source.layout)} if source.layout else {}
     values |= {f"parts.{part}": str(path) for part, path in source.parts.items()}

@@ -134,13 +134,13 @@ class DefaultsOverride(_Table, frozen=True, kw_only=True):
 
 
 class ModelConfig(_Table, frozen=True, kw_only=True):
-    """`path` is a folder in diffusers layout, or a .safetensors file. Of a file, `layout` is a folder with the configs
-    and tokenizers, where those of the published model are not wanted. `parts` are the files or folders of components,
+    """`path` is a folder in diffusers layout, or a .safetensors file. For a file, `layout` is a folder with configs and
+    tokenizers to use instead of the published model's. `parts` are the files or folders of components,
     such as `vae`, which replace those of `path`.
 
     `sha256` pins files to a digest in hex: by their path inside the folder, for single files by `path` or `parts.NAME`.
-    `v1_id` is the model's number in version 1 of the protocol. `references`: whether the model takes reference images,
-    in families of which only some do: FLUX.1 Kontext, of flux.
+    `v1_id` is the model's number in version 1 of the protocol. `references` says whether the model takes reference
+    images, in families where only some do (in flux, FLUX.1 Kontext).
     """
 
     path: str

@@ -58,9 +58,9 @@ class _Worker(NamedTuple):
 class Zygote:
     """Forks workers, and reports their exit.
 
-    `_tasks` are what the libraries can run, by family: a worker refuses other tasks, and a model without any.
-    `_unfit` are the families that lack some. `_leaving`: exit as soon as no worker runs, so that a new zygote checks
-    the libraries again.
+    `_tasks` are those that the libraries can run, by family: a worker refuses other tasks, and models of a family
+    without any. `_unfit` are the families that lack some. `_leaving`: exit as soon as no worker runs, so that a new
+    zygote checks the libraries again.
     """
 
     def __init__(self, control: Channel[ToZygote], config: WorkerConfig) -> None:

@@ -1,4 +1,4 @@
-"""A job's image and mask in the size that the model works in, and the generated image back in its place.
+"""Resizes a job's image and mask to the size that the model works in, and pastes the generated image back.
 
 The steps are those of `padding_mask_crop` in diffusers, which only some of its pipelines have.
 """
@@ -13,9 +13,9 @@ from weave.protocol.parameters import Parameters
 
 
 class Canvas(NamedTuple):
-    """`image` and `mask` are `width` x `height` pixels of `parameters`, for the pipeline's call. `original` and `kept`
-    are what the result is pasted into, and the mask in its size; `region` is the part of them that was repainted.
-    `references` are as the client sent them: the pipelines resize them."""
+    """`image` and `mask` have the parameters' `width` and `height`, for the pipeline's call. The result is pasted into
+    `original`; `kept` is the mask in that size, and `region` the part that is repainted. `references` are as the client
+    sent them: the pipelines resize them."""
 
     image: Image.Image | None = None
     mask: Image.Image | None = None
@@ -25,7 +25,7 @@ class Canvas(NamedTuple):
     references: tuple[Image.Image, ...] = ()
 
     def finish(self, pipeline: Any, generated: Image.Image) -> Image.Image:
-        """What is not masked is the original, exactly; grey parts of the mask blend."""
+        """Unmasked pixels are exactly those of the original; grey parts of the mask blend."""
         if self.kept is None:
             return generated
         if self.region is not None:
@@ -35,8 +35,8 @@ class Canvas(NamedTuple):
 
 
 def _near_ratio(generated: Image.Image, region: tuple[int, int, int, int]) -> Image.Image:
-    """apply_overlay() enlarges the image until it covers the region, and crops it then: with very different ratios, in
-    gigabytes. Those are cropped first."""
+    """apply_overlay() enlarges the image until it covers the region, then crops it. With very different ratios that
+    would take gigabytes, so the image is cropped first."""
     left, top, right, bottom = region
     scale = max((right - left) / generated.width, (bottom - top) / generated.height)
     if generated.width * generated.height * scale**2 <= MAX_INPUT_PIXELS:
@@ -57,7 +57,7 @@ def canvas_of(pipeline: Any, inputs: Inputs, parameters: Parameters) -> Canvas:
     if parameters.mask_padding is None:
         image, mask = resize(inputs.image, height, width), resize(mask, height, width)
         return Canvas(image=image, mask=mask, original=image, kept=mask)
-    # get_crop_region() fails where nothing is masked.
+    # get_crop_region() fails if nothing is masked.
     region = (0, 0, *mask.size)
     if mask.getbbox() is not None:
         region = pipeline.image_processor.get_crop_region(mask, width, height, pad=parameters.mask_padding)

@@ -30,7 +30,7 @@ def pipeline_class(family: Family) -> Any:
 
 
 def pipeline_for(pipeline: Any, family: Family, task: str, controls: Sequence[Any] = ()) -> Any:
-    """A pipeline for `task` with the components of the family's `pipeline`, which it shares, and these ControlNets."""
+    """A pipeline for `task` that shares the components of the family's `pipeline`, with these ControlNets."""
     classes = {TEXT_TO_IMAGE: family.pipeline, **family.task_pipelines}
     class_name = classes[control_task(task) if controls else task]
     if class_name == family.pipeline:
@@ -38,7 +38,7 @@ def pipeline_for(pipeline: Any, family: Family, task: str, controls: Sequence[An
     task_class = getattr(diffusers, class_name)
     settings = {key: pipeline.config[key] for key in family.settings.keys}
     given = {**pipeline.components, **family.fixed, **settings}
-    # The classes correct some values of the scheduler's config: of the model's own one, as text-to-image has it.
+    # The classes correct some values of the scheduler's config. As in text-to-image, it is the model's own scheduler.
     given["scheduler"] = copy.deepcopy(pipeline.__dict__.get("own_scheduler", pipeline.scheduler))
     given |= {"controlnet": controls[0] if len(controls) == 1 else list(controls)} if controls else {}
     taken = inspect.signature(task_class.__init__).parameters

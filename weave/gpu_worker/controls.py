@@ -23,14 +23,14 @@ class ControlRefused(Exception):
 
 
 class Controls:
-    """The ControlNets in memory: those of the latest job that had any. Another choice replaces them before it is
-    loaded. A job without ControlNets keeps them only where a quarter of the GPU's memory is free."""
+    """The ControlNets in memory: those of the last job that used any. A job that names others first drops those that it
+    does not use. A job without ControlNets keeps them only if a quarter of the GPU's memory is free."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] = {}
 
     def prepare(self, pipeline: Any, model: WorkerModel, requested: Sequence[RequestedControl]) -> tuple[Any, ...]:
-        """Those of a job, in its order. Raises ControlRefused, and what running out of memory raises."""
+        """The ControlNets of a job, in its order. Raises ControlRefused, and what running out of memory raises."""
         wanted = [control.id for control in requested]
         unused = self._loaded.keys() - wanted
         if unused and (wanted or not has_room(pipeline.device, 0)):
@@ -51,12 +51,12 @@ class Controls:
 
 
 def control_arguments(pipeline: Any, canvas: Canvas, images: Sequence[Any], parameters: Parameters) -> dict[str, Any]:
-    """For the call of a pipeline with ControlNets, which resizes the `images`; none without. One is given as itself,
-    several as lists."""
+    """Arguments for the call of a pipeline with ControlNets, which resizes the `images`; empty without ControlNets. The
+    values of a single one are passed as they are, those of several as lists."""
     requested = parameters.control
     if not requested:
         return {}
-    # The ControlNet sees what the model works on: that part of the image.
+    # The ControlNet sees the part of the image that the model works on.
     placed = [_cropped(pipeline, canvas, image, parameters) for image in images]
     arguments: dict[str, list[Any]] = {
         # Where there is no image to start from, Stable Diffusion's and SDXL's pipelines call it `image`.
@@ -66,7 +66,7 @@ def control_arguments(pipeline: Any, canvas: Canvas, images: Sequence[Any], para
         "control_guidance_end": [control.end for control in requested],
     }
     if len(requested) > 1 and "control_mode" in inspect.signature(type(pipeline).__call__).parameters:
-        arguments["control_mode"] = [None] * len(requested)  # some of FLUX's pipelines fail without
+        arguments["control_mode"] = [None] * len(requested)  # some of FLUX's pipelines fail without it
     return {name: values[0] if len(requested) == 1 else values for name, values in arguments.items()}
 
 
@@ -104,7 +104,7 @@ def _load(pipeline: Any, name: str, control: WorkerControl) -> Any:
 
 
 def _check_alike(family: str, found: dict[str, Any]) -> None:
-    """A pipeline takes the first one's values for all."""
+    """A pipeline uses the first one's values for all."""
     nets = FAMILIES[family].control_nets
     names = list(found)
     for key in nets.alike if nets is not None else ():

@@ -33,7 +33,7 @@ def _unet(tensors: Tensors, config: Mapping[str, Any]) -> Converted:
 
 
 def _controlnet(tensors: Tensors, config: Mapping[str, Any]) -> Converted:
-    """diffusers gives names to tensors that the file lacks, and leaves out those that only SDXL has."""
+    """diffusers' converter names tensors that the file lacks, and omits those that only SDXL has."""
     converted = library.convert_controlnet_checkpoint(tensors, {"layers_per_block": 2, **config})
     for name, renamed in library.DIFFUSERS_TO_LDM_MAPPING["controlnet"]["addition_embed_type"].items():
         converted[name] = tensors.get(renamed)

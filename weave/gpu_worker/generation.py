@@ -21,7 +21,7 @@ from weave.protocol.client_messages import ModelOffer, Tokens
 from weave.protocol.parameters import Parameters
 from weave.protocol.worker_messages import CancelRun, Made, Previewed, Progressed, Run, ToWorker
 
-# In place of the image that will be enlarged, where only the steps of that pass are asked for.
+# Stands for the image to enlarge, where only the number of steps of that pass is needed.
 _NO_IMAGE = Image.new("RGB", (1, 1))
 
 
@@ -30,7 +30,7 @@ class Cancelled(Exception):
 
 
 class Generation(NamedTuple):
-    """The broker's Run message, and what it takes to carry it out. `expand` puts the embeddings' tokens into a
+    """The broker's Run message, and what is needed to carry it out. `expand` puts the embeddings' tokens into a
     prompt; `inputs` are the images that came with the message, `controls` the ControlNets that it names."""
 
     channel: Channel[ToWorker]
@@ -78,8 +78,8 @@ def generate(generation: Generation) -> Tokens:
 
 
 def _generate_images(generation: Generation, numbers: range, first: Pass) -> Iterator[tuple[int, Image.Image, Any]]:
-    """Yields each of the `numbers` with its finished image and the last pipeline. Those of one pass share its progress,
-    which is reported for the first of them; each is then enlarged by itself."""
+    """Yields each of the `numbers` with its finished image and the last pipeline. The images of one pass share its
+    progress, which is reported for the first of them; each is then enlarged on its own."""
     _check_cancelled(generation)
     own, adapter, enlarges = generation.pipeline, generation.adapter, first.parameters.enlarge is not None
     more = first.then_enlarge(0, _NO_IMAGE).steps if enlarges else 0
@@ -95,8 +95,8 @@ def _generate_images(generation: Generation, numbers: range, first: Pass) -> Ite
 
 
 def _report(generation: Generation, number: int, before: int, steps: int) -> AfterStep:
-    """Reports the steps of a pass for image `number`, whose `steps` include those `before` it, and sends previews.
-    What it returns raises Cancelled."""
+    """Returns a function that reports the steps of a pass for image `number` and sends previews; it raises Cancelled.
+    `steps` includes the steps `before` this pass."""
     job, every = generation.run.job, generation.run.parameters.preview_every
 
     def after_step(step_of_pass: int, decoded: Callable[[], Image.Image]) -> None:

@@ -1,4 +1,4 @@
-"""The images of a job: raw pixels in sealed memfds become images of PIL."""
+"""Reads the images of a job: raw pixels in sealed memfds become PIL images."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from weave.protocol.parameters import Parameters
 
 
 class Inputs(NamedTuple):
-    """The images by their use, in their own sizes. `digests` are the SHA-256 of all pixels, in the order of
+    """The images by their use, in their original sizes. `digests` are the SHA-256 of all pixels, in the order of
     inputs_of()."""
 
     image: Image.Image | None = None

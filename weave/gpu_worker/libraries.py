@@ -90,7 +90,7 @@ _PARAMETERS: Needs = {
 PIPELINE_CALL = (
     *("callback_on_step_end", "generator", "height", "num_inference_steps", "output_type", "width"),
 )  # fmt: skip
-# Those of a task's class; some of them take the size from the image.
+# The arguments of the call of a task's class; some classes take the size from the image.
 _TASK_CALLS = {
     IMAGE_TO_IMAGE: ("image", "strength"),
     INPAINTING: ("image", "mask_image", "strength"),
@@ -125,9 +125,9 @@ def lacking_for_all() -> list[Lacking]:
 
 
 def lacking_for(name: str) -> Iterator[tuple[str, list[Lacking]]]:
-    """For each task of the family, what the libraries lack; for text-to-image alone, if they lack something for it:
-    without that a model cannot be loaded. Requires that lacking_for_all() found nothing: the adapters' modules cannot
-    be imported without some of those names. Raises as it does."""
+    """For each task of the family, what the libraries lack. If they lack something for text-to-image, only that is
+    yielded: without it a model cannot be loaded. Requires that lacking_for_all() found nothing: the adapters' modules
+    cannot be imported without some of those names. Raises as it does."""
     from weave.models.families import FAMILIES
 
     lacking = _by_library(check(needs_of([name])))
@@ -167,7 +167,7 @@ def needs_for_task(name: str, task: str) -> Needs:
     family, adapter = FAMILIES[name], adapter_of(name)
     pipeline = f"diffusers.{family.task_pipelines[task]}"
     if family.control_nets is not None and task not in family.pipelines:
-        # The adapters leave out what these do not take of the other arguments.
+        # The adapters omit other arguments that these classes do not take.
         needs: Needs = {f"diffusers.{family.control_nets.model.class_name}": ()}
         needs |= {f"{pipeline}.__init__": ("controlnet",), f"{pipeline}.__call__": (*_COMMON_CALL, *_CONTROL_CALL)}
         return needs | {f"{pipeline}.{method}": () for method in ("num_timesteps", "set_progress_bar_config")}

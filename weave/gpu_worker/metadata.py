@@ -1,4 +1,4 @@
-"""The texts of a PNG: everything needed to generate its image again, and what other tools read."""
+"""The texts of a PNG: how its image was generated, and what other tools read."""
 
 import msgspec
 from PIL import PngImagePlugin
@@ -29,7 +29,7 @@ def metadata(
     info = PngImagePlugin.PngInfo()
     for name, value in texts.items():
         info.add_itxt(name, value)
-    # Where it can be Latin-1, it is: some tools read nothing else.
+    # In Latin-1 if possible: some tools read nothing else.
     info.add_text(INFOTEXT, infotext(parameters, model=model, seed=seed, version=weave.__version__))
     return info
 

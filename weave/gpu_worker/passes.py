@@ -19,7 +19,7 @@ from weave.models.schedulers import SCHEDULERS
 from weave.protocol.inputs import InputImage, task_of
 from weave.protocol.parameters import Parameters
 
-# Called after each step with its number (from 1), and with what decodes the first image as it is then.
+# Called after each step with its number (from 1) and a function that decodes the first image as it is then.
 AfterStep = Callable[[int, Callable[[], Image.Image]], None]
 
 
@@ -35,7 +35,7 @@ class Pass(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """How many steps run. With an image to start from those are a fraction, which the pipelines round as here."""
+        """How many steps run: with an image to start from, a fraction of them, rounded as the pipelines do."""
         steps, strength = self.parameters.steps, self.parameters.strength
         if self.parameters.image is None:
             return steps
@@ -87,7 +87,7 @@ def run_pass(own: Any, adapter: Adapter, wanted: Pass, after_step: AfterStep) ->
     seed_global_generators(seeds[0])
     generators = [generator(seed) for seed in seeds]
     several: dict[str, Any] = {"num_images_per_prompt": len(seeds), "generator": generators}
-    if canvas.image is not None:  # once for each seed, which its encoding takes noise from
+    if canvas.image is not None:  # once for each seed: encoding takes noise from it
         several["image"] = [canvas.image] * len(seeds)
     with torch.inference_mode():
         adapter.call(

@@ -76,7 +76,7 @@ def _build(own: Any, wanted: Scheduler, steps: int, *, partial: bool) -> Any:
     # Not from_config for the model's own class: it drops the pipeline's corrections (steps_offset, clip_sample).
     same = class_name == type(own).__name__
     scheduler = copy.deepcopy(own) if same else getattr(diffusers, class_name).from_config(config)
-    # Without its first step the warm-up takes the calls for those of other timesteps.
+    # The warm-up assumes that it starts with the first timestep.
     no_warm_up = partial or steps < _RUNGE_KUTTA_STEPS
     if class_name == "PNDMScheduler" and ("skip_prk_steps" not in config or no_warm_up):
         scheduler.register_to_config(skip_prk_steps=True)

@@ -25,8 +25,8 @@ class ControlFiles(NamedTuple):
 
 
 def find_control(family: str, path: Path, dtype: str, denoiser: Mapping[str, Any], vae_blocks: int) -> ControlFiles:
-    """For a model of the family whose denoiser has this config. `vae_blocks` is how many blocks its VAE has. Raises
-    ModelFilesRefused."""
+    """The files of a ControlNet for a model of `family` whose denoiser has this config. `vae_blocks` is the number of
+    blocks in its VAE. Raises ModelFilesRefused."""
     nets = _nets(family)
     found, config = refuse_first(_control_checks(family, path, dtype))
     if path.is_file():
@@ -47,7 +47,7 @@ def check_files(path: Path, family: str, sha256: Mapping[str, str]) -> Checks[We
 
 
 def families_of_control(path: Path, header: Header | None = None) -> tuple[str, ...]:
-    """Those that a ControlNet is for, none if it is none. `header` is that of a single file."""
+    """The families that a ControlNet is for; none if `path` is not a ControlNet. `header` is that of a single file."""
     config = {} if header is not None else read_object(path, _CONFIG)
     found = []
     for name, family in FAMILIES.items():
@@ -65,10 +65,10 @@ def families_of_control(path: Path, header: Header | None = None) -> tuple[str, 
 
 
 def _widths_fit(nets: ControlNets, config: Mapping[str, Any]) -> bool:
-    """Small ControlNets of SDXL take no text; a width that is no published model's does not tell sd1 from sd2."""
+    """Small ControlNets of SDXL take no text. A width that no published model has does not tell sd1 from sd2."""
     width = config.get("cross_attention_dim")
     same_kind = config.get("addition_embed_type") == nets.added_embedding
-    return same_kind and (width == nets.width or width not in list(_published()))  # it may be anything in JSON
+    return same_kind and (width == nets.width or width not in list(_published()))  # it may be any JSON value
 
 
 def _published() -> set[int]:
@@ -100,7 +100,7 @@ def _control_checks(family: str, path: Path, dtype: str) -> Checks[tuple[Weights
 
 
 def _instead(header: Header, path: Path) -> str:
-    """What a file is that is no ControlNet of its family."""
+    """What a file is, if not a ControlNet of the expected family."""
     others = families_of_control(path, header)
     return f"a ControlNet of family {' or '.join(others)}" if others else "not a ControlNet that is known"
 
@@ -140,7 +140,7 @@ def _plain_names(nets: ControlNets, header: Header) -> Header:
 
 
 def misfits(nets: ControlNets, config: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[str]:
-    """Why a ControlNet with this config, which has a value for each key compared, does not fit the model."""
+    """Why a ControlNet with this config does not fit the model. The config has a value for each key compared."""
     for key in nets.equal:
         if not _same(config[key], model[key]):
             yield f"{key} is {shown(config[key])}, expected {shown(model[key])} (as the model's)"

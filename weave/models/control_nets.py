@@ -23,12 +23,12 @@ Config = Mapping[str, Any]
 class ControlNets(Struct, frozen=True, kw_only=True):
     """A family's ControlNets. `pipelines` are the classes in diffusers that apply them, by task.
 
-    The config has the model's own values for the keys in `equal`, those in `fixed` for others, and `others` yields what
-    else is wrong with it. Of the keys in `alike`, a pipeline takes the values of the first ControlNet for all.
+    The config must have the model's own values for the keys in `equal`, and those in `fixed` for others. `others`
+    yields what else is wrong with it. For the keys in `alike`, a pipeline uses the first ControlNet's values for all.
 
-    A single file has tensors that begin with `marks`; its config is the model's own, but for what `derive` reads from
-    names and shapes. `width` is that of the text embeddings in published models, and `added_embedding` what UNets take
-    besides, where these tell the families apart."""
+    A single file has tensors that begin with `marks`. Its config is the model's own, except for what `derive` reads
+    from names and shapes. `width` is that of the text embeddings in published models, and `added_embedding` what UNets
+    take in addition, where these tell the families apart."""
 
     model: ModelClass
     pipelines: Mapping[str, str]
@@ -80,7 +80,7 @@ _UNET = ModelClass(
 
 
 def _of_unet(config: Config, model: Config) -> Iterator[str]:
-    """Each number of conditioning_embedding_out_channels but the first halves the image's sides, as the VAE does."""
+    """Each number of conditioning_embedding_out_channels except the first halves the image's sides, as the VAE does."""
     found = len(config["conditioning_embedding_out_channels"])
     if found != (expected := model["vae_blocks"]):
         yield f"conditioning_embedding_out_channels has {found} numbers, expected {expected} (as the VAE has blocks)"
@@ -115,7 +115,7 @@ def _derive_attention(found: Header) -> dict[str, Any]:
     layers = [len(blocks(found, f"down_blocks.{level}.attentions.0.transformer_blocks")) for level in levels]
     middle = len(blocks(found, "mid_block.attentions.0.transformer_blocks"))
     if middle and layers and not layers[-1]:
-        layers[-1] = middle  # the class takes the middle's number from the last block's
+        layers[-1] = middle  # the class uses the last block's number for the middle
     return {
         "down_block_types": [
             "CrossAttnDownBlock2D" if blocks(found, f"down_blocks.{level}.attentions") else "DownBlock2D"
@@ -158,7 +158,7 @@ SDXL = _of_unets(2048, "StableDiffusionXLControlNetPipeline", "text_time")
 
 
 def _of_sd3(config: Config, model: Config) -> Iterator[str]:
-    """Those of SD 3.5 large have no text, and take the model's positions."""
+    """ControlNets of SD 3.5 large take no text, and use the model's positions."""
     inner = config["num_attention_heads"] * config["attention_head_dim"]
     if inner != (expected := model["num_attention_heads"] * model["attention_head_dim"]):
         yield f"num_attention_heads times attention_head_dim is {inner}, expected {expected} (as the model's)"
@@ -271,7 +271,8 @@ FLUX = ControlNets(
         *("in_channels", "patch_size", "attention_head_dim", "num_attention_heads"),
         *("joint_attention_dim", "pooled_projection_dim", "axes_dims_rope"),
     ),
-    # Those for several kinds of images would need the kind as well; the others take the image instead of its latents.
+    # With num_mode a request would have to name the kind of image. With conditioning_embedding_channels the ControlNet
+    # takes the image instead of its latents.
     fixed={"num_mode": None, "conditioning_embedding_channels": None},
     alike=("guidance_embeds",),
     file=FilePart(()),

@@ -35,7 +35,7 @@ class Detected(NamedTuple):
 
     @property
     def table(self) -> str:
-        """The one of the config that it belongs in."""
+        """The table of the config that it belongs in."""
         return "controls" if self.is_control else "models" if self.embedding is None else "embeddings"
 
 
@@ -68,7 +68,7 @@ def detect(given: Path, layout: Path | None = None, parts: Mapping[str, Path] = 
 
 
 def _families_of_control(path: Path) -> tuple[str, ...]:
-    """None also where the folder has no config of its own, as those of models."""
+    """Empty also if the folder has no config of its own, as a model's folder."""
     try:
         return families_of_control(path)
     except ModelFilesRefused:
@@ -79,7 +79,7 @@ def takes_references(path: Path, family: Family) -> bool:
     """Whether the folder's model_index.json says that the model can do what others of its family cannot."""
     if REFERENCES not in family.of_some_models:
         return False
-    with contextlib.suppress(ModelFilesRefused):  # the checks of the layout say why, where that is a fault
+    with contextlib.suppress(ModelFilesRefused):  # the layout's checks report it where it is a fault
         return read_object(path, "model_index.json").get("_class_name") == family.pipelines[REFERENCES]
     return False
 

@@ -36,7 +36,7 @@ class Family(Struct, frozen=True, kw_only=True):
     # model's model_index.json may name any of them.
     pipeline: str
     pipelines: Mapping[str, str] = MappingProxyType({})
-    # The tasks in `pipelines` that only those models can do whose config says so.
+    # The tasks in `pipelines` that a model can do only if its config says so.
     of_some_models: frozenset[str] = frozenset()
     # By folder. A model has all of the `optional` ones or none.
     components: Mapping[str, Component]
@@ -65,7 +65,7 @@ class Family(Struct, frozen=True, kw_only=True):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What all models can do, by the names in the protocol; with ControlNets, whether the config has any or not."""
+        """What all models can do, by the names in the protocol. Includes ControlNets even if the config has none."""
         return (TEXT_TO_IMAGE, *(task for task in self.task_pipelines if task not in self.of_some_models))
 
     @property

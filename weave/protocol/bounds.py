@@ -37,7 +37,7 @@ class Bounds(Struct, frozen=True, kw_only=True):
     pixels: Range
     prompt_bytes: Range
     prompt_characters: Range
-    # An older daemon, which names none of these, takes no images and generates each alone.
+    # An older daemon, which does not list these, takes no images and generates each image alone.
     inpainting_pixels: Range = Range(0, 0)
     input_pixels: Range = Range(0, 0)
     references: Range = Range(0, 0)

@@ -1,5 +1,5 @@
-"""The check of a generation's parameters against what a model offers: the broker makes it before it queues a job, and
-the worker before it runs one."""
+"""Checks the parameters of a generation against what a model offers. The broker does so before it queues a job, and the
+worker before it runs one."""
 
 from typing import assert_never
 
@@ -48,7 +48,7 @@ class Offered(Struct, frozen=True, kw_only=True):
 
 
 def check_parameters(parameters: Parameters, offered: Offered) -> None:
-    """Broker and worker each make it: neither trusts the other.
+    """Broker and worker both call it: neither trusts the other.
 
     Raises RequestError (out_of_bounds, invalid_request) with the first field outside its bound, its value and the
     bound.
@@ -108,7 +108,7 @@ def _check_enlarged(field: str, enlarge: Enlarge, parameters: Parameters, bounds
 
 
 def _check_tasks(parameters: Parameters, tasks: tuple[str, ...]) -> None:
-    """What a request needs, by the field that asks for it."""
+    """What a request needs of the model, and which fields need or exclude others."""
     for field, needed, task in (
         ("mask", parameters.mask and not parameters.control, INPAINTING),
         ("image", parameters.image and not parameters.mask and not parameters.control, IMAGE_TO_IMAGE),

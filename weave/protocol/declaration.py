@@ -1,4 +1,4 @@
-"""What the declaration of a parameter says (parameters.py): the kinds of bounds, and the rest."""
+"""What the declaration of a parameter (parameters.py) consists of: the kinds of bounds, and the rest."""
 
 from typing import TypeAlias
 

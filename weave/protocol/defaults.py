@@ -1,4 +1,4 @@
-"""What a request leaves out."""
+"""Fills in what a request leaves out."""
 
 from msgspec import structs
 
@@ -20,7 +20,7 @@ def _sides_of_image(request: RequestedParameters, bounds: Bounds) -> dict[str, i
     image = request.image
     if image is None or request.mask_padding is not None:
         return {}
-    # Others are refused later; sides of thousands of digits need not be multiplied first.
+    # Other sizes are refused later. Sides may have thousands of digits: do not multiply them.
     if not all(1 <= side <= MAX_INPUT_SIDE for side in (image.width, image.height)):
         return {}
     width, height = image.width, image.height

@@ -1,4 +1,4 @@
-"""How an image was generated, in the text of AUTOMATIC1111's web UI, which many tools read: the prompt, the negative
+"""How an image was generated, in the format of AUTOMATIC1111's web UI, which many tools read: the prompt, the negative
 prompt, and a last line of fields. weavectl reads such texts (weavectl/infotext.py)."""
 
 import json
@@ -26,7 +26,7 @@ SCHEDULES = {"karras": "Karras", "exponential": "Exponential"}
 
 
 def infotext(parameters: Parameters, *, model: str, seed: int, version: str) -> str:
-    """`seed` is the image's own. Not all of a request can be said in it: the PNG's other texts say more."""
+    """`seed` is the image's own. The format cannot express everything; the PNG's other texts do."""
     loras = [f"<lora:{lora.id}:{_number(lora.weight)}>" for lora in parameters.loras]
     lines = [" ".join([parameters.prompt, *loras])]
     if parameters.negative_prompt:

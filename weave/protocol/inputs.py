@@ -41,7 +41,7 @@ class InputImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """In bytes."""
         return self.width * self.height * self.channels
 
 
@@ -103,7 +103,7 @@ def task_of(request: WithInputs) -> str:
 
 
 def control_task(task: str) -> str:
-    """The name of `task` with ControlNets: where a model can do the one, it may lack the other."""
+    """The name of `task` with ControlNets: a model may support only one of the two."""
     return CONTROL if task == TEXT_TO_IMAGE else f"{CONTROL}+{task}"
 
 
@@ -113,7 +113,7 @@ def as_requested(task: str, request: WithInputs) -> str:
 
 
 def controls_for(family: str, offers: ControlOffers) -> ControlOffers:
-    """Those that fit the models of this family."""
+    """The ControlNets for models of this family."""
     return tuple(offer for offer in offers if offer.family == family)
 
 

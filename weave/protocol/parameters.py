@@ -226,7 +226,7 @@ class RequestedParameters(Struct, frozen=True, forbid_unknown_fields=True, kw_on
     ] = "inline"
 
 
-# Of the sides of enlarged images: those of every family are divisible by it.
+# The sides of enlarged images are multiples of this, which suits every family.
 _MULTIPLE = 16
 
 

@@ -49,7 +49,7 @@ CALLS: tuple[Call | Refusal, ...] = (
     Call("fcntl", "checking the seals of a memfd", (Condition(1, fcntl.F_GET_SEALS),)),
     Call("fcntl", "sealing a client's image", (Condition(1, fcntl.F_ADD_SEALS), Condition(2, ALL_SEALS))),
     Call("memfd_create", "a client's image", (Condition(1, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING),)),
-    # Only regular files have offsets, and of those it has memfds alone.
+    # Works only on files with offsets, and the only such files that the broker has are memfds.
     Call("pwrite64", "a client's image"),
     Call("ioctl", "non-blocking mode of accepted sockets", (Condition(1, termios.FIONBIO),)),
     Call("lseek", "the size of a memfd", (Condition(2, os.SEEK_END),)),

@@ -51,7 +51,7 @@ def pixels_in(file: InputFile, field: str, data: bytes) -> Upload:
 
 
 def check_standard_input(files: list[InputFile]) -> None:
-    """It can be read once. Raises UsageError."""
+    """Raises UsageError if it is to be read more than once."""
     given = [file.option for file in files if file.path == "-"]
     if len(given) > 1:
         raise UsageError(f"standard input is only one file, and {' and '.join(given)} would read it")
@@ -88,7 +88,7 @@ def _files_in(parameters: dict[str, Any]) -> Iterator[InputFile]:
 
 
 def _decoded(field: str, value: Any) -> Any:
-    """With the pixels of files in their place."""
+    """Replaces files by their pixels."""
     if isinstance(value, InputFile):
         return value.pixels(field)
     if isinstance(value, Control):

@@ -1,5 +1,5 @@
-"""The reader of the text that AUTOMATIC1111's web UI, ComfyUI's savers and this daemon write into their PNGs
-(weave/protocol/infotext.py). It may be anyone's."""
+"""Reads the text that AUTOMATIC1111's web UI, ComfyUI's savers and this daemon write into their PNGs
+(weave/protocol/infotext.py). The text is untrusted."""
 
 import contextlib
 import json
@@ -33,9 +33,9 @@ _ALIASES = {
     "uni_pc": "unipc",
     "pndm": "plms",
 }
-# Schedules that are what our scheduler does anyway.
+# Schedules that mean what our scheduler does anyway.
 _PLAIN = ("", "automatic", "uniform", "normal", "simple")
-# What the web UI takes for "Automatic".
+# What the web UI uses for "Automatic".
 _AUTOMATIC = {"dpm++ 2m": "karras"}
 _WITHOUT_EFFECT = {
     "Model hash",
@@ -54,8 +54,8 @@ class BadInfotext(Exception):
 
 
 class Infotext(NamedTuple):
-    """`values` are parameters of a request, as far as the text has them: with a `strength` there was an image, which
-    the text does not identify. `schedulers` are those that the sampler may be: which one depends on the model.
+    """`values` are parameters of a request, as far as the text has them. A `strength` means that there was an image,
+    which the text does not identify. `schedulers` are those that the sampler may mean: which one depends on the model.
     `ignored` are fields that were not used."""
 
     values: dict[str, Any]
@@ -95,7 +95,7 @@ def _split(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _fields(line: str) -> Iterator[tuple[str, str]]:
-    """`Name: value, Name: "quoted, value"`, up to where the line is something else."""
+    """`Name: value, Name: "quoted, value"`, up to the first part of the line that is not a field."""
     at, decoder = 0, json.JSONDecoder()
     while at < len(line):
         name, separator, _ = line[at : at + 64].partition(":")
@@ -143,7 +143,7 @@ def _loras(prompt: str, *, wanted: bool) -> tuple[str, tuple[RequestedLora, ...]
 
 
 def _enlarge(fields: dict[str, str]) -> dict[str, Any]:
-    """A strength is that of a second pass, or else of an image to start from. Takes the fields that it uses."""
+    """A strength is that of a second pass, or else of an image to start from. Removes the fields that it uses."""
     if "Hires upscale" not in fields:
         return {}
     strength = {"strength": fields.pop("Denoising strength")} if "Denoising strength" in fields else {}

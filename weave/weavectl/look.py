@@ -1,5 +1,5 @@
-"""What there is to say about a model, embedding or ControlNet before it is served: its parts, sizes, and everything
-that is wrong with it."""
+"""Describes a model, embedding or ControlNet before it is served: its parts, its sizes, and everything that is wrong
+with it."""
 
 import contextlib
 import os
@@ -106,7 +106,7 @@ def look_at_embedding(detected: Detected, embedding: Embedding) -> EmbeddingLook
 
 
 class ControlLook(NamedTuple):
-    """`size` is in bytes. What is wrong only with a certain model does not show here."""
+    """`size` is in bytes. Faults that only show with a model are not included."""
 
     detected: Detected
     part: Part | None

@@ -220,7 +220,7 @@ def _enlarge(text: str) -> Enlarge:
 
 
 def _input_file(option: str) -> Callable[[str], InputFile]:
-    """Read later: an option that is wrong is an error before that."""
+    """The file is read later, after wrong options are reported."""
     return lambda text: InputFile(option, str(_path(text)))
 
 
@@ -247,7 +247,7 @@ def _finite(text: str) -> float:
 
 
 _SINGLE: dict[Any, Any] = {float: _finite, Enlarge: _enlarge}
-# An option that may be repeated, by the type of its list.
+# Options that may be repeated, by the type of their list.
 _LISTS: dict[Any, Any] = {
     tuple[RequestedLora, ...]: _lora,
     tuple[str, ...]: str,

@@ -1,4 +1,4 @@
-"""The texts of a PNG. The file may be anyone's: no pixel is decoded, and everything has a bound."""
+"""The texts of a PNG. The file is untrusted: no pixel is decoded, and everything has a bound."""
 
 import io
 import zlib
@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-# Of one text, and of all.
+# The size of one text, and of all.
 MAX_TEXT_BYTES = 256 * 1024
 MAX_TEXTS_BYTES = 1024 * 1024
 _MAX_CHUNKS = 100_000

@@ -1,5 +1,5 @@
 """How an image was generated, from the texts of its PNG: those of this daemon, or else the text of AUTOMATIC1111's web
-UI. The file may be anyone's."""
+UI. The file is untrusted."""
 
 import re
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ from weave.protocol.text import is_model_id
 from weave.weavectl.infotext import BadInfotext, read_infotext
 
 _SHOWN = 60
-# Their images are known by their digests; another image is another request.
+# Their images are recognised by their digests; with another image it is another request.
 _INPUTS = ("image", "mask", "control", "references")
 _IN_PNG = {name for name, parameter in PARAMETERS.items() if parameter.in_png}
 SETTABLE = tuple(name for name in PARAMETERS if name in _IN_PNG and name not in _INPUTS)
-# In every PNG of the daemon, of any version.
+# In every PNG from the daemon, of any version.
 _REQUIRED = ("prompt", "model", "width", "height", "steps", "cfg_scale", "seed", "scheduler")
 _OTHERS = {"Software", "tokens", "inputs", "pass", INFOTEXT}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -37,8 +37,8 @@ class BadRecipe(Exception):
 
 
 class Input(NamedTuple):
-    """An image that the original was generated from, for the parameter `field`. Without a `digest` it can be any: the
-    text did not identify it."""
+    """An image that the original was generated from, for the parameter `field`. Without a `digest` it can be any
+    image: the text did not identify it."""
 
     field: str
     size: InputImage | None

@@ -53,7 +53,7 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _scheduler(client: Client, recipe: Recipe) -> str:
-    """What the sampler of a text is for this model."""
+    """The scheduler that the text's sampler means for this model."""
     offered = client.list_models()
     model = recipe.values.get("model", offered.loaded or offered.default)
     for offer in offered.models:
@@ -61,7 +61,7 @@ def _scheduler(client: Client, recipe: Recipe) -> str:
             for name in recipe.schedulers:
                 if name in offer.schedulers:
                     return name
-    return recipe.schedulers[0]  # the daemon's error says what it has
+    return recipe.schedulers[0]  # the daemon's error lists what it has
 
 
 def _images(recipe: Recipe, given: list[_Given]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _matching(wanted: Input, given: list[_Given]) -> tuple[_Given, Upload]:
 
 
 def _any_images(recipe: Recipe, given: list[_Given]) -> dict[str, Any]:
-    """The text of another program does not say which images they were, or whether there was a mask."""
+    """The text of another program does not say which images there were, or whether one was a mask."""
     if len(given) > len(recipe.inputs):
         raise UsageError("--image: the text of this image allows an image and a mask")
     pairs = zip(recipe.inputs, given, strict=False)

@@ -7,7 +7,7 @@ from weave.protocol.inputs import InputImage
 
 
 class Inputs:
-    """Sealed memfds, which count for their principal from before the first byte arrives until close()."""
+    """Sealed memfds. They count for their principal from before the first byte arrives until close()."""
 
     def __init__(self, admission: Admission, principal: Principal, images: tuple[InputImage, ...]) -> None:
         """Raises RequestError (queue_full, out_of_bounds) if there is no room for them."""

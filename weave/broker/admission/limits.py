@@ -148,7 +148,7 @@ class Admission:
         self._incoming[principal] = Incoming(held.bytes + announced.bytes, held.images + announced.images)
 
     def release(self, principal: Principal, announced: Incoming) -> None:
-        """These images are gone."""
+        """Stop counting these images."""
         held = self._incoming.pop(principal, Incoming())
         left = Incoming(held.bytes - announced.bytes, held.images - announced.images)
         if left.images > 0:
@@ -178,7 +178,7 @@ class Admission:
             note = ""
         elif theirs + more > own:
             field, limit, note = name, own, f", of which {theirs} are in use"
-        elif everyone + more > total - reserved:  # how much others use is not for this client
+        elif everyone + more > total - reserved:  # the error does not say how much others use
             field, limit, note = (
                 f"{name}_total",
                 total,

@@ -215,7 +215,7 @@ class Connection:
             raise Disconnected from None
 
     async def _read_more(self) -> None:
-        """More of a frame. A client may always have more to send, on many connections: they take turns."""
+        """Read more of a frame. A user may always have more to send, on many connections: these take turns."""
         async with self.share.turn:
             await asyncio.sleep(0)
         await self._read()

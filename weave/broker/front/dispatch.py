@@ -112,7 +112,7 @@ class Dispatcher:
     def _upload(
         self, session: Session, reply: Reply, model: ModelOffer, task: Task, images: tuple[InputImage, ...]
     ) -> None:
-        """Queue the job when its images have arrived. Raises RequestError (queue_full)."""
+        """Queue the job when its images have arrived. Raises RequestError (queue_full, out_of_bounds)."""
         self._check_queue(session)
         inputs = Inputs(self._admission, session.requester.principal, images)
         session.begin(reply, None)

@@ -11,7 +11,7 @@ from weave.protocol.errors import ErrorCode, RequestError
 from weave.protocol.frames import Header, Write, no_image_expected
 from weave.protocol.inputs import InputImage
 
-# The refused requests of one connection whose images may still come.
+# How many refused requests of one connection are remembered, since their images may still arrive.
 _MAX_REFUSED = 64
 
 
@@ -34,7 +34,7 @@ class _Upload:
         self.inputs.close()
 
     def stop(self) -> None:
-        """Wait for no more images."""
+        """Stop waiting for images."""
         if self.timer is not None:
             self.timer.cancel()
         if self.writer is not None:
@@ -43,11 +43,11 @@ class _Upload:
 
 
 class Uploads:
-    """Those of one connection, by the client's number of the request. Image frames of a refused request are discarded
-    until a new request has its number: the client may have sent them before it knew."""
+    """The uploads of one connection, by request number. Image frames of a refused request are discarded until a new
+    request has its number: the client may have sent them before it got the error."""
 
     def __init__(self, end: Callable[[Reply], None], refuse: Callable[[Reply, RequestError], None]) -> None:
-        """`end`: the request is no longer in flight. `refuse` sends its last event."""
+        """`end` is called when a request is no longer in flight. `refuse` sends its last event."""
         self._end = end
         self._refuse = refuse
         self._uploads: dict[int, _Upload] = {}
@@ -71,7 +71,7 @@ class Uploads:
         upload.timer = asyncio.get_running_loop().call_later(seconds, self._fail, upload, error)
 
     def discard(self, request: int) -> None:
-        """The request was refused. If another one has its number, that one's images are still kept."""
+        """Discard the images of a refused request, unless another request with its number expects some."""
         if request in self._uploads:
             return
         self._refused[request] = None
@@ -79,7 +79,7 @@ class Uploads:
             del self._refused[next(iter(self._refused))]
 
     def forget(self, request: int) -> None:
-        """A new request has this number: discard nothing for an old one."""
+        """A new request has this number: stop discarding images for the old one."""
         self._refused.pop(request, None)
 
     def cancel(self, request: int) -> bool:
@@ -96,7 +96,7 @@ class Uploads:
             self._fail(upload, error)
 
     def open(self, header: Header) -> Write:
-        """Where the payload of an image frame goes, piece by piece. Raises FrameError if none is expected."""
+        """Returns what takes the payload of an image frame, piece by piece. Raises FrameError if none is expected."""
         if header.request in self._refused:
             return _discard
         upload = self._uploads.get(header.request)
@@ -119,7 +119,7 @@ class Uploads:
         return partial(self._write, upload)
 
     def complete(self, header: Header) -> None:
-        """The payload has arrived. After the last one the request goes on."""
+        """The payload has arrived. After the last one the request continues."""
         upload = self._uploads.get(header.request)
         if upload is None or upload.writer is None:  # it has failed
             return
@@ -151,7 +151,7 @@ class Uploads:
             self._fail(upload, _no_room(error))
 
     def _fail(self, upload: _Upload, error: RequestError) -> None:
-        """The rest of the images is discarded."""
+        """Refuse the request, and discard the rest of its images."""
         assert upload.reply.request is not None
         upload.close()
         del self._uploads[upload.reply.request]

@@ -113,7 +113,7 @@ class GenerateJob(_Job):
 
     @property
     def memfds(self) -> tuple[int, ...]:
-        """Its images, sealed; none once it is over."""
+        """The sealed images of the job; none once it is over."""
         return self._inputs.memfds if self._inputs is not None else ()
 
 

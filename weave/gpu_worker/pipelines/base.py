@@ -22,9 +22,9 @@ class Adapter:
 
     # The attributes of the pipeline's class that the adapter uses; libraries.py checks that they exist.
     needs: tuple[str, ...] = ("do_classifier_free_guidance",)
-    # The names of reference_arguments().
+    # The names of the arguments that reference_arguments() returns.
     reference_names: tuple[str, ...] = ("image",)
-    # Of the class for a task, beside those.
+    # As `needs`, for the class of a task, in addition to those.
     task_needs: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def __init__(self, family: Family) -> None:

@@ -13,7 +13,7 @@ class Adapter(sd3.Adapter):
     needs = (*sd3.Adapter.needs, "_unpack_latents")
 
     def call(self, pipeline: Any, arguments: dict[str, Any], **common: Any) -> None:
-        """ChromaInpaintPipeline fails without this key of FLUX.1's transformer, of which it makes no use."""
+        """ChromaInpaintPipeline fails without this key of FLUX.1's transformer, which it does not use."""
         if "guidance_embeds" not in pipeline.transformer.config:
             pipeline.transformer.register_to_config(guidance_embeds=False)
         super().call(pipeline, arguments, **common)

@@ -16,8 +16,8 @@ class Adapter(base.Adapter):
     task_needs = MappingProxyType({INPAINTING: ("_encode_vae_image",)})
 
     def call(self, pipeline: Any, arguments: dict[str, Any], **common: Any) -> None:
-        """With images, the pipelines may encode in float32, and an error would leave the VAE so. The one that inpaints
-        does not normalise the latents, though it takes them for normalised."""
+        """With images, the pipelines may encode in float32, and an error would leave the VAE so. The inpainting
+        pipeline does not normalise the latents, but treats them as normalised."""
         dtype = pipeline.vae.dtype
         if "mask_image" in common and _statistics(pipeline.vae) is not None:
             pipeline._encode_vae_image = partial(_encode, pipeline.vae, pipeline._encode_vae_image)

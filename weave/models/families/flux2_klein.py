@@ -94,7 +94,7 @@ _FILE = SingleFile(
 FAMILIES = (
     Family(
         name="flux2-klein",
-        # The pipeline that inpaints reduces larger images.
+        # The inpainting pipeline shrinks larger images.
         bounds=bounds(largest_side=2048, multiple=16, prompt_characters=4000, inpainting_pixels=1024 * 1024),
         defaults=defaults(side=1024, steps=4, cfg_scale=1.0, scheduler="flow_euler"),
         schedulers=("flow_euler",),
