@@ -30,8 +30,8 @@ type InputImage struct {
 }
 
 // FromImage returns an image of any type of package image; grey types have 1 channel. Transparent parts become white,
-// and 16 bits per channel become 8. Decoding files is up to the caller: see [image.Decode], which does not turn photos
-// as their EXIF data say.
+// and 16 bits per channel become 8. Decoding files is up to the caller: see [image.Decode], which does not rotate
+// photos according to their EXIF data.
 func FromImage(source image.Image) *InputImage {
 	channels := 3
 	switch source.(type) {
@@ -42,8 +42,7 @@ func FromImage(source image.Image) *InputImage {
 	return &InputImage{Width: size.X, Height: size.Y, Channels: channels, source: source, background: 0xffff}
 }
 
-// MaskFromImage returns an image for GenerateRequest.Mask: grey, with black in place of transparent parts, which nobody
-// has painted.
+// MaskFromImage returns an image for GenerateRequest.Mask: grey. Transparent parts become black: they are kept.
 func MaskFromImage(source image.Image) *InputImage {
 	size := source.Bounds().Size()
 	return &InputImage{Width: size.X, Height: size.Y, Channels: 1, source: source}

@@ -48,7 +48,7 @@ type GenerateRequest struct {
 	Image    *InputImage `json:"image,omitempty"`
 	Strength *float64    `json:"strength,omitempty"`
 	// Mask is what to repaint of the image: white is repainted, black is kept exactly. With MaskPadding only the masked
-	// part is generated, at full resolution, with a margin of so many pixels.
+	// part is generated, at full resolution, with a margin of that many pixels.
 	Mask        *InputImage `json:"mask,omitempty"`
 	MaskPadding *int        `json:"mask_padding,omitempty"`
 	// Control are ControlNets, each with the image that it sees.

@@ -121,7 +121,7 @@ complete -c weavectl -n '_shtab_weavectl_using generate' -l control -xka "(_weav
 complete -c weavectl -n '_shtab_weavectl_using generate' -l reference -xka "(__fish_complete_path (commandline -ct))" -d 'images that the prompt refers to (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l enlarge -x -d 'enlarge the image by SCALE and refine it in a second pass (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l images -x -d 'number of images (default: 1)'
-complete -c weavectl -n '_shtab_weavectl_using generate' -l batch -x -d 'number of images that one pass generates together: faster, but pixels may differ in their last bit (default: 1)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l batch -x -d 'number of images that one pass generates together: faster, but pixels may differ slightly (default: 1)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l format -xka "png raw" -d 'a PNG, or the pixels alone: RGB, 8 bits a channel, rows from the top (default: png)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l preview -x -d 'an unfinished image after every N steps; 0 is never (default: 0)'
 complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a repeat -d 'generate an image again from its PNG'

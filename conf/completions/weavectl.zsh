@@ -105,7 +105,7 @@ _shtab_weavectl_generate_options=(
   "--reference[images that the prompt refers to (default\: none)]:FILE:_files"
   "--enlarge[enlarge the image by SCALE and refine it in a second pass (default\: none)]:SCALE[\:STRENGTH]:"
   "--images[number of images (default\: 1)]:N:"
-  "--batch[number of images that one pass generates together\: faster, but pixels may differ in their last bit (default\: 1)]:N:"
+  "--batch[number of images that one pass generates together\: faster, but pixels may differ slightly (default\: 1)]:N:"
   "--format[a PNG, or the pixels alone\: RGB, 8 bits a channel, rows from the top (default\: png)]:format:(png raw)"
   "--preview[an unfinished image after every N steps\; 0 is never (default\: 0)]:N:"
   ":what to generate:"

@@ -59,7 +59,7 @@ def anything(name: str, found: dict[str, Any], allowed: Any) -> Any:
 BROKEN: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "frames raise": ("frames", "weave.protocol.frames:parse_header", raising),
     "operations raise": ("operations", "weave.protocol.client_messages:decode_op", raising),
-    "a refusal cannot be told": ("operations", "weave.protocol.client_messages:Error.from_exception", raising),
+    "a refusal that becomes no event": ("operations", "weave.protocol.client_messages:Error.from_exception", raising),
     "an upload leaks": ("uploads", "weave.broker.admission.inputs:close_all", believing),
     "pieces are lost": ("uploads", "weave.broker.front.uploads:Uploads._write", believing),
     "events raise": ("events", "weave.client.codec:decode_event", raising),

@@ -18,7 +18,7 @@ from weave.client.codec import (
     InvalidRequest,
     Last,
     NotRunning,
-    Picture,
+    OutgoingImage,
     ProtocolError,
     WeaveError,
     default_socket_path,
@@ -148,7 +148,7 @@ class AsyncClient:
         check_features(message, self._status.features, self._status.version)
 
     async def _answers(
-        self, request: int, message: ClientMessage, images: Sequence[Picture] = ()
+        self, request: int, message: ClientMessage, images: Sequence[OutgoingImage] = ()
     ) -> AsyncGenerator[Answer, None]:
         frames = request_frames(request, message, images)
         if self._ended is not None:

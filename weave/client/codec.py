@@ -82,7 +82,7 @@ def default_socket_path() -> Path:
     return SYSTEM_SOCKET_PATH if os.path.exists(SYSTEM_SOCKET_PATH) and not os.path.exists(own) else own
 
 
-class Picture(Protocol):
+class OutgoingImage(Protocol):
     """An image that goes with a request, in pieces."""
 
     size: InputImage
@@ -90,7 +90,7 @@ class Picture(Protocol):
 
 
 def request_frames(
-    request: int, message: ClientMessage, images: Sequence[Picture] = ()
+    request: int, message: ClientMessage, images: Sequence[OutgoingImage] = ()
 ) -> Iterator[Iterator[bytes | memoryview]]:
     """The request's frame, then those of its images, each in pieces. A frame that has begun must be sent to its end;
     the others can be left out if the request has failed. Raises InvalidRequest before the first one."""
@@ -98,7 +98,7 @@ def request_frames(
     return chain([iter([frame])], (_image_frame(request, image) for image in images))
 
 
-def _image_frame(request: int, image: Picture) -> Iterator[bytes | memoryview]:
+def _image_frame(request: int, image: OutgoingImage) -> Iterator[bytes | memoryview]:
     yield pack_header(Kind.IMAGE, request, image.size.size)
     yield from image.pieces()
 

@@ -18,7 +18,7 @@ from weave.client.codec import (
     Inbox,
     Last,
     NotRunning,
-    Picture,
+    OutgoingImage,
     ProtocolError,
     WeaveError,
     default_socket_path,
@@ -144,7 +144,7 @@ class Client:
             if not finished and self._socket.fileno() >= 0:
                 self._send(next(self._numbers), Cancel(request=request))
 
-    def send(self, message: ClientMessage, images: Sequence[Picture] = ()) -> int:
+    def send(self, message: ClientMessage, images: Sequence[OutgoingImage] = ()) -> int:
         """Send a request, and the pixels of the images that it announces, and return its number. Its answers are kept
         for answers(), until forget()."""
         request = next(self._numbers)
@@ -197,7 +197,7 @@ class Client:
             self._arrived.forget(request)
         raise ProtocolError(f"no {kind.__name__} came")
 
-    def _send(self, request: int, message: ClientMessage, images: Sequence[Picture] = ()) -> None:
+    def _send(self, request: int, message: ClientMessage, images: Sequence[OutgoingImage] = ()) -> None:
         frames = request_frames(request, message, images)
         if self._socket.fileno() < 0:
             raise NotRunning("the client is closed")

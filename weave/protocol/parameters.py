@@ -194,7 +194,7 @@ class RequestedParameters(Struct, frozen=True, forbid_unknown_fields=True, kw_on
     batch: Annotated[
         int,
         Parameter(
-            "number of images that one pass generates together: faster, but pixels may differ in their last bit",
+            "number of images that one pass generates together: faster, but pixels may differ slightly",
             OfModel("batch"),
             option="--batch N",
             since="0.2.0",

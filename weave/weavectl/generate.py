@@ -64,7 +64,9 @@ def generate(options: argparse.Namespace, output: Output) -> int:
     with opened(options, options.images, output, previews=options.preview_every != 0) as files:
         parameters = {name: _decoded(name, value) for name, value in parameters.items()}
         with connect(options) as client:
-            draw(client, options.prompt, parameters, Drawing(files, output, options.images, options.output == "-"))
+            generate_into(
+                client, options.prompt, parameters, Results(files, output, options.images, options.output == "-")
+            )
     return 0
 
 
@@ -98,7 +100,7 @@ def _decoded(field: str, value: Any) -> Any:
     return value
 
 
-class Drawing(NamedTuple):
+class Results(NamedTuple):
     """Where the `images` go: each to its file, or the one with the number `only` (from 0) to the only file."""
 
     files: ImageFiles
@@ -108,9 +110,9 @@ class Drawing(NamedTuple):
     only: int | None = None
 
 
-def draw(client: Client, prompt: str, parameters: dict[str, Any], drawing: Drawing) -> None:
+def generate_into(client: Client, prompt: str, parameters: dict[str, Any], results: Results) -> None:
     """Generate, and show what happens."""
-    output = drawing.output
+    output = results.output
     with output.progress() as progress:
         task = progress.add_task("queued", total=None)
         for answer in client.generate(prompt, **parameters):
@@ -121,25 +123,25 @@ def draw(client: Client, prompt: str, parameters: dict[str, Any], drawing: Drawi
                 case Loading(model=model):
                     progress.update(task, description=f"loading {model}")
                 case Progress(image=image, step=step, steps=steps):
-                    described = f"image {image + 1} of {drawing.images}"
+                    described = f"image {image + 1} of {results.images}"
                     progress.update(task, description=described, completed=step, total=steps)
                 case Preview(image=image) | Image(image=image):
-                    if drawing.only not in (None, image):
+                    if results.only not in (None, image):
                         continue
-                    drawing.files.write(_file_number(drawing, image), answer.data)
-            _show(answer, drawing)
+                    results.files.write(_file_number(results, image), answer.data)
+            _show(answer, results)
 
 
-def _file_number(drawing: Drawing, image: int) -> int:
-    return image if drawing.only is None else 0
+def _file_number(results: Results, image: int) -> int:
+    return image if results.only is None else 0
 
 
-def _show(answer: Answer, drawing: Drawing) -> None:
+def _show(answer: Answer, results: Results) -> None:
     # If the image goes to standard output, nothing else does.
-    output = drawing.output
-    say = output.note if drawing.to_standard_output else output.line
+    output = results.output
+    say = output.note if results.to_standard_output else output.line
     if isinstance(answer.event, Image):
-        shown, seed = drawing.files.display_name(_file_number(drawing, answer.event.image)), answer.event.seed
+        shown, seed = results.files.display_name(_file_number(results, answer.event.image)), answer.event.seed
         if output.json:
             output.line("", event="image", file=shown, seed=seed)
         else:

@@ -9,7 +9,7 @@ from msgspec import structs
 from weave.client import Client, Control
 from weave.client.pixels import Upload
 from weave.weavectl.connect import connect
-from weave.weavectl.generate import Drawing, InputFile, check_standard_input, draw, opened, pixels_in
+from weave.weavectl.generate import InputFile, Results, check_standard_input, generate_into, opened, pixels_in
 from weave.weavectl.output import Output, UsageError
 from weave.weavectl.png_text import UnreadablePng, texts_of
 from weave.weavectl.recipe import SETTABLE, BadRecipe, Input, Recipe, recipe_of
@@ -37,8 +37,8 @@ def repeat(options: argparse.Namespace, output: Output) -> int:
         if recipe.schedulers:
             parameters["scheduler"] = _scheduler(client, recipe)
         prompt = parameters.pop("prompt")
-        drawing = Drawing(files, output, recipe.images, options.output == "-", recipe.only)
-        draw(client, prompt, parameters | {"images": recipe.images}, drawing)
+        results = Results(files, output, recipe.images, options.output == "-", recipe.only)
+        generate_into(client, prompt, parameters | {"images": recipe.images}, results)
     return 0
 
 
