@@ -216,7 +216,7 @@ def test_no_upload_goes_to_a_daemon_without_the_feature(tmp_path: Path, field: s
 def test_an_image_that_cannot_be_read_is_refused_at_once(tmp_path: Path) -> None:
     async def ask(path: Path) -> None:
         async with AsyncClient(path) as client:
-            with pytest.raises(InvalidRequest, match="image: its bytes is not an image"):
+            with pytest.raises(InvalidRequest, match="image: its bytes is not a PNG"):
                 await drawn(client, image=b"junk")
 
     with FakeDaemon(tmp_path / "socket", lambda _: [STATUS]) as daemon:

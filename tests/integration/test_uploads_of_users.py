@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -105,5 +106,6 @@ def test_a_worker_gets_other_users_images_only_unisolated(users: None, isolate_u
     workers: dict[int, list[str]] = {}
     for line in seen:
         workers.setdefault(line["by"], []).extend(whose[digest] for digest in line["images"])
-    alone, together = [[ALICE], [BOB], [ALICE]], [[ALICE, BOB, ALICE]]
-    assert list(workers.values()) == (alone if isolate_users else together)
+    # Whose job runs first is open.
+    assert sorted(chain.from_iterable(workers.values())) == [ALICE, ALICE, BOB]
+    assert all(len(set(users)) == 1 for users in workers.values()) if isolate_users else len(workers) == 1

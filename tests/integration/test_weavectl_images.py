@@ -57,7 +57,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "an empty name": (("--image", ""), "argument --image: the path is empty"),
     "a control without a file": (("--control", "canny"), "argument --control: 'canny' is not ID=FILE"),
     "a control with a bad scale": (("--control", "canny:x=a.png"), "argument --control: 'x' is not a finite number"),
-    "a control's file": (("--control", "canny:0.5=junk"), "--control: junk is not an image"),
+    "a control's file": (("--control", "canny:0.5=junk"), "--control: junk is not a PNG"),
     "a bad scale": (("--enlarge", "2:nan"), "argument --enlarge: 'nan' is not a finite number"),
     "standard input twice": (("--image", "-", "--mask", "-"), "only one file, and --image and --mask would read it"),
     "in a control too": (("--reference", "-", "--control", "a=-"), "--control and --reference would read it"),

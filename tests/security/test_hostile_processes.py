@@ -197,7 +197,7 @@ def test_a_worker_takes_only_the_announced_images_sealed(hostile_broker: Hostile
 def test_a_worker_refuses_every_run_out_of_bounds(hostile_broker: Hostile) -> None:
     events = attack_as_broker(hostile_broker, "bad runs: ")
     (attacked,) = [line for line in events if line["event"] == "attacked"]
-    assert attacked["outcome"] == dict.fromkeys(hostile_broker_attacks.BAD_RUNS, "refused")
+    assert attacked["outcome"] == dict.fromkeys(hostile_broker_attacks.BAD_RUNS, "bounds")
 
 
 def test_a_silent_broker_is_killed(hostile_broker: Hostile) -> None:
