@@ -4,7 +4,7 @@ import os
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import structs
@@ -12,7 +12,18 @@ from msgspec import structs
 from weave.config.drop_in import DropIn
 from weave.config.offers import check
 from weave.config.ownership import read_checked
-from weave.config.schema import BoundsOverride, Config, ConfigError, DefaultsOverride, ModelConfig
+from weave.config.schema import (
+    BoundsOverride,
+    Config,
+    ConfigError,
+    ControlConfig,
+    DefaultsOverride,
+    EmbeddingConfig,
+    LoraConfig,
+    ModelConfig,
+)
+
+Addition = TypeVar("Addition", LoraConfig, EmbeddingConfig, ControlConfig)
 
 _SYSTEM_PATH = Path("/etc/weave/weave-compute.toml")
 _SOURCE_TREE = Path(__file__).resolve().parents[2]
@@ -112,18 +123,9 @@ def _convert(path: Path, tables: dict[str, Any]) -> Config:
         config = structs.replace(
             config,
             models={name: _with_absolute_paths(path.parent, model) for name, model in config.models.items()},
-            loras={
-                name: structs.replace(lora, path=_absolute(path.parent, lora.path))
-                for name, lora in config.loras.items()
-            },
-            embeddings={
-                name: structs.replace(embedding, path=_absolute(path.parent, embedding.path))
-                for name, embedding in config.embeddings.items()
-            },
-            controls={
-                name: structs.replace(control, path=_absolute(path.parent, control.path))
-                for name, control in config.controls.items()
-            },
+            loras=_resolved(path.parent, config.loras),
+            embeddings=_resolved(path.parent, config.embeddings),
+            controls=_resolved(path.parent, config.controls),
         )
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, ~ of an unknown user, a NUL
         what = "a model, LoRA, embedding or ControlNet"
@@ -139,6 +141,10 @@ def _with_absolute_paths(base: Path, model: ModelConfig) -> ModelConfig:
     layout = None if model.layout is None else _absolute(base, model.layout)
     parts = {part: _absolute(base, path) for part, path in model.parts.items()}
     return structs.replace(model, path=_absolute(base, model.path), layout=layout, parts=parts)
+
+
+def _resolved(base: Path, tables: dict[str, Addition]) -> dict[str, Addition]:
+    return {name: structs.replace(table, path=_absolute(base, table.path)) for name, table in tables.items()}
 
 
 def _absolute(base: Path, path: str) -> str:

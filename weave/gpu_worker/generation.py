@@ -11,7 +11,7 @@ from weave.gpu_worker.decode import reduced
 from weave.gpu_worker.embeddings import Expand
 from weave.gpu_worker.inputs import Inputs
 from weave.gpu_worker.metadata import metadata
-from weave.gpu_worker.passes import AfterStep, Pass, run_pass
+from weave.gpu_worker.passes import AfterStep, Pass, enlarging, run_pass, steps_of
 from weave.gpu_worker.pipelines import adapter_of
 from weave.gpu_worker.pipelines.base import Adapter
 from weave.gpu_worker.tokens import count_tokens
@@ -20,9 +20,6 @@ from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_
 from weave.protocol.client_messages import ModelOffer, Tokens
 from weave.protocol.parameters import Parameters
 from weave.protocol.worker_messages import CancelRun, Made, Previewed, Progressed, Run, ToWorker
-
-# Stands for the image to enlarge, where only the number of steps of that pass is needed.
-_NO_IMAGE = Image.new("RGB", (1, 1))
 
 
 class Cancelled(Exception):
@@ -82,13 +79,14 @@ def _generate_images(generation: Generation, numbers: range, first: Pass) -> Ite
     progress, which is reported for the first of them; each is then enlarged on its own."""
     _check_cancelled(generation)
     own, adapter, enlarges = generation.pipeline, generation.adapter, first.parameters.enlarge is not None
-    more = first.then_enlarge(0, _NO_IMAGE).steps if enlarges else 0
-    report = _report(generation, numbers[0], 0, first.steps + more)
+    steps = steps_of(first.parameters)
+    more = steps_of(enlarging(first.parameters)) if enlarges else 0
+    report = _report(generation, numbers[0], 0, steps + more)
     images, pipeline = run_pass(own, adapter, first, report)
     for at, number in enumerate(numbers):
         image = images[at]
         if enlarges:
-            before = 0 if at else first.steps
+            before = 0 if at else steps
             report = _report(generation, number, before, before + more)
             (image,), pipeline = run_pass(own, adapter, first.then_enlarge(at, image), report)
         yield number, image, pipeline

@@ -33,39 +33,44 @@ class Pass(NamedTuple):
     seeds: tuple[int, ...]
     controls: tuple[Any, ...] = ()
 
-    @property
-    def steps(self) -> int:
-        """How many steps run: with an image to start from, a fraction of them, rounded as the pipelines do."""
-        steps, strength = self.parameters.steps, self.parameters.strength
-        if self.parameters.image is None:
-            return steps
-        if SCHEDULERS[self.parameters.scheduler].kind == "flow":
-            return steps - int(max(steps - min(steps * strength, steps), 0))
-        return min(int(steps * strength), steps)
-
     def then_enlarge(self, number: int, image: Image.Image) -> "Pass":
         """The second pass for image `number` (from 0) of this one, if the job has `enlarge`."""
-        enlarge = self.parameters.enlarge
-        assert enlarge is not None
-        width, height = self.parameters.output_size
-        enlarged = image.resize((width, height), Image.Resampling.LANCZOS)
-        parameters = structs.replace(
-            self.parameters,
-            width=width,
-            height=height,
-            image=InputImage(width=width, height=height),
-            strength=enlarge.strength,
-            enlarge=None,
-        )
+        parameters = enlarging(self.parameters)
+        enlarged = image.resize((parameters.width, parameters.height), Image.Resampling.LANCZOS)
         return self._replace(
             inputs=self.inputs._replace(image=enlarged), parameters=parameters, seeds=self.seeds[number : number + 1]
         )
 
 
+def enlarging(parameters: Parameters) -> Parameters:
+    """The parameters of the second pass of a job with `enlarge`."""
+    assert parameters.enlarge is not None
+    width, height = parameters.output_size
+    return structs.replace(
+        parameters,
+        width=width,
+        height=height,
+        image=InputImage(width=width, height=height),
+        strength=parameters.enlarge.strength,
+        enlarge=None,
+    )
+
+
+def steps_of(parameters: Parameters) -> int:
+    """How many steps of a pass run. With an image to start from those are a fraction, which the pipelines round as
+    here."""
+    steps, strength = parameters.steps, parameters.strength
+    if parameters.image is None:
+        return steps
+    if SCHEDULERS[parameters.scheduler].kind == "flow":
+        return steps - int(max(steps - min(steps * strength, steps), 0))
+    return min(int(steps * strength), steps)
+
+
 def run_pass(own: Any, adapter: Adapter, wanted: Pass, after_step: AfterStep) -> tuple[list[Image.Image], Any]:
     """The images, and the pipeline that generated them. `own` is the model's pipeline. Raises IncompatibleScheduler,
     and any exception of the pipeline or of `after_step`."""
-    parameters, seeds, steps = wanted.parameters, wanted.seeds, wanted.steps
+    parameters, seeds, steps = wanted.parameters, wanted.seeds, steps_of(wanted.parameters)
     set_scheduler(own, parameters.scheduler, parameters.steps, partial=parameters.image is not None)
     pipeline = pipeline_for(own, adapter.family, task_of(parameters), wanted.controls)
     canvas = canvas_of(pipeline, wanted.inputs, parameters)
