@@ -73,13 +73,14 @@ def has_room(device: torch.device, needed: int) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """On a GPU: torch's own exception, or a RuntimeError with the status of cuBLAS or cuDNN. On the CPU: a RuntimeError
-    with the allocator's message."""
+    with the message of torch's allocator or of oneDNN."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
     messages = (
         *("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed"),
         "nvml_success ==",  # torch's message where NVML does not answer
+        "could not create a primitive",  # oneDNN's, where it has no memory for the code that it generates
     )
     return isinstance(error, RuntimeError) and any(message in text for message in messages)
 
