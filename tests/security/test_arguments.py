@@ -16,6 +16,16 @@ READING = [0, *(bit for bit in BITS if bit not in (1, 2, 0o100, 0o1000, os.O_TMP
 # The same for reading and writing, and not O_APPEND either.
 READING_AND_WRITING = [2 | bit for bit in READING if bit != 0o2000]
 EXECUTABLE, ANONYMOUS, NORESERVE = 4, 0x20, 0x4000
+# What gVisor's nvproxy passes on; of AMD's, all but the debugger (0x0d to 0x10), events of other processes (0x1f) and
+# checkpoints (0x22). Neither NV_ESC_IOCTL_XFER_CMD (0xd3), which wraps any request, nor the tools of unified memory (56
+# to 64), which reach into other processes.
+NVIDIA = [
+    *(0x27, 0x29, 0x2A, 0x2B, 0x34, 0x35, 0x4A, 0x4E, 0x4F, 0x5E),
+    *(200, 201, 206, 207, 210, 212, 214, 215, 218),
+]
+UNIFIED_MEMORY = [*range(23, 32), 33, 34, *range(37, 40), *range(42, 48), 51, 53, 65, 66, 68, *range(70, 76)]
+KFD = [*range(0x01, 0x0D), *range(0x11, 0x1F), 0x20, 0x21, 0x23, 0x24, 0x25]
+DRM = [0x00, 0x05, 0x09, 0x0C, 0x2D, 0x2E, 0x40, 0x41, 0x45, 0x46, 0x48, 0x53]
 
 BROKER: dict[str, list[int]] = {
     # WAIT, WAKE, WAIT_BITSET: within the process alone
@@ -72,8 +82,13 @@ WORKER: dict[str, list[int]] = {
 }
 WORKER_WITH_A_GPU = WORKER | {
     "openat 2": [*READING, *READING_AND_WRITING],
-    # Those of its drivers are allowed by type (0xFF00); the sweep has none of such a type
-    "ioctl 1": [],
+    "ioctl 1": [
+        *(size | 0x4600 | number for size in (0, 0xC0200000) for number in NVIDIA),
+        *UNIFIED_MEMORY,
+        *(0x30000001, 0x30000002),
+        *(size | 0x4B00 | number for size in (0, 0xC0200000) for number in KFD),
+        *(size | 0x6400 | number for size in (0, 0xC0200000) for number in DRM),
+    ],
     "eventfd2 1": [0, 1, 0o4000, CLOEXEC],
     "pipe2 1": [0, 0o4000, CLOEXEC],
 }

@@ -114,7 +114,7 @@ def test_everything_missing_from_the_lists_is_found(machine: Machine, recorded: 
         ("not listed mmap 3=0x2022", "1"),
         ("not listed prlimit64 0=0x0", "2"),
         ("not listed ioctl 0x40045a17 (type Z)", "1"),
-        ("listed ioctl 0xc0204625 (type F)", "1"),
+        ("listed ioctl 0xc020462a (type F)", "1"),
         (f"not listed read {python(str(machine.folder / LIBRARY))}", "1"),
         (f"not listed read {python(str(machine.folder / ODD))}", "1"),
         (f"not listed read {python(str(machine.folder / LATER))}", "1"),

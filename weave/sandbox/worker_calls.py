@@ -1,7 +1,7 @@
 """The worker's allow list of system calls: files that Landlock allows, memory, threads, its channels.
 
-The list for the CPU was found by running every model family under it. The GPU's calls follow the list in gVisor's
-nvproxy, and have not run on a GPU (docs/threat-model.md, "Not tested"). To add a call, see CONTRIBUTING.md.
+The list for the CPU was found by running every model family under it. What a GPU needs besides (gpu_ioctls.py) has not
+run on one (docs/threat-model.md, "Not tested"). To add a call, see CONTRIBUTING.md.
 """
 
 import errno
@@ -11,6 +11,7 @@ import os
 import socket
 import termios
 
+from weave.sandbox import gpu_ioctls
 from weave.sandbox.seccomp import WHOLE, Call, Condition, Refusal, only
 
 # linux/sched.h: the flags of glibc's pthread_create(3): VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID
@@ -139,18 +140,11 @@ _COMMON: tuple[Call | Refusal, ...] = (
     Refusal("kcmp", errno.EPERM, "whether two files of a driver are the same"),
 )
 
-# Types of ioctl(2) requests: 'F' is NVIDIA's, 'd' DRM's, 'K' KFD's. UVM uses small plain numbers and two large ones.
-_TYPE_MASK = 0xFF00
 _GPU: tuple[Call | Refusal, ...] = (
     # Devices are opened for reading and writing when first used, and so are the files of thread names
     Call("openat", "devices", (Condition(2, os.O_RDWR, os.O_ACCMODE | os.O_APPEND | _CREATES_OR_TRUNCATES),)),
     Refusal("openat", errno.EACCES, "caches", (Condition(2, os.O_RDWR | os.O_APPEND, os.O_RDWR | os.O_APPEND),)),
-    Call("ioctl", "NVIDIA's driver", (Condition(1, ord("F") << 8, _TYPE_MASK),)),
-    Call("ioctl", "DRM, for ROCm", (Condition(1, ord("d") << 8, _TYPE_MASK),)),
-    Call("ioctl", "KFD, for ROCm", (Condition(1, ord("K") << 8, _TYPE_MASK),)),
-    Call("ioctl", "NVIDIA's unified memory", (Condition(1, 0, 0xFFFF_FF00),)),
-    Call("ioctl", "NVIDIA's unified memory, its start", (Condition(1, 0x30000001),)),
-    Call("ioctl", "NVIDIA's unified memory, its end", (Condition(1, 0x30000002),)),
+    *gpu_ioctls.CALLS,
     Call("epoll_wait", "CUDA's event thread"),
     Call("epoll_ctl", "CUDA's event thread"),
     Call("ppoll", "CUDA's event thread"),
@@ -164,13 +158,22 @@ _NO_GPU: tuple[Call | Refusal, ...] = (
 
 
 def calls(pid: int, *, gpu: bool) -> tuple[Call | Refusal, ...]:
-    """The list for the worker with this `pid`. It may send signals to itself only, as abort(3) does."""
-    own = Call("tgkill", "abort", (Condition(0, pid),))
-    return (*_COMMON, own, *(_GPU if gpu else _NO_GPU))
+    """The list for the worker with this `pid`."""
+    return (*listed(pid), *gpu_ioctls.refusals(_GPU)) if gpu else (*_COMMON, _own(pid), *_NO_GPU)
+
+
+def listed(pid: int) -> tuple[Call | Refusal, ...]:
+    """calls() for a worker with a GPU, without the refusals of the drivers' other requests: record mode finds those."""
+    return (*_COMMON, _own(pid), *_GPU)
 
 
 def recording(pid: int) -> tuple[Call, ...]:
     """The calls that a worker in record mode makes without a notification. The supervisor is notified of every other
     one: each openat and ioctl, and what calls() refuses or does not list."""
     reported = ("openat", "ioctl")
-    return tuple(call for call in calls(pid, gpu=True) if isinstance(call, Call) and call.name not in reported)
+    return tuple(call for call in listed(pid) if isinstance(call, Call) and call.name not in reported)
+
+
+def _own(pid: int) -> Call:
+    """A worker may send signals to itself only, as abort(3) does."""
+    return Call("tgkill", "abort", (Condition(0, pid),))

@@ -17,7 +17,7 @@ FOLDER = Path("/folder/")
 # A link to a file with a version in its name, and a name that takes some care.
 LIBRARY, VERSION, LATER, ODD = "libnew.so.1", "libnew.so.1.2.3", "later.conf", 'a "name" of \\ and \' and \n and \udcff'
 CALLS = 3000
-ADVICE, LOCKED, REQUEST, LISTED_REQUEST = 12, 0x2000, 0x40045A17, 0xC0204625
+ADVICE, LOCKED, REQUEST, LISTED_REQUEST = 12, 0x2000, 0x40045A17, 0xC020462A
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long

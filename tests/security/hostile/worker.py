@@ -114,7 +114,7 @@ def read_passwd(_: Generation) -> None:
 
 CALLS_OF_A_NEW_DRIVER = 3000
 # One of NVIDIA's type, which is on the list for a GPU, and one of an unlisted type.
-LISTED_IOCTL, UNLISTED_IOCTL = 0xC0204625, 0x40045A17
+LISTED_IOCTL, UNLISTED_IOCTL = 0xC020462A, 0x40045A17
 
 
 def behave_like_a_new_driver(job: Generation) -> None:

@@ -67,7 +67,7 @@ class RecordedWorker:
         self.locked_down = False
         self._recorder = recorder
         self._pid = pid
-        self._calls = worker_calls.calls(pid, gpu=True)
+        self._calls = worker_calls.listed(pid)
         self._rules = worker_files.rules(pid, *model.paths()).existing()
 
     def answer(self, listener: int, violation: Violation) -> None:
