@@ -14,6 +14,7 @@ from weave.gpu_worker.metadata import metadata
 from weave.gpu_worker.passes import AfterStep, Pass, enlarging, run_pass, steps_of
 from weave.gpu_worker.pipelines import adapter_of
 from weave.gpu_worker.pipelines.base import Adapter
+from weave.gpu_worker.prompts import Encoding, not_kept
 from weave.gpu_worker.tokens import count_tokens
 from weave.protocol.bounds import MAX_SEED
 from weave.protocol.channel import Channel, ChannelViolation, close_all, sealed_memfd
@@ -28,7 +29,8 @@ class Cancelled(Exception):
 
 class Generation(NamedTuple):
     """The broker's Run message, and what is needed to carry it out. `expand` puts the embeddings' tokens into a
-    prompt; `inputs` are the images that came with the message, `controls` the ControlNets that it names."""
+    prompt; `inputs` are the images that came with the message, `controls` the ControlNets that it names; `encoding`
+    keeps what the text encoders make of its prompts."""
 
     channel: Channel[ToWorker]
     pipeline: Any
@@ -37,6 +39,7 @@ class Generation(NamedTuple):
     expand: Expand
     inputs: Inputs = Inputs()
     controls: tuple[Any, ...] = ()
+    encoding: Encoding = not_kept
 
     @property
     def adapter(self) -> Adapter:
@@ -58,7 +61,9 @@ def generate(generation: Generation) -> Tokens:
         numbers = range(start, min(start + parameters.batch, parameters.images))
         seeds = tuple(_seed(parameters, number) for number in numbers)
         for number, image, pipeline in _generate_images(
-            generation, numbers, Pass(generation.inputs, parameters, arguments, seeds, generation.controls)
+            generation,
+            numbers,
+            Pass(generation.inputs, parameters, arguments, seeds, generation.controls, generation.encoding),
         ):
             _check_size(image, parameters)
             tokens = count_tokens(pipeline, generation.adapter, arguments)

@@ -148,7 +148,7 @@ def needs_of(families: Iterable[str]) -> Needs:
         needs[f"{pipeline}.__init__"] = (*family.components, "scheduler", *family.fixed, *family.settings.keys)
         adapter = adapter_of(name)
         needs[f"{pipeline}.__call__"] = (*sorted(adapter.call_names()), *PIPELINE_CALL)
-        methods = ("num_timesteps", "set_progress_bar_config", "to", *adapter.needs)
+        methods = ("encode_prompt", "num_timesteps", "set_progress_bar_config", "to", *adapter.needs)
         needs |= {f"{pipeline}.{method}": () for method in methods}
         for component in family.components.values():
             needs[f"{component.library}.{component.class_name}"] = ()

@@ -13,6 +13,7 @@ from weave.gpu_worker.controls import control_arguments
 from weave.gpu_worker.decode import decode
 from weave.gpu_worker.inputs import Inputs
 from weave.gpu_worker.pipelines.base import Adapter
+from weave.gpu_worker.prompts import Encoding, not_kept
 from weave.gpu_worker.schedulers import set_scheduler, steps_done
 from weave.gpu_worker.seeds import generator, seed_global_generators
 from weave.models.schedulers import SCHEDULERS
@@ -25,13 +26,14 @@ AfterStep = Callable[[int, Callable[[], Image.Image]], None]
 
 class Pass(NamedTuple):
     """What a pass generates: an image for each of `seeds`. `arguments` are the adapter's, for the pipeline's call;
-    `controls` are the ControlNets of the job."""
+    `controls` are the ControlNets of the job; `encoding` keeps what the text encoders make of its prompts."""
 
     inputs: Inputs
     parameters: Parameters
     arguments: dict[str, Any]
     seeds: tuple[int, ...]
     controls: tuple[Any, ...] = ()
+    encoding: Encoding = not_kept
 
     def then_enlarge(self, number: int, image: Image.Image) -> "Pass":
         """The second pass for image `number` (from 0) of this one, if the job has `enlarge`."""
@@ -94,7 +96,7 @@ def run_pass(own: Any, adapter: Adapter, wanted: Pass, after_step: AfterStep) ->
     several: dict[str, Any] = {"num_images_per_prompt": len(seeds), "generator": generators}
     if canvas.image is not None:  # once for each seed: encoding takes noise from it
         several["image"] = [canvas.image] * len(seeds)
-    with torch.inference_mode():
+    with torch.inference_mode(), wanted.encoding(pipeline):
         adapter.call(
             pipeline,
             wanted.arguments,

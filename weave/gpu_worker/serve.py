@@ -14,6 +14,7 @@ from weave.gpu_worker.generation import Cancelled, Generation, generate
 from weave.gpu_worker.inputs import read_inputs
 from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.loras import LoraRefused, merged
+from weave.gpu_worker.prompts import KeptPrompts
 from weave.gpu_worker.schedulers import IncompatibleScheduler
 from weave.models.assets import source_of
 from weave.models.files import ModelFilesRefused
@@ -48,7 +49,7 @@ def serve(
     """Answer the broker. `tasks` are those that the libraries can run. Never returns: raises ChannelClosed when the
     broker disconnects, or ChannelViolation."""
     pipeline: Any = None
-    controls = Controls()
+    controls, prompts = Controls(), KeptPrompts()
     while True:
         message, descriptors = receive(channel)
         if descriptors and not isinstance(message, Run):
@@ -64,7 +65,7 @@ def serve(
                 channel.send(Loaded(device=str(device), dtype=str(dtype)[6:], memory=devices.memory(device)))
         elif isinstance(message, Run) and pipeline is not None:
             try:
-                tokens = _run(channel, pipeline, model, controls, message, descriptors, tasks)
+                tokens = _run(channel, pipeline, model, controls, prompts, message, descriptors, tasks)
             except Exception as error:
                 if devices.is_out_of_memory(error):
                     controls.drop()
@@ -85,6 +86,7 @@ def _run(
     pipeline: Any,
     model: WorkerModel,
     controls: Controls,
+    prompts: KeptPrompts,
     run: Run,
     descriptors: list[int],
     tasks: frozenset[str],
@@ -104,7 +106,8 @@ def _run(
         merged(pipeline, model, parameters.loras),
         added(pipeline, model, parameters.embeddings) as expand,
     ):
-        return generate(Generation(channel, pipeline, model.offer, run, expand, inputs, nets))
+        encoding = prompts.encoding(model, parameters)
+        return generate(Generation(channel, pipeline, model.offer, run, expand, inputs, nets, encoding))
 
 
 def _check_supported(model: WorkerModel, task: str, tasks: frozenset[str]) -> None:
