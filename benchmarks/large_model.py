@@ -28,6 +28,7 @@ from tests.support.reference import Reference, write_index
 from weave.config.child_configs import WorkerLora, WorkerModel
 from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.loras import merged
+from weave.gpu_worker.placement import Placement
 from weave.models.assets import Source
 from weave.models.families import FAMILIES
 from weave.protocol.client_messages import ModelOffer
@@ -179,7 +180,7 @@ def merge(folder: Path) -> None:
     model = WorkerModel(offer=offer, path=str(folder), layout=None, parts={}, sha256={}, loras=(file,))
     for _ in range(2):  # the first time, allocations take longer
         started = time.perf_counter()
-        with merged(pipeline, model, (RequestedLora("style", 1.0),)):
+        with merged(pipeline, model, (RequestedLora("style", 1.0),), Placement(pipeline.device)):
             merging = time.perf_counter() - started
             started = time.perf_counter()
         putting_back = time.perf_counter() - started

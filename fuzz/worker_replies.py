@@ -18,7 +18,18 @@ from weave.broker.schedule.worker_link import WorkerError, WorkerLink
 from weave.protocol.channel import ChannelClosed, ChannelViolation, check_sealed_memfd, close_all, socket_pair
 from weave.protocol.client_messages import EncoderTokens, Tokens
 from weave.protocol.parameters import Parameters
-from weave.protocol.worker_messages import Failed, Finished, Loaded, Made, Memory, Previewed, Progressed, Run
+from weave.protocol.worker_messages import (
+    Failed,
+    Finished,
+    Loaded,
+    Made,
+    Memory,
+    Planned,
+    Previewed,
+    Progressed,
+    Restarted,
+    Run,
+)
 
 JOB = 5
 SIDE = 8
@@ -65,6 +76,7 @@ async def _listen(link: WorkerLink, run: Run, *, loads: bool) -> None:
     with suppress(ChannelViolation, ChannelClosed, WorkerError):
         if loads:
             await link.load()
+            await link.loaded()
             assert link.device is not None and link.dtype is not None and link.memory is not None
             assert max(len(link.device), len(link.dtype)) <= 64
         finished = None
@@ -78,7 +90,9 @@ async def _listen(link: WorkerLink, run: Run, *, loads: bool) -> None:
         assert sum(isinstance(update, Made) for update in updates) == parameters.images
         assert finished is not None and link.memory == finished.memory
         _check_tokens(finished.tokens)
-    assert len(updates) <= parameters.images * (parameters.steps + previews + 1)
+    restarts = sum(isinstance(update, Restarted) for update in updates)
+    each = parameters.steps + previews + 1
+    assert restarts <= 1 and len(updates) <= (parameters.images + restarts) * each
 
 
 def _check_tokens(tokens: Tokens) -> None:
@@ -90,8 +104,10 @@ def _check_tokens(tokens: Tokens) -> None:
 
 def _check_update(update: worker_link.Update, memfd: int | None, run: Run) -> None:
     try:
-        assert update.job == JOB and 0 <= update.image < run.parameters.images
-        assert (memfd is None) == isinstance(update, Progressed)
+        assert update.job == JOB and (memfd is None) == isinstance(update, Progressed | Restarted)
+        if isinstance(update, Restarted):
+            return
+        assert 0 <= update.image < run.parameters.images
         if memfd is not None and not isinstance(update, Progressed):
             check_sealed_memfd(memfd, update.size)
             assert len(os.pread(memfd, update.size + 1, 0)) == update.size > 0
@@ -126,7 +142,7 @@ class _Script:
     def __init__(self, reader: Reader, run: Run, sock: socket.socket, *, loading: bool) -> None:
         self._reader = reader
         self._sock = sock
-        self._loading = loading
+        self._loading, self._planned = loading, False
         self._images, self._steps = run.parameters.images, run.parameters.steps
         self._every = run.parameters.preview_every
         self._image = self._step = self._shown = 0
@@ -167,6 +183,9 @@ class _Script:
 
     def _honest(self) -> msgspec.Struct:
         """The next message of a correct worker."""
+        if self._loading and not self._planned:
+            self._planned = True
+            return Planned(plan="card")
         if self._loading:
             self._loading = False
             return Loaded(device="cpu", dtype="float32", memory=_MEMORY)

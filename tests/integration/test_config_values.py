@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.reference import make_small_model, one_thread
-from weave.gpu_worker.generation import Generation, generate
+from weave.gpu_worker.generation import Generation, Sent, generate
 from weave.gpu_worker.loading import load_pipeline
 from weave.models.assets import Source
 from weave.models.components import TOKENIZER_RULES, ModelClass
@@ -95,7 +95,7 @@ def load_and_generate(family: str, model: Path) -> None:
     with theirs:
         channel: Channel[ToWorker] = Channel(ours, ToWorker)
         try:
-            generate(Generation(channel, pipeline, offer, Run(job=1, parameters=parameters), str))
+            generate(Generation(channel, pipeline, offer, Run(job=1, parameters=parameters), str, Sent()))
         except ModelFilesRefused as error:
             raise AssertionError("refused after it was loaded") from error
         finally:

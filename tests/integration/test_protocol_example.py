@@ -21,7 +21,7 @@ def steady(payload: bytes) -> dict[str, Any]:
 
 
 def test_the_protocol_examples_match_the_daemon(shared_daemon: Daemon) -> None:
-    assert [who for who, _, _ in FRAMES].count("client") == 6 and len(FRAMES) == 22
+    assert [who for who, _, _ in FRAMES].count("client") == 6 and len(FRAMES) == 23
     with shared_daemon.client() as client:
         client.unload()
     with shared_daemon.connect() as connection:

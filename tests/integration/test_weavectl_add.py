@@ -140,7 +140,7 @@ def test_memory_is_that_of_the_dtype_it_is_loaded_in(run: Run, tmp_path: Path) -
         config.write_text(f'[device]\ndtype = "{dtype}"\n[models]\n')
         config.chmod(0o600)
         memory = json.loads(run("--json", "add", model, "-n", "--config", config).stdout)["memory"]
-        assert memory == {dtype: {"weights": needed, "allowance": 2_500_000_000}}
+        assert memory[dtype]["weights"] == needed and len(memory) == 1
 
 
 def test_everything_wrong_is_shown_and_nothing_written(run: Run, tmp_path: Path) -> None:

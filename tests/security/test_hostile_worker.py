@@ -17,9 +17,12 @@ from weave.protocol.worker_messages import (
     Loaded,
     Made,
     Memory,
+    Planned,
     Previewed,
     Progressed,
+    Restarted,
     Run,
+    TooLarge,
     ToWorker,
 )
 
@@ -30,6 +33,7 @@ STEP_2 = (Progressed(job=5, image=0, step=2, steps=2), None)
 PREVIEW = (Previewed(job=5, image=0, step=2, width=8, height=8, size=9), 9)
 IMAGE = (Made(job=5, image=0, size=PIXELS), PIXELS)
 FINISHED = (Finished(job=5, memory=MEMORY), None)
+AGAIN = (Restarted(job=5, plan="stages"), None)
 
 
 def finished(encoder: str = "text_encoder", used: int = 1, cut: int = 0, times: int = 1) -> tuple[Any, Any]:
@@ -68,6 +72,19 @@ FORGERIES: dict[str, list[tuple[Any, Any]]] = {
     "negative memory": [IMAGE, (Finished(job=5, memory=Memory(-1, 2)), None)],
     "memory beyond 63 bits": [IMAGE, (Finished(job=5, memory=Memory(1, 2**64 - 1)), None)],
     "loaded again": [(Loaded(device="cpu", dtype="float32", memory=MEMORY), None)],
+    "a plan while a job runs": [(Planned(plan="card"), None)],
+    "a restart of another job": [(Restarted(job=6, plan="stages"), None)],
+    "a restart twice": [STEP, AGAIN, AGAIN],
+    "a restart in an unknown plan": [(Restarted(job=5, plan=cast(Any, "\x1b[2J")), None)],
+    "a restart with a memfd": [(AGAIN[0], 9)],
+    "an image again after a restart": [IMAGE, AGAIN, IMAGE],
+    "the end before the image, after a restart": [STEP, AGAIN, FINISHED],
+    "a job too large by more than 53 bits": [
+        (Failed(job=5, reason="too_large", detail="", too_large=TooLarge(2**60, 1, 64, 64)), None)
+    ],
+    "a job too large, with a size that no image has": [
+        (Failed(job=5, reason="too_large", detail="", too_large=TooLarge(2, 1, 2**40, 64)), None)
+    ],
     "a failure of loading": [(Failed(job=0, reason="internal", detail=""), None)],
 }
 
@@ -126,6 +143,11 @@ def descriptors_left(action: Callable[[], object]) -> int:
 
 def test_an_honest_worker_is_believed() -> None:
     said = [STEP, STEP_2, PREVIEW, IMAGE, FINISHED]
+    assert run(said) == [message for message, _ in said]
+
+
+def test_after_a_restart_the_steps_of_an_image_begin_again() -> None:
+    said = [STEP, STEP_2, PREVIEW, AGAIN, STEP, STEP_2, PREVIEW, IMAGE, FINISHED]
     assert run(said) == [message for message, _ in said]
 
 

@@ -12,11 +12,13 @@ from tests.support.reference import make_small_model
 from weave.config.child_configs import WorkerEmbedding, WorkerModel
 from weave.gpu_worker.embeddings import EmbeddingRefused, added
 from weave.gpu_worker.loading import load_pipeline
+from weave.gpu_worker.placement import Placement
 from weave.models.assets import Source
 from weave.models.families import FAMILIES
 from weave.protocol.client_messages import ModelOffer
 from weave.protocol.embeddings import EmbeddingOffer
 
+CPU = torch.device("cpu")
 PAIR = ("clip_l", "clip_g")
 FILES = {
     "one": made(*PAIR, shape=(1, 32)),
@@ -30,7 +32,7 @@ FILES = {
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, WorkerModel]:
     folder = tmp_path_factory.mktemp("model")
     path = make_small_model("sdxl", folder / "sdxl")
-    pipeline = load_pipeline("sdxl", Source(path), torch.device("cpu"), torch.float16)
+    pipeline = load_pipeline("sdxl", Source(path), CPU, torch.float16)
     files = []
     for name, file in FILES.items():
         offer = EmbeddingOffer(id=name, family="sdxl", title="")
@@ -58,7 +60,7 @@ def state(pipeline: Any) -> list[tuple[int, str, int, bytes]]:
 def test_tokenizers_and_tables_are_put_back(model: Any) -> None:
     pipeline, offered = model
     before, length = state(pipeline), len(pipeline.tokenizer)
-    with added(pipeline, offered, ("two", "one")) as expand:
+    with added(pipeline, offered, ("two", "one"), Placement(CPU)) as expand:
         assert expand("Two, one two.") == "<two:0> <two:1>, <one:0> <two:0> <two:1>."
         for suffix, key in (("", "clip_l"), ("_2", "clip_g")):
             table = getattr(pipeline, f"text_encoder{suffix}").get_input_embeddings().weight
@@ -70,7 +72,7 @@ def test_tokenizers_and_tables_are_put_back(model: Any) -> None:
 def test_an_error_in_the_job_reaches_the_caller(model: Any) -> None:
     pipeline, offered = model
     before = state(pipeline)
-    with pytest.raises(RuntimeError, match="the job"), added(pipeline, offered, ("two",)):
+    with pytest.raises(RuntimeError, match="the job"), added(pipeline, offered, ("two",), Placement(CPU)):
         raise RuntimeError("the job")
     assert state(pipeline) == before
 
@@ -91,7 +93,7 @@ def test_running_out_of_memory_changes_nothing(model: Any, monkeypatch: pytest.M
     pipeline, offered = model
     before = state(pipeline)
     monkeypatch.setattr(torch.nn, "Parameter", fails_at(call, torch.nn.Parameter))
-    with pytest.raises(torch.OutOfMemoryError), added(pipeline, offered, ("one",)):
+    with pytest.raises(torch.OutOfMemoryError), added(pipeline, offered, ("one",), Placement(CPU)):
         raise AssertionError("it was added")
     assert state(pipeline) == before
 
@@ -100,7 +102,7 @@ def test_what_the_models_dtype_cannot_hold_is_refused(model: Any) -> None:
     pipeline, offered = model
     before = state(pipeline)
     message = "large: 'clip_l' is not finite in float16"
-    with pytest.raises(EmbeddingRefused, match=message), added(pipeline, offered, ("one", "large")):
+    with pytest.raises(EmbeddingRefused, match=message), added(pipeline, offered, ("one", "large"), Placement(CPU)):
         raise AssertionError("it was added")
     assert state(pipeline) == before
 
@@ -110,6 +112,6 @@ def test_one_bad_file_of_two_changes_nothing(model: Any) -> None:
     before = state(pipeline)
     Path(offered.embeddings[1].path).write_bytes(b"")
     message = r"two: two\.safetensors: header of 0 bytes"
-    with pytest.raises(EmbeddingRefused, match=message), added(pipeline, offered, ("one", "two")):
+    with pytest.raises(EmbeddingRefused, match=message), added(pipeline, offered, ("one", "two"), Placement(CPU)):
         raise AssertionError("it was added")
     assert state(pipeline) == before

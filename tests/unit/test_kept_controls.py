@@ -14,6 +14,7 @@ from weave.config.child_configs import WorkerControl, WorkerModel
 from weave.gpu_worker import controls as module
 from weave.gpu_worker.classes import pipeline_for
 from weave.gpu_worker.controls import ControlRefused, Controls
+from weave.gpu_worker.placement import Placement
 from weave.models.families import FAMILIES
 from weave.protocol.inputs import ControlOffer, InputImage, RequestedControl
 
@@ -23,9 +24,9 @@ class Loads:
 
     def __init__(self) -> None:
         self.log: list[tuple[str, tuple[str, ...]]] = []
-        self.controls = Controls()
+        self.controls = Controls(Placement(torch.device("cpu")))
 
-    def load(self, pipeline: Any, family: str, control: WorkerControl) -> Any:
+    def load(self, pipeline: Any, family: str, control: WorkerControl, placement: Placement) -> Any:
         self.log.append((control.offer.id, tuple(self.controls._loaded)))
         return SimpleNamespace(config={"guidance_embeds": control.offer.id != "c"})
 

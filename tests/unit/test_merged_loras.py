@@ -13,11 +13,13 @@ from weave.config.child_configs import WorkerLora, WorkerModel
 from weave.gpu_worker import loras
 from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.loras import LoraRefused, merged
+from weave.gpu_worker.placement import Placement
 from weave.models.assets import Source
 from weave.models.families import FAMILIES
 from weave.protocol.client_messages import ModelOffer
 from weave.protocol.loras import LoraOffer, RequestedLora
 
+CPU = torch.device("cpu")
 LAYERS = ("mid_block.resnets.0.conv1", "conv_in", "time_embedding.linear_1")
 
 
@@ -25,7 +27,7 @@ LAYERS = ("mid_block.resnets.0.conv1", "conv_in", "time_embedding.linear_1")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, WorkerModel, Lora]:
     folder = tmp_path_factory.mktemp("model")
     path = make_small_model("sd1", folder / "sd1")
-    pipeline = load_pipeline("sd1", Source(path), torch.device("cpu"), torch.float16)
+    pipeline = load_pipeline("sd1", Source(path), CPU, torch.float16)
     lora = Lora(pipeline, {f"lora_unet_{layer.replace('.', '_')}": f"unet {layer}" for layer in LAYERS}, KOHYA)
     files = []
     for name in ("one", "two"):
@@ -55,7 +57,7 @@ def test_the_weights_are_put_back(model: Any, monkeypatch: pytest.MonkeyPatch, r
     pipeline, offered, lora = model
     monkeypatch.setattr(loras, "has_room", lambda *_: room)
     before = weights(pipeline)
-    with merged(pipeline, offered, (RequestedLora("one", 2.0), RequestedLora("two", -0.5))):
+    with merged(pipeline, offered, (RequestedLora("one", 2.0), RequestedLora("two", -0.5)), Placement(CPU)):
         found = weights(pipeline)
     assert same(weights(pipeline), before)
     lora.merge(pipeline, 1.5)
@@ -80,7 +82,7 @@ def test_running_out_of_memory_changes_nothing(model: Any, monkeypatch: pytest.M
     pipeline, offered, _ = model
     before = weights(pipeline)
     monkeypatch.setattr(loras._Product, "add_to", fails_at(call, loras._Product.add_to))
-    with pytest.raises(torch.OutOfMemoryError), merged(pipeline, offered, (RequestedLora("one"),)):
+    with pytest.raises(torch.OutOfMemoryError), merged(pipeline, offered, (RequestedLora("one"),), Placement(CPU)):
         raise AssertionError("it was merged")
     assert same(weights(pipeline), before)
 
@@ -88,7 +90,10 @@ def test_running_out_of_memory_changes_nothing(model: Any, monkeypatch: pytest.M
 def test_an_error_in_the_job_reaches_the_caller(model: Any) -> None:
     pipeline, offered, _ = model
     before = weights(pipeline)
-    with pytest.raises(RuntimeError, match="the job"), merged(pipeline, offered, (RequestedLora("one"),)):
+    with (
+        pytest.raises(RuntimeError, match="the job"),
+        merged(pipeline, offered, (RequestedLora("one"),), Placement(CPU)),
+    ):
         raise RuntimeError("the job")
     assert same(weights(pipeline), before)
 
@@ -98,6 +103,9 @@ def test_one_bad_file_of_two_changes_nothing(model: Any) -> None:
     before = weights(pipeline)
     Path(offered.loras[1].path).write_bytes(b"")
     both = (RequestedLora("one"), RequestedLora("two"))
-    with pytest.raises(LoraRefused, match="two: two: header of 0 bytes"), merged(pipeline, offered, both):
+    with (
+        pytest.raises(LoraRefused, match="two: two: header of 0 bytes"),
+        merged(pipeline, offered, both, Placement(CPU)),
+    ):
         raise AssertionError("it was merged")
     assert same(weights(pipeline), before)

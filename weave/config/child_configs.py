@@ -71,13 +71,14 @@ class WorkerControl(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 class WorkerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One model's files, and the offer, whose bounds the worker checks again. `loras`, `embeddings` and `controls` are
-    those of its family."""
+    those of its family. `memory` is as in ModelConfig."""
 
     offer: ModelOffer
     path: str
     layout: str | None
     parts: dict[str, str]
     sha256: dict[str, str]
+    memory: Literal["auto", "card", "stages", "streamed"] = "auto"
     loras: tuple[WorkerLora, ...] = ()
     embeddings: tuple[WorkerEmbedding, ...] = ()
     controls: tuple[WorkerControl, ...] = ()

@@ -19,11 +19,13 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class DeviceConfig(_Table, frozen=True, kw_only=True):
-    """Where models run. `threads` is for the CPU; 0 means one per core."""
+    """Where models run. `threads` is for the CPU; 0 means one per core. `memory_bytes` is how much of the device's
+    memory the daemon may use; 0 means all of it."""
 
     device: Annotated[str, Meta(pattern=r"\A(auto|cpu|cuda(:[0-9]{1,4})?)\Z")] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    memory_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 0
 
 
 class Limits(_Table, frozen=True, kw_only=True):
@@ -140,7 +142,8 @@ class ModelConfig(_Table, frozen=True, kw_only=True):
 
     `sha256` pins files to a digest in hex: by their path inside the folder, for single files by `path` or `parts.NAME`.
     `v1_id` is the model's number in version 1 of the protocol. `references` says whether the model takes reference
-    images, in families where only some do (in flux, FLUX.1 Kontext).
+    images, in families where only some do (in flux, FLUX.1 Kontext). `memory` is where its weights are
+    (weave/models/plans.py); "auto" picks the fastest that fits.
     """
 
     path: str
@@ -150,6 +153,7 @@ class ModelConfig(_Table, frozen=True, kw_only=True):
     parts: dict[str, str] = {}
     v1_id: Annotated[int, Meta(ge=1, le=2**32 - 1)] | None = None
     references: bool | None = None
+    memory: Literal["auto", "card", "stages", "streamed"] = "auto"
     bounds: BoundsOverride = BoundsOverride()
     defaults: DefaultsOverride = DefaultsOverride()
     sha256: dict[str, Sha256] = {}

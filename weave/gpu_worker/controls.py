@@ -1,7 +1,7 @@
 """A job's ControlNets: loaded when a job first names them, and kept while the jobs that follow use them."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from weave.config.child_configs import WorkerControl, WorkerModel
 from weave.gpu_worker.canvas import Canvas
 from weave.gpu_worker.device import has_room, release_memory
 from weave.gpu_worker.loading import load_model
+from weave.gpu_worker.placement import Placement
 from weave.models.assets import Source
 from weave.models.configs import shown
 from weave.models.control_files import find_control
@@ -26,28 +27,33 @@ class Controls:
     """The ControlNets in memory: those of the last job that used any. A job that names others first drops those that it
     does not use. A job without ControlNets keeps them only if a quarter of the GPU's memory is free."""
 
-    def __init__(self) -> None:
+    def __init__(self, placement: Placement) -> None:
         self._loaded: dict[str, Any] = {}
+        self._placement = placement
 
     def prepare(self, pipeline: Any, model: WorkerModel, requested: Sequence[RequestedControl]) -> tuple[Any, ...]:
         """The ControlNets of a job, in its order. Raises ControlRefused, and what running out of memory raises."""
         wanted = [control.id for control in requested]
         unused = self._loaded.keys() - wanted
-        if unused and (wanted or not has_room(pipeline.device, 0)):
-            for name in unused:
-                del self._loaded[name]
-            release_memory(pipeline.device)
+        if unused and (wanted or not has_room(self._placement.device, 0)):
+            self._drop(unused)
+            release_memory(self._placement.device)
         files = {control.offer.id: control for control in model.controls}
         for name in wanted:
             if name not in self._loaded:
-                self._loaded[name] = _load(pipeline, model.offer.family, files[name])
+                self._loaded[name] = _load(pipeline, model.offer.family, files[name], self._placement)
         found = {name: self._loaded[name] for name in wanted}
         _check_alike(model.offer.family, found)
         return tuple(found.values())
 
     def drop(self) -> None:
         """Free their memory."""
-        self._loaded.clear()
+        self._drop(set(self._loaded))
+
+    def _drop(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._placement.drop(_component(name))
+            del self._loaded[name]
 
 
 def control_arguments(pipeline: Any, canvas: Canvas, images: Sequence[Any], parameters: Parameters) -> dict[str, Any]:
@@ -86,21 +92,29 @@ def _cropped(pipeline: Any, canvas: Canvas, image: Any, parameters: Parameters) 
     return resize(whole.crop(canvas.region), parameters.height, parameters.width, resize_mode="fill")
 
 
-def _load(pipeline: Any, name: str, control: WorkerControl) -> Any:
-    family, device = FAMILIES[name], pipeline.device
+def _component(name: str) -> str:
+    """The ControlNet's name among the model's components."""
+    return f"control.{name}"
+
+
+def _load(pipeline: Any, name: str, control: WorkerControl, placement: Placement) -> Any:
+    family, device = FAMILIES[name], placement.device
     denoiser, path = getattr(pipeline, family.denoiser), Path(control.path)
     try:
         assert family.control_nets is not None
+        is_moved = placement.is_taken or device.type != "cpu"
         with Source(path).as_pinned(control.sha256):
             dtype = denoiser.dtype
             blocks = len(pipeline.vae.config.get("block_out_channels", ()))
             found = find_control(name, path, str(dtype).removeprefix("torch."), denoiser.config, blocks)
             loaded = load_model(
-                found.weights, path.name, family.control_nets.model, found.config, dtype, mapped=device.type != "cpu"
+                found.weights, path.name, family.control_nets.model, found.config, dtype, mapped=is_moved
             )
+            if placement.is_taken:
+                placement.take(_component(control.offer.id), loaded)
     except (ModelFilesRefused, OSError) as error:
         raise ControlRefused(f"{control.offer.id}: {error}") from None
-    return loaded.to(device)
+    return loaded if placement.is_taken else loaded.to(device)
 
 
 def _check_alike(family: str, found: dict[str, Any]) -> None:

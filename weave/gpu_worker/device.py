@@ -7,6 +7,7 @@ import resource
 import torch
 from torch.nn import functional
 
+from weave.models.plans import CONTEXT
 from weave.protocol.worker_messages import Memory
 
 
@@ -53,14 +54,34 @@ def warm_up(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def memory(device: torch.device) -> Memory:
-    """On the CPU: this process's peak, and the machine's total."""
+def memory(device: torch.device, peak: int = 0, memory_bytes: int = 0) -> Memory:
+    """On the CPU: this process's peak, and the machine's total; with a limit, the `peak` of the weights, and the
+    limit."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return Memory(total - free, total)
+    if memory_bytes:
+        return Memory(peak, memory_bytes)
     with open("/proc/meminfo") as file:
         total = int(file.readline().split()[1]) * 1024
     return Memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, total)
+
+
+def available(device: torch.device, memory_bytes: int) -> int | None:
+    """How many bytes the model and its jobs may use, with what they use already. `memory_bytes` is the config's limit,
+    0 for none. None: the CPU without a limit."""
+    if device.type != "cuda":
+        return memory_bytes or None
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device)
+    return min(free, max(memory_bytes - CONTEXT, 0)) if memory_bytes else free
+
+
+def limit(device: torch.device, memory_bytes: int) -> None:
+    """Have torch's allocator refuse more than the config allows."""
+    if memory_bytes and device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(device)
+        torch.cuda.set_per_process_memory_fraction(min(max(memory_bytes - CONTEXT, 0) / total, 1.0), device)
 
 
 def has_room(device: torch.device, needed: int) -> bool:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AddedToken
 
 from weave.config.child_configs import WorkerEmbedding, WorkerModel
+from weave.gpu_worker.placement import Placement
 from weave.models.configs import shown
 from weave.models.embedding_keys import read_embedding
 from weave.models.families import FAMILIES
@@ -36,33 +37,36 @@ class _Encoder(NamedTuple):
 
     name: str
     tokenizer: str
-    table: torch.nn.Embedding
+    module: torch.nn.Embedding
+    table: torch.Tensor
 
 
 @contextlib.contextmanager
-def added(pipeline: Any, model: WorkerModel, requested: tuple[str, ...]) -> Iterator[Expand]:
+def added(pipeline: Any, model: WorkerModel, requested: tuple[str, ...], placement: Placement) -> Iterator[Expand]:
     """In this context the pipeline knows the embeddings' tokens. Raises EmbeddingRefused, and what running out of
     memory raises; the pipeline is then unchanged."""
     if not requested:
         yield str
         return
-    encoders = _encoders(pipeline, FAMILIES[model.offer.family])
+    encoders = _encoders(pipeline, FAMILIES[model.offer.family], placement)
     vectors = _read_all(encoders, model, requested)
     # No prompt can have such a token in it: the ID would be replaced.
     tokens = {name: [f"<{name}:{row}>" for row in range(len(of[0]))] for name, of in vectors.items()}
     with contextlib.ExitStack() as stack:
         for number, encoder in enumerate(encoders):
             rows = torch.cat([of[number] for of in vectors.values()])
-            _extend(pipeline, encoder, [*itertools.chain.from_iterable(tokens.values())], rows, stack)
+            table = _extend(pipeline, encoder, [*itertools.chain.from_iterable(tokens.values())], rows, stack)
+            stack.enter_context(placement.replaced(encoder.module, table))
         yield _expander(tokens)
 
 
-def _encoders(pipeline: Any, family: Family) -> list[_Encoder]:
-    return [
-        _Encoder(part, part.replace("text_encoder", "tokenizer"), getattr(pipeline, part).get_input_embeddings())
-        for part in family.components
-        if part.startswith("text_encoder")
-    ]
+def _encoders(pipeline: Any, family: Family, placement: Placement) -> list[_Encoder]:
+    found = []
+    for part in family.components:
+        if part.startswith("text_encoder"):
+            module = getattr(pipeline, part).get_input_embeddings()
+            found.append(_Encoder(part, part.replace("text_encoder", "tokenizer"), module, placement.stored(module)))
+    return found
 
 
 def _read_all(
@@ -87,7 +91,7 @@ def _read(encoders: list[_Encoder], family: str, embedding: WorkerEmbedding) -> 
         found = []
         with safe_open(path, framework="pt") as file:
             for encoder, key, width in zip(encoders, header.keys, header.widths, strict=True):
-                own = encoder.table.weight
+                own = encoder.table
                 if width != own.shape[1]:
                     detail = f"has vectors of {width} numbers, {encoder.name} takes {own.shape[1]}"
                     raise ModelFilesRefused(f"{shown(key)} {detail}: of another family")
@@ -101,9 +105,9 @@ def _read(encoders: list[_Encoder], family: str, embedding: WorkerEmbedding) -> 
 
 def _extend(
     pipeline: Any, encoder: _Encoder, tokens: list[str], rows: torch.Tensor, stack: contextlib.ExitStack
-) -> None:
-    """Replace tokenizer and table until `stack` unwinds."""
-    tokenizer, weight = getattr(pipeline, encoder.tokenizer), encoder.table.weight
+) -> torch.Tensor:
+    """Replace the tokenizer until `stack` unwinds. Returns the table for it."""
+    tokenizer, weight = getattr(pipeline, encoder.tokenizer), encoder.table
     extended = copy.deepcopy(tokenizer)
     # Normalised, they would be found in upper case too.
     extended.add_tokens([AddedToken(token, normalized=False) for token in tokens])
@@ -113,8 +117,7 @@ def _extend(
     table[numbers] = rows
     stack.callback(setattr, pipeline, encoder.tokenizer, tokenizer)
     setattr(pipeline, encoder.tokenizer, extended)
-    stack.callback(setattr, encoder.table, "weight", weight)
-    encoder.table.weight = torch.nn.Parameter(table, weight.requires_grad)
+    return table
 
 
 def _expander(tokens: dict[str, list[str]]) -> Expand:

@@ -27,16 +27,23 @@ class Cancelled(Exception):
     """The broker has cancelled the job."""
 
 
+class Sent:
+    """How many images of the job the broker has: a second attempt continues after them."""
+
+    images = 0
+
+
 class Generation(NamedTuple):
     """The broker's Run message, and what is needed to carry it out. `expand` puts the embeddings' tokens into a
-    prompt; `inputs` are the images that came with the message, `controls` the ControlNets that it names; `encoding`
-    keeps what the text encoders make of its prompts."""
+    prompt; `sent` counts the images; `inputs` are the images that came with the message, `controls` the ControlNets
+    that it names; `encoding` keeps what the text encoders make of its prompts."""
 
     channel: Channel[ToWorker]
     pipeline: Any
     model: ModelOffer
     run: Run
     expand: Expand
+    sent: Sent
     inputs: Inputs = Inputs()
     controls: tuple[Any, ...] = ()
     encoding: Encoding = not_kept
@@ -57,7 +64,8 @@ def generate(generation: Generation) -> Tokens:
     negative_prompt = generation.expand(parameters.negative_prompt)
     arguments = generation.adapter.call_arguments(prompts, negative_prompt, parameters.cfg_scale)
     tokens = Tokens()
-    for start in range(0, parameters.images, parameters.batch):
+    first = generation.sent.images // parameters.batch * parameters.batch
+    for start in range(first, parameters.images, parameters.batch):
         numbers = range(start, min(start + parameters.batch, parameters.images))
         seeds = tuple(_seed(parameters, number) for number in numbers)
         for number, image, pipeline in _generate_images(
@@ -76,22 +84,27 @@ def generate(generation: Generation) -> Tokens:
             )
             data = image.tobytes() if parameters.format == "raw" else _png(image, info)
             _send(generation, Made(job=generation.run.job, image=number, size=len(data)), data)
+            generation.sent.images += 1
     return tokens
 
 
 def _generate_images(generation: Generation, numbers: range, first: Pass) -> Iterator[tuple[int, Image.Image, Any]]:
     """Yields each of the `numbers` with its finished image and the last pipeline. The images of one pass share its
-    progress, which is reported for the first of them; each is then enlarged on its own."""
+    progress, which is reported for the first of them; each is then enlarged on its own. Those that were sent already
+    are left out."""
     _check_cancelled(generation)
     own, adapter, enlarges = generation.pipeline, generation.adapter, first.parameters.enlarge is not None
+    unsent = max(numbers[0], generation.sent.images)
     steps = steps_of(first.parameters)
     more = steps_of(enlarging(first.parameters)) if enlarges else 0
-    report = _report(generation, numbers[0], 0, steps + more)
+    report = _report(generation, unsent, 0, steps + more)
     images, pipeline = run_pass(own, adapter, first, report)
     for at, number in enumerate(numbers):
+        if number < unsent:
+            continue
         image = images[at]
         if enlarges:
-            before = 0 if at else steps
+            before = steps if number == unsent else 0
             report = _report(generation, number, before, before + more)
             (image,), pipeline = run_pass(own, adapter, first.then_enlarge(at, image), report)
         yield number, image, pipeline

@@ -41,7 +41,9 @@ _NAMES = {
         *("Generator.get_state", "Generator.manual_seed", "Generator.set_state"),
     ),
     "torch.cuda": (
-        *("device_count", "empty_cache", "init", "is_available", "is_bf16_supported", "mem_get_info", "synchronize"),
+        *("Event", "Stream", "cudart", "current_stream", "device_count", "empty_cache", "init", "is_available"),
+        *("is_bf16_supported", "mem_get_info", "memory_reserved", "set_per_process_memory_fraction", "stream"),
+        "synchronize",
     ),
     "torch.distributed": ("is_available",),
     "diffusers.loaders.single_file_utils": (
@@ -53,7 +55,10 @@ _NAMES = {
         ),
         "convert_open_clip_checkpoint",
     ),
-    "torch.nn": ("Conv2d", "Embedding", "Linear", "Module.register_parameter", "Parameter"),
+    "torch.nn": (
+        *("Conv2d", "Embedding", "Linear", "ModuleList", "Parameter"),
+        *(f"Module.register_{what}" for what in ("forward_hook", "forward_pre_hook", "parameter")),
+    ),
     "torch.nn.functional": ("conv2d", "scaled_dot_product_attention"),
     "safetensors": ("SafetensorError",),
     "PIL.Image": ("Image", "Image.getbbox", "Resampling.LANCZOS", "frombytes", "new", "preinit"),
@@ -65,6 +70,7 @@ _NAMES = {
     "diffusers": (
         *(f"ModelMixin.{name}" for name in _DIFFUSERS_MODEL),
         "ConfigMixin.register_to_config",
+        *(f"AutoencoderKL.{turn}_{what}" for turn in ("enable", "disable") for what in ("slicing", "tiling")),
         # FlowHeun is built on these two.
         *("FlowMatchEulerDiscreteScheduler.from_config", "FlowMatchHeunDiscreteScheduler.from_config"),
     ),
@@ -72,6 +78,7 @@ _NAMES = {
 _PARAMETERS: Needs = {
     "torch.nn.Module.load_state_dict": ("assign",),
     "torch.nn.Module.named_buffers": ("recurse",),
+    "torch.nn.Module.named_parameters": ("remove_duplicate",),
     "safetensors.safe_open": ("framework",),
     "transformers.PreTrainedModel.from_pretrained": (
         *("attn_implementation", "config", "dtype", "ignore_mismatched_sizes", "local_files_only"),

@@ -6,7 +6,7 @@ the weights; the libraries get classes, checked values and tensors.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,27 @@ _VELOCITY = 0.09
 
 
 def load_pipeline(
-    name: str, source: Source, device: torch.device, dtype: torch.dtype, pins: Mapping[str, str] | None = None
+    name: str,
+    source: Source,
+    device: torch.device,
+    dtype: torch.dtype,
+    pins: Mapping[str, str] | None = None,
+    take: Callable[[Any], None] | None = None,
 ) -> Any:
-    """The pipeline of a model, on `device`. `name` is its family; `pins` are digests of its files, as for
-    Source.as_pinned(). Raises ModelFilesRefused."""
+    """The pipeline of a model, on `device`, or where `take` moves it from the mapped files. `name` is its family;
+    `pins` are digests of its files, as for Source.as_pinned(). Raises ModelFilesRefused."""
     if pins:
         # Its reasons are clearer than that a digest differs. It is repeated below, where the files cannot change.
         find_assets(name, source, str(dtype).removeprefix("torch."))
     with source.as_pinned(pins or {}):
-        return _load_pipeline(name, source, device, dtype)
+        pipeline = _load_pipeline(name, source, dtype, mapped=take is not None or device.type != "cpu")
+        if take is None:
+            return pipeline.to(device)
+        take(pipeline)
+        return pipeline
 
 
-def _load_pipeline(name: str, source: Source, device: torch.device, dtype: torch.dtype) -> Any:
+def _load_pipeline(name: str, source: Source, dtype: torch.dtype, *, mapped: bool) -> Any:
     family = FAMILIES[name]
     assets = find_assets(name, source, str(dtype).removeprefix("torch."))
     configs, settings = assets.checked
@@ -51,7 +60,7 @@ def _load_pipeline(name: str, source: Source, device: torch.device, dtype: torch
     for part, component in family.components.items():
         if isinstance(component, ModelClass) and part in assets.weights:
             weights = assets.weights[part]
-            loaded[part] = load_model(weights, part, component, configs[part], dtype, mapped=device.type != "cpu")
+            loaded[part] = load_model(weights, part, component, configs[part], dtype, mapped=mapped)
     _check_tokenizers({part: family.components[part] for part in assets.tokenizers}, loaded)
     scheduler_class = getattr(diffusers, configs["scheduler"]["_class_name"])
     with _errors_refuse("scheduler"):
@@ -63,7 +72,7 @@ def _load_pipeline(name: str, source: Source, device: torch.device, dtype: torch
         check_own_scheduler(pipeline.scheduler)
     # tqdm creates a multiprocessing lock at its first use, which the sandbox forbids.
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline
 
 
 def predicts_velocity(bias: torch.Tensor) -> bool:

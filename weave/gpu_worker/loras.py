@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from weave.config.child_configs import WorkerLora, WorkerModel
 from weave.gpu_worker.device import has_room
+from weave.gpu_worker.placement import Placement
 from weave.models.configs import shown
 from weave.models.families import FAMILIES
 from weave.models.family import Family
@@ -46,18 +47,21 @@ _Products = dict[tuple[str, str], list[_Product]]
 
 
 @contextlib.contextmanager
-def merged(pipeline: Any, model: WorkerModel, requested: tuple[RequestedLora, ...]) -> Iterator[None]:
+def merged(
+    pipeline: Any, model: WorkerModel, requested: tuple[RequestedLora, ...], placement: Placement
+) -> Iterator[None]:
     """In this context the weights are those with the LoRAs. Raises LoraRefused, and what running out of memory raises;
     the weights are then unchanged."""
     products = _read_all(pipeline, model, requested)
-    weights = {place: getattr(pipeline, place[0]).get_submodule(place[1]).weight for place in products}
+    modules = {place: getattr(pipeline, place[0]).get_submodule(place[1]) for place in products}
+    weights = {place: placement.stored(module) for place, module in modules.items()}
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    room = has_room(pipeline.device, sum(weight.nbytes for weight in weights.values()))
+    room = has_room(placement.device, sum(weight.nbytes for weight in weights.values()))
     try:
         with torch.no_grad():
             for place, weight in weights.items():
                 kept.append((weight, weight.clone() if room else weight.to("cpu", copy=True)))
-                total = weight.float().contiguous()
+                total = weight.to(placement.device).float().contiguous()
                 for product in products[place]:
                     product.add_to(total)
                 weight.copy_(total)

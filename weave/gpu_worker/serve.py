@@ -1,7 +1,7 @@
 """The loop of a locked-down worker: load the model, then run one job after another."""
 
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -10,10 +10,11 @@ from weave.config.child_configs import WorkerModel
 from weave.gpu_worker import device as devices
 from weave.gpu_worker.controls import ControlRefused, Controls
 from weave.gpu_worker.embeddings import EmbeddingRefused, added
-from weave.gpu_worker.generation import Cancelled, Generation, generate
-from weave.gpu_worker.inputs import read_inputs
+from weave.gpu_worker.generation import Cancelled, Generation, Sent, generate
+from weave.gpu_worker.inputs import Inputs, read_inputs
 from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.loras import LoraRefused, merged
+from weave.gpu_worker.planner import NoRoom, Planned, Planner
 from weave.gpu_worker.prompts import KeptPrompts
 from weave.gpu_worker.schedulers import IncompatibleScheduler
 from weave.models.assets import source_of
@@ -23,7 +24,19 @@ from weave.protocol.checks import Offered, check_parameters
 from weave.protocol.client_messages import Tokens
 from weave.protocol.errors import RequestError
 from weave.protocol.inputs import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, as_requested, task_of
-from weave.protocol.worker_messages import MAX_DETAIL, CancelRun, Failed, Finished, Load, Loaded, Reason, Run, ToWorker
+from weave.protocol.worker_messages import (
+    MAX_DETAIL,
+    CancelRun,
+    Failed,
+    Finished,
+    Load,
+    Loaded,
+    Reason,
+    Restarted,
+    Run,
+    ToWorker,
+)
+from weave.protocol.worker_messages import Planned as PlannedMessage
 
 
 class FamilyUnsupported(Exception):
@@ -39,39 +52,50 @@ _REASONS: dict[type[Exception], Reason] = {
     ControlRefused: "control",
     FamilyUnsupported: "libraries",
     ModelFilesRefused: "refused",
+    NoRoom: "too_large",
     RequestError: "bounds",
 }
 
 
+class _Loaded(NamedTuple):
+    """What all jobs share."""
+
+    channel: Channel[ToWorker]
+    model: WorkerModel
+    pipeline: Any
+    planner: Planner
+    controls: Controls
+    prompts: KeptPrompts
+    tasks: frozenset[str]
+
+
 def serve(
-    channel: Channel[ToWorker], model: WorkerModel, device: torch.device, dtype: torch.dtype, *, tasks: frozenset[str]
+    channel: Channel[ToWorker], model: WorkerModel, planner: Planner, dtype: torch.dtype, *, tasks: frozenset[str]
 ) -> None:
     """Answer the broker. `tasks` are those that the libraries can run. Never returns: raises ChannelClosed when the
     broker disconnects, or ChannelViolation."""
-    pipeline: Any = None
-    controls, prompts = Controls(), KeptPrompts()
+    device, loaded = planner.placement.device, None
     while True:
         message, descriptors = receive(channel)
         if descriptors and not isinstance(message, Run):
             close_all(descriptors)
             raise ChannelViolation("unexpected descriptors")
-        if isinstance(message, Load) and pipeline is None:
+        if isinstance(message, Load) and loaded is None:
             try:
                 _check_supported(model, TEXT_TO_IMAGE, tasks)
-                pipeline = _load(model, device, dtype)
+                pipeline = _load(channel, model, planner, dtype, message)
+                loaded = _Loaded(channel, model, pipeline, planner, Controls(planner.placement), KeptPrompts(), tasks)
             except Exception as error:
                 channel.send(_failed(0, error, device))
             else:
-                channel.send(Loaded(device=str(device), dtype=str(dtype)[6:], memory=devices.memory(device)))
-        elif isinstance(message, Run) and pipeline is not None:
+                channel.send(Loaded(device=str(device), dtype=str(dtype)[6:], memory=planner.memory()))
+        elif isinstance(message, Run) and loaded is not None:
             try:
-                tokens = _run(channel, pipeline, model, controls, prompts, message, descriptors, tasks)
+                channel.send(_run(loaded, message, descriptors))
             except Exception as error:
                 if devices.is_out_of_memory(error):
-                    controls.drop()
+                    loaded.controls.drop()
                 channel.send(_failed(message.job, error, device))
-            else:
-                channel.send(Finished(job=message.job, memory=devices.memory(device), tokens=tokens))
         elif not isinstance(message, CancelRun):  # a cancel may arrive after its job has finished
             raise ChannelViolation(f"{type(message).__name__} out of turn")
 
@@ -81,33 +105,50 @@ def receive(channel: Channel[ToWorker]) -> tuple[ToWorker, list[int]]:
     return channel.receive()
 
 
-def _run(
-    channel: Channel[ToWorker],
-    pipeline: Any,
-    model: WorkerModel,
-    controls: Controls,
-    prompts: KeptPrompts,
-    run: Run,
-    descriptors: list[int],
-    tasks: frozenset[str],
-) -> Tokens:
+def _run(loaded: _Loaded, run: Run, descriptors: list[int]) -> Finished:
     """Takes ownership of `descriptors`, the job's images, and keeps nothing of them."""
-    parameters = run.parameters
+    model, parameters = loaded.model, run.parameters
     try:
         # The broker has checked these already; a compromised broker has not.
         check_parameters(parameters, _offered(model))
         for task in (task_of(parameters), *([IMAGE_TO_IMAGE] if parameters.enlarge else [])):
-            _check_supported(model, as_requested(task, parameters), tasks)
+            _check_supported(model, as_requested(task, parameters), loaded.tasks)
         inputs = read_inputs(parameters, descriptors)
     finally:
         close_all(descriptors)
-    nets = controls.prepare(pipeline, model, parameters.control)
+    planned, sent = loaded.planner.plan(parameters), Sent()
+    try:
+        tokens = _generate(loaded, run, inputs, planned, sent)
+    except Exception as error:
+        following = loaded.planner.after(planned) if devices.is_out_of_memory(error) else None
+        if following is None:
+            raise
+        log.write("worker", "memory_short", job=run.job, plan=planned.plan.name, detail=str(error)[:MAX_DETAIL])
+        planned = following
+    else:
+        return _finished(loaded, run, planned, tokens)
+    # The exception is gone by now, and with it the failed attempt's tensors.
+    loaded.controls.drop()
+    devices.release_memory(loaded.planner.placement.device)
+    loaded.channel.send(Restarted(job=run.job, plan=planned.plan.name))
+    return _finished(loaded, run, planned, _generate(loaded, run, inputs, planned, sent))
+
+
+def _generate(loaded: _Loaded, run: Run, inputs: Inputs, planned: Planned, sent: Sent) -> Tokens:
+    model, parameters, pipeline, placement = loaded.model, run.parameters, loaded.pipeline, loaded.planner.placement
+    loaded.planner.apply(pipeline, planned)
+    nets = loaded.controls.prepare(pipeline, model, parameters.control)
+    loaded.planner.begin(planned)
     with (
-        merged(pipeline, model, parameters.loras),
-        added(pipeline, model, parameters.embeddings) as expand,
+        merged(pipeline, model, parameters.loras, placement),
+        added(pipeline, model, parameters.embeddings, placement) as expand,
     ):
-        encoding = prompts.encoding(model, parameters)
-        return generate(Generation(channel, pipeline, model.offer, run, expand, inputs, nets, encoding))
+        encoding = loaded.prompts.encoding(model, parameters)
+        return generate(Generation(loaded.channel, pipeline, model.offer, run, expand, sent, inputs, nets, encoding))
+
+
+def _finished(loaded: _Loaded, run: Run, planned: Planned, tokens: Tokens) -> Finished:
+    return Finished(job=run.job, memory=loaded.planner.memory(), plan=planned.plan.name, tokens=tokens)
 
 
 def _check_supported(model: WorkerModel, task: str, tasks: frozenset[str]) -> None:
@@ -126,9 +167,13 @@ def _offered(model: WorkerModel) -> Offered:
     )
 
 
-def _load(model: WorkerModel, device: torch.device, dtype: torch.dtype) -> object:
-    source = source_of(model.path, model.layout, model.parts)
-    return load_pipeline(model.offer.family, source, device, dtype, model.sha256)
+def _load(channel: Channel[ToWorker], model: WorkerModel, planner: Planner, dtype: torch.dtype, load: Load) -> Any:
+    planned = planner.plan_load(load.parameters)
+    channel.send(PlannedMessage(plan=planned.plan.name))
+    source, take = source_of(model.path, model.layout, model.parts), planner.take
+    on_card = planned.plan.placement == "card"
+    device = planner.placement.device
+    return load_pipeline(model.offer.family, source, device, dtype, model.sha256, None if on_card else take)
 
 
 def _failed(job: int, error: Exception, device: torch.device) -> Failed:
@@ -137,7 +182,8 @@ def _failed(job: int, error: Exception, device: torch.device) -> Failed:
         raise error
     for kind, reason in _REASONS.items():
         if isinstance(error, kind):
-            return Failed(job=job, reason=reason, detail=str(error)[:MAX_DETAIL])
+            too_large = error.found if isinstance(error, NoRoom) else None
+            return Failed(job=job, reason=reason, detail=str(error)[:MAX_DETAIL], too_large=too_large)
     out_of_memory = devices.is_out_of_memory(error)
     log.write("worker", "job_failed", job=job, detail="".join(traceback.format_exception(error))[-4000:])
     # The traceback refers to the failed job's tensors.

@@ -18,6 +18,7 @@ from weave import log
 from weave.config.child_configs import WorkerModel
 from weave.config.schema import DeviceConfig
 from weave.gpu_worker import device as devices
+from weave.gpu_worker.planner import Planner
 from weave.gpu_worker.serve import serve
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import LockedDown, Recording
@@ -52,7 +53,8 @@ def run_worker(
         # Privileged above this line, locked in below it.
         lock_down(control, layers, device, record=record)
 
-        serve(channel, model, device, devices.choose_dtype(device, config.dtype), tasks=tasks)
+        dtype = devices.choose_dtype(device, config.dtype)
+        serve(channel, model, Planner(model, device, dtype, config.memory_bytes), dtype, tasks=tasks)
     except ChannelClosed:
         status = 0
     except ChannelViolation as error:
@@ -103,6 +105,7 @@ def warm_up(config: DeviceConfig) -> torch.device:
     if device.type == "cpu" and config.device == "auto" and worker_files.NVIDIA:
         log.write("worker", "gpu_not_used", reason=devices.why_no_gpu())
     devices.warm_up(device)
+    devices.limit(device, config.memory_bytes)
     return device
 
 

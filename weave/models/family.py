@@ -20,6 +20,18 @@ from weave.protocol.parameters import Defaults
 _PIXELS = 8 * 1024 * 1024
 
 
+class Activations(Struct, frozen=True, kw_only=True):
+    """What intermediate results take on the device, in bytes for each pixel of the image in 16 bits: of the `denoiser`,
+    with guidance, and of the `vae` when it decodes. scripts/measure_activations.py computes them for the published
+    models. `tile` is the side of the VAE's tiles in pixels, where its config has no sample_size."""
+
+    denoiser: int
+    vae: int
+    tile: int = 32
+    # Loaded in float16, the VAE computes in float32 nevertheless.
+    decodes_in_float32: bool = False
+
+
 class Family(Struct, frozen=True, kw_only=True):
     """A family: what clients may request of its models, what a model's folder holds, and how diffusers runs it.
 
@@ -46,6 +58,7 @@ class Family(Struct, frozen=True, kw_only=True):
     # Arguments of the pipeline's class: keys of model_index.json, and values that are the same for every model.
     settings: Rules = rules()
     fixed: Mapping[str, Any] = MappingProxyType({})
+    activations: Activations
     # None: models of this family are loaded from folders only.
     single_file: SingleFile | None = None
     # The names of the denoiser's layers in the code of the model's authors, which LoRAs may use.

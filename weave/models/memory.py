@@ -1,6 +1,7 @@
 """The size of a model's weights, on the disk and in memory, from the headers of its files."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import NamedTuple
 
@@ -10,40 +11,83 @@ from weave.models.files import Tensor, check_safetensors_header
 
 # Names in torch, by those in safetensors files.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-# An estimate of what is needed besides the weights: the GPU's context, and the intermediate results of one image of the
-# family's default size.
-ALLOWANCE = 2_500_000_000
+# A block of more than this part of its component is split into the blocks that it consists of, as those of UNets are.
+_LARGEST_BLOCK = 1 / 16
+_BLOCK = re.compile(r"(?:^|\.)[0-9]+(?=\.)")
 
 
 class Part(NamedTuple):
-    """A component's tensors: how many numbers they hold, and in which dtypes. `in_float32` of them are kept so where
-    the model is loaded in float16."""
+    """A component's tensors in its files: how many numbers they hold, and in which dtypes."""
 
     numbers: int
-    in_float32: int
     dtypes: tuple[str, ...]
 
 
-def measure(component: ModelClass, weights: Weights) -> Part:
+class Size(NamedTuple):
+    """The bytes of a component's weights in memory: all of them, and those on the device at once while it is streamed:
+    what is in no block, and two blocks."""
+
+    whole: int
+    streamed: int
+
+    def plus(self, other: "Size") -> "Size":
+        """Both together."""
+        return Size(self.whole + other.whole, self.streamed + other.streamed)
+
+
+def measure(weights: Weights) -> Part:
     """Raises ModelFilesRefused."""
-    headers = [check_safetensors_header(file) for file in weights.files]
-    tensors = [item for header in headers for item in header.items()]
-    if weights.names is not None:
-        tensors = [(name, headers[0][stored]) for name, stored in weights.names.items()]
+    tensors = list(_tensors(weights))
     dtypes = dict.fromkeys(_DTYPES.get(tensor.dtype, tensor.dtype) for _, tensor in tensors)
-    kept = [tensor for name, tensor in tensors if set(component.kept_in_float32) & set(name.split("."))]
-    return Part(_numbers(tensor for _, tensor in tensors), _numbers(kept), tuple(dtypes))
+    return Part(sum(prod(tensor.shape) for _, tensor in tensors), tuple(dtypes))
 
 
-def bytes_in(parts: Iterable[Part], dtype: str) -> int:
-    """What the weights take once they are loaded in `dtype`, one of those that the config may name."""
-    return sum(_bytes(part, dtype) for part in parts)
+def size_of(component: ModelClass, weights: Weights, dtype: str) -> Size:
+    """What the weights take once they are loaded in `dtype`, one of those that the config may name. Raises
+    ModelFilesRefused."""
+    return size_in_blocks({name: _bytes(component, name, tensor, dtype) for name, tensor in _tensors(weights)})
 
 
-def _bytes(part: Part, dtype: str) -> int:
-    kept = {"float32": part.numbers, "float16": part.in_float32}.get(dtype, 0)
-    return 2 * (part.numbers + kept)
+def size_in_blocks(sizes: Mapping[str, int]) -> Size:
+    """`sizes` are the bytes of each tensor, by its name."""
+    found = blocks(sizes)
+    rest = found.pop("", 0)
+    whole = sum(sizes.values())
+    return Size(whole, min(whole, rest + 2 * max(found.values(), default=0)))
 
 
-def _numbers(tensors: Iterable[Tensor]) -> int:
-    return sum(prod(tensor.shape) for tensor in tensors)
+def blocks(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The bytes of each block of a component by the name of its module, such as transformer_blocks.0. The name of what
+    is in no block is empty. `sizes` are the bytes of each tensor, by its name."""
+    return _split(sizes, 0, sum(sizes.values()) * _LARGEST_BLOCK)
+
+
+def _split(sizes: Mapping[str, int], start: int, most: float) -> dict[str, int]:
+    groups: dict[str, dict[str, int]] = {}
+    for name, size in sizes.items():
+        found = _BLOCK.search(name, start)
+        groups.setdefault(name[: found.end()] if found else "", {})[name] = size
+    result: dict[str, int] = {}
+    for name, group in groups.items():
+        total = sum(group.values())
+        inner = _split(group, len(name), most) if name and total > most else {}
+        # Not worth it for the few numbered layers that any block has.
+        if inner and total - inner.get("", 0) > total / 2:
+            result[""] = result.get("", 0) + inner.pop("", 0)
+            result |= inner
+        else:
+            result[name] = result.get(name, 0) + total
+    return result
+
+
+def _bytes(component: ModelClass, name: str, tensor: Tensor, dtype: str) -> int:
+    """What a tensor takes in memory."""
+    kept = dtype == "float16" and set(component.kept_in_float32) & set(name.split("."))
+    return prod(tensor.shape) * (4 if dtype == "float32" or kept else 2)
+
+
+def _tensors(weights: Weights) -> Iterator[tuple[str, Tensor]]:
+    headers = [check_safetensors_header(file) for file in weights.files]
+    if weights.names is not None:
+        return iter([(name, headers[0][stored]) for name, stored in weights.names.items()])
+    return iter([item for header in headers for item in header.items()])

@@ -72,9 +72,11 @@ class Queued(_Event, frozen=True, kw_only=True, tag="queued"):
 
 
 class Loading(_Event, frozen=True, kw_only=True, tag="loading"):
-    """The job waits for its model to load."""
+    """The job waits for its model to load. Sent again with `plan` once the worker has chosen one: where the weights
+    will be (docs/operations.md, "Memory")."""
 
     model: ModelId
+    plan: Name | None = None
 
 
 class Progress(_Event, frozen=True, kw_only=True, tag="progress"):
@@ -139,12 +141,14 @@ class Tokens(Struct, frozen=True, kw_only=True):
 
 
 class Done(_Event, frozen=True, kw_only=True, tag="done"):
-    """The request is finished. After generate: the model, the first image's seed, the timings and the tokens."""
+    """The request is finished. After generate: the model, the first image's seed, the timings and the tokens.
+    `fallback` is the memory plan in which the job was run again, if it had run out of memory."""
 
     model: ModelId | None = None
     seed: int | None = None
     timings: Timings | None = None
     tokens: Tokens | None = None
+    fallback: Name | None = None
 
 
 class Error(_Event, frozen=True, kw_only=True, tag="error"):
@@ -187,7 +191,8 @@ class JobStatus(Struct, frozen=True, kw_only=True):
 class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_defaults=False):
     """The daemon's state. Memory is in bytes, uptime in seconds; `jobs` has only the requesting user's own. `worker` is
     none, starting, loading, idle, running or stopping. `features`: see features.py; older daemons name none.
-    `libraries_lack` is left out unless it is true: no model can run, and the log says why."""
+    `libraries_lack` is left out unless it is true: no model can run, and the log says why. `plan` is the worker's
+    memory plan, once there is one."""
 
     version: Name
     features: tuple[Name, ...] = ()
@@ -208,6 +213,7 @@ class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_default
     images_made: int
     metrics: Metrics
     libraries_lack: bool | UnsetType = UNSET
+    plan: Name | UnsetType = UNSET
 
 
 class ModelOffer(Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from weave.protocol.parameters import PARAMETERS
 
-_OTHERS = {"cancel-by-job": "0.1.0", "tokens": "0.1.0"}
+_OTHERS = {"cancel-by-job": "0.1.0", "memory-plans": "0.2.0", "tokens": "0.1.0"}
 # Each with the version of weave-compute that had it first. A name is never reused for something else.
 FEATURES = dict(sorted((_OTHERS | {p.feature: p.since for p in PARAMETERS.values() if p.feature}).items()))
 

@@ -22,8 +22,11 @@ Reason: TypeAlias = Literal[
     "control",
     "scheduler",
     "libraries",
+    "too_large",
     "internal",
 ]
+# Where a model's weights are, and whether its VAE works in tiles (weave/models/plans.py).
+PlanName: TypeAlias = Literal["card", "stages", "streamed", "card+tiled", "stages+tiled", "streamed+tiled"]
 # The folders of text encoders in a model.
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # Of the detail that a worker sends for the log, in characters.
@@ -37,12 +40,15 @@ class _Message(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, ta
 
 
 class Load(_Message, frozen=True, kw_only=True, tag="load"):
-    """Read the model's files and put it on the device. Answered by Loaded or Failed."""
+    """Read the model's files and put it on the device. Answered by Planned and Loaded, or by Failed. `parameters` are
+    those of the job that the model is loaded for; None: the model's defaults."""
+
+    parameters: Parameters | None = None
 
 
 class Run(_Message, frozen=True, kw_only=True, tag="run"):
-    """Generate the images of one job. Answered by Progressed, Previewed and Made, then Finished or Failed. Carries the
-    images of the request, in the order of inputs_of(), in sealed memfds.
+    """Generate the images of one job. Answered by Progressed, Previewed and Made, then Finished or Failed; Restarted
+    may come once between them. Carries the images of the request, in the order of inputs_of(), in sealed memfds.
 
     A preview is sent after every `preview_every` steps; 0 sends none.
     """
@@ -65,6 +71,22 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True):
 
     used: Bytes
     total: Bytes
+
+
+class TooLarge(Struct, frozen=True, forbid_unknown_fields=True):
+    """A job that fits into no plan: the bytes that it needs at least, those that there are, and the width and height
+    that would fit, 0 if none would."""
+
+    needed: Bytes
+    available: Bytes
+    width: Annotated[int, Meta(ge=0, le=2**16)]
+    height: Annotated[int, Meta(ge=0, le=2**16)]
+
+
+class Planned(_Message, frozen=True, kw_only=True, tag="planned"):
+    """The plan in which the model is being loaded."""
+
+    plan: PlanName
 
 
 class Loaded(_Message, frozen=True, kw_only=True, tag="loaded"):
@@ -104,23 +126,33 @@ class Made(_Message, frozen=True, kw_only=True, tag="image"):
     size: int
 
 
+class Restarted(_Message, frozen=True, kw_only=True, tag="restarted"):
+    """The job ran out of memory and starts again in another plan, with the first image that was not sent yet."""
+
+    job: int
+    plan: PlanName
+
+
 class Finished(_Message, frozen=True, kw_only=True, tag="finished"):
-    """All images of the job have been sent; `tokens` counts the tokens of its prompts."""
+    """All images of the job have been sent; `tokens` counts the tokens of its prompts, `plan` is the one that it ran
+    in."""
 
     job: int
     memory: Memory
+    plan: PlanName | None = None
     tokens: Tokens = Tokens()
 
 
 class Failed(_Message, frozen=True, kw_only=True, tag="failed"):
     """The job, or loading the model (job 0), failed; the worker continues.
 
-    `detail` is for the log, never for a client: it may have a path.
+    `detail` is for the log, never for a client: it may have a path. `too_large` comes with that reason.
     """
 
     job: int
     reason: Reason
     detail: Annotated[str, Meta(max_length=MAX_DETAIL)]
+    too_large: TooLarge | None = None
 
 
-FromWorker: TypeAlias = Loaded | Progressed | Previewed | Made | Finished | Failed
+FromWorker: TypeAlias = Planned | Loaded | Restarted | Progressed | Previewed | Made | Finished | Failed

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from weave.models.components import TokenizerClass
 from weave.models.families import FAMILIES
-from weave.models.memory import ALLOWANCE
+from weave.models.plans import CONTEXT, default_work
 from weave.weavectl.look import shown_bytes
 from weave.weavectl.output import Output
 
@@ -27,9 +27,16 @@ class Known(NamedTuple):
         return int(2e9 * (self.billions + self.billions_of_32_bits))
 
     @property
+    def image(self) -> int:
+        """What one image of the family's default size takes, with the GPU's context, in bytes: an estimate."""
+        family = FAMILIES[self.family]
+        activations, work = family.activations, default_work(family)
+        return max(activations.denoiser * work.denoised, activations.vae * work.coded) + CONTEXT
+
+    @property
     def memory(self) -> int:
         """What the weights need as float16 or bfloat16, and an image, in bytes."""
-        return int(2e9 * self.billions) + ALLOWANCE
+        return int(2e9 * self.billions) + self.image
 
 
 _RAIL, _RAIL_PLUS = "CreativeML OpenRAIL-M", "CreativeML OpenRAIL++-M"
@@ -69,7 +76,7 @@ def show_known(output: Output) -> int:
         output.line(model.repository)
         output.line(f"    {model.family}; licence: {model.licence}")
         sizes = f"download about {shown_bytes(model.download)}; memory about {shown_bytes(model.memory)}"
-        output.line(f"    {sizes} ({shown_bytes(ALLOWANCE)} of it, an estimate, to generate an image)")
+        output.line(f"    {sizes} ({shown_bytes(model.image)} of it, an estimate, to generate an image)")
         output.line(f"    {command}")
     if not output.json:
         output.line("")

@@ -8,28 +8,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weave.config.schema import DeviceConfig
-from weave.models.assets import all_checks
+from weave.models.assets import Assets, all_checks
 from weave.models.components import ModelClass
 from weave.models.control_files import check_files
 from weave.models.detect import Detected, takes_references
 from weave.models.embedding_keys import Embedding
 from weave.models.families import FAMILIES
+from weave.models.family import Family
 from weave.models.faults import collect
 from weave.models.files import ModelFilesRefused
 from weave.models.layouts import unread_files
-from weave.models.memory import ALLOWANCE, Part, bytes_in, measure
+from weave.models.memory import Part, measure
+from weave.models.plans import CONTEXT, Plan, default_work, needs_of
 
 _LICENCES = ("license", "licence", "copying")
 
 
 class Look(NamedTuple):
-    """`memory` is in bytes by dtype, for each that the model may be loaded in. Sizes on the disk are in bytes too.
+    """`memory` is in bytes by dtype, for each that the model may be loaded in: the weights, and what one image of the
+    family's default size takes in addition, with the GPU's context. Sizes on the disk are in bytes too.
     `scheduler` is the model's default, where the family's does not fit it. `references`: the model takes reference
     images, unlike others of its family."""
 
     detected: Detected
     parts: dict[str, Part]
-    memory: dict[str, int]
+    memory: dict[str, tuple[int, int]]
     size: int
     unread: list[str]
     unread_size: int
@@ -47,9 +50,9 @@ class Look(NamedTuple):
             yield f"part        {name}: {component.class_name}{_described(self.parts.get(name))}"
         unread = f", of which {shown_bytes(self.unread_size)} are never read" if self.unread else ""
         yield f"disk        {shown_bytes(self.size)}{unread}"
-        for dtype, weights in self.memory.items():
-            needed = f"about {shown_bytes(weights + ALLOWANCE)}: {shown_bytes(weights)} of weights in {dtype}"
-            yield f"memory      {needed}, and {shown_bytes(ALLOWANCE)} (an estimate) to generate an image"
+        for dtype, (weights, image) in self.memory.items():
+            needed = f"about {shown_bytes(weights + image)}: {shown_bytes(weights)} of weights in {dtype}"
+            yield f"memory      {needed}, and {shown_bytes(image)} (an estimate) to generate an image"
         yield f"licence     {', '.join(self.licences) or 'no file with one; its author names it'}"
         yield from (f"never read  {file}" for file in self.unread)
         yield from (f"fault       {fault}" for fault in self.faults)
@@ -59,7 +62,7 @@ class Look(NamedTuple):
         family, *others = self.detected.families
         parts = {name: part._asdict() for name, part in self.parts.items()}
         rest = {name: getattr(self, name) for name in ("size", "unread", "unread_size", "licences", "faults")}
-        memory = {dtype: {"weights": weights, "allowance": ALLOWANCE} for dtype, weights in self.memory.items()}
+        memory = {dtype: {"weights": weights, "image": image} for dtype, (weights, image) in self.memory.items()}
         return {
             "path": str(self.detected.source.path),
             "family": family,
@@ -150,7 +153,7 @@ def look_at_control(detected: Detected) -> ControlLook:
     nets, part = FAMILIES[family].control_nets, None
     if weights is not None and nets is not None:
         with contextlib.suppress(ModelFilesRefused):  # it is among the faults
-            part = measure(nets.model, weights)
+            part = measure(weights)
     return ControlLook(detected, part, _size(_all_files(path)), faults)
 
 
@@ -163,14 +166,14 @@ def look_at(detected: Detected, device: DeviceConfig) -> Look:
     for name, component in family.components.items():
         if isinstance(component, ModelClass) and name in weights:
             with contextlib.suppress(ModelFilesRefused):  # it is among the faults
-                parts[name] = measure(component, weights[name])
+                parts[name] = measure(weights[name])
     scheduler = family.default_scheduler(assets.checked.configs["scheduler"]) if assets and not faults else None
     folder = path if path.is_dir() else path.parent
     unread = unread_files(family.name, path, assets.files() if assets else [])
     return Look(
         detected=detected,
         parts=parts,
-        memory={} if faults else {dtype: bytes_in(parts.values(), dtype) for dtype in _dtypes(device)},
+        memory={} if faults or not assets else {dtype: _memory(family, assets, dtype) for dtype in _dtypes(device)},
         size=_size(file for given in (path, *source.parts.values()) for file in _all_files(given)),
         unread=unread,
         unread_size=_size(path / file for file in unread),
@@ -179,6 +182,12 @@ def look_at(detected: Detected, device: DeviceConfig) -> Look:
         scheduler=scheduler if scheduler != family.defaults.scheduler else None,
         references=takes_references(path, family),
     )
+
+
+def _memory(family: Family, assets: Assets, dtype: str) -> tuple[int, int]:
+    found = needs_of(family, assets, dtype)
+    weights = sum(size.whole for size in found.sizes.values())
+    return weights, found.estimate(default_work(family)).needed(Plan("card")) - weights + CONTEXT
 
 
 def _all_files(path: Path) -> Iterator[Path]:

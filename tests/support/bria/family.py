@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from weave.models import sizes
 from weave.models.components import AUTOENCODER_KL, BY_DIFFUSERS, T5_ENCODER, T5_TOKENIZER, ModelClass
 from weave.models.configs import rules
-from weave.models.family import Family, bounds, defaults
+from weave.models.family import Activations, Family, bounds, defaults
 from weave.models.sizes import Configs, Expected
 
 _TRANSFORMER = ModelClass(
@@ -44,6 +44,7 @@ FAMILIES = (
             "transformer": _TRANSFORMER,
             "vae": AUTOENCODER_KL,
         },
+        activations=Activations(denoiser=800, vae=2600),
         sizes=_sizes,
         max_sequence_length=128,
         adapter="bria",

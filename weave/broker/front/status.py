@@ -55,6 +55,7 @@ def report_to(uid: int, daemon: DaemonSnapshot) -> StatusReport:
         images_made=metrics.images,
         metrics=metrics,
         libraries_lack=schedule.libraries_lack or UNSET,
+        plan=(worker.plan if worker else None) or UNSET,
     )
 
 

@@ -1,14 +1,14 @@
 """From a worker's messages to a client's events."""
 
-from weave.broker.schedule.worker_link import Update
+from weave.broker.schedule.worker_link import WorkerError
 from weave.protocol.bounds import MAX_SEED
 from weave.protocol.client_messages import Image, Preview, Progress
-from weave.protocol.errors import ErrorCode
+from weave.protocol.errors import ErrorCode, RequestError
 from weave.protocol.tasks import Task
-from weave.protocol.worker_messages import Previewed, Progressed
+from weave.protocol.worker_messages import Made, Previewed, Progressed, TooLarge
 
 # The error of a job, by the reason in the worker's Failed.
-FAILURES = {
+_FAILURES = {
     "cancelled": (ErrorCode.CANCELLED, "cancelled"),
     "out_of_memory": (ErrorCode.OUT_OF_MEMORY, "the device has not enough free memory for this job"),
     "bounds": (
@@ -27,11 +27,28 @@ FAILURES = {
         ErrorCode.WORKER_FAILED,
         "the daemon's libraries lack something that it needs; the daemon's log says what",
     ),
+    "too_large": (ErrorCode.OUT_OF_MEMORY, "the device has not enough memory for this job"),
     "internal": (ErrorCode.INTERNAL, "the GPU worker failed; the daemon's log says why"),
 }
 
 
-def event_of(task: Task, update: Update) -> Progress | Preview | Image:
+def failure_of(error: WorkerError) -> RequestError:
+    """What the client gets."""
+    if error.too_large is not None:
+        return _too_large(error.too_large)
+    return RequestError(*_FAILURES[error.reason])
+
+
+def _too_large(found: TooLarge) -> RequestError:
+    needed, available = (f"{size / 1e9:.3g} GB" for size in (found.needed, found.available))
+    text = f"the job needs about {needed} ({found.needed} bytes) on the device, and there are {available}"
+    if not found.width:
+        return RequestError(ErrorCode.OUT_OF_MEMORY, f"{text}; no size would fit", field="model")
+    text = f"{text}; {found.width}x{found.height} would fit"
+    return RequestError(ErrorCode.OUT_OF_MEMORY, text, field="width", maximum=found.width)
+
+
+def event_of(task: Task, update: Progressed | Previewed | Made) -> Progress | Preview | Image:
     """`update` has been checked against `task` (worker_link.py)."""
     parameters = task.parameters
     if isinstance(update, Progressed):

@@ -9,17 +9,17 @@ from msgspec import structs
 from weave import log
 from weave.broker.admission.audit import Audit
 from weave.broker.admission.principal import EVERYONE, Principal, Served
-from weave.broker.schedule.events import FAILURES, event_of
+from weave.broker.schedule.events import event_of, failure_of
 from weave.broker.schedule.job import GenerateJob, Job, LoadJob
 from weave.broker.schedule.slot import Slot
 from weave.broker.schedule.worker_link import WorkerError, WorkerLink
 from weave.config.child_configs import BrokerConfig
 from weave.protocol.channel import ChannelClosed, ChannelViolation
-from weave.protocol.client_messages import Done, Loading, Timings, Tokens
+from weave.protocol.client_messages import Done, Error, Loading, Timings, Tokens
 from weave.protocol.control_messages import StopReason
 from weave.protocol.errors import ErrorCode
 from weave.protocol.metrics import Metrics
-from weave.protocol.worker_messages import Finished, Made, Run
+from weave.protocol.worker_messages import Finished, Made, PlanName, Restarted, Run
 
 # A cancelled job ends at its next step; a worker that takes longer than this is killed.
 _CANCEL_SECONDS = 10.0
@@ -50,6 +50,8 @@ class Runner:
         self._previous_worker = slot.worker
         # A worker has sent output of this job: from then on, this job is to blame for what happens to it.
         self.has_output = False
+        # The plan that the job was run again in, after it had run out of memory.
+        self._fallback: PlanName | None = None
 
     async def run(self) -> None:
         """Ends with the job's last event. No worker is left that cannot be trusted with the next job."""
@@ -58,10 +60,9 @@ class Runner:
             done = await self._do()
             job.finish(done)
         except WorkerError as error:
-            code, message = FAILURES[error.reason]
             if error.reason not in ("cancelled", "libraries"):  # "libraries" has a log line already, once for all jobs
                 log.write("broker", "job_failed", job=job.number, reason=error.reason, detail=str(error))
-            job.fail(code, message)
+            job.finish(Error.from_exception(failure_of(error)))
             if slot.worker is not None and slot.worker.device is None:
                 await slot.end("the model could not be loaded")
         except TimeoutError:
@@ -88,7 +89,8 @@ class Runner:
         tokens = await self._generate(worker, job)
         timings = structs.replace(timings, generating=loop.time() - loaded_at)
         metrics.generating_seconds.observe(timings.generating)
-        return Done(model=job.model.id, seed=job.task.parameters.seed, timings=timings, tokens=tokens)
+        seed = job.task.parameters.seed
+        return Done(model=job.model.id, seed=seed, timings=timings, tokens=tokens, fallback=self._fallback)
 
     async def _ready_worker(self) -> WorkerLink:
         """A worker that has the job's model and may serve its user. Raises as _do does."""
@@ -116,7 +118,7 @@ class Runner:
         worker = await slot.start(job.model.id, serves=serves)
         self._bill(job, job.principal)
         slot.last_served, slot.culprit = job.principal, None
-        await slot.load(worker, seconds=self._config.limits.load_seconds)
+        await slot.load(worker, job, seconds=self._config.limits.load_seconds)
         self._audit.write("model_loaded", job.requester.peer, model=job.model.id, job=job.number)
         return worker
 
@@ -149,6 +151,9 @@ class Runner:
                     self.has_output, self._slot.last_served = True, job.principal
                     if isinstance(update, Finished):
                         tokens = update.tokens
+                    elif isinstance(update, Restarted):
+                        self._fallback = update.plan
+                        log.write("broker", "fallback", job=job.number, plan=update.plan)
                     else:
                         self._metrics.images += isinstance(update, Made)
                         job.send(event_of(job.task, update), memfd)

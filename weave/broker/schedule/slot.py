@@ -5,10 +5,11 @@ from collections import deque
 from collections.abc import Iterator
 
 from weave.broker.admission.principal import Principal, Served
-from weave.broker.schedule.job import Job
+from weave.broker.schedule.job import GenerateJob, Job
 from weave.broker.schedule.snapshot import SlotSnapshot, WorkerState
 from weave.broker.schedule.worker_link import WorkerError, WorkerLink
 from weave.protocol.channel import Channel, ChannelClosed, close_all
+from weave.protocol.client_messages import Loading
 from weave.protocol.control_messages import StartWorker, StopReason, StopWorker, ToBroker, WorkerEnded, WorkerStarted
 from weave.protocol.metrics import Metrics
 from weave.protocol.peer import Peer
@@ -83,11 +84,16 @@ class Slot:
         self.worker = WorkerLink(self.worker_number, model, channel, serves=serves, layers=layers)
         return self.worker
 
-    async def load(self, worker: WorkerLink, *, seconds: float) -> None:
-        """Raises WorkerError, TimeoutError, ChannelViolation, ChannelClosed."""
+    async def load(self, worker: WorkerLink, job: Job | None = None, *, seconds: float) -> None:
+        """Load the model for `job`, if any, which gets the plan. Raises WorkerError, TimeoutError, ChannelViolation,
+        ChannelClosed."""
         self.state = "loading"
+        parameters = job.task.parameters if isinstance(job, GenerateJob) else None
         async with asyncio.timeout(seconds):
-            await worker.load()
+            await worker.load(parameters)
+            if job is not None:
+                job.send(Loading(model=job.model.id, plan=worker.plan))
+            await worker.loaded()
         self._metrics.models_loaded += 1
 
     async def end(self, reason: StopReason) -> None:

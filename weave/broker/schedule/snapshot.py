@@ -5,20 +5,22 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from weave.broker.admission.principal import Served
-from weave.protocol.worker_messages import Memory
+from weave.protocol.worker_messages import Memory, PlanName
 
 WorkerState: TypeAlias = Literal["none", "starting", "loading", "idle", "running", "stopping"]
 JobState: TypeAlias = Literal["queued", "loading", "running"]
 
 
 class WorkerSnapshot(Struct, frozen=True, kw_only=True):
-    """A worker. device, dtype and memory are None until its model is loaded; `layers` are those of its sandbox."""
+    """A worker. device, dtype and memory are None until its model is loaded, plan until it is chosen; `layers` are
+    those of its sandbox."""
 
     model: str
     serves: Served
     device: str | None
     dtype: str | None
     memory: Memory | None
+    plan: PlanName | None
     layers: tuple[str, ...]
 
 

@@ -8,6 +8,7 @@ from weave.broker.admission.principal import EVERYONE, Served
 from weave.broker.schedule.snapshot import WorkerSnapshot
 from weave.protocol.channel import Channel, ChannelViolation, check_sealed_memfd, close_all
 from weave.protocol.client_messages import Tokens
+from weave.protocol.parameters import Parameters
 from weave.protocol.waiting import receive
 from weave.protocol.worker_messages import (
     ENCODERS,
@@ -19,24 +20,29 @@ from weave.protocol.worker_messages import (
     Loaded,
     Made,
     Memory,
+    PlanName,
+    Planned,
     Previewed,
     Progressed,
     Reason,
+    Restarted,
     Run,
+    TooLarge,
 )
 
 _MAX_PNG_OVERHEAD = 256 * 1024
 _MAX_PREVIEW_SIDE = 256
 
-Update: TypeAlias = Progressed | Previewed | Made
+Update: TypeAlias = Restarted | Progressed | Previewed | Made
 
 
 class WorkerError(Exception):
     """The worker failed at a job and continues; with the reason "libraries", none could start or load the model."""
 
-    def __init__(self, reason: Reason, detail: str = "") -> None:
+    def __init__(self, reason: Reason, detail: str = "", too_large: TooLarge | None = None) -> None:
         super().__init__(detail)
         self.reason = reason
+        self.too_large = too_large
 
 
 class WorkerLink:
@@ -52,19 +58,34 @@ class WorkerLink:
         self.device: str | None = None
         self.dtype: str | None = None
         self.memory: Memory | None = None
+        self.plan: PlanName | None = None
         self._channel: Channel[FromWorker] = Channel.from_fd(channel, FromWorker)
         self._channel.set_blocking(False)
 
-    async def load(self) -> None:
-        """Raises WorkerError, ChannelViolation, ChannelClosed."""
-        self._send(Load())
-        message, memfd = await self._receive()
-        close_all(memfd)
-        if isinstance(message, Failed) and message.job == 0:
-            raise WorkerError(message.reason, message.detail)
-        if not isinstance(message, Loaded) or memfd:
+    async def load(self, parameters: Parameters | None = None) -> None:
+        """Have the worker load its model, for a job with these parameters, and wait for its plan. Raises WorkerError,
+        ChannelViolation, ChannelClosed."""
+        self._send(Load(parameters=parameters))
+        message = await self._answer_to_load()
+        if not isinstance(message, Planned):
+            raise ChannelViolation(f"{type(message).__name__} instead of a plan")
+        self.plan = message.plan
+
+    async def loaded(self) -> None:
+        """Wait until the model is loaded, after load(). Raises as it does."""
+        message = await self._answer_to_load()
+        if not isinstance(message, Loaded):
             raise ChannelViolation(f"{type(message).__name__} while loading")
         self.device, self.dtype, self.memory = message.device, message.dtype, message.memory
+
+    async def _answer_to_load(self) -> FromWorker:
+        message, memfd = await self._receive()
+        close_all(memfd)
+        if memfd:
+            raise ChannelViolation("an unexpected descriptor")
+        if isinstance(message, Failed) and message.job == 0:
+            raise WorkerError(message.reason, message.detail, message.too_large)
+        return message
 
     async def run(self, run: Run, inputs: tuple[int, ...] = ()) -> AsyncIterator[tuple[Update | Finished, int | None]]:
         """`inputs` are the job's images, which the caller keeps. Yields each update with its checked memfd, which the
@@ -75,24 +96,22 @@ class WorkerLink:
         images = run.parameters.images
         self._send(run, inputs)
         image = step = steps = previewed = 0
+        restarted = False
         while True:
             message, descriptors = await self._receive()
             try:
-                if isinstance(message, Loaded) or message.job != run.job:
+                if isinstance(message, Planned | Loaded) or message.job != run.job:
                     raise ChannelViolation(f"{type(message).__name__} of another job")
                 if isinstance(message, Failed | Finished):
-                    if descriptors:
-                        raise ChannelViolation("an unexpected descriptor")
-                    if isinstance(message, Failed):
-                        raise WorkerError(message.reason, message.detail)
-                    if image != images:
-                        raise ChannelViolation(f"finished after {image} of {images} images")
-                    _check_tokens(message.tokens)
+                    finished = _checked_end(message, descriptors, images - image)
                     break
-                if message.image != image or image >= images:
+                if not isinstance(message, Restarted) and (message.image != image or image >= images):
                     raise ChannelViolation(f"image {message.image} instead of {image}")
-                _check_update(message, descriptors, run, step, steps, previewed)
-                if isinstance(message, Progressed):
+                _check_update(message, descriptors, run, step, steps, previewed, restarted=restarted)
+                if isinstance(message, Restarted):
+                    restarted, step, steps, previewed = True, 0, 0, 0
+                    self.plan = message.plan
+                elif isinstance(message, Progressed):
                     step, steps = message.step, message.steps
                 elif isinstance(message, Previewed):
                     previewed = message.step
@@ -102,8 +121,8 @@ class WorkerLink:
                 close_all(descriptors)
                 raise
             yield message, descriptors[0] if descriptors else None
-        self.memory = message.memory
-        yield message, None
+        self.memory, self.plan = finished.memory, finished.plan or self.plan
+        yield finished, None
 
     def cancel(self, job: int) -> None:
         """Have the worker end that job at its next step, with Failed."""
@@ -117,6 +136,7 @@ class WorkerLink:
             device=self.device,
             dtype=self.dtype,
             memory=self.memory,
+            plan=self.plan,
             layers=self._layers,
         )
 
@@ -136,6 +156,18 @@ class WorkerLink:
         return await receive(self._channel)
 
 
+def _checked_end(message: Failed | Finished, descriptors: list[int], missing: int) -> Finished:
+    """`missing` is the number of images that were not sent. Raises ChannelViolation, and WorkerError for Failed."""
+    if descriptors:
+        raise ChannelViolation("an unexpected descriptor")
+    if isinstance(message, Failed):
+        raise WorkerError(message.reason, message.detail, message.too_large)
+    if missing:
+        raise ChannelViolation(f"finished without {missing} of its images")
+    _check_tokens(message.tokens)
+    return message
+
+
 def _check_tokens(tokens: Tokens) -> None:
     """Only known encoders: clients display their names. Raises ChannelViolation."""
     for encoders in (tokens.prompt, tokens.negative_prompt):
@@ -144,9 +176,15 @@ def _check_tokens(tokens: Tokens) -> None:
             raise ChannelViolation("tokens of an unknown encoder, or of one encoder twice")
 
 
-def _check_update(message: Update, descriptors: list[int], run: Run, step: int, steps: int, previewed: int) -> None:
-    """`step` (of `steps`) and `previewed` are the last steps of this image that Progressed and Previewed reported.
-    Raises ChannelViolation."""
+def _check_update(
+    message: Update, descriptors: list[int], run: Run, step: int, steps: int, previewed: int, *, restarted: bool
+) -> None:
+    """`step` (of `steps`) and `previewed` are the last steps of this image that Progressed and Previewed reported,
+    `restarted` is whether the job was already. Raises ChannelViolation."""
+    if isinstance(message, Restarted):
+        if restarted or descriptors:
+            raise ChannelViolation("restarted twice, or with a descriptor")
+        return
     if isinstance(message, Progressed):
         passes = 2 if run.parameters.enlarge else 1
         most = steps or passes * run.parameters.steps

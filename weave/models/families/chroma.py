@@ -6,7 +6,7 @@ from typing import Any
 from weave.models import single_files, sizes
 from weave.models.components import AUTOENCODER_KL, BY_DIFFUSERS, T5_ENCODER, T5_TOKENIZER, ModelClass
 from weave.models.configs import rules
-from weave.models.family import Family, bounds, defaults
+from weave.models.family import Activations, Family, bounds, defaults
 from weave.models.files import Header
 from weave.models.original_names import by_table
 from weave.models.original_tables import FLUX
@@ -88,6 +88,7 @@ FAMILIES = (
             "transformer": _TRANSFORMER,
             "vae": AUTOENCODER_KL,
         },
+        activations=Activations(denoiser=800, vae=2600),
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(FLUX),

@@ -14,7 +14,7 @@ from weave.models.components import (
     ModelClass,
 )
 from weave.models.configs import rules
-from weave.models.family import Family, bounds, defaults
+from weave.models.family import Activations, Family, bounds, defaults
 from weave.models.files import Header
 from weave.models.original_names import by_table
 from weave.models.original_tables import FLUX
@@ -109,6 +109,7 @@ FAMILIES = (
             "transformer": _TRANSFORMER,
             "vae": AUTOENCODER_KL,
         },
+        activations=Activations(denoiser=800, vae=2600),
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(FLUX),

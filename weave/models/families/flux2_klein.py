@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from weave.models import single_files, sizes
 from weave.models.components import BY_DIFFUSERS, ModelClass
 from weave.models.configs import rules
-from weave.models.family import Family, bounds, defaults
+from weave.models.family import Activations, Family, bounds, defaults
 from weave.models.files import Header
 from weave.models.original_names import by_table
 from weave.models.original_tables import FLUX2
@@ -106,6 +106,7 @@ FAMILIES = (
             "transformer": _TRANSFORMER,
             "vae": _VAE,
         },
+        activations=Activations(denoiser=800, vae=2600, tile=1024),
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(FLUX2),

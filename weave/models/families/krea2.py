@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from weave.models import single_files, sizes
 from weave.models.components import BY_DIFFUSERS, ModelClass
 from weave.models.configs import rules
-from weave.models.family import Family, bounds, defaults
+from weave.models.family import Activations, Family, bounds, defaults
 from weave.models.original_names import by_table
 from weave.models.original_tables import KREA2
 from weave.models.qwen import DESCRIBE_PREFIX, QWEN3_VL, QWEN_TOKENIZER, QWEN_VAE, check_rotations, text_size, vae_sizes
@@ -80,6 +80,7 @@ FAMILIES = (
             "transformer": _TRANSFORMER,
             "vae": QWEN_VAE,
         },
+        activations=Activations(denoiser=800, vae=3000, tile=256),
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(KREA2),

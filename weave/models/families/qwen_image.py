@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from weave.models import single_files, sizes
 from weave.models.components import BY_DIFFUSERS, ModelClass
 from weave.models.configs import rules
-from weave.models.family import Family, bounds, defaults
+from weave.models.family import Activations, Family, bounds, defaults
 from weave.models.files import Header
 from weave.models.qwen import DESCRIBE, QWEN2_5_VL, QWEN_TOKENIZER, QWEN_VAE, check_rotations, text_size, vae_sizes
 from weave.models.single_files import DENOISER, SingleFile, of_prefix
@@ -84,6 +84,7 @@ FAMILIES = (
             "transformer": _TRANSFORMER,
             "vae": QWEN_VAE,
         },
+        activations=Activations(denoiser=800, vae=3000, tile=256),
         sizes=_sizes,
         single_file=_FILE,
         max_sequence_length=512,

@@ -15,7 +15,7 @@ from weave.models.components import (
     ModelClass,
 )
 from weave.models.configs import rules
-from weave.models.family import Family, bounds, defaults
+from weave.models.family import Activations, Family, bounds, defaults
 from weave.models.files import Header, ModelFilesRefused
 from weave.models.original_names import by_table
 from weave.models.original_tables import SD3
@@ -134,6 +134,7 @@ FAMILIES = (
             "vae": AUTOENCODER_KL,
         },
         optional=frozenset({"tokenizer_3", "text_encoder_3"}),
+        activations=Activations(denoiser=800, vae=2600),
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(SD3),

@@ -6,7 +6,7 @@ from typing import Any
 from weave.models import control_nets, single_files, sizes
 from weave.models.components import AUTOENCODER_KL, CLIP_TEXT, CLIP_TEXT_WITH_PROJECTION, CLIP_TOKENIZER, UNET
 from weave.models.configs import rules
-from weave.models.family import Family, bounds, defaults
+from weave.models.family import Activations, Family, bounds, defaults
 from weave.models.files import Header, ModelFilesRefused
 from weave.models.original_names import of_unet
 from weave.models.schedulers import DIFFUSION, EDM
@@ -122,6 +122,7 @@ FAMILIES = (
             "unet": UNET,
             "vae": AUTOENCODER_KL,
         },
+        activations=Activations(denoiser=1500, vae=2600, decodes_in_float32=True),
         sizes=_sizes,
         single_file=_FILE,
         original_names=of_unet,

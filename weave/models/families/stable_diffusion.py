@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from weave.models import control_nets, single_files, sizes
 from weave.models.components import AUTOENCODER_KL, CLIP_TEXT, CLIP_TOKENIZER, UNET
-from weave.models.family import Family, bounds, defaults
+from weave.models.family import Activations, Family, bounds, defaults
 from weave.models.files import Header
 from weave.models.original_names import of_unet
 from weave.models.schedulers import DIFFUSION
@@ -30,6 +30,7 @@ def _family(name: str, expected: Sizes, single_file: SingleFile, *, largest_side
             "unet": UNET,
             "vae": AUTOENCODER_KL,
         },
+        activations=Activations(denoiser=1500, vae=2600),
         sizes=expected,
         single_file=single_file,
         original_names=of_unet,

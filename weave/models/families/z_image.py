@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from weave.models import single_files, sizes
 from weave.models.components import AUTOENCODER_KL, BY_DIFFUSERS, ModelClass
 from weave.models.configs import rules
-from weave.models.family import Family, bounds, defaults
+from weave.models.family import Activations, Family, bounds, defaults
 from weave.models.original_names import by_table
 from weave.models.original_tables import Z_IMAGE
 from weave.models.qwen import CHAT, QWEN3, QWEN_TOKENIZER
@@ -91,6 +91,7 @@ FAMILIES = (
             "transformer": _TRANSFORMER,
             "vae": AUTOENCODER_KL,
         },
+        activations=Activations(denoiser=800, vae=2600),
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(Z_IMAGE),

@@ -1,0 +1,221 @@
+"""Where a model's weights are: on the device, or in main memory until they are used.
+
+diffusers' own group offloading needs accelerate (it moves a module's arguments with it), and its offloading of whole
+models too.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from weave.gpu_worker.streaming import Blocks
+from weave.gpu_worker.units import Place, Unit
+from weave.models.memory import blocks
+
+# Buffers stay on the device: pipelines read some outside of any call.
+_ENTRANCES = ("encode", "decode")
+# The attribute by which diffusers' pipelines know where to compute, if not by where the weights are.
+_DEVICE_HOOK = "_hf_hook"
+
+
+class _Component:
+    """A module whose weights come and go. `beside` is how many bytes it needs on the device besides its weights."""
+
+    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+        self.module = module
+        self.units = _units_of(module)
+        self.whole = sum(unit.size for unit in self.units.values())
+        self.is_streamed = False
+        self.beside = 0
+        self.blocks: Blocks | None = None
+        self._device = device
+        self._is_in = False
+
+    @property
+    def resident(self) -> int:
+        """Bytes on the device now."""
+        if not self._is_in:
+            return 0
+        return self.units[""].size + self.blocks.size if self.blocks is not None else self.whole
+
+    @property
+    def wanted(self) -> int:
+        """Bytes on the device while it is in use."""
+        streamed = self._streamed()
+        return self.units[""].size + 2 * max(unit.size for unit in streamed) if streamed else self.whole
+
+    def bring(self) -> None:
+        """Put it on the device, or if it is streamed what is in no block."""
+        if self._is_in:
+            return
+        self._is_in = True
+        streamed = self._streamed()
+        if streamed:
+            self.blocks = Blocks(streamed, self._device)
+        for unit in self.units.values():
+            if unit not in streamed:
+                unit.bring(device=self._device)
+                unit.enter()
+
+    def send(self) -> None:
+        """Take it off the device."""
+        if self.blocks is not None:
+            self.blocks.close()
+        self.blocks = None
+        for unit in self.units.values():
+            unit.leave()
+        self._is_in = False
+
+    def _streamed(self) -> list[Unit]:
+        """The units that come one after another. Two of them may be more than the whole component."""
+        found = [unit for name, unit in self.units.items() if name]
+        saves = len(found) > 1 and self.units[""].size + 2 * max(unit.size for unit in found) < self.whole
+        return found if self.is_streamed and saves else []
+
+
+class Placement:
+    """The components of the loaded model. Until take() they are on the device for good."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # The most bytes of weights that were on the device at once since the job began.
+        self.peak = 0
+        self._components: dict[str, _Component] = {}  # the last one used is last
+        self._places: dict[tuple[int, str], tuple[_Component, Unit, int]] = {}
+        self._room: int | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether weights come and go."""
+        return bool(self._components)
+
+    def take(self, name: str, module: torch.nn.Module) -> None:
+        """Move a component's weights to main memory, from where they come to the device as they are used."""
+        component = _Component(module, self.device)
+        self._components[name] = component
+        for unit_name, unit in component.units.items():
+            for place, number in unit.places():
+                self._places[id(place.module), place.name] = (component, unit, number)
+            if unit_name:
+                block = module.get_submodule(unit_name)
+                block.register_forward_pre_hook(partial(_enter, component, unit))
+                block.register_forward_hook(partial(_leave, component, unit))
+        module.register_forward_pre_hook(lambda *_: self._use(name))
+        for entrance in _ENTRANCES:
+            if hasattr(module, entrance):
+                setattr(module, entrance, self._used(name, getattr(module, entrance)))
+        for owner in module.modules():
+            for buffer_name, buffer in owner.named_buffers(recurse=False):
+                setattr(owner, buffer_name, buffer.to(self.device, copy=True))
+        # Pipelines ask their first component for it, where they create latents and embeddings.
+        setattr(module, _DEVICE_HOOK, SimpleNamespace(execution_device=self.device))
+
+    def drop(self, name: str) -> None:
+        """Forget a component, which nothing uses any more."""
+        if component := self._components.pop(name, None):
+            component.send()
+            self._places = {key: value for key, value in self._places.items() if value[0] is not component}
+
+    def begin(self, streamed: Callable[[str], bool], beside: Callable[[str], int], room: int | None) -> None:
+        """Before a job: which components are streamed, and what they need besides their weights, by their names. As
+        many components stay on the device as fit into `room` bytes; None: only the one in use."""
+        self._room = room
+        for name, component in self._components.items():
+            component.beside = beside(name)
+            if component.is_streamed != streamed(name):
+                component.send()
+                component.is_streamed = not component.is_streamed
+                if component.is_streamed and self.device.type == "cuda":
+                    for unit in component.units.values():
+                        unit.pin()
+        self.peak = self.resident
+
+    @property
+    def resident(self) -> int:
+        """Bytes of weights on the device now that come and go."""
+        return sum(component.resident for component in self._components.values())
+
+    def stored(self, module: torch.nn.Module, name: str = "weight") -> torch.Tensor:
+        """A parameter where it can be changed: its home in main memory, or itself."""
+        found = self._places.get((id(module), name))
+        if found is None:
+            return Place(module, name).parameter
+        component, unit, number = found
+        component.send()
+        return unit.home(number)
+
+    @contextlib.contextmanager
+    def replaced(self, module: torch.nn.Module, tensor: torch.Tensor, name: str = "weight") -> Iterator[None]:
+        """In this context the module has another parameter, which may have another shape."""
+        found = self._places.get((id(module), name))
+        if found is None:
+            own = Place(module, name).parameter
+            setattr(module, name, torch.nn.Parameter(tensor, own.requires_grad))
+            try:
+                yield
+            finally:
+                setattr(module, name, own)
+            return
+        component, unit, number = found
+        component.send()
+        try:
+            with unit.replaced(number, tensor):
+                yield
+        finally:
+            component.send()
+
+    def _used(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def entrance(*arguments: Any, **options: Any) -> Any:
+            self._use(name)
+            return method(*arguments, **options)
+
+        return entrance
+
+    # Not in inference mode: parameters must not be tensors that exist only there.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _use(self, name: str) -> None:
+        """Bring a component to the device, and first take others off that leave no room for it."""
+        component = self._components.pop(name)
+        room = -1 if self._room is None else self._room - component.beside - component.wanted
+        for other in self._components.values():
+            if sum(it.resident for it in self._components.values()) > room:
+                other.send()
+        self._components[name] = component
+        component.bring()
+        self.peak = max(self.peak, self.resident)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _enter(component: _Component, unit: Unit, *_: Any) -> None:
+    if component.blocks is not None:
+        component.blocks.enter(unit)
+
+
+def _leave(component: _Component, unit: Unit, *_: Any) -> None:
+    if component.blocks is not None:
+        component.blocks.leave(unit)
+
+
+def _units_of(module: torch.nn.Module) -> dict[str, Unit]:
+    """By the block's name; empty is what is in no block."""
+    parameters = list(module.named_parameters(remove_duplicate=False))
+    names = blocks({name: parameter.nbytes for name, parameter in parameters})
+    grouped: dict[str, dict[torch.nn.Parameter, list[Place]]] = {"": {}}
+    places: dict[torch.nn.Parameter, list[Place]] = {}
+    owners: dict[torch.nn.Parameter, set[str]] = {}
+    for name, parameter in parameters:
+        block = next((block for block in names if block and name.startswith(f"{block}.")), "")
+        if isinstance(module.get_submodule(block), torch.nn.ModuleList):  # which is never called
+            block = ""
+        path, _, last = name.rpartition(".")
+        places.setdefault(parameter, []).append(Place(module.get_submodule(path), last))
+        owners.setdefault(parameter, set()).add(block)
+    for parameter, found in owners.items():
+        grouped.setdefault(found.pop() if len(found) == 1 else "", {})[parameter] = places[parameter]
+    return {block: Unit(found) for block, found in grouped.items()}

@@ -1,0 +1,135 @@
+"""Weights that are on the device only while they are needed: their home is in main memory, in one block a unit.
+
+While a unit is away its parameters are on torch's meta device: a computation that uses them fails, and cannot read what
+is left in memory.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from weave import log
+
+# In bytes: at least that of torch's own allocators, since kernels choose by the alignment, and their results differ.
+_ALIGNMENT = 512
+_PAGE = 4096
+
+
+class Place(NamedTuple):
+    """A parameter of a module."""
+
+    module: torch.nn.Module
+    name: str
+
+    @property
+    def parameter(self) -> torch.nn.Parameter:
+        """What is there now."""
+        found: torch.nn.Parameter = getattr(self.module, self.name)
+        return found
+
+
+class _Stored(NamedTuple):
+    """A tensor of a unit: where it starts there, and every place that has it, since modules may share parameters."""
+
+    start: int
+    home: torch.Tensor
+    places: tuple[Place, ...]
+    requires_grad: bool
+
+
+class Unit:
+    """The weights of a block of a component, or those that are in none of its blocks."""
+
+    def __init__(self, parameters: dict[torch.nn.Parameter, list[Place]]) -> None:
+        """Takes the parameters away from their modules. Two copies of a unit exist only meanwhile."""
+        sizes = [_aligned(parameter.nbytes) for parameter in parameters]
+        self.size = sum(sizes)
+        # On pages of its own, which pin() requires.
+        whole = torch.empty(_paged(self.size) + _PAGE, dtype=torch.uint8)
+        start = -whole.data_ptr() % _PAGE
+        self._home = whole[start : start + _paged(self.size)]
+        self._stored: list[_Stored] = []
+        self._replaced: dict[int, torch.Tensor] = {}
+        self.on_device: torch.Tensor | None = None
+        begin = 0
+        for (parameter, places), size in zip(parameters.items(), sizes, strict=True):
+            home = _view(self._home, begin, parameter)
+            home.copy_(parameter.detach())
+            self._stored.append(_Stored(begin, home, tuple(places), parameter.requires_grad))
+            begin += size
+        self.leave()
+
+    def bring(self, memory: torch.Tensor | None = None, device: torch.device | None = None) -> None:
+        """Copy the weights to the device: into `memory` there, which stays the caller's, or into memory of its own. The
+        copy may still be on its way on the current stream."""
+        if memory is None:
+            memory = torch.empty(self.size, dtype=torch.uint8, device=device)
+        memory[: self.size].copy_(self._home[: self.size], non_blocking=True)
+        self.on_device = memory
+
+    def enter(self) -> None:
+        """Give the modules their parameters, from what bring() has copied. A module that was cast while it was away is
+        cast."""
+        assert self.on_device is not None
+        for number, stored in enumerate(self._stored):
+            other = self._replaced.get(number)
+            if other is None:
+                tensor = _view(self.on_device, stored.start, stored.home)
+            else:
+                tensor = other.to(self.on_device.device, copy=True)
+            _put(stored, tensor.to(stored.places[0].parameter.dtype))
+
+    def leave(self) -> None:
+        """Take the parameters away from the modules, and release what bring() has copied."""
+        for stored in self._stored:
+            dtype = stored.places[0].parameter.dtype
+            _put(stored, torch.empty(stored.home.shape, dtype=dtype, device="meta"))
+        self.on_device = None
+
+    def pin(self) -> None:
+        """Lock the home's pages in memory, so that copies to a GPU run beside computations. Without it they are right
+        too, but slower."""
+        # pin_memory() would round the size up to a power of two.
+        status = torch.cuda.cudart().cudaHostRegister(self._home.data_ptr(), self._home.nbytes, 0)
+        if int(status) != 0:
+            log.write("worker", "memory_not_pinned", bytes=self._home.nbytes, status=int(status))
+
+    def places(self) -> Iterator[tuple[Place, int]]:
+        """Each place, with the number of its tensor in this unit."""
+        for number, stored in enumerate(self._stored):
+            for place in stored.places:
+                yield place, number
+
+    def home(self, number: int) -> torch.Tensor:
+        """The tensor in main memory; what is written to it counts from the next bring() on."""
+        return self._stored[number].home
+
+    @contextlib.contextmanager
+    def replaced(self, number: int, tensor: torch.Tensor) -> Iterator[None]:
+        """In this context the unit has another tensor, which may have another shape."""
+        self._replaced[number] = tensor
+        try:
+            yield
+        finally:
+            del self._replaced[number]
+
+
+def _put(stored: _Stored, tensor: torch.Tensor) -> None:
+    # requires_grad is kept: on the CPU it selects kernels.
+    parameter = torch.nn.Parameter(tensor, stored.requires_grad)
+    for place in stored.places:
+        setattr(place.module, place.name, parameter)
+
+
+def _view(memory: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
+    return memory[start : start + like.nbytes].view(like.dtype).view(like.shape)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _paged(size: int) -> int:
+    return -(-size // _PAGE) * _PAGE

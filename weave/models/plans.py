@@ -1,0 +1,172 @@
+"""What a job needs on the device in each plan, and which plan it gets. Everything is an estimate, made before anything
+is loaded."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+from msgspec import structs
+
+from weave.models.assets import Assets
+from weave.models.components import ModelClass
+from weave.models.family import Family
+from weave.models.memory import Size, size_of
+from weave.protocol.defaults import with_defaults
+from weave.protocol.parameters import Parameters, RequestedParameters
+from weave.protocol.worker_messages import PlanName
+
+# card: everything stays on the device. stages: only what is in use is there, and the rest in main memory. streamed: so
+# too, and the blocks of the denoiser, and of text encoders that do not fit, are on the device one after another.
+Placement: TypeAlias = Literal["card", "stages", "streamed"]
+Setting: TypeAlias = Literal["auto", "card", "stages", "streamed"]
+PLACEMENTS: tuple[Placement, ...] = ("card", "stages", "streamed")
+# What CUDA's context takes on a GPU beside the model: an estimate.
+CONTEXT = 600_000_000
+# References are reduced to this many pixels, whatever their size.
+_REFERENCE_PIXELS = 1024 * 1024
+# What the residuals of a ControlNet take, compared with the denoiser's intermediate results.
+_CONTROL = 0.5
+# Bytes for each pixel of an image that is put together from tiles, in 16 bits.
+_IMAGE = 24
+
+
+class Plan(NamedTuple):
+    """Where the weights are, and whether the VAE works in tiles."""
+
+    placement: Placement
+    tiled: bool = False
+
+    @property
+    def name(self) -> PlanName:
+        """As clients see it."""
+        return f"{self.placement}+tiled" if self.tiled else self.placement  # type: ignore[return-value]
+
+
+class Work(NamedTuple):
+    """How many pixels the denoiser works on at once, and the VAE."""
+
+    denoised: int
+    coded: int
+
+
+class Estimate(NamedTuple):
+    """Bytes on the device. `denoiser` includes the ControlNets; `denoising` and `decoding` are what intermediate
+    results take meanwhile, `tiled` what they take when the VAE decodes in tiles."""
+
+    encoders: Mapping[str, Size]
+    denoiser: Size
+    vae: int
+    denoising: int
+    decoding: int
+    tiled: int
+
+    def needed(self, plan: Plan) -> int:
+        """The most that the job needs at any time."""
+        decoding = self.tiled if plan.tiled else self.decoding
+        if plan.placement == "card":
+            weights = sum(size.whole for size in self.encoders.values()) + self.denoiser.whole + self.vae
+            return weights + max(self.denoising, decoding)
+        streamed = plan.placement == "streamed"
+        encoder = max((size.streamed if streamed else size.whole for size in self.encoders.values()), default=0)
+        denoiser = self.denoiser.streamed if streamed else self.denoiser.whole
+        return max(encoder, denoiser + self.denoising, self.vae + decoding)
+
+
+def work_of(parameters: Parameters) -> Work:
+    """What a job computes at once."""
+    batch = min(parameters.batch, parameters.images)
+    pixels = parameters.width * parameters.height
+    references = [min(image.width * image.height, _REFERENCE_PIXELS) for image in parameters.references]
+    coded = max(pixels * (batch if parameters.image else 1), *references, 0)
+    if parameters.enlarge is not None:
+        width, height = parameters.output_size
+        coded = max(coded, width * height)
+    denoised = max(pixels * batch, coded if parameters.enlarge else 0)
+    return Work(denoised + sum(references), coded)
+
+
+class Needs(NamedTuple):
+    """What a model's jobs need. `sizes` are those of its components in `dtype`, a name in torch; `tile` is the side of
+    its VAE's tiles, in pixels."""
+
+    family: Family
+    dtype: str
+    sizes: Mapping[str, Size]
+    tile: int
+
+    def estimate(self, work: Work, controls: Sequence[Size] = ()) -> Estimate:
+        """What a job needs. `controls` are the sizes of its ControlNets."""
+        activations, sizes = self.family.activations, self.sizes
+        wide = 2 if self.dtype == "float32" else 1
+        upcast = 2 if self.dtype == "float16" and activations.decodes_in_float32 else 1
+        denoiser = sizes[self.family.denoiser]
+        for control in controls:
+            denoiser = denoiser.plus(control)
+        denoising = activations.denoiser * work.denoised * wide * (1 + _CONTROL * len(controls))
+        decoding = activations.vae * work.coded
+        tiled = min(work.coded, self.tile**2) * activations.vae + work.coded * _IMAGE
+        return Estimate(
+            encoders={name: size for name, size in sizes.items() if name not in (self.family.denoiser, "vae")},
+            denoiser=denoiser,
+            vae=sizes["vae"].whole * upcast,
+            denoising=int(denoising),
+            decoding=decoding * wide * upcast,
+            tiled=min(decoding, tiled) * wide * upcast,
+        )
+
+
+def needs_of(family: Family, assets: Assets, dtype: str) -> Needs:
+    """By the headers of the model's files. Raises ModelFilesRefused."""
+    sizes = {}
+    for part, weights in assets.weights.items():
+        component = family.components[part]
+        assert isinstance(component, ModelClass)
+        sizes[part] = size_of(component, weights, dtype)
+    tile = assets.checked.configs["vae"].get("sample_size", family.activations.tile)
+    return Needs(family, dtype, sizes, tile)
+
+
+def default_work(family: Family) -> Work:
+    """What one image of the family's default size takes."""
+    request = RequestedParameters(prompt="")
+    return work_of(with_defaults(request, family.defaults, family.bounds, seed=0))
+
+
+def choose(found: Estimate, available: int | None, setting: Setting = "auto") -> Plan | None:
+    """The first plan that fits; None if none does. Tiles change pixels slightly, so the VAE decodes in tiles only where
+    it could not decode otherwise. `available` is None for a device without a limit, `setting` that of the config."""
+    placements = PLACEMENTS if setting == "auto" else (setting,)
+    if available is None:
+        return Plan(placements[0])
+    tiled = found.vae + found.decoding > available and found.tiled < found.decoding
+    plans = (Plan(placement, tiled) for placement in placements)
+    return next((plan for plan in plans if found.needed(plan) <= available), None)
+
+
+def smallest(found: Estimate, setting: Setting = "auto") -> int:
+    """What the job needs in the plan that needs the least."""
+    placements = PLACEMENTS if setting == "auto" else (setting,)
+    return min(found.needed(Plan(placement, True)) for placement in placements)
+
+
+def after(plan: Plan, found: Estimate, *, has_budget: bool) -> Plan | None:
+    """The plan to try after running out of memory in `plan`: from the card to stages, from there to all that saves
+    memory. Without a budget, as on the CPU, moving weights saves none."""
+    tiled = plan.tiled or found.tiled < found.decoding
+    following = Plan("streamed", tiled)
+    if not has_budget:
+        following = Plan(plan.placement, tiled)
+    elif plan.placement == "card":
+        following = Plan("stages", plan.tiled)
+    return following if following != plan else None
+
+
+def fitting_size(parameters: Parameters, multiple: int, fits: Callable[[Parameters], bool]) -> tuple[int, int] | None:
+    """The largest width and height of about the same ratio for which the job `fits`."""
+    scale = 1.0
+    while True:
+        scale *= 0.95
+        width, height = (int(side * scale) // multiple * multiple for side in (parameters.width, parameters.height))
+        if min(width, height) < 64:
+            return None
+        if fits(structs.replace(parameters, width=width, height=height)):
+            return width, height
