@@ -72,7 +72,7 @@ def predict_velocity(model: Path) -> Path:
     return model
 
 
-IN_FP8 = ("sd1", "z-image")
+IN_FP8 = ("sd1", "flux", "z-image")
 MEAN, STD = [-1.6574, 1.886, -1.383, 2.5155], [8.4927, 5.9022, 6.5498, 5.2299]
 # Models with EDM's noise schedule: the tensors that mark their files, and what their folders say of scheduler and VAE.
 EDM: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
@@ -149,6 +149,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Pat
             name, file = f"{family}-{kind}", top / f"{family}-{kind}.safetensors"
             save_file(content, file)
             found[name] = (family, top / family, table(name, family, file, top / family))
+        name, file = f"{family}-full", top / f"{family}-scaled.safetensors"
+        found[name] = (family, top / family, table(name, family, file, top / family) + 'weights = "full"\n')
     return found
 
 
@@ -209,8 +211,11 @@ def test_a_preview_is_denormalised_as_the_image_is(served: Daemon, name: str) ->
 
 @pytest.mark.parametrize("family", IN_FP8)
 def test_weights_in_fp8_are_multiplied_by_their_scales(served: Daemon, served_as_float16: Daemon, family: str) -> None:
+    """They are kept in fp8, or computed up once."""
     for daemon in (served, served_as_float16):
-        assert np.array_equal(drawn(daemon, f"{family}-scaled"), drawn(daemon, f"{family}-unscaled"))
+        expected = drawn(daemon, f"{family}-unscaled")
+        assert np.array_equal(drawn(daemon, f"{family}-scaled"), expected)
+        assert np.array_equal(drawn(daemon, f"{family}-full"), expected)
         assert np.array_equal(drawn(daemon, f"{family}-fp8"), drawn(daemon, f"{family}-wide"))
 
 

@@ -16,6 +16,19 @@ def scaled(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return stored
 
 
+def scaled_by_row(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The matrices in 8 bits, each with a scale for each row."""
+    stored = {}
+    for name, tensor in tensors.items():
+        if tensor.dim() == 2 and name.endswith(".weight"):
+            scale = tensor.abs().amax(dim=1, keepdim=True).clamp(min=1e-6) / 448
+            stored[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            stored[f"{name}_scale"] = scale
+        else:
+            stored[name] = tensor
+    return stored
+
+
 def unscaled(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
         name: tensor.float() * tensors[name.removesuffix("weight") + "scale_weight"]

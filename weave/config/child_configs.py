@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from weave.config.schema import DeviceConfig, Limits
+from weave.config.schema import DeviceConfig, Form, Limits
 from weave.protocol.channel import read_sealed_memfd, sealed_memfd
 from weave.protocol.client_messages import ModelOffer
 from weave.protocol.embeddings import EmbeddingOffer, EmbeddingOffers
@@ -79,6 +79,7 @@ class WorkerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     parts: dict[str, str]
     sha256: dict[str, str]
     memory: Literal["auto", "card", "stages", "streamed"] = "auto"
+    weights: Form = "kept"
     loras: tuple[WorkerLora, ...] = ()
     embeddings: tuple[WorkerEmbedding, ...] = ()
     controls: tuple[WorkerControl, ...] = ()

@@ -7,6 +7,9 @@ from msgspec import Meta, Struct, field
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=86400)]
 Bound: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=100_000)]
+# How weights in few bits are held: as in the file (`kept`), or computed up once to the dtype (`full`): the images are
+# the same. `fp8_matmul` is as `kept`, but GPUs that can also multiply in fp8, and the images differ slightly.
+Form: TypeAlias = Literal["kept", "full", "fp8_matmul"]
 Sha256: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
@@ -141,9 +144,9 @@ class ModelConfig(_Table, frozen=True, kw_only=True):
     such as `vae`, which replace those of `path`.
 
     `sha256` pins files to a digest in hex: by their path inside the folder, for single files by `path` or `parts.NAME`.
-    `v1_id` is the model's number in version 1 of the protocol. `references` says whether the model takes reference
-    images, in families where only some do (in flux, FLUX.1 Kontext). `memory` is where its weights are
-    (weave/models/plans.py); "auto" picks the fastest that fits.
+    `weights` is how those in few bits are held. `v1_id` is the model's number in version 1 of the protocol.
+    `references` says whether the model takes reference images, in families where only some do (in flux, FLUX.1
+    Kontext). `memory` is where its weights are (weave/models/plans.py); "auto" picks the fastest that fits.
     """
 
     path: str
@@ -151,6 +154,7 @@ class ModelConfig(_Table, frozen=True, kw_only=True):
     title: str = ""
     layout: str | None = None
     parts: dict[str, str] = {}
+    weights: Form = "kept"
     v1_id: Annotated[int, Meta(ge=1, le=2**32 - 1)] | None = None
     references: bool | None = None
     memory: Literal["auto", "card", "stages", "streamed"] = "auto"

@@ -57,6 +57,7 @@ def worker_config(config: Config) -> WorkerConfig:
                 parts=model.parts,
                 sha256=model.sha256,
                 memory=model.memory,
+                weights=model.weights,
                 loras=tuple(lora for lora in loras if lora.offer.family == offer.family),
                 embeddings=tuple(it for it in embeddings if it.offer.family == offer.family),
                 controls=tuple(it for it in controls if it.offer.family == offer.family),

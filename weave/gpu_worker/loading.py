@@ -13,9 +13,11 @@ from typing import Any
 import diffusers
 import torch
 
+from weave.config.schema import Form
 from weave.gpu_worker.classes import component_class, pipeline_class
 from weave.gpu_worker.converters import Tensors
 from weave.gpu_worker.device import is_out_of_memory
+from weave.gpu_worker.kept import StandIns
 from weave.gpu_worker.schedulers import check_own_scheduler
 from weave.gpu_worker.tensors import read_tensors, read_value, refuse_keys
 from weave.models.assets import Source, Weights, find_assets
@@ -23,6 +25,7 @@ from weave.models.components import CLIP_TOKENIZER, Component, ModelClass, Token
 from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.models.files import ModelFilesRefused
+from weave.models.kept import may_keep, stays
 
 _VELOCITY = 0.09
 
@@ -34,21 +37,23 @@ def load_pipeline(
     dtype: torch.dtype,
     pins: Mapping[str, str] | None = None,
     take: Callable[[Any], None] | None = None,
+    form: Form = "kept",
 ) -> Any:
     """The pipeline of a model, on `device`, or where `take` moves it from the mapped files. `name` is its family;
-    `pins` are digests of its files, as for Source.as_pinned(). Raises ModelFilesRefused."""
+    `pins` are digests of its files, as for Source.as_pinned(); `form` is how its weights are held. Raises
+    ModelFilesRefused."""
     if pins:
         # Its reasons are clearer than that a digest differs. It is repeated below, where the files cannot change.
         find_assets(name, source, str(dtype).removeprefix("torch."))
     with source.as_pinned(pins or {}):
-        pipeline = _load_pipeline(name, source, dtype, mapped=take is not None or device.type != "cpu")
+        pipeline = _load_pipeline(name, source, dtype, form, mapped=take is not None or device.type != "cpu")
         if take is None:
             return pipeline.to(device)
         take(pipeline)
         return pipeline
 
 
-def _load_pipeline(name: str, source: Source, dtype: torch.dtype, *, mapped: bool) -> Any:
+def _load_pipeline(name: str, source: Source, dtype: torch.dtype, form: Form, *, mapped: bool) -> Any:
     family = FAMILIES[name]
     assets = find_assets(name, source, str(dtype).removeprefix("torch."))
     configs, settings = assets.checked
@@ -60,7 +65,8 @@ def _load_pipeline(name: str, source: Source, dtype: torch.dtype, *, mapped: boo
     for part, component in family.components.items():
         if isinstance(component, ModelClass) and part in assets.weights:
             weights = assets.weights[part]
-            loaded[part] = load_model(weights, part, component, configs[part], dtype, mapped=mapped)
+            form_of_part = form if may_keep(part, component) else None
+            loaded[part] = load_model(weights, part, component, configs[part], dtype, mapped=mapped, form=form_of_part)
     _check_tokenizers({part: family.components[part] for part in assets.tokenizers}, loaded)
     scheduler_class = getattr(diffusers, configs["scheduler"]["_class_name"])
     with _errors_refuse("scheduler"):
@@ -135,19 +141,36 @@ def _check_clip_lengths(tokenizers: Mapping[str, Any]) -> None:
 
 
 def load_model(
-    weights: Weights, part: str, component: ModelClass, config: dict[str, Any], dtype: torch.dtype, *, mapped: bool
+    weights: Weights,
+    part: str,
+    component: ModelClass,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    *,
+    mapped: bool,
+    form: Form | None = None,
 ) -> Any:
-    """A component, on the CPU. Its weights may stay in the `mapped` files. Raises ModelFilesRefused."""
+    """A component, on the CPU. Its weights may stay in the `mapped` files. `form` is for a component that may_keep().
+    Raises ModelFilesRefused."""
     is_diffusers, model_class = component.library == "diffusers", component_class(component)
     with _errors_refuse(part):
-        tensors = read_tensors(part, weights, config, dtype)
+        tensors, matrices = read_tensors(part, weights, config, dtype, keep=form is not None)
+        kept = {name: matrix for name, matrix in matrices.items() if form != "full" and stays(component, name)}
+        for name in matrices.keys() - kept.keys():
+            stays_wide = set(component.kept_in_float32) & set(name.split("."))
+            tensors[name] = matrices[name].full(torch.float32 if stays_wide else dtype)
+        if not mapped:
+            kept = {name: matrix.clone() for name, matrix in kept.items()}
         if not mapped:
             # A tensor that is not cast would stay in the mapped file: a change of the file would change the model, and
             # its address is not aligned, which alone can change pixels.
             not_cast = {dtype, torch.float32} if model_class._keep_in_fp32_modules else {dtype}
             tensors = {key: tensor.clone() if tensor.dtype in not_cast else tensor for key, tensor in tensors.items()}
         load = _load_with_diffusers if is_diffusers else _load_with_transformers
-        model = load(part, component, config, tensors, dtype)
+        stand_ins = StandIns(kept, dtype)
+        model = load(part, component, config, tensors | stand_ins.tensors, dtype)
+        left = stand_ins.replace(model, in_fp8=form == "fp8_matmul") - set(component.unused_tensors)
+        refuse_keys(part, "tensors in few bits of no layer", left)
     _check_complete(part, model, dtype)
     return model.eval()
 

@@ -1,7 +1,8 @@
 """A job's LoRAs are merged into the model's weights, which are the model's own again afterwards, bit for bit.
 
 Merged weights cost nothing at each step. The sum is computed in float32 and rounded once. Subtracting it again would
-not give the same bits, so the weights are kept.
+not give the same bits, so the weights are kept. Weights in few bits stay as they are: LoRAs are added each time that
+these are computed up, which gives the same sums.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from weave.config.child_configs import WorkerLora, WorkerModel
 from weave.gpu_worker.device import has_room
+from weave.gpu_worker.kept import KeptLinear
 from weave.gpu_worker.placement import Placement
 from weave.models.configs import shown
 from weave.models.families import FAMILIES
@@ -37,10 +39,15 @@ class _Product(NamedTuple):
     down: torch.Tensor
     scale: float
 
-    def add_to(self, weight: torch.Tensor) -> None:
-        """`weight` is contiguous and in float32."""
-        up, down = (matrix.to(weight.device, torch.float32) for matrix in (self.up, self.down))
-        weight.view(len(up), -1).addmm_(up, down, alpha=self.scale)
+    def on(self, device: torch.device) -> "_Product":
+        """The same, on `device` and in float32."""
+        up, down = (matrix.to(device, torch.float32) for matrix in (self.up, self.down))
+        return _Product(up, down, self.scale)
+
+    def add_to(self, weight: torch.Tensor, rows: slice = slice(None)) -> None:
+        """`weight` has these rows of the layer's weights. It is contiguous and in float32."""
+        up, down, scale = self.on(weight.device)
+        weight.view(len(up[rows]), -1).addmm_(up[rows], down, alpha=scale)
 
 
 _Products = dict[tuple[str, str], list[_Product]]
@@ -53,12 +60,15 @@ def merged(
     """In this context the weights are those with the LoRAs. Raises LoraRefused, and what running out of memory raises;
     the weights are then unchanged."""
     products = _read_all(pipeline, model, requested)
-    modules = {place: getattr(pipeline, place[0]).get_submodule(place[1]) for place in products}
-    weights = {place: placement.stored(module) for place, module in modules.items()}
+    layers = {place: getattr(pipeline, place[0]).get_submodule(place[1]) for place in products}
+    in_few_bits = {place: layer for place, layer in layers.items() if isinstance(layer, KeptLinear)}
+    weights = {place: placement.stored(layer) for place, layer in layers.items() if place not in in_few_bits}
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     room = has_room(placement.device, sum(weight.nbytes for weight in weights.values()))
     try:
         with torch.no_grad():
+            for place, layer in in_few_bits.items():
+                layer.changes = tuple(product.on(placement.device).add_to for product in products[place])
             for place, weight in weights.items():
                 kept.append((weight, weight.clone() if room else weight.to("cpu", copy=True)))
                 total = weight.to(placement.device).float().contiguous()
@@ -67,6 +77,8 @@ def merged(
                 weight.copy_(total)
         yield
     finally:
+        for layer in in_few_bits.values():
+            layer.changes = ()
         with torch.no_grad():
             for weight, own in kept:
                 weight.copy_(own)
@@ -90,9 +102,9 @@ def _layers(pipeline: Any, family: Family) -> Layers:
     loaded = {part: getattr(pipeline, part) for part in parts if getattr(pipeline, part) is not None}
     return {
         part: {
-            name: tuple(layer.weight.shape)
+            name: layer.shape if isinstance(layer, KeptLinear) else tuple(layer.weight.shape)
             for name, layer in component.named_modules()
-            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | KeptLinear)
         }
         for part, component in loaded.items()
     }

@@ -54,7 +54,7 @@ class Planner:
         ModelFilesRefused, NoRoom."""
         model, offer = self._model, self._model.offer
         assets = find_assets(offer.family, source_of(model.path, model.layout, model.parts), self._dtype)
-        self._needs = needs_of(self._family, assets, self._dtype)
+        self._needs = needs_of(self._family, assets, self._dtype, full=model.weights == "full")
         if parameters is None:
             parameters = with_defaults(RequestedParameters(prompt=""), offer.defaults, offer.bounds, seed=0)
         planned = self.plan(parameters)

@@ -170,10 +170,10 @@ def _offered(model: WorkerModel) -> Offered:
 def _load(channel: Channel[ToWorker], model: WorkerModel, planner: Planner, dtype: torch.dtype, load: Load) -> Any:
     planned = planner.plan_load(load.parameters)
     channel.send(PlannedMessage(plan=planned.plan.name))
-    source, take = source_of(model.path, model.layout, model.parts), planner.take
-    on_card = planned.plan.placement == "card"
+    source = source_of(model.path, model.layout, model.parts)
+    take = None if planned.plan.placement == "card" else planner.take
     device = planner.placement.device
-    return load_pipeline(model.offer.family, source, device, dtype, model.sha256, None if on_card else take)
+    return load_pipeline(model.offer.family, source, device, dtype, model.sha256, take, model.weights)
 
 
 def _failed(job: int, error: Exception, device: torch.device) -> Failed:

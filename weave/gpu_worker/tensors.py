@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from weave.gpu_worker.converters import Tensors, convert
+from weave.gpu_worker.kept import Kept
 from weave.models.assets import Weights
 from weave.models.configs import KINDS, shown
 from weave.models.files import ModelFilesRefused
@@ -25,24 +26,33 @@ _NOT_NEEDED = (".scale_input", ".input_scale")
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def read_tensors(part: str, weights: Weights, config: Mapping[str, Any], dtype: torch.dtype) -> Tensors:
-    """`config` is the component's; weights with a scale are multiplied by it, and then of `dtype`.
+class Read(NamedTuple):
+    """A component's tensors. Those in `kept` stay in the form of the file."""
 
-    Raises ModelFilesRefused.
-    """
+    tensors: Tensors
+    kept: dict[str, Kept]
+
+
+def read_tensors(
+    part: str, weights: Weights, config: Mapping[str, Any], dtype: torch.dtype, *, keep: bool = False
+) -> Read:
+    """`config` is the component's. Matrices in fp8 stay so if `keep` is true. Other weights that have a scale are
+    multiplied by it, and then of `dtype`. Raises ModelFilesRefused."""
     tensors: Tensors = {}
     for path in weights.files:
         found = _read(part, path, weights.names)
         refuse_keys(part, "tensors in two files", found.keys() & tensors.keys())
         tensors |= found
+    scales: Tensors = {}
     if weights.part is not None:
-        tensors = _unscaled(part, tensors, dtype)
-        if weights.part.converter and not any(name.startswith(weights.part.own) for name in tensors):
-            tensors, unknown = convert(weights.part.converter, tensors, config)
-            refuse_keys(part, "unexpected tensors", unknown)
+        tensors, scales = _scales(part, tensors)
+    columns = _columns(tensors, scales) if keep else {}
+    tensors |= {name: _scaled(tensors[name], scales[name], dtype) for name in scales.keys() - columns.keys()}
+    tensors, columns = _converted(part, weights, tensors, columns, config)
     others = {key for key, tensor in tensors.items() if not tensor.is_floating_point() and not key.endswith(_COUNTS)}
     refuse_keys(part, "tensors not of floating-point numbers", others)
-    return tensors
+    kept = {name: Kept(tensors.pop(name), column) for name, column in columns.items()}
+    return Read(tensors, kept)
 
 
 def read_value(path: Path, name: str, stored: StoredValue) -> float | list[float]:
@@ -75,8 +85,9 @@ def _read(part: str, path: Path, names: Mapping[str, str] | None) -> Tensors:
         raise ModelFilesRefused(f"{part}/{path.name}: {error}") from None
 
 
-def _unscaled(part: str, tensors: Tensors, dtype: torch.dtype) -> Tensors:
-    """Each weight that has a scale is multiplied by it: libraries drop scales, and such models generate noise."""
+def _scales(part: str, tensors: Tensors) -> tuple[Tensors, Tensors]:
+    """The tensors without what describes others, and the scales by the names of the weights that are to be multiplied
+    by them: libraries drop scales, and such models generate noise."""
     plain = {}
     scales = {}
     for name, tensor in tensors.items():
@@ -92,9 +103,38 @@ def _unscaled(part: str, tensors: Tensors, dtype: torch.dtype) -> Tensors:
         if weight.dtype not in _FP8 or scale.numel() not in (1, weight.shape[0]):
             detail = f"scale of shape {list(scale.shape)} for a weight of {weight.dtype}, {list(weight.shape)}"
             raise ModelFilesRefused(f"{part}: {shown(name)}: {detail}: not supported")
-        by_row = scale.float().reshape(-1, *[1] * (weight.dim() - 1))
-        plain[name] = (weight.float() * by_row).to(dtype)
-    return plain
+    return plain, scales
+
+
+def _scaled(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    by_row = scale.float().reshape(-1, *[1] * (weight.dim() - 1))
+    return (weight.float() * by_row).to(dtype)
+
+
+def _columns(tensors: Tensors, scales: Tensors) -> Tensors:
+    """For each matrix in fp8 the scales of its rows, as a column."""
+    found = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype in _FP8 and tensor.dim() == 2:
+            scale = scales.get(name, torch.ones(1)).float().reshape(-1, 1)
+            found[name] = scale.expand(len(tensor), 1).contiguous()
+    return found
+
+
+def _converted(
+    part: str, weights: Weights, tensors: Tensors, columns: Tensors, config: Mapping[str, Any]
+) -> tuple[Tensors, Tensors]:
+    """With the names of the component's class. Converters only rename tensors and take rows of them: the same of the
+    columns."""
+    known = weights.part
+    if known is None or not known.converter or any(name.startswith(known.own) for name in tensors):
+        return tensors, columns
+    converted, unknown = convert(known.converter, tensors, config)
+    refuse_keys(part, "unexpected tensors", unknown)
+    if not columns:
+        return converted, {}
+    beside, _ = convert(known.converter, {**tensors, **columns}, config)
+    return converted, {name: it for name, it in beside.items() if it.dtype != converted[name].dtype}
 
 
 def _check_format(part: str, name: str, tensor: torch.Tensor) -> None:

@@ -31,7 +31,8 @@ class ModelClass(Struct, frozen=True, kw_only=True):
     """A class with weights. `config` has a rule for each key of its config.json. `defaults` are the class's own values
     for the keys that a family compares (sizes.py), used where a config lacks them. Files may name the class by one of
     `aliases`. Files of transformers may hold `unused_tensors`, which the class does not have. The modules
-    `kept_in_float32` stay so when the model is loaded in float16."""
+    `kept_in_float32` stay so when the model is loaded in float16. `is_large`: it has billions of weights, so they may
+    stay in few bits (kept.py)."""
 
     library: Literal["diffusers", "transformers"]
     class_name: str
@@ -40,6 +41,7 @@ class ModelClass(Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     unused_tensors: tuple[str, ...] = ()
     kept_in_float32: tuple[str, ...] = ()
+    is_large: bool = False
 
     @property
     def weights(self) -> str:
@@ -112,6 +114,7 @@ T5_ENCODER = ModelClass(
     aliases=("T5ForConditionalGeneration", "T5Model"),
     unused_tensors=("lm_head.weight",),
     kept_in_float32=("wo",),
+    is_large=True,
 )
 
 UNET = ModelClass(

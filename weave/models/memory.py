@@ -8,6 +8,7 @@ from typing import NamedTuple
 from weave.models.assets import Weights
 from weave.models.components import ModelClass
 from weave.models.files import Tensor, check_safetensors_header
+from weave.models.kept import kept_bytes
 
 # Names in torch, by those in safetensors files.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
@@ -42,10 +43,14 @@ def measure(weights: Weights) -> Part:
     return Part(sum(prod(tensor.shape) for _, tensor in tensors), tuple(dtypes))
 
 
-def size_of(component: ModelClass, weights: Weights, dtype: str) -> Size:
-    """What the weights take once they are loaded in `dtype`, one of those that the config may name. Raises
-    ModelFilesRefused."""
-    return size_in_blocks({name: _bytes(component, name, tensor, dtype) for name, tensor in _tensors(weights)})
+def size_of(component: ModelClass, weights: Weights, dtype: str, *, keeps: bool = False) -> Size:
+    """What the weights take once they are loaded in `dtype`, one of those that the config may name; those in few bits
+    stay as they are where the component `keeps` them. Raises ModelFilesRefused."""
+    sizes = {}
+    for name, tensor in _tensors(weights):
+        kept = kept_bytes(component, name, tensor) if keeps else None
+        sizes[name] = _bytes(component, name, tensor, dtype) if kept is None else kept
+    return size_in_blocks(sizes)
 
 
 def size_in_blocks(sizes: Mapping[str, int]) -> Size:

@@ -9,6 +9,7 @@ from msgspec import structs
 from weave.models.assets import Assets
 from weave.models.components import ModelClass
 from weave.models.family import Family
+from weave.models.kept import may_keep
 from weave.models.memory import Size, size_of
 from weave.protocol.defaults import with_defaults
 from weave.protocol.parameters import Parameters, RequestedParameters
@@ -114,13 +115,13 @@ class Needs(NamedTuple):
         )
 
 
-def needs_of(family: Family, assets: Assets, dtype: str) -> Needs:
-    """By the headers of the model's files. Raises ModelFilesRefused."""
+def needs_of(family: Family, assets: Assets, dtype: str, *, full: bool = False) -> Needs:
+    """By the headers of the model's files. `full`: no weights are kept in few bits. Raises ModelFilesRefused."""
     sizes = {}
     for part, weights in assets.weights.items():
         component = family.components[part]
         assert isinstance(component, ModelClass)
-        sizes[part] = size_of(component, weights, dtype)
+        sizes[part] = size_of(component, weights, dtype, keeps=not full and may_keep(part, component))
     tile = assets.checked.configs["vae"].get("sample_size", family.activations.tile)
     return Needs(family, dtype, sizes, tile)
 

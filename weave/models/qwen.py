@@ -37,9 +37,10 @@ QWEN3 = ModelClass(
     defaults={"hidden_size": 4096, "num_hidden_layers": 32},
     aliases=("Qwen3ForCausalLM",),
     unused_tensors=("lm_head.weight",),
+    is_large=True,
 )
 QWEN3_FOR_CAUSAL_LM = ModelClass(
-    library="transformers", class_name="Qwen3ForCausalLM", config=_QWEN3, defaults=QWEN3.defaults
+    library="transformers", class_name="Qwen3ForCausalLM", config=_QWEN3, defaults=QWEN3.defaults, is_large=True
 )
 
 # Models that also see images; here they only read. Older configs repeat the keys of text_config beside it.
@@ -83,6 +84,7 @@ QWEN2_5_VL = ModelClass(
         },
     ),
     defaults={},
+    is_large=True,
 )
 QWEN3_VL = ModelClass(
     library="transformers",
@@ -117,6 +119,7 @@ QWEN3_VL = ModelClass(
     defaults={},
     aliases=("Qwen3VLForConditionalGeneration",),
     unused_tensors=("lm_head.weight",),
+    is_large=True,
 )
 
 QWEN_VAE = ModelClass(
