@@ -4,12 +4,11 @@ import asyncio
 from typing import Any, cast
 
 import msgspec
-import pytest
+from msgspec import structs
 
 from tests.unit.test_queue import Model, Told, requester
 from weave.broker.admission.audit import Audit
 from weave.broker.admission.principal import EVERYONE
-from weave.broker.schedule import scheduler as scheduler_module
 from weave.broker.schedule.job import JobNumber, LoadJob
 from weave.broker.schedule.scheduler import Scheduler
 from weave.broker.schedule.snapshot import ScheduleSnapshot, SlotSnapshot
@@ -45,8 +44,9 @@ class SlowSupervisor:
         asyncio.get_running_loop().call_later(self._seconds, self.scheduler.on_worker, ended, [])
 
 
-def scheduler_of(supervisor: SlowSupervisor) -> Scheduler:
-    supervisor.scheduler = Scheduler(cast(Any, supervisor), CONFIG, Audit(), Metrics(), attached=False)
+def scheduler_of(supervisor: SlowSupervisor, *devices: str) -> Scheduler:
+    config = structs.replace(CONFIG, devices=devices or ("cpu",))
+    supervisor.scheduler = Scheduler(cast(Any, supervisor), config, Audit(), Metrics(), attached=False)
     return supervisor.scheduler
 
 
@@ -82,17 +82,15 @@ def test_a_job_timed_out_during_a_worker_change_gets_one_error() -> None:
     assert asyncio.run(main()) == ([ErrorCode.TIMED_OUT], [])
 
 
-def test_each_device_has_its_own_job_and_worker_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler_module, "DEVICES", 2)
-
+def test_each_device_has_its_own_job_and_worker_events() -> None:
     async def main() -> None:
         supervisor, told = SlowSupervisor(0.3), [Told() for _ in range(3)]
-        scheduler = scheduler_of(supervisor)
+        scheduler = scheduler_of(supervisor, "cpu:0", "cpu:1")
         running = asyncio.create_task(scheduler.run())
         for number, each in enumerate(told):
             scheduler.submit(load_job(number, each), seconds=None)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        while len(supervisor.started) < 2:
+            await asyncio.sleep(0)
         assert supervisor.started == [1, 2]
         assert [slot.state for slot in scheduler.slots] == ["starting"] * 2 and len(scheduler.queue) == 1
         # The first worker ends, and only its slot takes the waiting job.
@@ -119,7 +117,8 @@ def test_later_events_do_not_change_a_snapshot() -> None:
         encoded = msgspec.msgpack.encode(taken)
         # A live object would not survive this.
         assert msgspec.msgpack.decode(encoded, type=ScheduleSnapshot) == taken
-        assert taken.slots == (SlotSnapshot(state="starting", runs_for=1, worker=None),) and taken.waiting == 1
+        assert taken.slots == (SlotSnapshot(device="cpu", state="starting", runs_for=1, worker=None),)
+        assert taken.waiting == 1
         assert [(job.user_number, job.state, job.position) for job in taken.jobs] == [
             (1, "loading", 0),
             (2, "queued", 0),

@@ -30,9 +30,10 @@ class Access(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`isolate_users`: no worker serves two UIDs."""
+    """`devices` are the names of devices.py. `isolate_users`: no worker serves two UIDs."""
 
     mode: Literal["user", "system", "attached"]
+    devices: tuple[str, ...] = ("auto",)
     models: tuple[ModelOffer, ...]
     default_model: str | None
     loras: LoraOffers = ()

@@ -6,6 +6,7 @@ from functools import partial
 
 from msgspec import structs
 
+from weave.config.devices import check_devices
 from weave.config.schema import (
     BoundsOverride,
     Config,
@@ -40,6 +41,7 @@ def offers(config: Config) -> tuple[ModelOffer, ...]:
 
 def check(config: Config) -> None:
     """Checks that need more than one field. Raises ConfigError."""
+    check_devices(config.device)
     if config.default_model is not None and config.default_model not in config.models:
         raise ConfigError(f"default_model is {config.default_model!r}, which is not in [models]")
     numbers: dict[int, str] = {}

@@ -22,10 +22,18 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class DeviceConfig(_Table, frozen=True, kw_only=True):
-    """Where models run. `threads` is for the CPU; 0 means one per core. `memory_bytes` is how much of the device's
-    memory the daemon may use; 0 means all of it."""
+    """Where models run: on `device`, which is auto if neither is set, or on each of `devices`, with a worker for each
+    (config/devices.py). `threads` is for the CPU, for each worker; 0 means one per core, divided between the workers on
+    the CPU. `memory_bytes` is how much of each device's memory the daemon may use; 0 means all of it."""
 
-    device: Annotated[str, Meta(pattern=r"\A(auto|cpu|cuda(:[0-9]{1,4})?)\Z")] = "auto"
+    device: Annotated[str, Meta(pattern=r"\A(auto|cpu|cuda(:[0-9]{1,4})?)\Z")] | None = None
+    devices: (
+        Annotated[
+            tuple[Annotated[str, Meta(pattern=r"\A(cpu|cuda:(0|[1-9][0-9]{0,3}))\Z")], ...],
+            Meta(min_length=1, max_length=16),
+        ]
+        | None
+    ) = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     memory_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 0

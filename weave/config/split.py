@@ -11,6 +11,7 @@ from weave.config.child_configs import (
     WorkerLora,
     WorkerModel,
 )
+from weave.config.devices import device_names
 from weave.config.offers import control_offers, embedding_offers, lora_offers, offers
 from weave.config.schema import Config
 
@@ -20,6 +21,7 @@ def broker_config(config: Config, *, mode: Literal["user", "system", "attached"]
     models = offers(config)
     return BrokerConfig(
         mode=mode,
+        devices=device_names(config.device),
         models=models,
         default_model=config.default_model or (models[0].id if models else None),
         loras=lora_offers(config),

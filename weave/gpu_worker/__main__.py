@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from weave import log
 from weave.config.child_configs import WorkerConfig, from_memfd
+from weave.config.devices import device_names
 from weave.gpu_worker import environment, libraries
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, Imported, LibrariesLack, ToZygote
@@ -120,7 +121,9 @@ class Zygote:
             self._leaving = bool(self._unfit)
 
     def _fork(self, message: ForkWorker, jobs: int, control: int) -> None:
-        model = next(model for model in self._config.models if model.offer.id == message.model)
+        model = next((model for model in self._config.models if model.offer.id == message.model), None)
+        if model is None or message.device not in device_names(self._config.device):
+            raise ChannelViolation("a worker for a model or a device that is not in the config")
         tasks = self._tasks[model.offer.family]
         zygote = os.getpid()
         pid = os.fork()
@@ -130,6 +133,7 @@ class Zygote:
             run_worker(
                 model,
                 self._config.device,
+                message.device,
                 tasks=tasks,
                 jobs=jobs,
                 control=control,

@@ -2,11 +2,14 @@
 
 import contextlib
 import gc
+import os
 import resource
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
+from weave.config.devices import is_cpu
 from weave.models.plans import CONTEXT
 from weave.protocol.worker_messages import Memory
 
@@ -28,6 +31,13 @@ def why_no_gpu() -> str:
     except (AssertionError, RuntimeError) as error:  # AssertionError: a build of torch without CUDA
         return str(error)
     return "torch sees no GPU"
+
+
+def share_of_threads(name: str, names: Sequence[str]) -> int:
+    """How many threads the worker on `name` gets: as many as torch has chosen, one per core, but no more than it may
+    have processors. Workers on the CPU divide them."""
+    threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    return max(1, threads // sum(map(is_cpu, names))) if is_cpu(name) else threads
 
 
 def choose_dtype(device: torch.device, setting: str) -> torch.dtype:

@@ -16,6 +16,7 @@ import torch
 
 from weave import log
 from weave.config.child_configs import WorkerModel
+from weave.config.devices import device_names, is_cpu
 from weave.config.schema import DeviceConfig
 from weave.gpu_worker import device as devices
 from weave.gpu_worker.planner import Planner
@@ -31,6 +32,7 @@ from weave.sandbox.hardening import drop_capabilities, harden
 def run_worker(
     model: WorkerModel,
     config: DeviceConfig,
+    name: str,
     *,
     tasks: frozenset[str],
     jobs: int,
@@ -39,15 +41,15 @@ def run_worker(
     record: bool,
 ) -> NoReturn:
     """The forked child's whole life. Takes ownership of the descriptors: `jobs` leads to the broker, `control` to the
-    supervisor. `tasks` are those that the libraries can run for the model's family. Never returns into the zygote's
-    code.
+    supervisor. `name` is the device's in the config, and `tasks` are those that the libraries can run for the model's
+    family. Never returns into the zygote's code.
     """
     status = 1
     try:
         close_descriptors_except(jobs, control)
         harden(parent=parent)
         layers = start_recording(control) if record else confine(model)
-        device = warm_up(config)
+        device = warm_up(config, name)
         channel: Channel[ToWorker] = Channel.from_fd(jobs, ToWorker, descriptors=MAX_INPUTS)
 
         # Privileged above this line, locked in below it.
@@ -97,12 +99,13 @@ def start_recording(control: int) -> tuple[str, ...]:
     return layers
 
 
-def warm_up(config: DeviceConfig) -> torch.device:
+def warm_up(config: DeviceConfig, name: str) -> torch.device:
     """Load the device's libraries, open its files and start its threads: lock_down() forbids all of these."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = devices.choose_device(config.device)
-    if device.type == "cpu" and config.device == "auto" and worker_files.NVIDIA:
+    threads = config.threads or devices.share_of_threads(name, device_names(config))
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+    device = devices.choose_device("cpu" if is_cpu(name) else name)
+    if device.type == "cpu" and name == "auto" and worker_files.NVIDIA:
         log.write("worker", "gpu_not_used", reason=devices.why_no_gpu())
     devices.warm_up(device)
     devices.limit(device, config.memory_bytes)

@@ -44,10 +44,12 @@ class LockedDown(_Message, frozen=True, kw_only=True, tag="locked_down"):
 
 
 class StartWorker(_Message, frozen=True, kw_only=True, tag="start_worker"):
-    """The broker needs a worker for `model`. Answered by WorkerStarted or WorkerEnded with the same `worker`."""
+    """The broker needs a worker for `model` on `device`, which has none. Answered by WorkerStarted or WorkerEnded with
+    the same `worker`."""
 
     worker: Count
     model: str
+    device: str
 
 
 class StopWorker(_Message, frozen=True, kw_only=True, tag="stop_worker"):
@@ -116,12 +118,14 @@ ToBroker: TypeAlias = Attested | Ping | NewSocket | WorkerStarted | WorkerEnded 
 
 
 class ForkWorker(_Message, frozen=True, kw_only=True, tag="fork_worker"):
-    """Fork a worker for `model`. Carries two descriptors: the worker's channel to the broker and its channel to the
-    supervisor. Answered by Forked, and by Exited when the worker exits. `record`: the worker sends Recording before it
-    starts its device. That alone allows no call: the supervisor's answer does, and only in record mode."""
+    """Fork a worker for `model` on `device`. Carries two descriptors: the worker's channel to the broker and its
+    channel to the supervisor. Answered by Forked, and by Exited when the worker exits. `record`: the worker sends
+    Recording before it starts its device. That alone allows no call: the supervisor's answer does, and only in record
+    mode."""
 
     worker: int
     model: str
+    device: str
     record: bool
 
 

@@ -1,7 +1,6 @@
-"""Keeps a zygote and a broker running, and gives the broker the workers that it requests."""
+"""Keeps zygotes and a broker running, and gives the broker the workers that it requests."""
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,8 @@ from msgspec import structs
 from weave import log
 from weave.config.child_configs import BrokerConfig
 from weave.config.schema import ConfigError
-from weave.config.split import broker_config, worker_config
-from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
+from weave.config.split import broker_config
+from weave.protocol.channel import ChannelClosed, ChannelViolation
 from weave.protocol.control_messages import Alive, StartWorker, StopWorker
 from weave.sandbox.account import Account
 from weave.sandbox.attestation import AttestationFailed, Confinement
@@ -21,13 +20,13 @@ from weave.sandbox.mac import Mac
 from weave.supervisor.audit import open_audit
 from weave.supervisor.children.broker import CLIENT_GONE, ORDERLY_ENDS, BrokerProcess
 from weave.supervisor.children.restart import keep_running
-from weave.supervisor.children.worker import WorkerFailed, WorkerProcess
-from weave.supervisor.children.zygote import LibrariesUnfit, ZygoteEnded, ZygoteProcess
 from weave.supervisor.metrics_file import write_metrics
 from weave.supervisor.notify import Notifier
 from weave.supervisor.record_mode.recorder import Recorder
 from weave.supervisor.settings import Settings
 from weave.supervisor.sockets.client_socket import ClientSocket
+from weave.supervisor.workers import Workers
+from weave.supervisor.zygotes import Zygotes
 
 _BROKER_START_SECONDS = 20.0
 _BROKER_STOP_SECONDS = 3.0
@@ -39,7 +38,7 @@ _TICK_SECONDS = 5.0
 
 
 class Supervisor:
-    """One daemon. It has at most one worker at any time, which owns the GPU."""
+    """One daemon."""
 
     def __init__(
         self,
@@ -55,7 +54,6 @@ class Supervisor:
         ConfigError and OSError. `recorder` turns on record mode, which exists in user mode only."""
         if recorder is not None and settings.mode != "user":
             raise ValueError(f"record mode in {settings.mode} mode")
-        self._recorder = recorder
         self._settings = settings
         self._client_socket = client_socket
         self._layers = layers
@@ -64,19 +62,17 @@ class Supervisor:
         # Emptying the bounding set takes CAP_SETPCAP. So we require it of our children only if ours is empty.
         empty = _bounding_set_is_empty()
         self._broker_confinement = Confinement("broker", settings.broker_account or Account.own(), empty, mac)
-        self._worker_confinement = Confinement("worker", settings.worker_account or Account.own(), empty, mac)
+        worker_confinement = Confinement("worker", settings.worker_account or Account.own(), empty, mac)
         self._broker: BrokerProcess | None = None
-        self._zygote: ZygoteProcess | None = None
-        self._worker: WorkerProcess | None = None
-        self._running_worker: asyncio.Task[None] | None = None
-        self._new_zygote = asyncio.Event()
+        self._zygotes = Zygotes(settings.config, worker_confinement)
+        self._workers = Workers(self._zygotes, worker_confinement, recorder)
 
     async def run(self) -> str:
         """Serve until SIGTERM or SIGINT, or, attached, until the client is gone or the broker has dropped it. Returns
         the reason. Raises ConfigError, OSError."""
         stopping = asyncio.Event()
         self._handle_signals(stopping)
-        zygotes = asyncio.create_task(keep_running("zygote", self._run_zygote, stopping))
+        zygotes = asyncio.create_task(self._zygotes.run(stopping))
         # Attached, the broker is not restarted: a new one could not know how much of the byte stream the old one read.
         brokers: asyncio.Task[Any] = asyncio.create_task(
             self._run_broker() if self._client_socket.attached else keep_running("broker", self._run_broker, stopping)
@@ -114,16 +110,6 @@ class Supervisor:
             loop.add_signal_handler(signal.SIGINT, stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
-    async def _run_zygote(self) -> str:
-        """From exec to reaped. Returns the cause of its exit."""
-        self._zygote = ZygoteProcess(worker_config(self._settings.config), self._worker_confinement)
-        self._new_zygote.set()
-        try:
-            return await self._zygote.run()
-        finally:
-            self._zygote = None
-            self._new_zygote.clear()
-
     async def _run_broker(self) -> str:
         """From exec to reaped. Returns the cause of its exit. No worker outlives the broker that it serves."""
         settings, opened = self._settings, self._client_socket.socket
@@ -146,10 +132,7 @@ class Supervisor:
         except ChannelClosed:
             await broker.wait_for_exit(seconds=_BROKER_EXIT_SECONDS)
         finally:
-            if self._running_worker is not None:
-                self._running_worker.cancel()
-                await asyncio.gather(self._running_worker, return_exceptions=True)
-                self._running_worker = None
+            await self._workers.end_all()
             self._broker = None
             cause = await broker.close()
         return cause
@@ -159,61 +142,11 @@ class Supervisor:
         while True:
             match await broker.next_request():
                 case StartWorker() as request:
-                    if self._running_worker is not None and not self._running_worker.done():
-                        raise ChannelViolation("a second worker was requested")
-                    self._running_worker = asyncio.create_task(self._run_worker(broker, request))
+                    self._workers.start(broker, request)
                 case StopWorker(worker=number, reason=reason):
-                    if self._worker is not None and self._worker.id == number:
-                        self._worker.stop(reason)
+                    self._workers.stop(number, reason)
                 case Alive() as alive:
                     self._on_alive(alive)
-
-    async def _run_worker(self, broker: BrokerProcess, request: StartWorker) -> None:
-        """From the broker's request to the worker's end, which the broker is always notified of."""
-        if request.model not in self._settings.config.models:
-            broker.worker_ended(request.worker, "the model is no longer in the config")
-            return
-        self._worker = worker = WorkerProcess(request, self._recorder)
-        cause, unfit = "stopped", False
-        try:
-            channel = await self._start(worker)
-            try:
-                log.write("supervisor", "worker_started", worker=worker.id, model=worker.model, layers=worker.layers)
-                broker.worker_started(worker.id, worker.layers, channel)
-            finally:
-                close_all([channel])
-            cause = await worker.exited()
-        except LibrariesUnfit as error:
-            cause, unfit = str(error), True
-        except ZygoteEnded:
-            cause = "the zygote exited twice"
-        except WorkerFailed as error:
-            cause = str(error)
-        except Exception as error:  # out of descriptors, for example
-            cause = f"{type(error).__name__}: {error}"
-        finally:
-            worker.stop("stopped")
-            await worker.exited()
-            worker.close()
-            self._worker = None
-            if not unfit:
-                log.write("supervisor", "worker_ended", worker=worker.id, model=worker.model, cause=cause)
-            elif self._zygote is not None:  # no worker was forked, and the zygote has logged libraries_lack
-                self._zygote.replace_if_unfit_for_long()
-        await worker.reaped()
-        broker.worker_ended(request.worker, cause, libraries_lack=unfit)
-
-    async def _start(self, worker: WorkerProcess) -> int:
-        """As WorkerProcess.start(). A zygote that exits before the fork costs a second try, not the job."""
-        with contextlib.suppress(ZygoteEnded):
-            return await self._start_once(worker)
-        return await self._start_once(worker)
-
-    async def _start_once(self, worker: WorkerProcess) -> int:
-        while self._zygote is None:
-            await self._new_zygote.wait()
-        seconds = self._settings.config.limits.start_seconds
-        return await worker.start(self._zygote, self._worker_confinement, seconds=seconds)
 
     def _reload(self) -> None:
         """SIGHUP. An invalid config changes nothing. The children's accounts stay as they were at the start."""
@@ -226,8 +159,7 @@ class Supervisor:
             self._notify_ready("serving; the new config was refused, see the log")
             return
         self._settings = structs.replace(self._settings, config=settings.config, access=settings.access)
-        if self._zygote is not None:
-            self._zygote.reconfigure(worker_config(settings.config))
+        self._zygotes.reconfigure(settings.config)
         if self._broker is not None:
             self._broker.reconfigure(self._broker_config())
         log.write("supervisor", "reloaded")
@@ -253,8 +185,7 @@ class Supervisor:
             if loop.time() < due:
                 continue
             due = loop.time() + _TICK_SECONDS
-            unfit = self._zygote is not None and self._zygote.is_unfit
-            if self._broker is not None and not self._broker.ping(libraries_lack=unfit):
+            if self._broker is not None and not self._broker.ping(libraries_lack=self._zygotes.is_unfit):
                 log.write("supervisor", "broker_hung", broker=self._broker.pid)
                 self._broker.kill()
             if self._client_socket.restore():

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from weave.config.devices import device_names, is_cpu
 from weave.config.schema import DeviceConfig
 from weave.models.assets import Assets, all_checks
 from weave.models.components import ModelClass
@@ -209,9 +210,10 @@ def _dtypes(device: DeviceConfig) -> tuple[str, ...]:
     """Those that a model may be loaded in. `auto` is bfloat16 on most GPUs, and float32 on the CPU."""
     if device.dtype != "auto":
         return (device.dtype,)
-    if device.device == "auto":
-        return ("bfloat16", "float32")
-    return ("float32",) if device.device == "cpu" else ("bfloat16",)
+    names = device_names(device)
+    on_gpus = ("bfloat16",) if "auto" in names or not all(map(is_cpu, names)) else ()
+    on_cpus = ("float32",) if "auto" in names or any(map(is_cpu, names)) else ()
+    return on_gpus + on_cpus
 
 
 def _size(files: Iterable[Path]) -> int:

@@ -33,6 +33,7 @@ from weave.protocol.waiting import receive
 from weave.protocol.worker_messages import CancelRun, Finished, FromWorker, Load, Memory, Run
 
 REFUSED = "refused by the kernel"
+DEVICE = "auto"  # the one of a config that names none
 Supervisor = Channel[ToBroker]
 ALIVE = Alive(metrics=Metrics(), connections=0, queue_length=0)
 GOOD = Parameters(
@@ -57,8 +58,14 @@ def raw(channel: Channel[Any], data: bytes, descriptors: int = 0) -> None:
 
 
 def two_workers(supervisor: Supervisor) -> None:
-    supervisor.send(StartWorker(worker=1, model="shapes"))
-    supervisor.send(StartWorker(worker=2, model="shapes"))
+    supervisor.send(StartWorker(worker=1, model="shapes", device=DEVICE))
+    supervisor.send(StartWorker(worker=2, model="shapes", device=DEVICE))
+
+
+def one_number_twice(supervisor: Supervisor) -> None:
+    """On another device, so that only the number is taken."""
+    supervisor.send(StartWorker(worker=1, model="shapes", device=DEVICE))
+    supervisor.send(StartWorker(worker=1, model="shapes", device="cpu"))
 
 
 # A reason that a reader of the audit would believe, had the supervisor written it.
@@ -66,7 +73,7 @@ FORGED_REASON = "approved by the administrator"
 
 
 def a_forged_reason(supervisor: Supervisor) -> None:
-    supervisor.send(StartWorker(worker=1, model="shapes"))
+    supervisor.send(StartWorker(worker=1, model="shapes", device=DEVICE))
     supervisor.send(StopWorker(worker=1, reason=cast(Any, FORGED_REASON)))
 
 
@@ -92,6 +99,7 @@ async def metrics_of_another_shape(supervisor: Supervisor) -> None:
 # Each breaks the protocol, which the supervisor must see.
 FORGERIES: dict[str, Callable[[Supervisor], Any]] = {
     "a second worker": two_workers,
+    "a worker's number twice": one_number_twice,
     "a forged reason": a_forged_reason,
     "an unknown field": an_unknown_field,
     "a negative worker": lambda supervisor: supervisor.send(StopWorker(worker=-1, reason="unload")),
@@ -112,11 +120,21 @@ FORGERIES: dict[str, Callable[[Supervisor], Any]] = {
 
 
 async def a_model_that_is_not_in_the_list(supervisor: Supervisor) -> str:
-    supervisor.send(StartWorker(worker=1, model="../../etc"))
+    supervisor.send(StartWorker(worker=1, model="../../etc", device=DEVICE))
     while True:
         message, _ = await receive(supervisor)
         if isinstance(message, WorkerEnded):
             return message.cause
+
+
+async def devices_that_are_not_in_the_list(supervisor: Supervisor) -> str:
+    """One worker for each device of the config, and for no other, whatever it is named."""
+    causes = set()
+    for number, device in enumerate(("cpu", "cpu:0", "cuda:0", "auto ", "", "../auto", "x" * 10_000)):
+        supervisor.send(StartWorker(worker=number, model="shapes", device=device))
+        message, _ = await receive(supervisor)
+        causes.add(message.cause if isinstance(message, WorkerEnded) else type(message).__name__)
+    return str(causes)
 
 
 async def the_end_of_another_worker(supervisor: Supervisor) -> str:
@@ -129,16 +147,18 @@ async def the_end_of_another_worker(supervisor: Supervisor) -> str:
 async def a_flood_of_requests(supervisor: Supervisor) -> str:
     ended = 0
     for number in range(300):
-        supervisor.send(StartWorker(worker=number, model="none"))
+        supervisor.send(StartWorker(worker=number, model="none", device=DEVICE))
         while not isinstance((await receive(supervisor))[0], WorkerEnded):
             pass
         ended += 1
     return f"{ended} answered"
 
 
+NOT_IN_THE_CONFIG = "the model or the device is no longer in the config"
 # Requests that the supervisor answers without harm.
 REQUESTS: dict[str, tuple[Callable[[Supervisor], Awaitable[str]], str]] = {
-    "a model that is not in the list": (a_model_that_is_not_in_the_list, "the model is no longer in the config"),
+    "a model that is not in the list": (a_model_that_is_not_in_the_list, NOT_IN_THE_CONFIG),
+    "devices that are not in the list": (devices_that_are_not_in_the_list, str({NOT_IN_THE_CONFIG})),
     "the end of another worker": (the_end_of_another_worker, "Ping"),
     "a flood of requests": (a_flood_of_requests, "300 answered"),
 }
@@ -235,7 +255,7 @@ async def answer_pings(supervisor: Supervisor) -> None:
 
 
 async def new_worker(supervisor: Supervisor, number: int = 1) -> Channel[FromWorker]:
-    supervisor.send(StartWorker(worker=number, model="shapes"))
+    supervisor.send(StartWorker(worker=number, model="shapes", device=DEVICE))
     while True:
         message, descriptors = await receive(supervisor)
         if isinstance(message, WorkerStarted):

@@ -160,7 +160,9 @@ class Dispatcher:
         unloading = self._scheduler.unload(session.requester.peer)
         session.begin(reply, None)
 
-        def answer(ended: "asyncio.Future[list[None]]") -> None:
+        def answer(ended: "asyncio.Future[None]") -> None:
+            if ended.cancelled():  # the broker is exiting
+                return
             session.end(reply)
             refused = ended.exception()
             reply.send(Error.from_exception(refused) if isinstance(refused, RequestError) else Done())

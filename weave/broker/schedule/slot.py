@@ -22,14 +22,23 @@ class Slot:
     for each of `unloads` (the requester, and the future that it awaits), and loads the default model if `preload`.
     """
 
-    def __init__(self, supervisor: Channel[ToBroker], worker_numbers: Iterator[int], metrics: Metrics) -> None:
-        """All slots take their workers' numbers from the same `worker_numbers`."""
+    def __init__(
+        self, device: str, supervisor: Channel[ToBroker], worker_numbers: Iterator[int], metrics: Metrics
+    ) -> None:
+        """`device` is its name in the config. All slots take their workers' numbers from the same `worker_numbers`."""
+        self.device = device
         self.state: WorkerState = "none"
         self.worker: WorkerLink | None = None
         self.worker_number = 0
         self.job: Job | None = None
+        # It waits for a job, or for one of the events below, of which `wake` notifies it.
+        self.is_free = False
+        self.wake = asyncio.Event()
         self.is_outdated = False
-        self.unloads: deque[tuple[Peer, asyncio.Future[None]]] = deque()
+        # The config no longer has its device.
+        self.is_retired = False
+        self.last_used = 0.0
+        self.unloads: deque[tuple[Peer, asyncio.Future[bool]]] = deque()
         self.preload = False
         # The principal that the worker served last, and the one whose job cost a worker: it pays for the next one's
         # start.
@@ -76,7 +85,7 @@ class Slot:
         self.worker_number = next(self._worker_numbers)
         self._exited = asyncio.Event()
         self._started = asyncio.get_running_loop().create_future()
-        self._supervisor.send(StartWorker(worker=self.worker_number, model=model))
+        self._supervisor.send(StartWorker(worker=self.worker_number, model=model, device=self.device))
         started = await self._started
         if started is None:
             raise ChannelClosed
@@ -118,11 +127,13 @@ class Slot:
 
     def set_idle(self) -> None:
         """The job on this slot is over."""
+        self.last_used = asyncio.get_running_loop().time()
         self.state = "idle" if self.worker is not None else "none"
 
     def snapshot(self) -> SlotSnapshot:
         """The slot's state as of now."""
         return SlotSnapshot(
+            device=self.device,
             state=self.state,
             runs_for=self.job.uid if self.job is not None else None,
             worker=self.worker.snapshot() if self.worker is not None else None,

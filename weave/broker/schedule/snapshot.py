@@ -25,8 +25,9 @@ class WorkerSnapshot(Struct, frozen=True, kw_only=True):
 
 
 class SlotSnapshot(Struct, frozen=True, kw_only=True):
-    """One device. `runs_for` is the UID whose job runs on it."""
+    """One device, by its name in the config. `runs_for` is the UID whose job runs on it."""
 
+    device: str
     state: WorkerState
     runs_for: int | None
     worker: WorkerSnapshot | None

@@ -37,14 +37,15 @@ class WorkerProcess:
     def __init__(self, request: StartWorker, recorder: Recorder | None) -> None:
         self.id = request.worker
         self.model = request.model
+        self.device = request.device
         self.layers: tuple[str, ...] = ()
         self._recorder = recorder
         self._pidfd: int | None = None
         self._listener: int | None = None
         self._watching: asyncio.Task[str | None] | None = None
         self._stop_reason: str | None = None
-        # Set by the fork. The exit status comes from the zygote, which is the worker's parent.
         self._zygote: ZygoteProcess | None = None
+        # Set by the fork. The exit status comes from the zygote, which is the worker's parent.
         self._exited: asyncio.Future[int] | None = None
 
     async def start(self, zygote: ZygoteProcess, confinement: Confinement, *, seconds: float) -> int:
@@ -58,7 +59,7 @@ class WorkerProcess:
                 stage = "the import of torch and diffusers has not finished; raise [limits] start_seconds"
             elif self._pidfd is None:
                 # An idle zygote that does not fork has hung.
-                zygote.kill()
+                zygote.retire(self.id)
                 stage = "the zygote did not fork"
             else:
                 stage = "the device's start has not finished; raise [limits] start_seconds"
@@ -69,13 +70,15 @@ class WorkerProcess:
             raise WorkerFailed(str(error)) from None
 
     async def _start(self, zygote: ZygoteProcess, confinement: Confinement) -> int:
+        zygote.hold(self.id)
+        self._zygote = zygote
         await asyncio.shield(zygote.imported)
-        if self.model not in zygote.models:
-            raise WorkerFailed("the model is no longer in the config")
+        if self.model not in zygote.models or self.device not in zygote.devices:
+            raise WorkerFailed("the model or the device is no longer in the config")
         broker_end, job_end = socket_pair()
         supervisor_end, control_end = socket_pair()
         with job_end, control_end:
-            fork = ForkWorker(worker=self.id, model=self.model, record=self._recorder is not None)
+            fork = ForkWorker(worker=self.id, model=self.model, device=self.device, record=self._recorder is not None)
             zygote.send(fork, (job_end.fileno(), control_end.fileno()))
         control: Channel[Any] = Channel(
             supervisor_end, FromWorkerStart if self._recorder is None else FromRecordedStart
@@ -84,7 +87,7 @@ class WorkerProcess:
         with broker_end:
             try:
                 pid, pidfd, self._exited = await zygote.forked(self.id)
-                self._pidfd, self._zygote = pidfd, zygote
+                self._pidfd = pidfd
                 if self._recorder is None:
                     locked_down, descriptors = await receive(control)
                     self._listener = take_listener(descriptors)
@@ -159,3 +162,5 @@ class WorkerProcess:
         """After it has exited."""
         close_all([fd for fd in (self._pidfd, self._listener) if fd is not None])
         self._pidfd = self._listener = None
+        if self._zygote is not None:
+            self._zygote.release(self.id)

@@ -6,6 +6,7 @@ from typing import Any
 
 from weave import log
 from weave.config.child_configs import WorkerConfig, to_memfd
+from weave.config.devices import device_names
 from weave.protocol.channel import ChannelClosed, ChannelViolation, close_all
 from weave.protocol.control_messages import Exited, Forked, ForkWorker, FromZygote, Imported, LibrariesLack, NewConfig
 from weave.protocol.waiting import receive
@@ -30,8 +31,9 @@ class LibrariesUnfit(Exception):
 
 
 class ZygoteProcess:
-    """One zygote, from exec to reaped. `models` are those in its config, by ID. `imported` is done when it can fork;
-    it raises ZygoteEnded or LibrariesUnfit if it never can."""
+    """One zygote, from exec to reaped. `models` are those in its config, by ID, and `devices` their devices' names.
+    `imported` is done when it can fork; it raises ZygoteEnded or LibrariesUnfit if it never can. `retired` is set once
+    it is to fork no more: it then lives until its last worker has ended, since the kernel kills its workers with it."""
 
     def __init__(self, config: WorkerConfig, confinement: Confinement) -> None:
         memfd = to_memfd(config)
@@ -46,14 +48,22 @@ class ZygoteProcess:
         finally:
             close_all([memfd])
         self.pid = self._child.pid
-        self.models = {model.offer.id: model for model in config.models}
+        self._set_offer(config)
+        self.retired = asyncio.Event()
         self.imported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._forked: dict[int, asyncio.Future[tuple[int, int, asyncio.Future[int]]]] = {}
         # By PID, which the kernel reuses only after the worker has been reaped.
         self._exited: dict[int, asyncio.Future[int]] = {}
         # Workers to kill when they are forked. Each broker counts from 1, so a number may occur twice.
         self._unwanted: list[int] = []
+        # The workers that would end with it, by number.
+        self._workers: set[int] = set()
         self._unfit_since = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no worker would end with it."""
+        return not self._workers
 
     @property
     def is_unfit(self) -> bool:
@@ -61,7 +71,10 @@ class ZygoteProcess:
         return self.imported.done() and isinstance(self.imported.exception(), LibrariesUnfit)
 
     def send(self, message: ForkWorker, descriptors: tuple[int, int]) -> None:
-        """Ask for a worker, and then wait for it with `forked`. The caller still owns `descriptors`."""
+        """Ask for a worker, and then wait for it with `forked`. The caller still owns `descriptors`. Raises ZygoteEnded
+        if it was retired."""
+        if self.retired.is_set():
+            raise ZygoteEnded
         self._forked[message.worker] = asyncio.get_running_loop().create_future()
         self._child.send(message, descriptors)
 
@@ -87,7 +100,7 @@ class ZygoteProcess:
         if self.is_unfit:
             self._replace_unfit()
             return
-        self.models = {model.offer.id: model for model in config.models}
+        self._set_offer(config)
         memfd = to_memfd(config)
         try:
             self._child.send(NewConfig(), (memfd,))
@@ -114,12 +127,31 @@ class ZygoteProcess:
         """After an attack on `worker`. All workers of one zygote have its address layout: what a failed exploit has
         learned of it must not help in the next worker."""
         log.write("supervisor", "zygote_replaced", worker=worker)
-        self.kill()
+        self.retire(worker)
+
+    def retire(self, worker: int) -> None:
+        """Fork no more workers. It ends now if only this `worker` would end with it, else after the last of them."""
+        self.retired.set()
+        self.release(worker)
+
+    def hold(self, worker: int) -> None:
+        """It is about to fork this worker."""
+        self._workers.add(worker)
+
+    def release(self, worker: int) -> None:
+        """This worker has ended, or may end now."""
+        self._workers.discard(worker)
+        if self.retired.is_set() and not self._workers:
+            self.kill()
 
     def replace_if_unfit_for_long(self) -> None:
         """The next zygote checks the libraries again."""
         if self.is_unfit and asyncio.get_running_loop().time() > self._unfit_since + _UNFIT_SECONDS:
             self._replace_unfit()
+
+    def _set_offer(self, config: WorkerConfig) -> None:
+        self.models = {model.offer.id: model for model in config.models}
+        self.devices = device_names(config.device)
 
     def _replace_unfit(self) -> None:
         """Replace this zygote. Requests for a worker wait from now on: for the next one."""
