@@ -58,6 +58,7 @@ class ZygoteProcess:
         self._unwanted: list[int] = []
         # The workers that would end with it, by number.
         self._workers: set[int] = set()
+        self._has_ended = False
         self._unfit_since = 0.0
 
     @property
@@ -119,6 +120,7 @@ class ZygoteProcess:
         finally:
             self._child.kill()
             cause = describe_status(await self._child.exited())
+            self._has_ended = True
             self._child.close()
             self._fail_pending()
         return cause
@@ -160,7 +162,8 @@ class ZygoteProcess:
 
     def kill(self) -> None:
         """SIGKILL; `run` returns when it has exited."""
-        self._child.kill()
+        if not self._has_ended:  # its pidfd is closed then
+            self._child.kill()
 
     def _handle(self, message: FromZygote, descriptors: list[int]) -> None:
         if isinstance(message, Forked) and len(descriptors) == 1:
