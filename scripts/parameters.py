@@ -8,6 +8,7 @@ from weave.protocol.declaration import (
     Bound,
     Enlarged,
     InputSize,
+    OfferedCache,
     OfferedControls,
     OfferedEmbeddings,
     OfferedLoras,
@@ -36,6 +37,7 @@ _TYPES = {
 }
 _OFFERED = {
     OfferedScheduler: "the model's `schedulers`",
+    OfferedCache: "`none`, or one of the model's `caches`",
     OfferedLoras: f"at most {MAX_LORAS} of `loras` in `models`, within its `max_weight`",
     OfferedEmbeddings: f"at most {MAX_EMBEDDINGS} of `embeddings` in `models`, each a word of one of the prompts",
     OfferedControls: f"at most {MAX_CONTROLS} of `controls` in `models`, each image within the model's `input_pixels`",
@@ -85,7 +87,9 @@ def _bound(name: str, bound: Bound) -> str:
         case InputSize():
             several = "the model's `references`: how many; each " if type_of(name) == tuple[InputImage, ...] else ""
             return f"{several}within the model's `input_pixels`"
-        case OfferedScheduler() | OfferedLoras() | OfferedEmbeddings() | OfferedControls() | Enlarged():
+        case (
+            OfferedScheduler() | OfferedCache() | OfferedLoras() | OfferedEmbeddings() | OfferedControls() | Enlarged()
+        ):
             return _OFFERED[type(bound)]
 
 

@@ -65,6 +65,8 @@ func decodeModels(f *fields) Models {
 		f.matchingOrEmpty("scheduler", plainName, model.Defaults.Scheduler)
 		f.matching("schedulers", plainName, model.Schedulers...)
 		f.matching("tasks", plainName, model.Tasks...)
+		f.matching("caches", plainName, model.Caches...)
+		f.matchingOrEmpty("cache", plainName, model.Defaults.Cache)
 	}
 	f.allow("loras", &e.Loras)
 	for _, lora := range e.Loras {

@@ -164,6 +164,7 @@ type Model struct {
 	Bounds     Bounds   `json:"bounds"`
 	Defaults   Defaults `json:"defaults"`
 	Schedulers []string `json:"schedulers"`
+	Caches     []string `json:"caches"` // step caches; empty from an older daemon
 }
 
 // Bounds holds a model's bounds, all inclusive. Pixels bounds width * height * images, InpaintingPixels width * height
@@ -205,4 +206,5 @@ type Defaults struct {
 	Steps     int     `json:"steps"`
 	CFGScale  float64 `json:"cfg_scale"`
 	Scheduler string  `json:"scheduler"`
+	Cache     string  `json:"cache"` // "none", a step cache, or, from an older daemon, ""
 }

@@ -40,6 +40,8 @@ type GenerateRequest struct {
 	// Seed is the seed of the first image; image i has seed Seed + i. If nil, it is random. See [Seed].
 	Seed      *uint64 `json:"seed,omitempty"`
 	Scheduler string  `json:"scheduler,omitempty"`
+	// Cache is "none" or one of the model's step caches, which make other pixels in less time.
+	Cache string `json:"cache,omitempty"`
 	// Loras are applied together, each at most once.
 	Loras []RequestedLora `json:"loras,omitempty"`
 	// Embeddings are IDs, each of which must be in a prompt as a word; there it stands for the embedding's vectors.
@@ -145,7 +147,7 @@ func encode(message any) ([]byte, error) {
 func checkSendable(request *GenerateRequest) error {
 	texts := map[string][]string{
 		"prompt": {request.Prompt}, "negative_prompt": {request.NegativePrompt}, "model": {request.Model},
-		"scheduler": {request.Scheduler}, "embeddings": request.Embeddings,
+		"scheduler": {request.Scheduler}, "cache": {request.Cache}, "embeddings": request.Embeddings,
 	}
 	numbers := map[string][]float64{}
 	for field, number := range map[string]*float64{"cfg_scale": request.CFGScale, "strength": request.Strength} {

@@ -6,7 +6,7 @@ _shtab_weavectl_status_option_strings=(-h --help -s --socket --json --timeout --
 _shtab_weavectl_models_option_strings=(-h --help -s --socket --json --timeout)
 _shtab_weavectl_load_option_strings=(-h --help -s --socket --json --timeout)
 _shtab_weavectl_unload_option_strings=(-h --help -s --socket --json --timeout)
-_shtab_weavectl_generate_option_strings=(-h --help -s --socket --json --timeout -o --output -f --force --negative-prompt --model --width --height --steps --cfg-scale --seed --scheduler --lora --embedding --image --strength --mask --mask-padding --control --reference --enlarge --images --batch --format --preview)
+_shtab_weavectl_generate_option_strings=(-h --help -s --socket --json --timeout -o --output -f --force --negative-prompt --model --width --height --steps --cfg-scale --seed --scheduler --cache --lora --embedding --image --strength --mask --mask-padding --control --reference --enlarge --images --batch --format --preview)
 _shtab_weavectl_repeat_option_strings=(-h --help -s --socket --json --timeout -o --output -f --force --set --model --image)
 _shtab_weavectl_cancel_option_strings=(-h --help -s --socket --json --timeout --all)
 _shtab_weavectl_add_option_strings=(-h --help -s --socket --json --timeout --part --layout --id --title -n --dry-run --known --config)
@@ -57,6 +57,7 @@ _shtab_weavectl_check_config___config_COMPGEN=_shtab_compgen_files
 _shtab_weavectl__s_COMPGEN=_shtab_compgen_files
 _shtab_weavectl___socket_COMPGEN=_shtab_compgen_files
 
+_shtab_weavectl_generate___cache_choices=(none first_block taylorseer magcache)
 _shtab_weavectl_generate___format_choices=(png raw)
 _shtab_weavectl_pos_0_choices=(status models load unload generate repeat cancel add doctor check-config)
 

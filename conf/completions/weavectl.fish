@@ -64,7 +64,7 @@ function _shtab_weavectl_using
 end
 
 set -g _shtab_weavectl_commands status models load unload generate repeat cancel add doctor check-config
-set -g _shtab_weavectl_opts_with_value --batch --cfg-scale --config --control --embedding --enlarge --format --height --id --image --images --layout --lora --mask --mask-padding --model --negative-prompt --output --part --preview --reference --scheduler --seed --set --socket --steps --strength --timeout --title --watch --width -o -s
+set -g _shtab_weavectl_opts_with_value --batch --cache --cfg-scale --config --control --embedding --enlarge --format --height --id --image --images --layout --lora --mask --mask-padding --model --negative-prompt --output --part --preview --reference --scheduler --seed --set --socket --steps --strength --timeout --title --watch --width -o -s
 
 complete -c weavectl -e
 complete -c weavectl -f
@@ -111,6 +111,7 @@ complete -c weavectl -n '_shtab_weavectl_using generate' -l steps -x -d 'number 
 complete -c weavectl -n '_shtab_weavectl_using generate' -l cfg-scale -x -d 'how closely to follow the prompt (default: the model'"'"'s)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l seed -x -d 'seed of the first image; image i (from 0) has seed + i mod 2^64 (default: random, below 2^32)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l scheduler -x -d 'one of the model'"'"'s schedulers (default: the model'"'"'s)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l cache -xka "none first_block taylorseer magcache" -d 'one of the model'"'"'s step caches, which reuse what changes little between steps: faster, but other pixels (default: the model'"'"'s)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l lora -xka "(_weavectl_loras)" -d 'LoRAs to apply, each with its weight (1 if left out) (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l embedding -xka "(_weavectl_embeddings)" -d 'embeddings to use, whose IDs stand in the prompts as words (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l image -xka "(__fish_complete_path (commandline -ct))" -d 'image to start from (default: none)'

@@ -144,6 +144,7 @@ def _offer(model_id: str, model: ModelConfig) -> ModelOffer:
         bounds=bounds,
         defaults=defaults,
         schedulers=family.schedulers,
+        caches=family.caches,
         v1_id=model.v1_id,
     )
     _check_defaults(where, offer)
@@ -184,6 +185,6 @@ def _check_defaults(where: str, offer: ModelOffer) -> None:
     request = RequestedParameters(prompt=prompt, images=offer.bounds.images.min)
     parameters = with_defaults(request, offer.defaults, offer.bounds, seed=0)
     try:
-        check_parameters(parameters, Offered(bounds=offer.bounds, schedulers=offer.schedulers))
+        check_parameters(parameters, Offered(bounds=offer.bounds, schedulers=offer.schedulers, caches=offer.caches))
     except RequestError as error:
         raise ConfigError(f"{where}.defaults: {error.message}") from None

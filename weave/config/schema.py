@@ -4,6 +4,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct, field
 
+from weave.protocol.parameters import StepCache
+
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=86400)]
 Bound: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=100_000)]
@@ -144,6 +146,7 @@ class DefaultsOverride(_Table, frozen=True, kw_only=True):
     steps: int | None = None
     cfg_scale: float | None = None
     scheduler: str | None = None
+    cache: StepCache | None = None
 
 
 class ModelConfig(_Table, frozen=True, kw_only=True):

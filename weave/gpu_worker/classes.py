@@ -63,6 +63,8 @@ def import_family(name: str, tasks: Collection[str]) -> None:
     for scheduler in family.own_schedulers:
         getattr(diffusers, scheduler)
     adapter_of(name)
+    if family.caches:
+        importlib.import_module("diffusers.hooks")
     # torch imports it where a module is initialised on the meta device, as transformers does when it loads one.
     importlib.import_module("sympy")
     Image.preinit()

@@ -102,6 +102,15 @@ _PARAMETERS: Needs = {
     "diffusers.image_processor.VaeImageProcessor.resize": ("resize_mode",),
     "diffusers.FlowMatchEulerDiscreteScheduler.set_timesteps": ("device", "mu"),
 }
+# By step cache.
+_CACHES: dict[str, Needs] = {
+    "first_block": {"diffusers.hooks.FirstBlockCacheConfig": ()},
+    "taylorseer": {"diffusers.hooks.TaylorSeerCacheConfig": ("taylor_factors_dtype",)},
+    "magcache": {
+        "diffusers.hooks.MagCacheConfig": ("mag_ratios", "num_inference_steps"),
+        "diffusers.hooks.mag_cache.FLUX_MAG_RATIOS": (),
+    },
+}
 # The arguments of every pipeline's call in generation.py; call_arguments() adds the others.
 PIPELINE_CALL = (
     *("callback_on_step_end", "generator", "height", "num_inference_steps", "output_type", "width"),
@@ -168,6 +177,11 @@ def needs_of(families: Iterable[str]) -> Needs:
         needs |= {f"{pipeline}.{method}": () for method in methods}
         for component in family.components.values():
             needs[f"{component.library}.{component.class_name}"] = ()
+        if family.caches:
+            denoiser = family.components[family.denoiser].class_name
+            methods = ("enable_cache", "disable_cache", "cache_context")
+            needs |= {f"diffusers.{denoiser}.{method}": () for method in methods}
+            needs |= {name: parameters for cache in family.caches for name, parameters in _CACHES[cache].items()}
         for scheduler in (f"diffusers.{scheduler}" for scheduler in family.own_schedulers):
             methods = ("from_config", "order", "register_to_config", "set_timesteps")
             needs |= {f"{scheduler}.{method}": () for method in methods}

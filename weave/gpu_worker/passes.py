@@ -16,6 +16,7 @@ from weave.gpu_worker.pipelines.base import Adapter
 from weave.gpu_worker.prompts import Encoding, not_kept
 from weave.gpu_worker.schedulers import set_scheduler, steps_done
 from weave.gpu_worker.seeds import generator, seed_global_generators
+from weave.gpu_worker.step_caches import step_cache
 from weave.models.schedulers import SCHEDULERS
 from weave.protocol.inputs import InputImage, task_of
 from weave.protocol.parameters import Parameters
@@ -55,6 +56,7 @@ def enlarging(parameters: Parameters) -> Parameters:
         image=InputImage(width=width, height=height),
         strength=parameters.enlarge.strength,
         enlarge=None,
+        cache="none",
     )
 
 
@@ -96,7 +98,8 @@ def run_pass(own: Any, adapter: Adapter, wanted: Pass, after_step: AfterStep) ->
     several: dict[str, Any] = {"num_images_per_prompt": len(seeds), "generator": generators}
     if canvas.image is not None:  # once for each seed: encoding takes noise from it
         several["image"] = [canvas.image] * len(seeds)
-    with torch.inference_mode(), wanted.encoding(pipeline):
+    denoiser = getattr(pipeline, adapter.family.denoiser)
+    with torch.inference_mode(), wanted.encoding(pipeline), step_cache(denoiser, parameters.cache, steps):
         adapter.call(
             pipeline,
             wanted.arguments,

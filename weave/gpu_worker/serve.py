@@ -160,6 +160,7 @@ def _offered(model: WorkerModel) -> Offered:
     return Offered(
         bounds=model.offer.bounds,
         schedulers=model.offer.schedulers,
+        caches=model.offer.caches,
         tasks=model.offer.tasks,
         loras=tuple(lora.offer for lora in model.loras),
         embeddings=tuple(embedding.offer for embedding in model.embeddings),

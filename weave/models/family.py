@@ -44,6 +44,8 @@ class Family(Struct, frozen=True, kw_only=True):
     defaults: Defaults
     # Names from schedulers.py: offered to clients, and allowed as a model's own.
     schedulers: tuple[str, ...]
+    # The step caches that the denoiser's class in diffusers supports: names in protocol/parameters.py.
+    caches: tuple[str, ...] = ()
     # The class in diffusers for text-to-image, and those for other tasks with the same components, by the task. A
     # model's model_index.json may name any of them.
     pipeline: str

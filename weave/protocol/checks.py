@@ -10,6 +10,7 @@ from weave.protocol.declaration import (
     Bound,
     Enlarged,
     InputSize,
+    OfferedCache,
     OfferedControls,
     OfferedEmbeddings,
     OfferedLoras,
@@ -41,6 +42,7 @@ class Offered(Struct, frozen=True, kw_only=True):
 
     bounds: Bounds
     schedulers: tuple[str, ...]
+    caches: tuple[str, ...] = ()
     tasks: tuple[str, ...] = (TEXT_TO_IMAGE,)
     loras: LoraOffers = ()
     embeddings: EmbeddingOffers = ()
@@ -81,6 +83,8 @@ def _check(field: str, parameters: Parameters, bound: Bound, offered: Offered) -
                 _check_text(field, value, bounds)
         case OfferedScheduler():
             _check_scheduler(value, offered.schedulers)
+        case OfferedCache():
+            _check_cache(value, parameters, offered.caches)
         case OfferedLoras():
             check_loras(field, value, offered.loras)
         case OfferedEmbeddings():
@@ -174,6 +178,19 @@ def _check_text(field: str, text: str, bounds: Bounds) -> None:
         raise RequestError(ErrorCode.INVALID_REQUEST, f"{field} is not valid Unicode", field=field) from None
     check_range(f"{field}_bytes", len(encoded), bounds.prompt_bytes)
     check_range(f"{field}_characters", len(text), bounds.prompt_characters)
+
+
+def _check_cache(cache: str, parameters: Parameters, caches: tuple[str, ...]) -> None:
+    if cache not in ("none", *caches):
+        raise RequestError(
+            ErrorCode.OUT_OF_BOUNDS,
+            f"cache is not one of {', '.join(('none', *caches))}",
+            field="cache",
+            value=cache,
+        )
+    for other in ("image", "control", "references"):
+        if cache != "none" and getattr(parameters, other):
+            raise RequestError(ErrorCode.INVALID_REQUEST, f"cache is not for requests with {other}", field="cache")
 
 
 def _check_scheduler(scheduler: str, schedulers: tuple[str, ...]) -> None:

@@ -218,7 +218,8 @@ class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_default
 
 class ModelOffer(Struct, frozen=True, kw_only=True):
     """What the broker and its clients know of a model: no path, no file. `v1_id` is its number in version 1, where 0
-    stands for the default model. `tasks` is what it can do; older daemons name none, and generate images from text."""
+    stands for the default model. `tasks` is what it can do; older daemons name none, and generate images from text.
+    `caches` are its step caches, besides none."""
 
     id: ModelId
     family: Name
@@ -227,6 +228,7 @@ class ModelOffer(Struct, frozen=True, kw_only=True):
     bounds: Bounds
     defaults: Defaults
     schedulers: tuple[Name, ...]
+    caches: tuple[Name, ...] = ()
     v1_id: int | None = None
 
 

@@ -29,6 +29,10 @@ class OfferedScheduler(Struct, frozen=True):
     """One of the model's schedulers."""
 
 
+class OfferedCache(Struct, frozen=True):
+    """`none`, or one of the model's step caches."""
+
+
 class OfferedLoras(Struct, frozen=True):
     """At most MAX_LORAS of those for the model's family, each once and within its largest weight."""
 
@@ -56,6 +60,7 @@ Bound: TypeAlias = (
     | UpTo
     | PromptLength
     | OfferedScheduler
+    | OfferedCache
     | OfferedLoras
     | OfferedEmbeddings
     | InputSize

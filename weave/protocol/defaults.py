@@ -13,6 +13,8 @@ def with_defaults(request: RequestedParameters, defaults: Defaults, bounds: Boun
     multiple."""
     requested = {name: value for name, value in structs.asdict(request).items() if value is not None}
     values = structs.asdict(defaults) | {"seed": seed} | _sides_of_image(request, bounds) | requested
+    if request.cache is None and (request.image or request.control or request.references):
+        values["cache"] = "none"  # step caches are for text-to-image
     return Parameters(**{name: values[name] for name in Parameters.__struct_fields__ if name in values})
 
 

@@ -6,7 +6,7 @@ table in docs/protocol.md are derived from these declarations. CONTRIBUTING.md s
 """
 
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct, structs
@@ -15,6 +15,7 @@ from weave.protocol.bounds import MAX_SEED, FloatRange, Range
 from weave.protocol.declaration import (
     Enlarged,
     InputSize,
+    OfferedCache,
     OfferedControls,
     OfferedEmbeddings,
     OfferedLoras,
@@ -30,6 +31,8 @@ from weave.protocol.text import Name
 
 ImageFormat: TypeAlias = Literal["png", "raw"]
 Delivery: TypeAlias = Literal["inline", "fd"]
+# How a denoiser's blocks are skipped at some steps; diffusers describes each.
+StepCache: TypeAlias = Literal["none", "first_block", "taylorseer", "magcache"]
 
 
 class Enlarge(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -87,6 +90,16 @@ class RequestedParameters(Struct, frozen=True, forbid_unknown_fields=True, kw_on
     scheduler: Annotated[
         str | None,
         Parameter("one of the model's schedulers", OfferedScheduler(), option="--scheduler NAME"),
+    ] = None
+    cache: Annotated[
+        StepCache | None,
+        Parameter(
+            "one of the model's step caches, which reuse what changes little between steps: faster, but other pixels",
+            OfferedCache(),
+            option="--cache",
+            since="0.2.0",
+            feature="step-caches",
+        ),
     ] = None
     loras: Annotated[
         tuple[RequestedLora, ...],
@@ -238,6 +251,7 @@ class Defaults(Struct, frozen=True, kw_only=True):
     steps: int
     cfg_scale: float
     scheduler: Name
+    cache: StepCache = "none"
 
 
 class Parameters(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -254,6 +268,7 @@ class Parameters(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     cfg_scale: float
     seed: int
     scheduler: str
+    cache: StepCache = "none"
     loras: tuple[RequestedLora, ...] = ()
     embeddings: tuple[str, ...] = ()
     image: InputImage | None = None
@@ -290,7 +305,7 @@ _NOTHING_REQUESTED = RequestedParameters(prompt="")
 def type_of(name: str) -> Any:
     """The type of a parameter's value, without None: a class, or a Literal."""
     declared = _DECLARED[name][0]
-    return declared.__args__[0] if isinstance(declared, UnionType) else declared
+    return get_args(declared)[0] if get_origin(declared) in (Union, UnionType) else declared
 
 
 def choices_of(name: str) -> tuple[str, ...]:

@@ -75,6 +75,7 @@ def check_bounds(parameters: Parameters, model: ModelOffer, config: BrokerConfig
     offered = Offered(
         bounds=model.bounds,
         schedulers=model.schedulers,
+        caches=model.caches,
         tasks=model.tasks,
         loras=loras_for(model.family, config.loras),
         embeddings=embeddings_for(model.family, config.embeddings),

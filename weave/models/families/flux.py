@@ -94,6 +94,7 @@ FAMILIES = (
         bounds=bounds(largest_side=2048, multiple=16, prompt_characters=4000, references=1),
         defaults=defaults(side=1024, steps=28, cfg_scale=3.5, scheduler="flow_euler"),
         schedulers=("flow_euler",),
+        caches=("first_block", "taylorseer", "magcache"),
         pipeline="FluxPipeline",
         pipelines={
             IMAGE_TO_IMAGE: "FluxImg2ImgPipeline",

@@ -98,6 +98,7 @@ FAMILIES = (
         bounds=bounds(largest_side=2048, multiple=16, prompt_characters=4000, inpainting_pixels=1024 * 1024),
         defaults=defaults(side=1024, steps=4, cfg_scale=1.0, scheduler="flow_euler"),
         schedulers=("flow_euler",),
+        caches=("taylorseer",),
         pipeline="Flux2KleinPipeline",
         pipelines={INPAINTING: "Flux2KleinInpaintPipeline", REFERENCES: "Flux2KleinPipeline"},
         components={

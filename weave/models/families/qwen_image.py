@@ -76,6 +76,7 @@ FAMILIES = (
         bounds=bounds(largest_side=2048, multiple=16, prompt_characters=4000),
         defaults=defaults(side=1024, steps=50, cfg_scale=4.0, scheduler="flow_euler"),
         schedulers=("flow_euler",),
+        caches=("taylorseer",),
         pipeline="QwenImagePipeline",
         pipelines={IMAGE_TO_IMAGE: "QwenImageImg2ImgPipeline", INPAINTING: "QwenImageInpaintPipeline"},
         components={
