@@ -6,6 +6,7 @@ never touches torch.cuda: a child forked from a process that has initialised CUD
 
 import argparse
 import contextlib
+import gc
 import os
 import selectors
 import time
@@ -77,6 +78,14 @@ class Zygote:
 
     def import_libraries(self) -> bool:
         """Import what the config's models need. Whether at least one of them can run; logs what is missing."""
+        gc.disable()  # hardly anything that imports create is garbage
+        try:
+            return self._import_libraries()
+        finally:
+            gc.freeze()  # a worker that looked for garbage in it would copy its pages
+            gc.enable()
+
+    def _import_libraries(self) -> bool:
         if lacking := libraries.lacking_for_all():
             _log_lacking(lacking)
             return False

@@ -1,7 +1,6 @@
 """The libraries' classes for the names in weave/models."""
 
 import copy
-import importlib
 import inspect
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -65,7 +64,5 @@ def import_family(name: str, tasks: Collection[str]) -> None:
     adapter_of(name)
     if family.caches:
         importlib.import_module("diffusers.hooks")
-    # torch imports it where a module is initialised on the meta device, as transformers does when it loads one.
-    importlib.import_module("sympy")
     Image.preinit()
     assert PngImagePlugin  # Image.save imports it by name

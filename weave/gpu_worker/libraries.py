@@ -141,11 +141,12 @@ def lacking_for_all() -> list[Lacking]:
 
     Raises when the system ran out of memory or descriptors: another zygote may succeed.
     """
+    lean_imports.apply()
     for library in LIBRARIES:
         if error := _import_error(library):
             return [_lacking(library, [error])]
         if library == "torch":
-            lean_imports.apply()
+            lean_imports.complete()
     return _by_library(check(common_needs()))
 
 
