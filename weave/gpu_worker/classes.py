@@ -1,6 +1,7 @@
 """The libraries' classes for the names in weave/models."""
 
 import copy
+import importlib
 import inspect
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.protocol.inputs import TEXT_TO_IMAGE, control_task
 
+# What torch imports in `with torch.device`, and tqdm with its first bar, which transformers makes in loading.
+_IMPORTED_LATER = ("torch.utils._device", "multiprocessing.synchronize")
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
 
@@ -60,9 +63,11 @@ def import_family(name: str, tasks: Collection[str]) -> None:
     if family.control_nets is not None:
         component_class(family.control_nets.model)
     for scheduler in family.own_schedulers:
-        getattr(diffusers, scheduler)
+        getattr(diffusers, scheduler)._get_compatibles()  # from_config imports them
     adapter_of(name)
     if family.caches:
         importlib.import_module("diffusers.hooks")
     Image.preinit()
     assert PngImagePlugin  # Image.save imports it by name
+    for module in _IMPORTED_LATER:
+        importlib.import_module(module)

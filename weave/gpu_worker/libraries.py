@@ -184,7 +184,7 @@ def needs_of(families: Iterable[str]) -> Needs:
             needs |= {f"diffusers.{denoiser}.{method}": () for method in methods}
             needs |= {name: parameters for cache in family.caches for name, parameters in _CACHES[cache].items()}
         for scheduler in (f"diffusers.{scheduler}" for scheduler in family.own_schedulers):
-            methods = ("from_config", "order", "register_to_config", "set_timesteps")
+            methods = ("_get_compatibles", "from_config", "order", "register_to_config", "set_timesteps")
             needs |= {f"{scheduler}.{method}": () for method in methods}
             needs[f"{scheduler}.step"] = ("return_dict",)
     return needs
