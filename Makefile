@@ -135,6 +135,7 @@ $(READY): requirements.lock requirements-build.lock requirements-torch.lock pypr
 	$(BIN)/pip install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 -r requirements.lock
 	$(BIN)/python scripts/install_torch.py
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q weave  # the daemon's processes write no .pyc files
 	touch $@
 
 # After a change of dependencies in pyproject.toml. CHECK=1 only reports whether it is needed.
