@@ -37,7 +37,7 @@ _NAMES = {
     "torch": (
         *("OutOfMemoryError", "Tensor", "bfloat16", "device", "dtype", "float16", "float32", "inference_mode", "uint8"),
         *("cat", "empty", "eye", "float8_e4m3fn", "float8_e5m2", "frombuffer", "manual_seed", "no_grad", "randn"),
-        *("ones", "set_num_threads", "set_rng_state", "tensor", "zeros", "_scaled_mm"),
+        *("ones", "get_num_threads", "set_num_threads", "set_rng_state", "tensor", "zeros", "_scaled_mm"),
         *("Generator.get_state", "Generator.manual_seed", "Generator.set_state"),
     ),
     "torch.cuda": (
