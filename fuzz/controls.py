@@ -8,8 +8,8 @@ from weave.models.control_files import config_of_file, families_of_control, misf
 from weave.models.families import FAMILIES
 from weave.models.faults import collect
 
-# The config of a model that a ControlNet fits: the class's own values.
-_MODEL = {"vae_blocks": 4}
+# The config of a model that a ControlNet fits: these, and the class's own values.
+_MODEL = {"vae_blocks": 4, "in_channels": 16, "n_layers": 30}
 
 
 def controls(data: bytes) -> None:
@@ -24,6 +24,6 @@ def controls(data: bytes) -> None:
         faults, config = collect(config_of_file(nets, "x", header))
         assert all(nets.model.config.keys[key].fits(value) for key, value in config.items()) or faults
         if not faults:
-            differ = list(misfits(nets, {**nets.model.defaults, **config}, {**nets.model.defaults, **_MODEL}))
+            differ = list(misfits(nets, {**nets.model.defaults, **config}, {**_MODEL, **nets.model.defaults}))
             own = {**nets.model.defaults, **config}
             assert differ or all(own[key] == nets.model.defaults[key] for key in nets.equal)

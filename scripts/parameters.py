@@ -19,7 +19,7 @@ from weave.protocol.declaration import (
     UpTo,
 )
 from weave.protocol.embeddings import MAX_EMBEDDINGS
-from weave.protocol.inputs import MAX_CONTROLS, InputImage, RequestedControl
+from weave.protocol.inputs import InputImage, RequestedControl
 from weave.protocol.loras import MAX_LORAS, RequestedLora
 from weave.protocol.parameters import PARAMETERS, Enlarge, choices_of, default_of, summary, type_of
 
@@ -40,7 +40,7 @@ _OFFERED = {
     OfferedCache: "`none`, or one of the model's `caches`",
     OfferedLoras: f"at most {MAX_LORAS} of `loras` in `models`, within its `max_weight`",
     OfferedEmbeddings: f"at most {MAX_EMBEDDINGS} of `embeddings` in `models`, each a word of one of the prompts",
-    OfferedControls: f"at most {MAX_CONTROLS} of `controls` in `models`, each image within the model's `input_pixels`",
+    OfferedControls: "the model's `controls`: how many; each with an image within the model's `input_pixels`",
     Enlarged: "`scale` 1.0 to 4.0, within the model's `width`, `height`, `pixels`; `strength` 0.0 to 1.0",
 }
 

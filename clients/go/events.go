@@ -169,8 +169,9 @@ type Model struct {
 
 // Bounds holds a model's bounds, all inclusive. Pixels bounds width * height * images, InpaintingPixels width * height
 // with a mask, InputPixels width * height of each image that a request comes with, References the number of reference
-// images. Prompts are bounded in bytes of UTF-8 and in characters. An older daemon does not send InpaintingPixels,
-// InputPixels, References and Batch, and they are zero.
+// images, Controls that of ControlNets, ControlStart and ControlEnd the Start and End of each. Prompts are bounded in
+// bytes of UTF-8 and in characters. An older daemon does not send InpaintingPixels, InputPixels, References, Controls,
+// ControlStart, ControlEnd and Batch, and they are zero.
 type Bounds struct {
 	Width            Range      `json:"width"`
 	Height           Range      `json:"height"`
@@ -183,6 +184,9 @@ type Bounds struct {
 	InpaintingPixels Range      `json:"inpainting_pixels"`
 	InputPixels      Range      `json:"input_pixels"`
 	References       Range      `json:"references"`
+	Controls         Range      `json:"controls"`
+	ControlStart     FloatRange `json:"control_start"`
+	ControlEnd       FloatRange `json:"control_end"`
 	Batch            Range      `json:"batch"`
 }
 

@@ -1,5 +1,6 @@
 """Images with ControlNets equal those of diffusers; without them nothing has changed."""
 
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.integration.test_weavectl import weavectl
 from tests.support.control_nets import CLASSES, as_original_file, as_single_file, make_control, picture
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import generate, images, pixels
-from tests.support.reference import Reference, make_small_model, served_like_here, write_index
+from tests.support.reference import Reference, arguments, make_small_model, served_like_here, write_index
 from weave.client import Client, Control, InvalidRequest, WeaveError
 from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Done
+from weave.protocol.errors import ErrorCode
 from weave.protocol.inputs import IMAGE_TO_IMAGE, INPAINTING, TEXT_TO_IMAGE
 
 STEPS, SEED, SCALE, STRENGTH, SIDE = 4, 5, 4.0, 0.75, 64
@@ -31,54 +34,89 @@ TASKS = {
     for family, known in FAMILIES.items()
     if known.control_nets is not None and family in CLASSES
 }
+FLOW = [family for family in TASKS if FAMILIES[family].defaults.scheduler == "flow_euler"]
+SEVERAL = [family for family in TASKS if FAMILIES[family].bounds.controls.max > 1]
 FROM_IMAGES = [(family, task) for family, tasks in TASKS.items() for task in tasks if task != TEXT_TO_IMAGE]
+# More layers than the tiny models have: in SD3 nothing is added to the last one.
+LAYERS = {
+    "sd3": {"num_layers": 2},
+    "qwen-image": {"num_layers": 3},
+    "z-image": {"n_layers": 4, "n_refiner_layers": 2},
+}
+NETS: dict[str, dict[str, Any]] = {
+    "qwen-image": {"num_layers": 2},
+    "z-image": {"control_layers_places": [0, 2], "control_refiner_layers_places": [0, 1]},
+}
 A = Control(id="sd1-a", image=EDGES)
-SMALL = {"down_block_types": ("DownBlock2D",) * 2, "mid_block_type": "UNetMidBlock2D"}
+OTHERS: dict[str, dict[str, dict[str, Any]]] = {
+    "sdxl": {"sdxl-small": {"down_block_types": ("DownBlock2D",) * 2, "mid_block_type": "UNetMidBlock2D"}},
+    "qwen-image": {"qwen-image-mask": {"extra_condition_channels": 4, "num_layers": 1}},
+    "z-image": {
+        "z-image-first": {"add_control_noise_refiner": None, "control_in_dim": 4},
+        "z-image-second": {"add_control_noise_refiner": "control_layers"},
+    },
+}
 
 
 class Served(NamedTuple):
-    """A daemon with a model of each family, and for each two ControlNets, `FAMILY-a` and `FAMILY-b`, and the first as
-    single files."""
+    """A daemon with a model of each family, and for each two ControlNets, `FAMILY-a` and `FAMILY-b`, and more; `files`
+    are those that are single files of the ControlNets that they map to."""
 
     daemon: Daemon
     folder: Path
+    files: dict[str, str]
 
 
 def make_model(family: str, folder: Path) -> Any:
-    """Returns its pipeline. In SD3 nothing is added to the last layer, so here it has two."""
+    """Returns its pipeline."""
     make_small_model(family, folder)
-    if family == "sd3":
+    if family in LAYERS:
         torch.manual_seed(0)
-        config = json.loads((folder / "transformer" / "config.json").read_text()) | {"num_layers": 2}
-        diffusers.SD3Transformer2DModel.from_config(config).save_pretrained(folder / "transformer")
+        config = json.loads((folder / "transformer" / "config.json").read_text()) | LAYERS[family]
+        made = getattr(diffusers, config["_class_name"]).from_config(config)
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.nan_to_num_().clamp_(-1, 1)  # classes leave some uninitialised
+        made.save_pretrained(folder / "transformer")
     write_index(family, folder)
     return Reference(family, folder).pipeline
 
 
+def add_unused(path: Path, newer: Path) -> None:
+    """Files of Union 2.0 have the layers of 2.1, with zeros."""
+    unused = {name: it for name, it in load_file(newer).items() if name.startswith("control_noise_refiner.")}
+    unused |= {name: torch.zeros_like(it) for name, it in unused.items() if "_proj." in name}
+    save_file(load_file(path) | unused, path)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder, tables = tmp_path_factory.mktemp("controls"), ""
+    folder, tables, files = tmp_path_factory.mktemp("controls"), "", {}
     for family in TASKS:
         pipeline = make_model(family, folder / family)
         tables += f'[models.{family}]\npath = "{folder / family}"\nfamily = "{family}"\n'
         a, b = (folder / f"{family}-{name}" for name in ("a", "b"))
-        paths = [make_control(family, pipeline, a, 1), make_control(family, pipeline, b, 2)]
-        paths.append(as_single_file(a, folder / f"{family}-file.safetensors"))
+        paths = [make_control(family, pipeline, path, n, **NETS.get(family, {})) for n, path in enumerate((a, b), 1)]
+        copies = [(a, as_single_file(a, folder / f"{family}-file.safetensors"))]
         if family in ("sd1", "sdxl"):
-            paths.append(as_original_file(a, folder / f"{family}-original.safetensors"))
-            paths.append(as_original_file(a, folder / f"{family}-bare.safetensors", prefix=""))
-        if family == "sdxl":
-            paths.append(make_control(family, pipeline, folder / "sdxl-small", 3, **SMALL))
-            paths.append(as_single_file(paths[-1], folder / "sdxl-small-file.safetensors"))
-        tables += "".join(f'[controls.{path.stem}]\npath = "{path}"\nfamily = "{family}"\n' for path in paths)
-    tables += f'[models.z]\npath = "{folder / "sd1"}"\nfamily = "z-image"\n'  # is never loaded
+            copies.append((a, as_original_file(a, folder / f"{family}-original.safetensors")))
+            copies.append((a, as_original_file(a, folder / f"{family}-bare.safetensors", prefix="")))
+        for name, changed in OTHERS.get(family, {}).items():
+            paths.append(make_control(family, pipeline, folder / name, 3, **NETS.get(family, {}) | changed))
+            copies.append((paths[-1], as_single_file(paths[-1], folder / f"{name}-file.safetensors")))
+            if name == "z-image-second":
+                add_unused(copies[-1][1], copies[0][1])
+        files |= {copy.stem: net.name for net, copy in copies}
+        paths += [copy for _, copy in copies]
+        tables += "".join(f'[controls."{path.stem}"]\npath = "{path}"\nfamily = "{family}"\n' for path in paths)
+    tables += f'[models.z]\npath = "{folder / "sd1"}"\nfamily = "krea2"\n'  # is never loaded
     with served_like_here(tables) as daemon:
-        yield Served(daemon, folder)
+        yield Served(daemon, folder, files)
 
 
 def wanted(client: Client, family: str, *controls: Control, **more: Any) -> np.ndarray[Any, Any]:
     asked = {"model": family, "width": SIDE, "height": SIDE, "steps": STEPS, "seed": SEED, "cfg_scale": SCALE}
-    asked["scheduler"] = "flow_euler" if family in ("sd3", "flux") else "euler"
+    asked["scheduler"] = "flow_euler" if family in FLOW else "euler"
     if "image" in more:
         asked["strength"] = STRENGTH
     return pixels(images(generate(client, PROMPT, **asked | {"control": controls} | more))[0])
@@ -95,15 +133,17 @@ def expected(
     plain = Reference(family, served.folder / family)
     nets = [CLASSES[family].from_pretrained(str(served.folder / control.id)) for control in controls]
     parts = dict(plain.pipeline.components)
+    for module in (*nets, *(part for part in parts.values() if isinstance(part, torch.nn.Module))):
+        module._apply(torch.clone)  # out of the mapped file, as in assembled()
     if family == "flux" and task != TEXT_TO_IMAGE:
         del parts["image_encoder"], parts["feature_extractor"]
     parts |= {"requires_safety_checker": False} if family == "sd1" else {}
     made = getattr(diffusers, TASKS[family][task])(**parts, controlnet=nets[0] if len(nets) == 1 else nets)
-    made.scheduler = plain.scheduler("flow_euler" if family in ("sd3", "flux") else "euler")
+    made.scheduler = plain.scheduler("flow_euler" if family in FLOW else "euler")
     made.set_progress_bar_config(disable=True)
-    given: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "width": SIDE, "height": SIDE}
+    given: dict[str, Any] = arguments(family, None, steps=STEPS, scale=SCALE, side=SIDE)
     given |= {"image": IMAGE, "strength": STRENGTH} if task != TEXT_TO_IMAGE else {}
-    given |= {"mask_image": MASK} if task == INPAINTING else {}
+    given |= {"mask_image": MASK, "control_mask": MASK} if task == INPAINTING else {}
     lists: dict[str, list[Any]] = {
         "image" if task == TEXT_TO_IMAGE and family in ("sd1", "sdxl") else "control_image": [
             c.image for c in controls
@@ -115,6 +155,8 @@ def expected(
     given |= {name: values[0] if len(controls) == 1 else values for name, values in lists.items()}
     if family == "flux" and len(controls) > 1:
         given["control_mode"] = [None] * len(controls)  # without it some of the pipelines fail
+    taken = inspect.signature(made.__call__).parameters
+    given = {name: value for name, value in given.items() if name in taken}
     torch.manual_seed(SEED)
     with torch.inference_mode():
         given |= {"generator": torch.Generator("cpu").manual_seed(SEED)} | more
@@ -124,29 +166,52 @@ def expected(
     return np.asarray(result)
 
 
+def first_of(family: str, task: str) -> str:
+    """The ID of a ControlNet for the task."""
+    return "qwen-image-mask" if (family, task) == ("qwen-image", INPAINTING) else f"{family}-a"
+
+
 @pytest.mark.parametrize("family, task", [(family, task) for family, tasks in TASKS.items() for task in tasks])
 def test_an_image_equals_that_of_diffusers(served: Served, family: str, task: str) -> None:
-    first = Control(id=f"{family}-a", image=EDGES, scale=0.9)
+    first = Control(id=first_of(family, task), image=EDGES, scale=0.9)
     second = Control(id=f"{family}-b", image=POSE, scale=1.5, start=0.25, end=0.75)
+    cases = [(first,), (first, second)] if family in SEVERAL else [(first,)]
     with served.daemon.client() as client:
-        before = wanted(client, family, **inputs(task)) if task == TEXT_TO_IMAGE else None
-        found = [wanted(client, family, *controls, **inputs(task)) for controls in ((first,), (first, second))]
-        if task == TEXT_TO_IMAGE:
-            assert np.array_equal(before, wanted(client, family)) and not np.array_equal(before, found[0])
-    assert np.array_equal(found[0], expected(served, family, task, first))
-    assert np.array_equal(found[1], expected(served, family, task, first, second))
-    assert not np.array_equal(*found)
+        before = wanted(client, family, **inputs(task))
+        found = [wanted(client, family, *controls, **inputs(task)) for controls in cases]
+        assert np.array_equal(before, wanted(client, family, **inputs(task)))
+    for controls, image in zip(cases, found, strict=True):
+        assert np.array_equal(image, expected(served, family, task, *controls))
+    assert len({image.tobytes() for image in (before, *found)}) == 1 + len(cases)
 
 
 @pytest.mark.parametrize("family", TASKS)
 def test_a_single_file_is_the_same_as_its_folder(served: Served, family: str) -> None:
-    names = [path.name for path in served.folder.iterdir() if path.stem.startswith(f"{family}-")]
+    files = {copy: net for copy, net in served.files.items() if net.startswith(f"{family}-")}
+
+    def image(client: Client, name: str) -> np.ndarray[Any, Any]:
+        more = inputs(INPAINTING) if "mask" in name else {}
+        return wanted(client, family, Control(id=name, image=EDGES), **more)
+
     with served.daemon.client() as client:
-        found = {name: wanted(client, family, Control(id=Path(name).stem, image=EDGES)) for name in names}
-    for name, array in found.items():
-        folder = "sdxl-small" if "small" in name else f"{family}-b" if name == f"{family}-b" else f"{family}-a"
-        assert np.array_equal(array, found[folder]), name
-    assert len({array.tobytes() for array in found.values()}) == (3 if family == "sdxl" else 2)
+        nets = {net: image(client, net) for net in (f"{family}-b", *files.values())}
+        for copy, net in files.items():
+            assert np.array_equal(image(client, copy), nets[net]), copy
+    assert len({array.tobytes() for array in nets.values()}) == len(nets)
+
+
+def test_a_control_for_another_task_is_refused(served: Served) -> None:
+    with served.daemon.client() as client:
+        for name, family, task, its in (
+            ("qwen-image-mask", "qwen-image", TEXT_TO_IMAGE, INPAINTING),
+            ("qwen-image-a", "qwen-image", INPAINTING, TEXT_TO_IMAGE),
+            ("z-image-first", "z-image", INPAINTING, TEXT_TO_IMAGE),
+        ):
+            with pytest.raises(WeaveError) as refused:
+                wanted(client, family, Control(id=name, image=EDGES), **inputs(task))
+            assert refused.value.code is ErrorCode.WORKER_FAILED
+            reason = f"{name}: it is for {its}, not for {task}"
+            wait_for(lambda: [it for it in served.daemon.events("job_failed") if it["detail"] == reason])  # noqa: B023
 
 
 def test_scale_start_and_end_take_effect(served: Served) -> None:
@@ -170,12 +235,18 @@ def test_the_masked_part_alone_is_as_in_diffusers(served: Served, family: str) -
     assert np.array_equal(found, expected(served, family, INPAINTING, control, padding_mask_crop=8))
 
 
+def two(family: str, task: str) -> tuple[Control, ...]:
+    """Or one, where there may be no more."""
+    both = (Control(id=first_of(family, task), image=EDGES), Control(id=f"{family}-b", image=POSE))
+    return both if family in SEVERAL else both[:1]
+
+
 @pytest.mark.parametrize("family", TASKS)
 def test_a_control_works_in_batches(served: Served, family: str) -> None:
     """Sums may be split differently there, which shows in the last bit."""
-    controls = (Control(id=f"{family}-a", image=EDGES), Control(id=f"{family}-b", image=POSE))
+    controls = two(family, TEXT_TO_IMAGE)
     asked: dict[str, Any] = {"model": family, "width": SIDE, "height": SIDE, "steps": STEPS, "cfg_scale": SCALE}
-    asked |= {"scheduler": "flow_euler" if family in ("sd3", "flux") else "euler", "control": controls}
+    asked |= {"scheduler": "flow_euler" if family in FLOW else "euler", "control": controls}
     with served.daemon.client() as client:
         batch = [pixels(answer) for answer in images(generate(client, PROMPT, **asked, seed=SEED, images=2, batch=2))]
         single = wanted(client, family, *controls, seed=SEED + 1)
@@ -187,13 +258,14 @@ def test_a_control_works_in_batches(served: Served, family: str) -> None:
 
 @pytest.mark.parametrize("family, task", FROM_IMAGES)
 def test_a_control_works_in_batches_from_an_image(served: Served, family: str, task: str) -> None:
-    controls = (Control(id=f"{family}-a", image=EDGES), Control(id=f"{family}-b", image=POSE))
+    controls = two(family, task)
     asked: dict[str, Any] = {"model": family, "width": SIDE, "height": SIDE, "steps": STEPS, "cfg_scale": SCALE}
-    asked |= {"scheduler": "flow_euler" if family == "flux" else "euler", "strength": STRENGTH, "seed": SEED}
+    asked |= {"scheduler": "flow_euler" if family in FLOW else "euler", "strength": STRENGTH, "seed": SEED}
     with served.daemon.client() as client:
         answers = generate(client, PROMPT, **asked | inputs(task), control=controls, images=2, batch=2)
         single = wanted(client, family, *controls, **inputs(task), seed=SEED + 1)
-    assert differing(pixels(images(answers)[1]), single) <= 2
+    # Qwen-Image's class takes noise for the image's latents that depends on how many there are.
+    assert (differing(pixels(images(answers)[1]), single) <= 2) == (family != "qwen-image")
 
 
 def differing(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> int:
@@ -257,6 +329,26 @@ REFUSED: dict[str, tuple[str, tuple[Control, ...], dict[str, Any], str, str]] = 
         *("sd3", (Control(id="sd3-a", image=EDGES),), {"enlarge": {"scale": 2.0}}, "out_of_bounds"),
         "enlarge is for models whose tasks include control+image-to-image",
     ),
+    "two of qwen-image": (
+        *("qwen-image", (Control(id="qwen-image-a", image=EDGES), Control(id="qwen-image-b", image=POSE)), {}),
+        *("out_of_bounds", "control is 2; it must be from 0 to 1"),
+    ),
+    "two of z-image": (
+        *("z-image", (Control(id="z-image-a", image=EDGES), Control(id="z-image-b", image=POSE)), {}),
+        *("out_of_bounds", "control is 2; it must be from 0 to 1"),
+    ),
+    "z-image from a step": (
+        *("z-image", (Control(id="z-image-a", image=EDGES, start=0.5),), {}, "out_of_bounds"),
+        "control.start is 0.5; it must be from 0.0 to 0.0",
+    ),
+    "z-image up to a step": (
+        *("z-image", (Control(id="z-image-a", image=EDGES, end=0.5),), {}, "out_of_bounds"),
+        "control.end is 0.5; it must be from 1.0 to 1.0",
+    ),
+    "z-image from an image": (
+        *("z-image", (Control(id="z-image-a", image=EDGES),), {"image": IMAGE}, "out_of_bounds"),
+        "control is for models whose tasks include control+image-to-image",
+    ),
     "a family without": ("z", (A,), {}, "out_of_bounds", f"control {ELSE}"),
 }
 
@@ -287,7 +379,11 @@ def test_clients_find_the_controls_with_the_models(served: Served) -> None:
         assert "control" in client.status().features
     tasks = {model.id: [task for task in model.tasks if task.startswith("control")] for model in found.models}
     every = ["control", "control+image-to-image", "control+inpainting"]
-    assert tasks == {"sd1": every, "sdxl": every, "sd3": ["control"], "flux": every, "z": []}
+    both = ["control", "control+inpainting"]
+    assert tasks == {
+        **{"sd1": every, "sdxl": every, "sd3": ["control"], "flux": every, "z": []},
+        **{"qwen-image": both, "z-image": both},
+    }
     assert {(it.id, it.family, it.title) for it in found.controls} >= {("sd3-b", "sd3", "sd3-b")}
     assert all(it.id.startswith(it.family) for it in found.controls)
 

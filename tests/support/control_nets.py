@@ -18,7 +18,11 @@ CLASSES = {
     "sdxl": diffusers.ControlNetModel,
     "sd3": diffusers.SD3ControlNetModel,
     "flux": diffusers.FluxControlNetModel,
+    "qwen-image": diffusers.QwenImageControlNetModel,
+    "z-image": diffusers.ZImageControlNetModel,
 }
+# The keys that a ControlNet of Z-Image has in common with the model.
+_OF_Z_IMAGE = ("all_patch_size", "all_f_patch_size", "dim", "n_heads", "n_kv_heads", "n_refiner_layers", "qk_norm")
 
 
 def make_control(family: str, pipeline: Any, folder: Path, seed: int, **changed: Any) -> Path:
@@ -32,8 +36,14 @@ def make_control(family: str, pipeline: Any, folder: Path, seed: int, **changed:
     elif family == "sd3":
         config = {**pipeline.transformer.config, "extra_conditioning_channels": 0, **changed}
         made = diffusers.SD3ControlNetModel.from_config(config)
+    elif family == "z-image":
+        config = {key: pipeline.transformer.config[key] for key in _OF_Z_IMAGE}
+        channels = 2 * pipeline.transformer.config["in_channels"] + 1
+        config |= {"control_layers_places": [0, 1], "control_refiner_layers_places": [0], "control_in_dim": channels}
+        config |= {"add_control_noise_refiner": "control_noise_refiner"}
+        made = diffusers.ZImageControlNetModel(**config | changed)
     else:
-        made = diffusers.FluxControlNetModel.from_config({**pipeline.transformer.config, **changed})
+        made = CLASSES[family].from_config({**pipeline.transformer.config, **changed})
     with torch.no_grad():
         for parameter in made.parameters():
             if not parameter.any():

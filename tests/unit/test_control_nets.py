@@ -22,6 +22,13 @@ from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.models.files import ModelFilesRefused, Tensor
 
+# Z-Image's ControlNets, of which the class has no defaults.
+UNION_2 = {
+    "control_layers_places": [*range(0, 30, 2)],
+    "control_refiner_layers_places": [0, 1],
+    "control_in_dim": 33,
+    "add_control_noise_refiner": "control_noise_refiner",
+}
 NETS = {name: family.control_nets for name, family in FAMILIES.items() if family.control_nets is not None}
 
 
@@ -33,10 +40,12 @@ def on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
 def published(name: str, **changed: Any) -> tuple[Any, dict[str, Any]]:
     """A ControlNet for the family's published model, and that model's own config."""
     family, nets = FAMILIES[name], NETS[name]
-    config = json.loads((SHIPPED / name / family.denoiser / "config.json").read_text())
+    shipped = SHIPPED / name / family.denoiser / "config.json"
+    config = json.loads(shipped.read_text()) if shipped.exists() else {}  # the class's defaults are the published ones
     component = family.components[family.denoiser]
     denoiser = dict(on_meta(component.class_name, {k: v for k, v in config.items() if k[0] != "_"}).config)
-    own = {key: denoiser[key] for key in nets.model.config.keys if key in denoiser}
+    own = dict(UNION_2) if name == "z-image" else {}
+    own |= {key: denoiser[key] for key in nets.model.config.keys if key in denoiser}
     return on_meta(nets.model.class_name, own | changed), denoiser
 
 
@@ -64,6 +73,18 @@ CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
     "sd3": ("sd3", {"num_layers": 6}),
     "sd3 without text": ("sd3", {"num_layers": 3, "joint_attention_dim": None, "use_pos_embed": False}),
     "flux": ("flux", {"num_layers": 5, "num_single_layers": 10, "guidance_embeds": True}),
+    "qwen-image": ("qwen-image", {"num_layers": 5}),
+    "qwen-image, inpainting": ("qwen-image", {"num_layers": 6, "extra_condition_channels": 4}),
+    "z-image 1.0": (
+        *("z-image",),
+        {"control_layers_places": [0, 5, 10, 15, 20, 25], "control_in_dim": 16, "add_control_noise_refiner": None},
+    ),
+    "z-image 2.0 without what it does not use": (
+        *("z-image",),
+        {**UNION_2, "add_control_noise_refiner": "control_layers"},
+    ),
+    "z-image 2.1": ("z-image", UNION_2),
+    "z-image 2.1 lite": ("z-image", {**UNION_2, "control_layers_places": [0, 10, 20]}),
     "flux without single blocks": ("flux", {"num_layers": 6, "num_single_layers": 0}),
 }
 
@@ -74,6 +95,8 @@ def test_a_single_file_gives_a_net_of_its_own_size(
 ) -> None:
     net, denoiser = published(name, **changed)
     config = found_in(header_of(net), name, denoiser, tmp_path / "net.safetensors", monkeypatch)
+    if name in ("qwen-image", "z-image"):
+        assert changed.items() <= config.items()
     again = on_meta(NETS[name].model.class_name, config)
     assert header_of(again) == header_of(net)
     assert control_files.families_of_control(tmp_path, header_of(net)) == (name,)
@@ -99,6 +122,30 @@ OTHERS = {
     "sdxl for sd1": ("sdxl", "sd1", {}, "cross_attention_dim is 2048, in family sd1 it is 768: of another family"),
     "sd2 for sd1": ("sd2", "sd1", {}, "cross_attention_dim is 1024, in family sd1 it is 768: of another family"),
     "flux for sd3": ("flux", "sd3", {}, "a ControlNet of family flux, expected a ControlNet of family sd3"),
+    "qwen-image for flux": (
+        *("qwen-image", "flux", {"num_layers": 5}),
+        "a ControlNet of family qwen-image, expected a ControlNet of family flux",
+    ),
+    "flux for qwen-image": (
+        *("flux", "qwen-image", {}),
+        "a ControlNet of family flux, expected a ControlNet of family qwen-image",
+    ),
+    "another mask": (
+        *("qwen-image", "qwen-image", {"num_layers": 1, "extra_condition_channels": 8}),
+        "extra_condition_channels is 8, expected 0 or 4; others are not supported",
+    ),
+    "too many layers": (
+        *("qwen-image", "qwen-image", {"num_layers": 61}),
+        "num_layers is 61, expected 1 to 60 (as the model's)",
+    ),
+    "other channels": (
+        *("z-image", "z-image", {"control_in_dim": 20}),
+        "control_in_dim is 20, expected 16 or, for inpainting too, 33",
+    ),
+    "other refiners": (
+        *("z-image", "z-image", {"n_refiner_layers": 3}),
+        "n_refiner_layers is 3, expected 2 (as the model's)",
+    ),
     "several kinds": ("flux", "flux", {"num_mode": 10}, "num_mode is 10, expected None; others are not supported"),
 }
 
@@ -122,6 +169,33 @@ FOLDERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no layer": ("sd3", {"num_layers": 0}, "num_layers is 0, expected at least 1"),
     "images": ("flux", {"conditioning_embedding_channels": 16}, "conditioning_embedding_channels is 16, expected None"),
     "other axes": ("flux", {"axes_dims_rope": [56, 56, 16]}, "axes_dims_rope is [56, 56, 16], expected [16, 56, 56]"),
+    "no layer of qwen-image": ("qwen-image", {"num_layers": 0}, "num_layers is 0, expected 1 to 60"),
+    "another text width": ("qwen-image", {"joint_attention_dim": 768}, "joint_attention_dim is 768, expected 3584"),
+    "no place": ("z-image", {"control_layers_places": []}, "control_layers_places is [], expected rising numbers from"),
+    "no first place": (
+        "z-image",
+        {"control_layers_places": [2, 4]},
+        "control_layers_places is [2, 4], expected rising",
+    ),
+    "a place twice": ("z-image", {"control_layers_places": [0, 2, 2]}, "control_layers_places is [0, 2, 2], expected"),
+    "a place beyond": (
+        "z-image",
+        {"control_layers_places": [0, 30]},
+        "is [0, 30], expected rising numbers from 0, all",
+    ),
+    "lists of places": ("z-image", {"control_layers_places": [[0]]}, "control_layers_places is [[0]], expected rising"),
+    "no refined layer": (
+        *("z-image", {"control_refiner_layers_places": None}),
+        "control_refiner_layers_places is None, expected up to 2 rising numbers, all below 2",
+    ),
+    "a refined layer beyond": (
+        *("z-image", {"control_refiner_layers_places": [1, 2]}),
+        "control_refiner_layers_places is [1, 2], expected up to 2 rising numbers, all below 2",
+    ),
+    "another refiner": (
+        *("z-image", {"add_control_noise_refiner": "other"}),
+        "add_control_noise_refiner is 'other', expected None or 'control_layers' or 'control_noise_refiner'",
+    ),
     "an order": (
         *("sd1", {"controlnet_conditioning_channel_order": "xyz"}),
         "controlnet_conditioning_channel_order is xyz, expected rgb or bgr",
@@ -137,7 +211,8 @@ def test_a_folder_that_does_not_fit_is_refused_by_name(
     config = {"_class_name": nets.model.class_name, **{k: v for k, v in net.config.items() if k[0] != "_"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(control_files, "_weights_of", _none)
-    assert find_control(name, tmp_path, "float16", denoiser, 4).config["in_channels"] == denoiser["in_channels"]
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert find_control(name, tmp_path, "float16", denoiser, 4).config.items() <= stored.items()
     (tmp_path / "config.json").write_text(json.dumps(config | changed))
     with pytest.raises(ModelFilesRefused) as refused:
         find_control(name, tmp_path, "float16", denoiser, 4)

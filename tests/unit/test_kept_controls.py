@@ -16,7 +16,7 @@ from weave.gpu_worker.classes import pipeline_for
 from weave.gpu_worker.controls import ControlRefused, Controls
 from weave.gpu_worker.placement import Placement
 from weave.models.families import FAMILIES
-from weave.protocol.inputs import ControlOffer, InputImage, RequestedControl
+from weave.protocol.inputs import TEXT_TO_IMAGE, ControlOffer, InputImage, RequestedControl
 
 
 class Loads:
@@ -36,7 +36,8 @@ class Loads:
         model: Any = SimpleNamespace(offer=SimpleNamespace(family=family), controls=known)
         pipeline = SimpleNamespace(device=torch.device("cpu"))
         image = InputImage(width=8, height=8)
-        return self.controls.prepare(pipeline, model, [RequestedControl(id=name, image=image) for name in names])
+        requested = [RequestedControl(id=name, image=image) for name in names]
+        return self.controls.prepare(pipeline, model, requested, TEXT_TO_IMAGE)
 
 
 @pytest.fixture

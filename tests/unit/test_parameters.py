@@ -57,6 +57,7 @@ def test_every_parameter_of_the_task_is_checked() -> None:
 def test_every_bound_of_a_model_is_of_a_parameter() -> None:
     named = {it.bound.name for it in PARAMETERS.values() if isinstance(it.bound, OfModel | UpTo)}
     checked = {"pixels", "inpainting_pixels", "input_pixels", "references", "prompt_bytes", "prompt_characters"}
+    checked |= {"controls", "control_start", "control_end"}
     assert named | checked == set(Bounds.__struct_fields__)
     assert set(BoundsOverride.__struct_fields__) == set(Bounds.__struct_fields__)
     assert set(DefaultsOverride.__struct_fields__) == set(Defaults.__struct_fields__)

@@ -32,6 +32,8 @@ from weave.protocol.text import LONGEST_TITLE, hidden_in, is_model_id
 
 # Leaves room for the names of the default model and the loaded model.
 _LONGEST_LISTING = MAX_CONTROL_BYTES - 256
+# Bounds that the family's classes set: with a wider one they would fail, or ignore what is beyond.
+_OF_THE_CLASSES = ("references", "controls", "control_start", "control_end")
 
 
 def offers(config: Config) -> tuple[ModelOffer, ...]:
@@ -175,6 +177,9 @@ def _bounds(where: str, bounds: Bounds, override: BoundsOverride) -> Bounds:
             raise ConfigError(f"{where}.bounds.{name} is not finite: {changed}")
         if bound.min > bound.max or getattr(bound, "multiple", 1) < 1:
             raise ConfigError(f"{where}.bounds.{name} is empty: {changed}")
+        family = getattr(bounds, name)
+        if name in _OF_THE_CLASSES and not family.min <= bound.min <= bound.max <= family.max:
+            raise ConfigError(f"{where}.bounds.{name} must be within {family.min} and {family.max}, the family's")
         bounds = structs.replace(bounds, **{name: bound})
     return bounds
 

@@ -132,9 +132,12 @@ class BoundsOverride(_Table, frozen=True, kw_only=True):
     prompt_bytes: dict[str, Annotated[int, Meta(ge=0, le=65536)]] = {}
     prompt_characters: dict[str, Annotated[int, Meta(ge=0, le=65536)]] = {}
     inpainting_pixels: dict[str, Bound] = {}
-    # MAX_REFERENCES and MAX_INPUT_PIXELS in weave/protocol/inputs.py
+    # MAX_REFERENCES, MAX_CONTROLS and MAX_INPUT_PIXELS in weave/protocol/inputs.py
     input_pixels: dict[str, Annotated[int, Meta(ge=0, le=64 * 1024 * 1024)]] = {}
     references: dict[str, Annotated[int, Meta(ge=0, le=4)]] = {}
+    controls: dict[str, Annotated[int, Meta(ge=0, le=4)]] = {}
+    control_start: dict[str, float] = {}
+    control_end: dict[str, float] = {}
     batch: dict[str, Annotated[int, Meta(ge=0, le=64)]] = {}
 
 

@@ -10,9 +10,11 @@ from weave.gpu_worker.canvas import Canvas
 from weave.gpu_worker.device import has_room, release_memory
 from weave.gpu_worker.loading import load_model
 from weave.gpu_worker.placement import Placement
-from weave.models.assets import Source
+from weave.gpu_worker.tensors import is_zero
+from weave.models.assets import Source, Weights
 from weave.models.configs import shown
-from weave.models.control_files import find_control
+from weave.models.control_files import ControlFiles, find_control
+from weave.models.control_nets import Unused
 from weave.models.families import FAMILIES
 from weave.models.files import ModelFilesRefused
 from weave.protocol.inputs import RequestedControl
@@ -31,7 +33,9 @@ class Controls:
         self._loaded: dict[str, Any] = {}
         self._placement = placement
 
-    def prepare(self, pipeline: Any, model: WorkerModel, requested: Sequence[RequestedControl]) -> tuple[Any, ...]:
+    def prepare(
+        self, pipeline: Any, model: WorkerModel, requested: Sequence[RequestedControl], task: str
+    ) -> tuple[Any, ...]:
         """The ControlNets of a job, in its order. Raises ControlRefused, and what running out of memory raises."""
         wanted = [control.id for control in requested]
         unused = self._loaded.keys() - wanted
@@ -44,6 +48,7 @@ class Controls:
                 self._loaded[name] = _load(pipeline, model.offer.family, files[name], self._placement)
         found = {name: self._loaded[name] for name in wanted}
         _check_alike(model.offer.family, found)
+        _check_task(pipeline, model.offer.family, found, task)
         return tuple(found.values())
 
     def drop(self) -> None:
@@ -71,9 +76,10 @@ def control_arguments(pipeline: Any, canvas: Canvas, images: Sequence[Any], para
         "control_guidance_start": [control.start for control in requested],
         "control_guidance_end": [control.end for control in requested],
     }
-    if len(requested) > 1 and "control_mode" in inspect.signature(type(pipeline).__call__).parameters:
+    if len(requested) > 1:
         arguments["control_mode"] = [None] * len(requested)  # some of FLUX's pipelines fail without it
-    return {name: values[0] if len(requested) == 1 else values for name, values in arguments.items()}
+    taken = inspect.signature(type(pipeline).__call__).parameters  # Z-Image's have no start and end
+    return {name: it[0] if len(requested) == 1 else it for name, it in arguments.items() if name in taken}
 
 
 def _name_of_image(pipeline: Any) -> str:
@@ -107,14 +113,32 @@ def _load(pipeline: Any, name: str, control: WorkerControl, placement: Placement
             dtype = denoiser.dtype
             blocks = len(pipeline.vae.config.get("block_out_channels", ()))
             found = find_control(name, path, str(dtype).removeprefix("torch."), denoiser.config, blocks)
-            loaded = load_model(
-                found.weights, path.name, family.control_nets.model, found.config, dtype, mapped=is_moved
-            )
+            weights, config = _without_unused(path, found, family.control_nets.unused)
+            loaded = load_model(weights, path.name, family.control_nets.model, config, dtype, mapped=is_moved)
             if placement.is_taken:
                 placement.take(_component(control.offer.id), loaded)
     except (ModelFilesRefused, OSError) as error:
         raise ControlRefused(f"{control.offer.id}: {error}") from None
     return loaded if placement.is_taken else loaded.to(device)
+
+
+def _without_unused(path: Path, found: ControlFiles, unused: Unused | None) -> tuple[Weights, dict[str, Any]]:
+    config, weights = found
+    names = weights.names or {}
+    if unused is None or unused.zero not in names or not is_zero(path, names[unused.zero]):
+        return weights, config
+    kept = {name: stored for name, stored in names.items() if not name.startswith(unused.prefix)}
+    return weights._replace(names=kept), {**config, **unused.config}
+
+
+def _check_task(pipeline: Any, name: str, found: dict[str, Any], task: str) -> None:
+    family = FAMILIES[name]
+    if family.control_nets is None or family.control_nets.tasks is None:
+        return
+    for control, net in found.items():
+        tasks = family.control_nets.tasks(net.config, getattr(pipeline, family.denoiser).config)
+        if task not in tasks:
+            raise ControlRefused(f"{control}: it is for {' and '.join(tasks)}, not for {task}")
 
 
 def _check_alike(family: str, found: dict[str, Any]) -> None:

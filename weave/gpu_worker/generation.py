@@ -95,8 +95,8 @@ def _generate_images(generation: Generation, numbers: range, first: Pass) -> Ite
     _check_cancelled(generation)
     own, adapter, enlarges = generation.pipeline, generation.adapter, first.parameters.enlarge is not None
     unsent = max(numbers[0], generation.sent.images)
-    steps = steps_of(first.parameters)
-    more = steps_of(enlarging(first.parameters)) if enlarges else 0
+    steps = steps_of(first.parameters, adapter.family)
+    more = steps_of(enlarging(first.parameters), adapter.family) if enlarges else 0
     report = _report(generation, unsent, 0, steps + more)
     images, pipeline = run_pass(own, adapter, first, report)
     for at, number in enumerate(numbers):

@@ -121,9 +121,8 @@ _TASK_CALLS = {
     INPAINTING: ("image", "mask_image", "strength"),
     REFERENCES: ("height", "width"),
 }
-_CONTROL_CALL = (
-    *("control_guidance_end", "control_guidance_start", "controlnet_conditioning_scale", "height", "width"),
-)  # fmt: skip
+_CONTROL_CALL = ("controlnet_conditioning_scale", "height", "width")
+_CONTROL_IN_PART = ("control_guidance_end", "control_guidance_start")
 _COMMON_CALL = tuple(name for name in PIPELINE_CALL if name not in ("height", "width"))
 
 
@@ -200,7 +199,9 @@ def needs_for_task(name: str, task: str) -> Needs:
     if family.control_nets is not None and task not in family.pipelines:
         # The adapters omit other arguments that these classes do not take.
         needs: Needs = {f"diffusers.{family.control_nets.model.class_name}": ()}
-        needs |= {f"{pipeline}.__init__": ("controlnet",), f"{pipeline}.__call__": (*_COMMON_CALL, *_CONTROL_CALL)}
+        in_part = _CONTROL_IN_PART if family.bounds.control_start.max else ()
+        call = (*_COMMON_CALL, *_CONTROL_CALL, *in_part)
+        needs |= {f"{pipeline}.__init__": ("controlnet",), f"{pipeline}.__call__": call}
         return needs | {f"{pipeline}.{method}": () for method in ("num_timesteps", "set_progress_bar_config")}
     call = (*sorted(adapter.call_names()), *_COMMON_CALL, *_TASK_CALLS[task])
     call += adapter.reference_names if task == REFERENCES else ()

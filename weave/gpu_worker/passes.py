@@ -17,6 +17,7 @@ from weave.gpu_worker.prompts import Encoding, not_kept
 from weave.gpu_worker.schedulers import set_scheduler, steps_done
 from weave.gpu_worker.seeds import generator, seed_global_generators
 from weave.gpu_worker.step_caches import step_cache
+from weave.models.family import Family
 from weave.models.schedulers import SCHEDULERS
 from weave.protocol.inputs import InputImage, task_of
 from weave.protocol.parameters import Parameters
@@ -60,11 +61,17 @@ def enlarging(parameters: Parameters) -> Parameters:
     )
 
 
-def steps_of(parameters: Parameters) -> int:
+def starts_from_image(parameters: Parameters, family: Family) -> bool:
+    """Whether the pipeline starts from the job's image, and not from noise."""
+    nets = family.control_nets if parameters.control else None
+    return parameters.image is not None and (nets is None or task_of(parameters) not in nets.from_noise)
+
+
+def steps_of(parameters: Parameters, family: Family) -> int:
     """How many steps of a pass run. With an image to start from those are a fraction, which the pipelines round as
     here."""
     steps, strength = parameters.steps, parameters.strength
-    if parameters.image is None:
+    if not starts_from_image(parameters, family):
         return steps
     if SCHEDULERS[parameters.scheduler].kind == "flow":
         return steps - int(max(steps - min(steps * strength, steps), 0))
@@ -74,9 +81,10 @@ def steps_of(parameters: Parameters) -> int:
 def run_pass(own: Any, adapter: Adapter, wanted: Pass, after_step: AfterStep) -> tuple[list[Image.Image], Any]:
     """The images, and the pipeline that generated them. `own` is the model's pipeline. Raises IncompatibleScheduler,
     and any exception of the pipeline or of `after_step`."""
-    parameters, seeds, steps = wanted.parameters, wanted.seeds, steps_of(wanted.parameters)
-    set_scheduler(own, parameters.scheduler, parameters.steps, partial=parameters.image is not None)
-    pipeline = pipeline_for(own, adapter.family, task_of(parameters), wanted.controls)
+    parameters, seeds, family = wanted.parameters, wanted.seeds, adapter.family
+    steps, partial = steps_of(parameters, family), starts_from_image(parameters, family)
+    set_scheduler(own, parameters.scheduler, parameters.steps, partial=partial)
+    pipeline = pipeline_for(own, family, task_of(parameters), wanted.controls)
     canvas = canvas_of(pipeline, wanted.inputs, parameters)
     reported, latents = 0, torch.empty(0)
 
@@ -95,16 +103,17 @@ def run_pass(own: Any, adapter: Adapter, wanted: Pass, after_step: AfterStep) ->
 
     seed_global_generators(seeds[0])
     generators = [generator(seed) for seed in seeds]
+    given = adapter.canvas_arguments(pipeline, canvas, parameters)
     several: dict[str, Any] = {"num_images_per_prompt": len(seeds), "generator": generators}
-    if canvas.image is not None:  # once for each seed: encoding takes noise from it
+    if canvas.image is not None and "image" in given:  # once for each seed: encoding takes noise from it
         several["image"] = [canvas.image] * len(seeds)
-    denoiser = getattr(pipeline, adapter.family.denoiser)
+    denoiser = getattr(pipeline, family.denoiser)
     with torch.inference_mode(), wanted.encoding(pipeline), step_cache(denoiser, parameters.cache, steps):
         adapter.call(
             pipeline,
             wanted.arguments,
             **{
-                **adapter.canvas_arguments(pipeline, canvas, parameters),
+                **given,
                 **control_arguments(pipeline, canvas, wanted.inputs.controls, parameters),
                 **(several if len(seeds) > 1 else {"generator": generators[0]}),
             },

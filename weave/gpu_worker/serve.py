@@ -137,7 +137,7 @@ def _run(loaded: _Loaded, run: Run, descriptors: list[int]) -> Finished:
 def _generate(loaded: _Loaded, run: Run, inputs: Inputs, planned: Planned, sent: Sent) -> Tokens:
     model, parameters, pipeline, placement = loaded.model, run.parameters, loaded.pipeline, loaded.planner.placement
     loaded.planner.apply(pipeline, planned)
-    nets = loaded.controls.prepare(pipeline, model, parameters.control)
+    nets = loaded.controls.prepare(pipeline, model, parameters.control, task_of(parameters))
     loaded.planner.begin(planned)
     with (
         merged(pipeline, model, parameters.loras, placement),

@@ -65,6 +65,11 @@ def read_value(path: Path, name: str, stored: StoredValue) -> float | list[float
     return numbers if len(numbers) > 1 else numbers[0]
 
 
+def is_zero(path: Path, name: str) -> bool:
+    """Whether the tensor `name` of a single file has no other number. Raises ModelFilesRefused."""
+    return not _read(path.stem, path, {name: name})[name].any()
+
+
 def refuse_keys(part: str, fault: str, keys: Iterable[str]) -> None:
     """Raises ModelFilesRefused if there are any `keys`."""
     if found := sorted(keys):

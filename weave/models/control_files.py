@@ -29,10 +29,10 @@ def find_control(family: str, path: Path, dtype: str, denoiser: Mapping[str, Any
     blocks in its VAE. Raises ModelFilesRefused."""
     nets = _nets(family)
     found, config = refuse_first(_control_checks(family, path, dtype))
-    if path.is_file():
-        own = {key: _plain(denoiser[key]) for key in nets.model.config.keys if key in denoiser}
-        config = own | config
     model = {key: _plain(value) for key, value in denoiser.items()} | {"vae_blocks": vae_blocks}
+    if path.is_file():
+        config = {key: model[key] for key in nets.model.config.keys if key in model} | config
+        config |= nets.placed(config, model)
     for fault in misfits(nets, {**nets.model.defaults, **config}, model):
         raise ModelFilesRefused(f"{path.name}: {fault}: for another family or size of model")
     return ControlFiles(config, found)
@@ -89,8 +89,10 @@ def _control_checks(family: str, path: Path, dtype: str) -> Checks[tuple[Weights
         config = yield from config_of_file(nets, path.name, header)
         weights = Weights((path,), nets.file, tensors_of(nets.file, header, alone=True))
     for key, value in nets.fixed.items():
-        if (own := config.get(key, nets.model.defaults[key])) != value:
-            yield f"{path.name}: {key} is {shown(own)}, expected {shown(value)}; others are not supported"
+        allowed = value if isinstance(value, tuple) else (value,)
+        if (own := config.get(key, nets.model.defaults[key])) not in allowed:
+            wanted = " or ".join(map(shown, allowed))
+            yield f"{path.name}: {key} is {shown(own)}, expected {wanted}; others are not supported"
     width = config.get("cross_attention_dim")
     if nets.width is not None and width != nets.width and width in _published():
         raise ModelFilesRefused(
@@ -132,7 +134,8 @@ def _nets(family: str) -> ControlNets:
 
 
 def _is_of(nets: ControlNets, header: Header) -> bool:
-    return any(name.startswith(nets.marks) for name in _plain_names(nets, header))
+    names = _plain_names(nets, header)
+    return all(any(name.startswith(mark) for name in names) for mark in nets.marks)
 
 
 def _plain_names(nets: ControlNets, header: Header) -> Header:

@@ -2,9 +2,9 @@
 used with, and how they come as single files. Files are read elsewhere: control_files.py.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
@@ -20,15 +20,28 @@ _MOST_LEVELS = 16  # published UNets have three or four
 Config = Mapping[str, Any]
 
 
+class Unused(NamedTuple):
+    """Of a single file whose tensor `zero` is all zeros, the tensors that begin with `prefix` are not used, and the
+    config has the values in `config`."""
+
+    zero: str
+    prefix: str
+    config: Mapping[str, Any]
+
+
 class ControlNets(Struct, frozen=True, kw_only=True):
     """A family's ControlNets. `pipelines` are the classes in diffusers that apply them, by task.
 
-    The config must have the model's own values for the keys in `equal`, and those in `fixed` for others. `others`
-    yields what else is wrong with it. For the keys in `alike`, a pipeline uses the first ControlNet's values for all.
+    The config must have the model's own values for the keys in `equal`, and those in `fixed` for others (a tuple: any
+    of these). `others` yields what else is wrong with it. For the keys in `alike`, a pipeline uses the first
+    ControlNet's values for all. `tasks` are those that a ControlNet with this config is for, of a model with that one;
+    None: all in `pipelines`. The pipelines of the tasks in `from_noise` take an image, but start from noise: they have
+    no `strength`.
 
-    A single file has tensors that begin with `marks`. Its config is the model's own, except for what `derive` reads
-    from names and shapes. `width` is that of the text embeddings in published models, and `added_embedding` what UNets
-    take in addition, where these tell the families apart."""
+    A single file has tensors that begin with each of `marks` (a tuple within it: any of these). Its config is the
+    model's own, except for what `derive` reads from names and shapes, and what `placed` then adds that depends on the
+    model. `unused` says what is left out of some files. `width` is that of the text embeddings in published models, and
+    `added_embedding` what UNets take in addition, where these tell the families apart."""
 
     model: ModelClass
     pipelines: Mapping[str, str]
@@ -36,9 +49,13 @@ class ControlNets(Struct, frozen=True, kw_only=True):
     fixed: Mapping[str, Any] = MappingProxyType({})
     others: Callable[[Config, Config], Iterator[str]] = lambda config, model: iter(())
     alike: tuple[str, ...] = ()
+    tasks: Callable[[Config, Config], Collection[str]] | None = None
+    from_noise: tuple[str, ...] = ()
     file: FilePart
-    marks: tuple[str, ...]
+    marks: tuple[str | tuple[str, ...], ...]
     derive: Callable[[Header], dict[str, Any]]
+    placed: Callable[[Config, Config], dict[str, Any]] = lambda config, model: {}
+    unused: Unused | None = None
     width: int | None = None
     added_embedding: str | None = None
 
@@ -145,7 +162,7 @@ def _of_unets(width: int, text_to_image: str, added_embedding: str | None = None
         },
         others=_of_unet,
         file=FilePart(("control_model.",), "controlnet", ("controlnet_cond_embedding.",)),
-        marks=("controlnet_cond_embedding.", "input_hint_block."),
+        marks=(("controlnet_cond_embedding.", "input_hint_block."),),
         derive=_derive_unet,
         width=width,
         added_embedding=added_embedding,
@@ -224,58 +241,4 @@ SD3 = ControlNets(
     file=FilePart(()),
     marks=("pos_embed_input.",),
     derive=_derive_sd3,
-)
-
-
-def _derive_flux(found: Header) -> dict[str, Any]:
-    modes = found.get("controlnet_mode_embedder.weight")
-    return {
-        "num_layers": len(blocks(found, "transformer_blocks")),
-        "num_single_layers": len(blocks(found, "single_transformer_blocks")),
-        "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in found,
-        "num_mode": modes.shape[0] if modes is not None and modes.shape else None,
-    }
-
-
-FLUX = ControlNets(
-    model=ModelClass(
-        library="diffusers",
-        class_name="FluxControlNetModel",
-        config=rules(
-            f"{BY_DIFFUSERS} out_channels",
-            side="patch_size",
-            size="""in_channels attention_head_dim num_attention_heads joint_attention_dim pooled_projection_dim
-                axes_dims_rope[] num_mode? conditioning_embedding_channels?""",
-            count="num_layers num_single_layers",
-            flag="guidance_embeds",
-        ),
-        defaults={
-            "in_channels": 64,
-            "patch_size": 1,
-            "attention_head_dim": 128,
-            "num_attention_heads": 24,
-            "joint_attention_dim": 4096,
-            "pooled_projection_dim": 768,
-            "axes_dims_rope": [16, 56, 56],
-            "guidance_embeds": False,
-            "num_mode": None,
-            "conditioning_embedding_channels": None,
-        },
-    ),
-    pipelines={
-        TEXT_TO_IMAGE: "FluxControlNetPipeline",
-        IMAGE_TO_IMAGE: "FluxControlNetImg2ImgPipeline",
-        INPAINTING: "FluxControlNetInpaintPipeline",
-    },
-    equal=(
-        *("in_channels", "patch_size", "attention_head_dim", "num_attention_heads"),
-        *("joint_attention_dim", "pooled_projection_dim", "axes_dims_rope"),
-    ),
-    # With num_mode a request would have to name the kind of image. With conditioning_embedding_channels the ControlNet
-    # takes the image instead of its latents.
-    fixed={"num_mode": None, "conditioning_embedding_channels": None},
-    alike=("guidance_embeds",),
-    file=FilePart(()),
-    marks=("controlnet_x_embedder.",),
-    derive=_derive_flux,
 )

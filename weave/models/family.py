@@ -14,7 +14,7 @@ from weave.models.schedulers import RELATED, SCHEDULERS, misfit, name_of
 from weave.models.single_files import DENOISERS, SingleFile
 from weave.models.sizes import Sizes
 from weave.protocol.bounds import Bounds, FloatRange, Range
-from weave.protocol.inputs import MAX_REFERENCES, TEXT_TO_IMAGE, control_task
+from weave.protocol.inputs import MAX_CONTROLS, MAX_REFERENCES, TEXT_TO_IMAGE, control_task
 from weave.protocol.parameters import Defaults
 
 _PIXELS = 8 * 1024 * 1024
@@ -133,8 +133,11 @@ def bounds(
     prompt_characters: int,
     inpainting_pixels: int = _PIXELS,
     references: int = MAX_REFERENCES,
+    controls: int = MAX_CONTROLS,
+    control_in_part: bool = True,
 ) -> Bounds:
-    """A family's bounds; those without a parameter are the same for all families. Sides are in pixels."""
+    """A family's bounds; those without a parameter are the same for all families. Sides are in pixels.
+    `control_in_part`: a ControlNet may be applied to some steps only."""
     return Bounds(
         width=Range(64, largest_side, multiple),
         height=Range(64, largest_side, multiple),
@@ -147,6 +150,9 @@ def bounds(
         inpainting_pixels=Range(64 * 64, inpainting_pixels),
         input_pixels=Range(1, 16 * 1024 * 1024),
         references=Range(0, references),
+        controls=Range(0, controls),
+        control_start=FloatRange(0.0, 1.0 if control_in_part else 0.0),
+        control_end=FloatRange(0.0 if control_in_part else 1.0, 1.0),
         batch=Range(1, 8),
     )
 

@@ -26,8 +26,10 @@ class FloatRange(Struct, frozen=True):
 
 class Bounds(Struct, frozen=True, kw_only=True):
     """What one model accepts. `pixels` bounds width * height * images, `inpainting_pixels` width * height with a mask,
-    `input_pixels` each image that a client sends, `references` the number of reference images, `batch` the images of
-    one pass. The lengths of the prompt and of the negative prompt are bounded in UTF-8 bytes and in characters."""
+    `input_pixels` each image that a client sends, `references` the number of reference images, `controls` that of
+    ControlNets, `control_start` and `control_end` the fractions of the steps between which they are applied, `batch`
+    the images of one pass. The lengths of the prompt and of the negative prompt are bounded in UTF-8 bytes and in
+    characters."""
 
     width: Range
     height: Range
@@ -41,6 +43,9 @@ class Bounds(Struct, frozen=True, kw_only=True):
     inpainting_pixels: Range = Range(0, 0)
     input_pixels: Range = Range(0, 0)
     references: Range = Range(0, 0)
+    controls: Range = Range(0, 0)
+    control_start: FloatRange = FloatRange(0.0, 1.0)
+    control_end: FloatRange = FloatRange(0.0, 1.0)
     batch: Range = Range(1, 1)
 
 

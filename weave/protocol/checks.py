@@ -95,7 +95,7 @@ def _check(field: str, parameters: Parameters, bound: Bound, offered: Offered) -
             elif value is not None:
                 check_input(field, value, bounds.input_pixels)
         case OfferedControls():
-            check_controls(field, value, offered.controls, bounds.input_pixels)
+            check_controls(field, value, offered.controls, bounds)
         case Enlarged():
             if value is not None:
                 _check_enlarged(field, value, parameters, bounds)

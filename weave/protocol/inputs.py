@@ -7,7 +7,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
-from weave.protocol.bounds import FloatRange, Range, check_range
+from weave.protocol.bounds import Bounds, FloatRange, Range, check_range
 from weave.protocol.errors import ErrorCode, RequestError
 from weave.protocol.text import ModelId, Name, Title
 
@@ -29,7 +29,6 @@ _SIDE = Range(1, MAX_INPUT_SIDE)
 _REFERENCE_SIDE = Range(64, MAX_INPUT_SIDE)
 _REFERENCE_RATIO = 8
 _SCALE = FloatRange(0.0, 2.0)
-_FRACTION = FloatRange(0.0, 1.0)
 
 
 class InputImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -136,9 +135,9 @@ def check_references(field: str, images: tuple[InputImage, ...], number: Range, 
             raise RequestError(ErrorCode.OUT_OF_BOUNDS, text, field=field)
 
 
-def check_controls(field: str, requested: tuple[RequestedControl, ...], offers: ControlOffers, pixels: Range) -> None:
+def check_controls(field: str, requested: tuple[RequestedControl, ...], offers: ControlOffers, bounds: Bounds) -> None:
     """`offers` are those for the model's family. Raises RequestError (out_of_bounds, invalid_request)."""
-    check_range(field, len(requested), Range(0, MAX_CONTROLS))
+    check_range(field, len(requested), bounds.controls)
     offered = {offer.id for offer in offers}
     for number, control in enumerate(requested):
         if control.id not in offered:
@@ -147,9 +146,9 @@ def check_controls(field: str, requested: tuple[RequestedControl, ...], offers: 
         if any(other.id == control.id for other in requested[:number]):
             raise RequestError(ErrorCode.INVALID_REQUEST, f"{field} names one twice", field=field, value=control.id)
         check_range(f"{field}.scale", control.scale, _SCALE)
-        for name, value in (("start", control.start), ("end", control.end)):
-            check_range(f"{field}.{name}", value, _FRACTION)
+        check_range(f"{field}.start", control.start, bounds.control_start)
+        check_range(f"{field}.end", control.end, bounds.control_end)
         if control.start >= control.end:
             text = f"{field}.start is {control.start}; it must be less than {field}.end, which is {control.end}"
             raise RequestError(ErrorCode.OUT_OF_BOUNDS, text, field=f"{field}.start", value=control.start)
-        check_input(f"{field}.image", control.image, pixels)
+        check_input(f"{field}.image", control.image, bounds.input_pixels)

@@ -56,7 +56,8 @@ class Adapter:
         arguments: dict[str, Any] = {"width": parameters.width, "height": parameters.height}
         if canvas.image is not None:
             arguments |= {"image": canvas.image, "strength": parameters.strength}
-            arguments |= {"mask_image": canvas.mask} if canvas.mask is not None else {}
+            # Qwen-Image's ControlNets for inpainting see the image to repaint, and take the mask with it.
+            arguments |= {"mask_image": canvas.mask, "control_mask": canvas.mask} if canvas.mask is not None else {}
         if canvas.references:
             arguments |= self.reference_arguments(canvas.references, parameters)
         return {name: value for name, value in arguments.items() if name in known}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from weave.models import control_nets, single_files, sizes
+from weave.models import control_transformers, single_files, sizes
 from weave.models.components import (
     AUTOENCODER_KL,
     BY_DIFFUSERS,
@@ -114,7 +114,7 @@ FAMILIES = (
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(FLUX),
-        control_nets=control_nets.FLUX,
+        control_nets=control_transformers.FLUX,
         max_sequence_length=512,
         adapter="flux",
     ),

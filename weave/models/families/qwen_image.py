@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from weave.models import single_files, sizes
+from weave.models import control_transformers, single_files, sizes
 from weave.models.components import BY_DIFFUSERS, ModelClass
 from weave.models.configs import rules
 from weave.models.family import Activations, Family, bounds, defaults
@@ -73,7 +73,7 @@ _FILE = SingleFile(
 FAMILIES = (
     Family(
         name="qwen-image",
-        bounds=bounds(largest_side=2048, multiple=16, prompt_characters=4000),
+        bounds=bounds(largest_side=2048, multiple=16, prompt_characters=4000, controls=1),
         defaults=defaults(side=1024, steps=50, cfg_scale=4.0, scheduler="flow_euler"),
         schedulers=("flow_euler",),
         caches=("taylorseer",),
@@ -88,6 +88,7 @@ FAMILIES = (
         activations=Activations(denoiser=800, vae=3000, tile=256),
         sizes=_sizes,
         single_file=_FILE,
+        control_nets=control_transformers.QWEN_IMAGE,
         max_sequence_length=512,
         prompt_template=DESCRIBE,
         free_tokens=34,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from weave.models import single_files, sizes
+from weave.models import control_transformers, single_files, sizes
 from weave.models.components import AUTOENCODER_KL, BY_DIFFUSERS, ModelClass
 from weave.models.configs import rules
 from weave.models.family import Activations, Family, bounds, defaults
@@ -80,7 +80,9 @@ _FILE = SingleFile(
 FAMILIES = (
     Family(
         name="z-image",
-        bounds=bounds(largest_side=_LARGEST_SIDE, multiple=16, prompt_characters=4000),
+        bounds=bounds(
+            largest_side=_LARGEST_SIDE, multiple=16, prompt_characters=4000, controls=1, control_in_part=False
+        ),
         defaults=defaults(side=1024, steps=9, cfg_scale=0.0, scheduler="flow_euler"),
         schedulers=("flow_euler",),
         pipeline="ZImagePipeline",
@@ -95,8 +97,9 @@ FAMILIES = (
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(Z_IMAGE),
+        control_nets=control_transformers.Z_IMAGE,
         max_sequence_length=_TOKENS,
         prompt_template=CHAT,
-        adapter="sd3",
+        adapter="z_image",
     ),
 )
