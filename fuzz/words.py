@@ -80,7 +80,9 @@ _OTHER: dict[str, tuple[bytes, ...]] = {
             *("add_embedding.linear_1.weight", "down_blocks.0.attentions.0.transformer_blocks.0.", "mid_block."),
             *("pos_embed_input.proj.weight", "transformer_blocks.0.", "attn2.", "pos_embed.pos_embed"),
             *("context_embedder.weight", "controlnet_x_embedder.weight", "single_transformer_blocks.0."),
-            *("controlnet_mode_embedder.weight", " 0 16 3 3 3", " 0 320 768", " 0 1", "\n"),
+            *("txt_norm.weight", "img_in.weight", "control_all_x_embedder.2-1.weight", "control_layers.0."),
+            *("control_noise_refiner.0.before_proj.weight", "controlnet_mode_embedder.weight"),
+            *(" 0 16 3 3 3", " 0 320 768", " 0 1", "\n"),
         )
     ),
     "relay": (b'"event"', b'"time"', b'"process"', b'"serving"', b'"text"'),

@@ -20,7 +20,7 @@ from tests.support.generation import generate, images, pixels
 from tests.support.reference import Reference, arguments, make_small_model, served_like_here, write_index
 from weave.client import Client, Control, InvalidRequest, WeaveError
 from weave.models.families import FAMILIES
-from weave.protocol.client_messages import Done
+from weave.protocol.client_messages import Done, Progress
 from weave.protocol.errors import ErrorCode
 from weave.protocol.inputs import IMAGE_TO_IMAGE, INPAINTING, TEXT_TO_IMAGE
 
@@ -37,6 +37,7 @@ TASKS = {
 FLOW = [family for family in TASKS if FAMILIES[family].defaults.scheduler == "flow_euler"]
 SEVERAL = [family for family in TASKS if FAMILIES[family].bounds.controls.max > 1]
 FROM_IMAGES = [(family, task) for family, tasks in TASKS.items() for task in tasks if task != TEXT_TO_IMAGE]
+FROM_NOISE = [(name, INPAINTING) for name in ("qwen-image", "z-image")]
 # More layers than the tiny models have: in SD3 nothing is added to the last one.
 LAYERS = {
     "sd3": {"num_layers": 2},
@@ -127,11 +128,14 @@ def inputs(task: str) -> dict[str, Any]:
 
 
 def expected(
-    served: Served, family: str, task: str, *controls: Control, number: int = 0, **more: Any
+    served: Served, family: str, task: str, *controls: Control, number: int = 0, dtype: str = "float32", **more: Any
 ) -> np.ndarray[Any, Any]:
     """What plain diffusers generates: image `number` of the call, which gets `more` arguments."""
-    plain = Reference(family, served.folder / family)
-    nets = [CLASSES[family].from_pretrained(str(served.folder / control.id)) for control in controls]
+    plain = Reference(family, served.folder / family, dtype)
+    nets = [
+        CLASSES[family].from_pretrained(str(served.folder / control.id), torch_dtype=getattr(torch, dtype))
+        for control in controls
+    ]
     parts = dict(plain.pipeline.components)
     for module in (*nets, *(part for part in parts.values() if isinstance(part, torch.nn.Module))):
         module._apply(torch.clone)  # out of the mapped file, as in assembled()
@@ -198,6 +202,55 @@ def test_a_single_file_is_the_same_as_its_folder(served: Served, family: str) ->
         for copy, net in files.items():
             assert np.array_equal(image(client, copy), nets[net]), copy
     assert len({array.tobytes() for array in nets.values()}) == len(nets)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_in_half_precision_images_equal_those_of_diffusers(served: Served, dtype: str) -> None:
+    tables = ""
+    for family, _ in FROM_NOISE:
+        tables += f'[models.{family}]\npath = "{served.folder / family}"\nfamily = "{family}"\n'
+        for name in {first_of(family, task) for task in TASKS[family]}:
+            tables += f'[controls.{name}]\npath = "{served.folder / name}"\nfamily = "{family}"\n'
+    with served_like_here(tables, dtype) as daemon, daemon.client() as client:
+        assert client.load_model(FROM_NOISE[0][0]) and client.status().dtype == dtype
+        for family, task in [(name, task) for name, _ in FROM_NOISE for task in TASKS[name]]:
+            control = Control(id=first_of(family, task), image=EDGES, scale=0.9)
+            found = wanted(client, family, control, **inputs(task))
+            assert np.array_equal(found, expected(served, family, task, control, dtype=dtype)), (family, task)
+
+
+@pytest.mark.parametrize("family", ["qwen-image", "z-image"])
+def test_where_the_weights_are_does_not_show(served: Served, family: str) -> None:
+    """Those of Z-Image's ControlNets use layers of the model, which come and go."""
+    plans = ("auto", "stages", "streamed")
+    tables = "".join(
+        f'[models.{plan}]\npath = "{served.folder / family}"\nfamily = "{family}"\nmemory = "{plan}"\n'
+        for plan in plans
+    )
+    tables += f'[controls.{family}-a]\npath = "{served.folder / family}-a"\nfamily = "{family}"\n'
+    control = Control(id=f"{family}-a", image=EDGES, scale=0.9)
+    with served_like_here(tables) as daemon, daemon.client() as client:
+        for plan in plans:
+            assert client.load_model(plan)
+            found = [wanted(client, family, *controls, model=plan) for controls in ((control,), (), (control,))]
+            assert client.status().plan == ("card" if plan == "auto" else plan)
+            assert np.array_equal(found[0], expected(served, family, TEXT_TO_IMAGE, control)), plan
+            assert np.array_equal(found[2], found[0]) and not np.array_equal(found[1], found[0])
+
+
+def test_strength_has_no_effect_where_diffusers_starts_from_noise(served: Served) -> None:
+    for family, task in FROM_NOISE:
+        asked = {"model": family, "width": SIDE, "height": SIDE, "steps": STEPS, "cfg_scale": SCALE, "seed": SEED}
+        control = (Control(id=first_of(family, task), image=EDGES),)
+        with served.daemon.client() as client:
+            some, all_steps = (
+                generate(client, PROMPT, **asked, **inputs(task), control=control, strength=strength)
+                for strength in (0.5, 1.0)
+            )
+        assert np.array_equal(pixels(images(some)[0]), pixels(images(all_steps)[0]))
+        for answers in (some, all_steps):
+            steps = [it.event.step for it in answers if isinstance(it.event, Progress)]
+            assert steps == list(range(1, STEPS + 1))
 
 
 def test_a_control_for_another_task_is_refused(served: Served) -> None:

@@ -65,6 +65,22 @@ def test_a_bad_table_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], 
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "bound, message",
+    [
+        ("controls = { max = 2 }", "models.one.bounds.controls must be within 0 and 1, the family's"),
+        ("control_start = { max = 1 }", "models.one.bounds.control_start must be within 0.0 and 0.0, the family's"),
+        ("control_end = { min = 0.5 }", "models.one.bounds.control_end must be within 1.0 and 1.0, the family's"),
+        ("controls = { max = 5 }", "Expected `int` <= 4"),
+    ],
+)
+def test_bounds_are_never_wider_than_the_classes_allow(tmp_path: Path, bound: str, message: str) -> None:
+    (tmp_path / "weave.toml").write_text(f'[models.one]\npath = "m"\nfamily = "z-image"\nbounds = {{ {bound} }}\n')
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path / "weave.toml")
+    assert message in str(refused.value)
+
+
 def test_controls_count_toward_the_length_of_the_list(tmp_path: Path) -> None:
     many = "".join(f'[controls.a{n}]\npath = "b"\nfamily = "sd1"\ntitle = "{"x" * 250}"\n' for n in range(250))
     with pytest.raises(ConfigError, match=r"LoRAs, embeddings and ControlNets has \d+ bytes"):

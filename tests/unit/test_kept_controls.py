@@ -93,6 +93,20 @@ def test_a_pipeline_with_controls_shares_all_components(tmp_path: Path) -> None:
     assert pipeline_for(own, family, "text-to-image") is own
 
 
+def test_a_control_of_z_image_shares_layers_of_the_model(tmp_path: Path) -> None:
+    """Its files do not have them."""
+    own = assembled("z-image", make_small_model("z-image", tmp_path / "z-image"), torch.float32)
+    places = {"control_layers_places": [0], "control_refiner_layers_places": [0]}
+    folder = make_control("z-image", own, tmp_path / "net", 1, **places)
+    offer = ControlOffer(id="net", family="z-image", title="net")
+    net = module._load(own, "z-image", WorkerControl(offer=offer, path=str(folder), sha256={}), Placement(own.device))
+    missing = {name for name, value in vars(net).items() if value is None} - {"control_noise_refiner"}
+    before = {name: tensor.clone() for name, tensor in own.transformer.state_dict().items()}
+    assert pipeline_for(own, FAMILIES["z-image"], "text-to-image", [net]).controlnet is net
+    assert len(missing) >= 8 and all(getattr(net, name) is getattr(own.transformer, name) for name in missing)
+    assert all(torch.equal(before[name], tensor) for name, tensor in own.transformer.state_dict().items())
+
+
 def test_the_worker_model_lists_their_paths() -> None:
     offer = ControlOffer(id="a", family="sd1", title="a")
     model = WorkerModel(

@@ -32,12 +32,16 @@ class Controls:
     def __init__(self, placement: Placement) -> None:
         self._loaded: dict[str, Any] = {}
         self._placement = placement
+        self._were_taken = False
 
     def prepare(
         self, pipeline: Any, model: WorkerModel, requested: Sequence[RequestedControl], task: str
     ) -> tuple[Any, ...]:
         """The ControlNets of a job, in its order. Raises ControlRefused, and what running out of memory raises."""
         wanted = [control.id for control in requested]
+        if self._placement.is_taken and not self._were_taken:
+            self.drop()  # they would stay on the device, and could not use what they share with the model
+        self._were_taken = self._placement.is_taken
         unused = self._loaded.keys() - wanted
         if unused and (wanted or not has_room(self._placement.device, 0)):
             self._drop(unused)
@@ -117,9 +121,22 @@ def _load(pipeline: Any, name: str, control: WorkerControl, placement: Placement
             loaded = load_model(weights, path.name, family.control_nets.model, config, dtype, mapped=is_moved)
             if placement.is_taken:
                 placement.take(_component(control.offer.id), loaded)
+                if family.control_nets.shares_layers:
+                    _share(placement, _component(control.offer.id), loaded, family.denoiser, denoiser)
     except (ModelFilesRefused, OSError) as error:
         raise ControlRefused(f"{control.offer.id}: {error}") from None
     return loaded if placement.is_taken else loaded.to(device)
+
+
+def _share(placement: Placement, name: str, net: Any, denoiser_name: str, denoiser: Any) -> None:
+    """A pipeline gives the ControlNet what it shares with the model. Parameters are others whenever they come to the
+    device, so the ControlNet gets them again."""
+    placement.shares(name, denoiser_name)
+
+    def give(*_: Any) -> None:
+        type(net).from_transformer(net, denoiser)
+
+    net.register_forward_pre_hook(give)
 
 
 def _without_unused(path: Path, found: ControlFiles, unused: Unused | None) -> tuple[Weights, dict[str, Any]]:

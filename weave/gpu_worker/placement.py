@@ -86,6 +86,7 @@ class Placement:
         self.peak = 0
         self._components: dict[str, _Component] = {}  # the last one used is last
         self._places: dict[tuple[int, str], tuple[_Component, Unit, int]] = {}
+        self._shared: dict[str, str] = {}
         self._room: int | None = None
 
     @property
@@ -114,8 +115,13 @@ class Placement:
         # Pipelines ask their first component for it, where they create latents and embeddings.
         setattr(module, _DEVICE_HOOK, SimpleNamespace(execution_device=self.device))
 
+    def shares(self, name: str, other: str) -> None:
+        """The component `name` uses modules of `other`, which is on the device whenever it is."""
+        self._shared[name] = other
+
     def drop(self, name: str) -> None:
         """Forget a component, which nothing uses any more."""
+        self._shared.pop(name, None)
         if component := self._components.pop(name, None):
             component.send()
             self._places = {key: value for key, value in self._places.items() if value[0] is not component}
@@ -180,13 +186,17 @@ class Placement:
     @torch.no_grad()
     def _use(self, name: str) -> None:
         """Bring a component to the device, and first take others off that leave no room for it."""
-        component = self._components.pop(name)
-        room = -1 if self._room is None else self._room - component.beside - component.wanted
+        names = [self._shared[name], name] if name in self._shared else [name]
+        used = {it: self._components.pop(it) for it in names}
+        beside = max(component.beside for component in used.values())
+        wanted = sum(component.wanted for component in used.values())
+        room = -1 if self._room is None else self._room - beside - wanted
         for other in self._components.values():
             if sum(it.resident for it in self._components.values()) > room:
                 other.send()
-        self._components[name] = component
-        component.bring()
+        self._components |= used
+        for component in used.values():
+            component.bring()
         self.peak = max(self.peak, self.resident)
 
 

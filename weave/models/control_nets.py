@@ -36,7 +36,7 @@ class ControlNets(Struct, frozen=True, kw_only=True):
     of these). `others` yields what else is wrong with it. For the keys in `alike`, a pipeline uses the first
     ControlNet's values for all. `tasks` are those that a ControlNet with this config is for, of a model with that one;
     None: all in `pipelines`. The pipelines of the tasks in `from_noise` take an image, but start from noise: they have
-    no `strength`.
+    no `strength`. `shares_layers`: the ControlNet has no weights for some layers, and uses the model's.
 
     A single file has tensors that begin with each of `marks` (a tuple within it: any of these). Its config is the
     model's own, except for what `derive` reads from names and shapes, and what `placed` then adds that depends on the
@@ -51,6 +51,7 @@ class ControlNets(Struct, frozen=True, kw_only=True):
     alike: tuple[str, ...] = ()
     tasks: Callable[[Config, Config], Collection[str]] | None = None
     from_noise: tuple[str, ...] = ()
+    shares_layers: bool = False
     file: FilePart
     marks: tuple[str | tuple[str, ...], ...]
     derive: Callable[[Header], dict[str, Any]]

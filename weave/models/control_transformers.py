@@ -221,6 +221,7 @@ Z_IMAGE = ControlNets(
     others=_of_z_image,
     tasks=_tasks_of_z_image,
     from_noise=(INPAINTING,),
+    shares_layers=True,
     file=FilePart(()),
     marks=("control_all_x_embedder.",),
     derive=_derive_z_image,
