@@ -105,7 +105,7 @@ def test_a_version_2_event(golden: dict[str, Any]) -> None:
 
 
 # What a daemon supports that does not list these bounds, and the default of a model without step caches.
-OLDER = ({"min": 0, "max": 0, "multiple": 1}, {"min": 1, "max": 1, "multiple": 1}, "none")
+OLDER = ({"min": 0, "max": 0, "multiple": 1}, {"min": 1, "max": 1, "multiple": 1}, {"min": 0.0, "max": 0.0}, "none")
 
 
 def says(encoded: Any, message: Any) -> bool:

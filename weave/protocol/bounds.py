@@ -44,8 +44,8 @@ class Bounds(Struct, frozen=True, kw_only=True):
     input_pixels: Range = Range(0, 0)
     references: Range = Range(0, 0)
     controls: Range = Range(0, 0)
-    control_start: FloatRange = FloatRange(0.0, 1.0)
-    control_end: FloatRange = FloatRange(0.0, 1.0)
+    control_start: FloatRange = FloatRange(0.0, 0.0)
+    control_end: FloatRange = FloatRange(0.0, 0.0)
     batch: Range = Range(1, 1)
 
 
