@@ -185,6 +185,13 @@ func decodeStatus(f *fields) StatusReport {
 	f.count("worker_restarts", &e.WorkerRestarts)
 	f.count("images_made", &e.ImagesMade)
 	f.need("metrics", &e.Metrics)
+	f.allow("devices", &e.Devices)
+	for _, device := range e.Devices {
+		f.matching("devices", plainName, device.Device, device.State)
+		f.matchingOrEmpty("devices", modelID, device.Model)
+		f.matchingOrEmpty("devices", plainName, device.Dtype)
+		f.matching("devices", title, device.Problem)
+	}
 	f.matching("version", plainName, e.Version)
 	f.matching("features", plainName, e.Features...)
 	f.matching("mode", plainName, e.Mode)

@@ -91,6 +91,19 @@ type StatusReport struct {
 	WorkerRestarts int
 	ImagesMade     int
 	Metrics        Metrics
+	Devices        []DeviceStatus // none from an older daemon; the fields from Worker to MemoryTotal describe one of them
+}
+
+// DeviceStatus is one device, by its name in the daemon's config. What is empty or nil is not known, or not the user's.
+type DeviceStatus struct {
+	Device       string   `json:"device"`
+	State        string   `json:"state"` // as StatusReport.Worker, or failed; a newer daemon may have more
+	Model        string   `json:"model"`
+	Dtype        string   `json:"dtype"`
+	MemoryUsed   *int64   `json:"memory_used"`  // bytes
+	MemoryTotal  *int64   `json:"memory_total"` // bytes
+	Problem      string   `json:"problem"`      // why it failed
+	RetrySeconds *float64 `json:"retry_seconds"`
 }
 
 // Metrics holds the daemon's counters since its broker started.

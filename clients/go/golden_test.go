@@ -246,7 +246,7 @@ func eventFields(t *testing.T, event any) map[string]any {
 			"model": e.Model, "device": e.Device, "dtype": e.Dtype, "memory_used": e.MemoryUsed,
 			"memory_total": e.MemoryTotal, "queue_length": e.QueueLength, "queue_limit": e.QueueLimit,
 			"connections": e.Connections, "jobs": e.Jobs, "sandbox": e.Sandbox, "worker_restarts": e.WorkerRestarts,
-			"images_made": e.ImagesMade, "metrics": e.Metrics,
+			"images_made": e.ImagesMade, "metrics": e.Metrics, "devices": e.Devices,
 		}
 	case Models:
 		found = map[string]any{

@@ -13,7 +13,7 @@ import pytest
 from weave.config.load import load
 from weave.config.schema import Config
 from weave.protocol import control_messages, worker_messages
-from weave.protocol.client_messages import ClientMessage, Event, JobStatus, ModelOffer
+from weave.protocol.client_messages import ClientMessage, DeviceStatus, Event, JobStatus, ModelOffer
 from weave.protocol.embeddings import EmbeddingOffer
 from weave.protocol.errors import ErrorCode
 from weave.protocol.features import FEATURES
@@ -188,7 +188,7 @@ def test_protocol_md_has_every_operation_event_field_and_error() -> None:
     operations, events = rows(page, "Operations"), rows(page, "Events")
     assert set(operations) == {op.__struct_config__.tag for op in get_args(ClientMessage)}
     assert set(events) == {event.__struct_config__.tag for event in get_args(Event)}
-    inner = {"models": [ModelOffer, LoraOffer, EmbeddingOffer, ControlOffer], "status": [JobStatus]}
+    inner = {"models": [ModelOffer, LoraOffer, EmbeddingOffer, ControlOffer], "status": [JobStatus, DeviceStatus]}
     for event in get_args(Event):
         tag = event.__struct_config__.tag
         for kind in (event, *inner.get(tag, [])):

@@ -117,7 +117,9 @@ def test_later_events_do_not_change_a_snapshot() -> None:
         encoded = msgspec.msgpack.encode(taken)
         # A live object would not survive this.
         assert msgspec.msgpack.decode(encoded, type=ScheduleSnapshot) == taken
-        assert taken.slots == (SlotSnapshot(device="cpu", state="starting", runs_for=1, worker=None),)
+        assert taken.slots == (
+            SlotSnapshot(device="cpu", problem=None, retry_seconds=None, state="starting", runs_for=1, worker=None),
+        )
         assert taken.waiting == 1
         assert [(job.user_number, job.state, job.position) for job in taken.jobs] == [
             (1, "loading", 0),

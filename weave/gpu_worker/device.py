@@ -116,6 +116,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(message in text for message in messages)
 
 
+def is_broken(error: BaseException) -> bool:
+    """Whether the driver reported an error of which this process may not recover: after most of them each further call
+    fails, in every job."""
+    is_drivers = isinstance(error, torch.AcceleratorError) or str(error).startswith(("CUDA error:", "HIP error:"))
+    return isinstance(error, RuntimeError) and is_drivers and not is_out_of_memory(error)
+
+
 def release_memory(device: torch.device) -> None:
     """Free what a failed job left allocated, for the next job."""
     gc.collect()

@@ -178,13 +178,16 @@ def _load(channel: Channel[ToWorker], model: WorkerModel, planner: Planner, dtyp
 
 
 def _failed(job: int, error: Exception, device: torch.device) -> Failed:
-    """The error as a message for the broker. Errors of the channel are raised again: they end the worker."""
+    """The error as a message for the broker. Errors of the channel and of the driver are raised again: they end the
+    worker."""
     if isinstance(error, ChannelClosed | ChannelViolation):
         raise error
     for kind, reason in _REASONS.items():
         if isinstance(error, kind):
             too_large = error.found if isinstance(error, NoRoom) else None
             return Failed(job=job, reason=reason, detail=str(error)[:MAX_DETAIL], too_large=too_large)
+    if devices.is_broken(error):
+        raise error
     out_of_memory = devices.is_out_of_memory(error)
     log.write("worker", "job_failed", job=job, detail="".join(traceback.format_exception(error))[-4000:])
     # The traceback refers to the failed job's tensors.

@@ -7,6 +7,7 @@ are read below it. In record mode only, start_recording() replaces confine() and
 supervisor, which answers the filter's notifications, then judges calls by the worker's list from lock_down() on.
 """
 
+import contextlib
 import os
 import traceback
 from typing import NoReturn
@@ -22,7 +23,7 @@ from weave.gpu_worker import device as devices
 from weave.gpu_worker.planner import Planner
 from weave.gpu_worker.serve import serve
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all
-from weave.protocol.control_messages import LockedDown, Recording
+from weave.protocol.control_messages import DeviceFailed, LockedDown, Recording
 from weave.protocol.inputs import MAX_INPUTS
 from weave.protocol.worker_messages import ToWorker
 from weave.sandbox import landlock, seccomp, worker_calls, worker_files
@@ -49,7 +50,11 @@ def run_worker(
         close_descriptors_except(jobs, control)
         harden(parent=parent)
         layers = start_recording(control) if record else confine(model)
-        device = warm_up(config, name)
+        try:
+            device = warm_up(config, name)
+        except Exception as error:
+            report_failure(control, name, error)
+            raise ChannelClosed from error
         channel: Channel[ToWorker] = Channel.from_fd(jobs, ToWorker, descriptors=MAX_INPUTS)
 
         # Privileged above this line, locked in below it.
@@ -110,6 +115,17 @@ def warm_up(config: DeviceConfig, name: str) -> torch.device:
     devices.warm_up(device)
     devices.limit(device, config.memory_bytes)
     return device
+
+
+def report_failure(control: int, name: str, error: Exception) -> None:
+    """Report to the supervisor that the device did not start. Closes `control`."""
+    log.write("worker", "device_failed", device=name, detail=f"{type(error).__name__}: {error}"[:4000])
+    gpus = 0
+    with contextlib.suppress(Exception):
+        gpus = min(torch.cuda.device_count(), 1024)
+    supervisor: Channel[None] = Channel.from_fd(control, None)
+    supervisor.send(DeviceFailed(gpus=gpus))
+    supervisor.close()
 
 
 def lock_down(control: int, layers: tuple[str, ...], device: torch.device, *, record: bool = False) -> None:

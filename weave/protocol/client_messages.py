@@ -188,9 +188,24 @@ class JobStatus(Struct, frozen=True, kw_only=True):
     position: int
 
 
+class DeviceStatus(Struct, frozen=True, kw_only=True):
+    """One device, by its name in the config. `state` is that of its worker, as in StatusReport, or failed: `problem`
+    says why, and it is tried again in `retry_seconds`. The other fields describe a loaded model; memory is in bytes."""
+
+    device: Name
+    state: Name
+    model: ModelId | None = None
+    dtype: Name | None = None
+    memory_used: int | None = None
+    memory_total: int | None = None
+    problem: Title | None = None
+    retry_seconds: float | None = None
+
+
 class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_defaults=False):
     """The daemon's state. Memory is in bytes, uptime in seconds; `jobs` has only the requesting user's own. `worker` is
-    none, starting, loading, idle, running or stopping. `features`: see features.py; older daemons name none.
+    none, starting, loading, idle, running or stopping. It and the fields from `model` to `memory_total` describe one of
+    the `devices`; older daemons name none of those. `features`: see features.py; older daemons name none.
     `libraries_lack` is left out unless it is true: no model can run, and the log says why. `plan` is the worker's
     memory plan, once there is one."""
 
@@ -212,6 +227,7 @@ class StatusReport(_Event, frozen=True, kw_only=True, tag="status", omit_default
     worker_restarts: int
     images_made: int
     metrics: Metrics
+    devices: tuple[DeviceStatus, ...] = ()
     libraries_lack: bool | UnsetType = UNSET
     plan: Name | UnsetType = UNSET
 

@@ -22,6 +22,7 @@ StopReason: TypeAlias = Literal[
     "the job took too long",
     "the worker broke the protocol",
     "the worker exited",
+    "the device was tried",
 ]
 
 # The broker's exit status when, attached, it has dropped its one client. sysexits.h: EX_PROTOCOL
@@ -96,11 +97,12 @@ class WorkerStarted(_Message, frozen=True, kw_only=True, tag="worker_started"):
 
 class WorkerEnded(_Message, frozen=True, kw_only=True, tag="worker_ended"):
     """The worker exited, and all of its memory is free. `cause` is for the log and for status. `libraries_lack`: it
-    could not be started; see LibrariesLack."""
+    could not be started; see LibrariesLack. `device_failed`: it had not yet read a byte of a model or a client."""
 
     worker: int
     cause: str
     libraries_lack: bool = False
+    device_failed: bool = False
 
 
 class NewConfig(_Message, frozen=True, kw_only=True, tag="new_config"):
@@ -167,5 +169,12 @@ class Recording(_Message, frozen=True, kw_only=True, tag="recording"):
     carries none."""
 
 
-FromWorkerStart: TypeAlias = LockedDown
-FromRecordedStart: TypeAlias = Recording | LockedDown
+class DeviceFailed(_Message, frozen=True, kw_only=True, tag="device_failed"):
+    """Sent instead of LockedDown: the device did not start; the worker's own log line says why. `gpus`: how many torch
+    sees. The worker then exits."""
+
+    gpus: Annotated[int, Meta(ge=0, le=1024)]
+
+
+FromWorkerStart: TypeAlias = LockedDown | DeviceFailed
+FromRecordedStart: TypeAlias = Recording | LockedDown | DeviceFailed

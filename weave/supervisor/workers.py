@@ -6,10 +6,10 @@ import contextlib
 from weave import log
 from weave.config.devices import device_names
 from weave.protocol.channel import ChannelViolation, close_all
-from weave.protocol.control_messages import StartWorker, StopReason
+from weave.protocol.control_messages import StartWorker, StopReason, WorkerEnded
 from weave.sandbox.attestation import Confinement
 from weave.supervisor.children.broker import BrokerProcess
-from weave.supervisor.children.worker import WorkerFailed, WorkerProcess
+from weave.supervisor.children.worker import DeviceUnusable, WorkerFailed, WorkerProcess
 from weave.supervisor.children.zygote import LibrariesUnfit, ZygoteEnded
 from weave.supervisor.record_mode.recorder import Recorder
 from weave.supervisor.zygotes import Zygotes
@@ -30,9 +30,11 @@ class Workers:
         if any(worker.id == request.worker or worker.device == request.device for worker in self._workers.values()):
             raise ChannelViolation("a second worker was requested")
         config = self._zygotes.config
-        if request.model not in config.models or request.device not in device_names(config.device):
+        is_device = request.device in device_names(config.device)
+        if request.model not in config.models or not is_device:
             # Not a violation: the broker may not have read the new config yet.
-            broker.worker_ended(request.worker, "the model or the device is no longer in the config")
+            cause = f"the {'model' if is_device else 'device'} is no longer in the config"
+            broker.worker_ended(WorkerEnded(worker=request.worker, cause=cause, device_failed=not is_device))
             return
         self._workers[request.worker] = worker = WorkerProcess(request, self._recorder)
         running = asyncio.create_task(self._run(broker, worker))
@@ -53,15 +55,15 @@ class Workers:
     async def _run(self, broker: BrokerProcess, worker: WorkerProcess) -> None:
         """From the request to the worker's end, which the broker is always notified of."""
         try:
-            cause, unfit = await self._until_exited(broker, worker)
+            ended = await self._until_exited(broker, worker)
             await worker.reaped()
         finally:
             del self._workers[worker.id]
-        broker.worker_ended(worker.id, cause, libraries_lack=unfit)
+        broker.worker_ended(ended)
 
-    async def _until_exited(self, broker: BrokerProcess, worker: WorkerProcess) -> tuple[str, bool]:
-        """Returns the cause of its exit, and whether it was never forked because the libraries lack something."""
-        cause, unfit = "stopped", False
+    async def _until_exited(self, broker: BrokerProcess, worker: WorkerProcess) -> WorkerEnded:
+        """Returns the cause of its exit."""
+        cause, unfit, unusable = "stopped", False, False
         try:
             channel = await self._start(worker)
             try:
@@ -75,7 +77,7 @@ class Workers:
         except ZygoteEnded:
             cause = "the zygote exited twice"
         except WorkerFailed as error:
-            cause = str(error)
+            cause, unusable = str(error), isinstance(error, DeviceUnusable)
         except Exception as error:  # out of descriptors, for example
             cause = f"{type(error).__name__}: {error}"
         finally:
@@ -86,7 +88,7 @@ class Workers:
                 log.write("supervisor", "worker_ended", worker=worker.id, model=worker.model, cause=cause)
             else:  # no worker was forked, and the zygote has logged libraries_lack
                 self._zygotes.replace_if_unfit_for_long()
-        return cause, unfit
+        return WorkerEnded(worker=worker.id, cause=cause, libraries_lack=unfit, device_failed=unusable)
 
     async def _start(self, worker: WorkerProcess) -> int:
         """As WorkerProcess.start(). A zygote that exits before the fork costs a second try, not the job."""

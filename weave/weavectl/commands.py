@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from weave.protocol.client_messages import StatusReport
+from weave.protocol.client_messages import DeviceStatus, StatusReport
 from weave.weavectl.connect import connect, connect_for_long
 from weave.weavectl.output import Output
 
@@ -74,20 +74,33 @@ def cancel(options: argparse.Namespace, output: Output) -> int:
     return 0
 
 
+def _memory(used: StatusReport | DeviceStatus) -> str | None:
+    if used.memory_used is None or used.memory_total is None:
+        return None
+    return f"{used.memory_used / 2**20:.0f} of {used.memory_total / 2**20:.0f} MiB"
+
+
+def _describe_device(device: DeviceStatus) -> str:
+    retry = None if device.retry_seconds is None else f"tried again in {device.retry_seconds:.0f} s"
+    parts = (device.state, device.problem, retry, device.model, device.dtype, _memory(device))
+    return ", ".join(part for part in parts if part)
+
+
 def _describe(report: StatusReport) -> list[tuple[str, str]]:
-    memory = "-"
-    if report.memory_used is not None and report.memory_total is not None:
-        memory = f"{report.memory_used / 2**20:.0f} of {report.memory_total / 2**20:.0f} MiB"
     # In system mode only root gets the totals of all users. Where there are totals, this request is counted in them.
     has_totals = report.metrics.requests > 0
     lines = [
         ("version", f"{report.version}, {report.mode} mode, up {report.uptime:.0f} s"),
         ("worker", report.worker + (f", restarted {report.worker_restarts} times" if has_totals else "")),
-        ("model", report.model or "none loaded"),
-        ("device", f"{report.device or '-'} {report.dtype or ''}"),
-        ("memory", memory),
-        ("queue", f"{report.queue_length} of {report.queue_limit}"),
     ]
+    if len(report.devices) > 1:
+        lines += [(device.device, _describe_device(device)) for device in report.devices]
+    else:
+        lines.append(("model", report.model or "none loaded"))
+        lines.append(("device", f"{report.device or '-'} {report.dtype or ''}"))
+        lines.append(("memory", _memory(report) or "-"))
+        lines += [("problem", device.problem) for device in report.devices if device.problem]
+    lines.append(("queue", f"{report.queue_length} of {report.queue_limit}"))
     if has_totals:
         lines.append(("totals", f"{report.images_made} images; {sum(report.metrics.errors.values())} errors returned"))
     lines += [(f"{process}", ", ".join(layers) or "not running") for process, layers in report.sandbox.items()]

@@ -154,11 +154,13 @@ async def a_flood_of_requests(supervisor: Supervisor) -> str:
     return f"{ended} answered"
 
 
-NOT_IN_THE_CONFIG = "the model or the device is no longer in the config"
 # Requests that the supervisor answers without harm.
 REQUESTS: dict[str, tuple[Callable[[Supervisor], Awaitable[str]], str]] = {
-    "a model that is not in the list": (a_model_that_is_not_in_the_list, NOT_IN_THE_CONFIG),
-    "devices that are not in the list": (devices_that_are_not_in_the_list, str({NOT_IN_THE_CONFIG})),
+    "a model that is not in the list": (a_model_that_is_not_in_the_list, "the model is no longer in the config"),
+    "devices that are not in the list": (
+        devices_that_are_not_in_the_list,
+        "{'the device is no longer in the config'}",
+    ),
     "the end of another worker": (the_end_of_another_worker, "Ping"),
     "a flood of requests": (a_flood_of_requests, "300 answered"),
 }

@@ -1,11 +1,11 @@
 """What `status` shows a user: all of its own data, and of others only what affects its waiting time."""
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, structs
 
 from weave import __version__
 from weave.broker.schedule.snapshot import ScheduleSnapshot, SlotSnapshot, WorkerState
 from weave.config.child_configs import BrokerConfig
-from weave.protocol.client_messages import JobStatus, StatusReport
+from weave.protocol.client_messages import DeviceStatus, JobStatus, StatusReport
 from weave.protocol.features import features
 from weave.protocol.metrics import Metrics
 
@@ -27,8 +27,9 @@ def report_to(uid: int, daemon: DaemonSnapshot) -> StatusReport:
     daemon's totals."""
     everything = daemon.config.mode != "system" or uid == 0
     schedule = daemon.schedule
-    slot = schedule.slots[0]  # StatusReport describes one worker
-    worker = slot.worker if slot.worker is not None and (everything or slot.worker.serves.includes(uid)) else None
+    slots = [slot if everything else _as_seen_by(uid, slot) for slot in schedule.slots]
+    slot = next((slot for slot in slots if slot.worker is not None), slots[0])  # the one that the older fields describe
+    worker = slot.worker
     memory = worker.memory if worker else None
     metrics = daemon.metrics if everything else Metrics()
     return StatusReport(
@@ -36,9 +37,9 @@ def report_to(uid: int, daemon: DaemonSnapshot) -> StatusReport:
         features=features(deliver_fds=daemon.config.deliver_fds),
         uptime=daemon.uptime,
         mode=daemon.config.mode,
-        worker=slot.state if everything else _state_for(uid, slot),
+        worker=slot.state,
         model=worker.model if worker else None,
-        device=worker.device if worker else None,
+        device=_device_of(slot) if worker and worker.device else None,
         dtype=worker.dtype if worker else None,
         memory_used=memory.used if memory else None,
         memory_total=memory.total if memory else None,
@@ -54,9 +55,39 @@ def report_to(uid: int, daemon: DaemonSnapshot) -> StatusReport:
         worker_restarts=metrics.workers_lost,
         images_made=metrics.images,
         metrics=metrics,
+        devices=tuple(map(_device_status, slots)),
         libraries_lack=schedule.libraries_lack or UNSET,
         plan=(worker.plan if worker else None) or UNSET,
     )
+
+
+def _device_status(slot: SlotSnapshot) -> DeviceStatus:
+    worker = slot.worker
+    memory = worker.memory if worker else None
+    failed = slot.problem is not None and slot.state == "none"
+    return DeviceStatus(
+        device=_device_of(slot),
+        state="failed" if failed else slot.state,
+        model=worker.model if worker else None,
+        dtype=worker.dtype if worker else None,
+        memory_used=memory.used if memory else None,
+        memory_total=memory.total if memory else None,
+        problem=(slot.problem or None) if failed else None,
+        retry_seconds=slot.retry_seconds if failed else None,
+    )
+
+
+def _device_of(slot: SlotSnapshot) -> str:
+    """Its name in the config; where that leaves it open, the worker's word."""
+    left_open = slot.device in ("auto", "cuda")
+    return (slot.worker.device if left_open and slot.worker else None) or slot.device
+
+
+def _as_seen_by(uid: int, slot: SlotSnapshot) -> SlotSnapshot:
+    """Without what another user does on it."""
+    worker = slot.worker if slot.worker is not None and slot.worker.serves.includes(uid) else None
+    problem = "" if slot.problem is not None else None
+    return structs.replace(slot, state=_state_for(uid, slot), worker=worker, problem=problem)
 
 
 def _state_for(uid: int, slot: SlotSnapshot) -> WorkerState:

@@ -91,6 +91,15 @@ class JobQueue:
         self._advance()
         self._send_positions()
 
+    def put_back(self, job: Job) -> None:
+        """A job that was taken could not begin: it is the first of its line again."""
+        self._turns.stop(job)
+        del self._running[job]
+        job.state, job.position = "queued", -1
+        self._lines.setdefault(job.principal, deque()).appendleft(job)
+        self._advance()
+        self._send_positions()
+
     def in_order(self) -> Iterator[Job]:
         """All queued jobs, in the order in which they would start if each took as long as recent jobs and none was
         bypassed."""

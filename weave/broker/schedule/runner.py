@@ -52,9 +52,12 @@ class Runner:
         self.has_output = False
         # The plan that the job was run again in, after it had run out of memory.
         self._fallback: PlanName | None = None
+        # A worker has exited because of this job.
+        self.has_lost = False
 
     async def run(self) -> None:
-        """Ends with the job's last event. No worker is left that cannot be trusted with the next job."""
+        """Ends with the job's last event. No worker is left that cannot be trusted with the next job. Raises
+        DeviceFailed, without a last event, if the job could not begin."""
         job, slot = self._job, self._slot
         try:
             done = await self._do()
@@ -177,6 +180,7 @@ class Runner:
         job.fail(ErrorCode.TIMED_OUT, "the job took longer than allowed")
 
     async def _fail_lost(self, reason: StopReason) -> None:
+        self.has_lost = True
         self._slot.blame(self._job.principal)
         self._job.fail(ErrorCode.WORKER_FAILED, "the GPU worker exited unexpectedly; the next request gets a new one")
         await self._slot.end(reason)

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from weave.broker.admission.principal import Principal, Served
+from weave.broker.schedule.health import Health
 from weave.broker.schedule.job import GenerateJob, Job
 from weave.broker.schedule.snapshot import SlotSnapshot, WorkerState
 from weave.broker.schedule.worker_link import WorkerError, WorkerLink
@@ -13,6 +14,10 @@ from weave.protocol.client_messages import Loading
 from weave.protocol.control_messages import StartWorker, StopReason, StopWorker, ToBroker, WorkerEnded, WorkerStarted
 from weave.protocol.metrics import Metrics
 from weave.protocol.peer import Peer
+
+
+class DeviceFailed(Exception):
+    """No worker could start on the device. The message is for the log and for status."""
 
 
 class Slot:
@@ -27,6 +32,9 @@ class Slot:
     ) -> None:
         """`device` is its name in the config. All slots take their workers' numbers from the same `worker_numbers`."""
         self.device = device
+        self.health = Health(device)
+        # It must start a worker before it gets jobs.
+        self.is_untried = False
         self.state: WorkerState = "none"
         self.worker: WorkerLink | None = None
         self.worker_number = 0
@@ -68,7 +76,9 @@ class Slot:
         """Handle the supervisor's message about this slot's worker."""
         waiting = self._started if self._started is not None and not self._started.done() else None
         if isinstance(message, WorkerEnded):
-            if waiting is not None and message.libraries_lack:
+            if waiting is not None and message.device_failed:
+                waiting.set_exception(DeviceFailed(message.cause))
+            elif waiting is not None and message.libraries_lack:
                 waiting.set_exception(WorkerError("libraries", message.cause))
             elif waiting is not None:
                 waiting.set_result(None)
@@ -80,7 +90,8 @@ class Slot:
 
     async def start(self, model: str, *, serves: Served) -> WorkerLink:
         """Start a worker; the slot must have none. The supervisor always answers, since it has its own deadline. Raises
-        ChannelClosed if the start failed, WorkerError if every other start would fail too."""
+        DeviceFailed if another device may do better, WorkerError if none would, ChannelClosed if the start failed
+        otherwise."""
         self.state = "starting"
         self.worker_number = next(self._worker_numbers)
         self._exited = asyncio.Event()
@@ -89,6 +100,7 @@ class Slot:
         started = await self._started
         if started is None:
             raise ChannelClosed
+        self.health.start()
         channel, layers = started
         self.worker = WorkerLink(self.worker_number, model, channel, serves=serves, layers=layers)
         return self.worker
@@ -134,6 +146,8 @@ class Slot:
         """The slot's state as of now."""
         return SlotSnapshot(
             device=self.device,
+            problem=self.health.problem,
+            retry_seconds=self.health.seconds_to_retry(),
             state=self.state,
             runs_for=self.job.uid if self.job is not None else None,
             worker=self.worker.snapshot() if self.worker is not None else None,

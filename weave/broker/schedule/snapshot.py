@@ -25,9 +25,12 @@ class WorkerSnapshot(Struct, frozen=True, kw_only=True):
 
 
 class SlotSnapshot(Struct, frozen=True, kw_only=True):
-    """One device, by its name in the config. `runs_for` is the UID whose job runs on it."""
+    """One device, by its name in the config. `runs_for` is the UID whose job runs on it. `problem` says why it is out,
+    for another `retry_seconds`; both are None while it works."""
 
     device: str
+    problem: str | None
+    retry_seconds: float | None
     state: WorkerState
     runs_for: int | None
     worker: WorkerSnapshot | None

@@ -92,9 +92,9 @@ class BrokerProcess:
         """Pass on an attested worker's `channel`, which the caller still owns."""
         self._child.send(WorkerStarted(worker=worker, layers=layers), (channel,))
 
-    def worker_ended(self, worker: int, cause: str, *, libraries_lack: bool = False) -> None:
+    def worker_ended(self, message: WorkerEnded) -> None:
         """A worker has exited and its memory is free, or it was never started."""
-        self._child.send(WorkerEnded(worker=worker, cause=cause, libraries_lack=libraries_lack))
+        self._child.send(message)
 
     def reconfigure(self, config: BrokerConfig) -> None:
         """Replace its config."""

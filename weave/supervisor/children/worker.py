@@ -1,10 +1,12 @@
 """One GPU worker: forked by the zygote, attested, watched, killed."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 from weave.protocol.channel import Channel, ChannelClosed, ChannelViolation, close_all, socket_pair
 from weave.protocol.control_messages import (
+    DeviceFailed,
     ForkWorker,
     FromRecordedStart,
     FromWorkerStart,
@@ -15,7 +17,7 @@ from weave.protocol.control_messages import (
 from weave.protocol.waiting import readable, receive
 from weave.sandbox.attestation import AttestationFailed, Confinement, attest
 from weave.sandbox.mac import layer_of
-from weave.supervisor.children.process import kill
+from weave.supervisor.children.process import describe_status, kill
 from weave.supervisor.children.violations import take_listener, watch_violations
 from weave.supervisor.children.zygote import ZygoteEnded, ZygoteProcess
 from weave.supervisor.record_mode.recorder import RecordedWorker, Recorder
@@ -28,6 +30,10 @@ _REAP_SECONDS = 3.0
 
 class WorkerFailed(Exception):
     """The worker did not start; the message is for the log and for status."""
+
+
+class DeviceUnusable(WorkerFailed):
+    """The device did not start."""
 
 
 class WorkerProcess:
@@ -62,10 +68,11 @@ class WorkerProcess:
                 zygote.retire(self.id)
                 stage = "the zygote did not fork"
             else:
-                stage = "the device's start has not finished; raise [limits] start_seconds"
+                stage = f"the start of {self.device} has not finished; raise [limits] start_seconds"
+                raise DeviceUnusable(f"not ready within {seconds:g} s: {stage}") from None
             raise WorkerFailed(f"not ready within {seconds:g} s: {stage}") from None
         except ChannelClosed:
-            raise WorkerFailed("exited before it was ready") from None
+            raise await self._early_exit() from None
         except (ChannelViolation, AttestationFailed) as error:
             raise WorkerFailed(str(error)) from None
 
@@ -73,8 +80,10 @@ class WorkerProcess:
         zygote.hold(self.id)
         self._zygote = zygote
         await asyncio.shield(zygote.imported)
-        if self.model not in zygote.models or self.device not in zygote.devices:
-            raise WorkerFailed("the model or the device is no longer in the config")
+        if self.device not in zygote.devices:
+            raise DeviceUnusable("the device is no longer in the config")
+        if self.model not in zygote.models:
+            raise WorkerFailed("the model is no longer in the config")
         broker_end, job_end = socket_pair()
         supervisor_end, control_end = socket_pair()
         with job_end, control_end:
@@ -90,6 +99,7 @@ class WorkerProcess:
                 self._pidfd = pidfd
                 if self._recorder is None:
                     locked_down, descriptors = await receive(control)
+                    self._check_device(locked_down, descriptors)
                     self._listener = take_listener(descriptors)
                 else:
                     recorded = RecordedWorker(self._recorder, pid, zygote.models[self.model])
@@ -106,11 +116,30 @@ class WorkerProcess:
         self._listener = take_listener(descriptors)
         self._watching = asyncio.create_task(watch_violations("worker", self._listener, pidfd, recorded))
         locked_down, descriptors = await receive(control)
+        self._check_device(locked_down, descriptors)
         close_all(descriptors)
         if descriptors or not isinstance(recording, Recording) or not isinstance(locked_down, LockedDown):
             raise ChannelViolation("not what a worker sends in record mode")
         recorded.locked_down = True
         return locked_down
+
+    def _check_device(self, message: object, descriptors: list[int]) -> None:
+        """Raises DeviceUnusable."""
+        if isinstance(message, DeviceFailed):
+            close_all(descriptors)
+            raise DeviceUnusable(
+                f"{self.device} did not start, and torch sees {message.gpus} GPUs: see device_failed in the log"
+            )
+
+    async def _early_exit(self) -> WorkerFailed:
+        """It has closed its channel: its exit status tells whether it failed, as when a driver crashes, or went with
+        its zygote."""
+        if self._exited is not None:
+            with contextlib.suppress(TimeoutError, ZygoteEnded):
+                async with asyncio.timeout(_REAP_SECONDS):
+                    status = describe_status(await asyncio.shield(self._exited))
+                return DeviceUnusable(f"the worker on {self.device} exited before it was ready: {status}")
+        return WorkerFailed("exited before it was ready")
 
     def stop(self, reason: str) -> None:
         """SIGKILL; `exited` returns when it has exited. The first reason counts."""
