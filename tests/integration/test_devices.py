@@ -2,19 +2,25 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.test_cancel import LONG, reach
+from tests.support.builds import daemon_of
 from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import PROMPT, generate, images
+from tests.support.seams import before, constant
 from tests.support.system import MODEL
 from weave.client import Answer, Client, WeaveError
 from weave.protocol.client_messages import Done, Generate, Loading, Progress
 from weave.protocol.errors import ErrorCode
 
+WEAVECTL = Path(sys.executable).with_name("weavectl")
 TWO = '[device]\ndevices = ["cpu", "cpu"]\nthreads = 1\n'
 ONE = TWO.replace('["cpu", "cpu"]', '["cpu"]')
 OTHER = MODEL.replace("[models.shapes]", "[models.other]")
@@ -139,3 +145,95 @@ def test_unload_ends_every_worker(two: Daemon, client: Client) -> None:
     cancel_all(client)
     client.unload()
     assert not workers(two)
+
+
+BROKEN = '[device]\ndevices = ["cuda:7", "cpu"]\nthreads = 1\n'
+
+
+def test_a_missing_device_is_named_and_the_other_serves() -> None:
+    daemon = Daemon(BROKEN + MODEL).wait_until_serving()
+    try:
+        (line,) = wait_for(lambda: daemon.events("device_out"))
+        assert line["device"] == "cuda:7" and "torch sees 0 GPUs" in line["cause"]
+        (detail,) = daemon.events("device_failed")
+        assert "'cuda:7'" in detail["detail"] and detail["device"] == "cuda:7"
+        with daemon.client() as client:
+            assert len(images(generate(client))) == 1
+            missing, working = client.status().devices
+            assert (missing.device, missing.state, working.device, working.state) == ("cuda:7", "failed", "cpu", "idle")
+            assert missing.problem == line["cause"] and missing.retry_seconds is not None
+            assert working.model == "shapes" and working.problem is None
+            weavectl = subprocess.run(
+                [WEAVECTL, "--socket", daemon.socket, "status"], capture_output=True, text=True, check=True
+            ).stdout
+            assert "cuda:7" in weavectl and "torch sees 0 GPUs" in weavectl
+            # A reload tries it again at once, and the driver may be there now.
+            daemon.reload(TWO + MODEL)
+            generate(client)
+            wait_for(lambda: [device.state for device in client.status().devices].count("idle") == 1)
+            assert {device.problem for device in client.status().devices} == {None}
+            # With no other device, the job gets the error.
+            daemon.reload('[device]\ndevice = "cuda:7"\n' + MODEL)
+            with pytest.raises(WeaveError, match="torch sees 0 GPUs") as failed:
+                generate(client)
+            assert failed.value.code is ErrorCode.WORKER_FAILED
+    finally:
+        assert daemon.stop() == 0
+
+
+# The first device fails as long as there is a file; two and a half tries a second instead of one in ten.
+FAILING = """
+import pathlib
+if device_name == "cpu:0" and pathlib.Path({flag!r}).exists():
+    raise RuntimeError("CUDA error: unknown error")
+"""
+
+
+def test_a_device_that_fails_loses_no_job_and_comes_back(tmp_path: Path) -> None:
+    flag = tmp_path / "broken"
+    seams = (
+        before("gpu_worker/worker.py", "warm_up", FAILING.format(flag=str(flag)).replace("device_name", "name")),
+        constant("broker/schedule/health.py", "_FIRST_BACKOFF_SECONDS", "0.4"),
+    )
+    daemon = daemon_of(seams, TWO + MODEL)
+    try:
+        with daemon.client() as client:
+            wait_for(lambda: len(daemon.events("worker_ended")) == 2)  # both were tried
+            flag.touch()
+            requests = [client.send(Generate(prompt=PROMPT, model="shapes", steps=2)) for _ in range(3)]
+            for request in requests:
+                assert isinstance(list(client.answers(request))[-1].event, Done)
+            first, second = client.status().devices
+            assert first.device == "cpu:0" and first.problem and second.state == "idle"
+            outs = wait_for(lambda: len(found := daemon.events("device_out")) > 2 and found)
+            pauses = [line["retry_after"] for line in outs]
+            assert pauses == [0.4 * 2**n for n in range(len(pauses))]
+            flag.unlink()
+            wait_for(lambda: daemon.events("device_back"))
+            assert client.status().devices[0].problem is None
+            begin(client)
+            begin(client)
+            assert states(client) == ["running", "running"]
+            cancel_all(client)
+    finally:
+        assert daemon.stop() == 0
+
+
+def test_a_device_whose_workers_keep_exiting_is_taken_out() -> None:
+    """The driver's error ends the worker: after it, every call would fail."""
+    crash = before("gpu_worker/generation.py", "generate", 'raise RuntimeError("CUDA error: an illegal access")')
+    daemon = daemon_of((crash,), TWO + MODEL)
+    try:
+        with daemon.client() as client:
+            for _ in range(3):
+                with pytest.raises(WeaveError) as failed:
+                    generate(client)
+                assert failed.value.code is ErrorCode.WORKER_FAILED
+            # Always the first one, since both are free.
+            (line,) = daemon.events("device_out")
+            assert line["device"] == "cpu:0" and "3 workers in a row" in line["cause"]
+            with pytest.raises(WeaveError):
+                generate(client)
+            assert daemon.events("worker_started")[-1]["device"] == "cpu:1"
+    finally:
+        assert daemon.stop() == 0

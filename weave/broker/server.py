@@ -89,7 +89,10 @@ class Server:
                 case Ping(libraries_lack=lack) if not descriptors:
                     self._scheduler.libraries_lack = lack
                     connections, queue = self._admission.connections(), len(self._scheduler.queue)
-                    alive = Alive(metrics=self._metrics, connections=connections, queue_length=queue)
+                    failed = sum(slot.health.problem is not None for slot in self._scheduler.slots)
+                    alive = Alive(
+                        metrics=self._metrics, connections=connections, queue_length=queue, devices_failed=failed
+                    )
                     self._supervisor.send(alive)
                 case NewSocket() if len(descriptors) == 1:
                     self._listener.replace(socket.socket(fileno=descriptors[0]))

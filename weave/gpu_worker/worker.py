@@ -28,6 +28,7 @@ from weave.protocol.inputs import MAX_INPUTS
 from weave.protocol.worker_messages import ToWorker
 from weave.sandbox import landlock, seccomp, worker_calls, worker_files
 from weave.sandbox.hardening import drop_capabilities, harden
+from weave.sandbox.nvidia import Card, card_of, near_processors
 
 
 def run_worker(
@@ -49,9 +50,10 @@ def run_worker(
     try:
         close_descriptors_except(jobs, control)
         harden(parent=parent)
-        layers = start_recording(control) if record else confine(model)
+        card = bind_to_card(name)
+        layers = start_recording(control) if record else confine(model, card)
         try:
-            device = warm_up(config, name)
+            device = warm_up(config, name, bound=card is not None)
         except Exception as error:
             report_failure(control, name, error)
             raise ChannelClosed from error
@@ -82,9 +84,23 @@ def close_descriptors_except(*kept: int) -> None:
     os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
-def confine(model: WorkerModel) -> tuple[str, ...]:
+def bind_to_card(name: str) -> Card | None:
+    """Have CUDA see only the card of the device `name`, and run all threads near it. Returns the card; None where it
+    cannot be told which one that is. CUDA reads the variables at its start."""
+    card = card_of(name)
+    if card is not None:
+        # Landlock hides the other cards, so without its UUID it is CUDA's first one.
+        os.environ.update(CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES=card.uuid or "0")
+        if near := near_processors(card) & os.sched_getaffinity(0):
+            os.sched_setaffinity(0, near)
+    elif not is_cpu(name) and worker_files.NVIDIA:
+        log.write("worker", "card_unknown", device=name)
+    return card
+
+
+def confine(model: WorkerModel, card: Card | None = None) -> tuple[str, ...]:
     """Landlock and capabilities bind the calling thread and those that it starts, so this comes before warm_up()."""
-    layer = landlock.restrict(**worker_files.rules(os.getpid(), *model.paths())._asdict())
+    layer = landlock.restrict(**worker_files.rules(os.getpid(), *model.paths(), card=card)._asdict())
     return (layer, drop_capabilities())
 
 
@@ -104,12 +120,13 @@ def start_recording(control: int) -> tuple[str, ...]:
     return layers
 
 
-def warm_up(config: DeviceConfig, name: str) -> torch.device:
-    """Load the device's libraries, open its files and start its threads: lock_down() forbids all of these."""
+def warm_up(config: DeviceConfig, name: str, *, bound: bool = False) -> torch.device:
+    """Load the device's libraries, open its files and start its threads: lock_down() forbids all of these. `bound`:
+    CUDA sees only this device, and so numbers it 0."""
     threads = config.threads or devices.share_of_threads(name, device_names(config))
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
-    device = devices.choose_device("cpu" if is_cpu(name) else name)
+    device = devices.choose_device("cpu" if is_cpu(name) else "cuda" if bound else name)
     if device.type == "cpu" and name == "auto" and worker_files.NVIDIA:
         log.write("worker", "gpu_not_used", reason=devices.why_no_gpu())
     devices.warm_up(device)

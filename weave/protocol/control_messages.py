@@ -61,11 +61,12 @@ class StopWorker(_Message, frozen=True, kw_only=True, tag="stop_worker"):
 
 
 class Alive(_Message, frozen=True, kw_only=True, tag="alive"):
-    """The answer to Ping, with the broker's counters."""
+    """The answer to Ping, with the broker's counters. `devices_failed`: how many devices are out."""
 
     metrics: Metrics
     connections: Count
     queue_length: Count
+    devices_failed: Count = 0
 
 
 FromBroker: TypeAlias = LockedDown | StartWorker | StopWorker | Alive

@@ -19,6 +19,11 @@ class Card(NamedTuple):
     minor: int
     uuid: str | None
 
+    @property
+    def file(self) -> str:
+        """The name of its device file in /dev."""
+        return f"nvidia{self.minor}"
+
 
 def cards(root: Path = Path("/")) -> list[Card]:
     """Those with a device file, in PCI order, in which CUDA numbers them with CUDA_DEVICE_ORDER=PCI_BUS_ID. Empty
@@ -30,7 +35,7 @@ def cards(root: Path = Path("/")) -> list[Card]:
             fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
             uuid = fields.get("GPU UUID", "")
             card = Card(folder.name, int(fields["Device Minor"]), uuid if _UUID.fullmatch(uuid) else None)
-            if _ADDRESS.fullmatch(card.address) and (root / f"dev/nvidia{card.minor}").exists():
+            if _ADDRESS.fullmatch(card.address) and (root / "dev" / card.file).exists():
                 found.append(card)
     return found
 

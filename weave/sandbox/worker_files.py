@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import weave
 from weave.models.files import linked_files
+from weave.sandbox.nvidia import Card
 
 
 def packages(search: Iterable[str]) -> tuple[Path, ...]:
@@ -129,15 +130,18 @@ class FileRules(NamedTuple):
         return any(Path(path).is_relative_to(rule) for rule in rules)
 
 
-def rules(pid: int, *models: str) -> FileRules:
+def rules(pid: int, *models: str, card: Card | None = None) -> FileRules:
     """For the worker with this `pid`; `models` are the folders and files of its model. Of the Hub's cache, only a
-    snapshot's own blobs: the others belong to other revisions."""
+    snapshot's own blobs: the others belong to other revisions. `card` is the only one whose device it may open; None
+    if it may open all."""
     own = Path(f"/proc/{pid}")
     found = [Path(model) for model in models]
     linked = (path for model in found for path in linked_files(model))
     read = (*READ, *cards(), *found, *linked, *(own / name for name in OWN))
     # CUDA opens task/TID/comm for reading and writing to name its threads. The TIDs are not known yet.
-    return FileRules(read, DEVICES, (own / "task",) if NVIDIA else ())
+    others = [path for path in NVIDIA if card is not None and path.name not in ("nvidiactl", "nvidia-uvm", card.file)]
+    devices = tuple(path for path in DEVICES if path not in others)
+    return FileRules(read, devices, (own / "task",) if NVIDIA else ())
 
 
 def _existing(paths: tuple[Path, ...]) -> tuple[Path, ...]:

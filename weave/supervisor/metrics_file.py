@@ -34,6 +34,7 @@ def write_metrics(path: Path, alive: Alive) -> None:
 def _lines(alive: Alive) -> Iterator[str]:
     yield from _gauge("connections", alive.connections)
     yield from _gauge("queue_length", alive.queue_length)
+    yield from _gauge("devices_failed", alive.devices_failed)
     for name, value in structs.asdict(alive.metrics).items():
         if isinstance(value, Histogram):
             yield from _histogram(name, value)

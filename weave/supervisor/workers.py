@@ -63,11 +63,12 @@ class Workers:
 
     async def _until_exited(self, broker: BrokerProcess, worker: WorkerProcess) -> WorkerEnded:
         """Returns the cause of its exit."""
+        named = {"worker": worker.id, "model": worker.model, "device": worker.device}
         cause, unfit, unusable = "stopped", False, False
         try:
             channel = await self._start(worker)
             try:
-                log.write("supervisor", "worker_started", worker=worker.id, model=worker.model, layers=worker.layers)
+                log.write("supervisor", "worker_started", layers=worker.layers, **named)
                 broker.worker_started(worker.id, worker.layers, channel)
             finally:
                 close_all([channel])
@@ -85,7 +86,7 @@ class Workers:
             await worker.exited()
             worker.close()
             if not unfit:
-                log.write("supervisor", "worker_ended", worker=worker.id, model=worker.model, cause=cause)
+                log.write("supervisor", "worker_ended", cause=cause, **named)
             else:  # no worker was forked, and the zygote has logged libraries_lack
                 self._zygotes.replace_if_unfit_for_long()
         return WorkerEnded(worker=worker.id, cause=cause, libraries_lack=unfit, device_failed=unusable)

@@ -102,7 +102,7 @@ class WorkerProcess:
                     self._check_device(locked_down, descriptors)
                     self._listener = take_listener(descriptors)
                 else:
-                    recorded = RecordedWorker(self._recorder, pid, zygote.models[self.model])
+                    recorded = RecordedWorker(self._recorder, pid, zygote.models[self.model], self.device)
                     locked_down = await self._record(control, recorded, pidfd)
             finally:
                 control.close()

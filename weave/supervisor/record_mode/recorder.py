@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from weave import log
 from weave.config.child_configs import WorkerModel
 from weave.sandbox import seccomp, worker_calls, worker_files
+from weave.sandbox.nvidia import card_of
 from weave.sandbox.seccomp import Refusal, Violation
 from weave.supervisor.record_mode import opened_files
 from weave.supervisor.record_mode.findings import Finding, Uncategorized, call_found, file_found
@@ -63,12 +64,12 @@ class RecordedWorker:
     """Answers one worker's calls. A worker that is not recorded has only Landlock in force until it is locked down, so
     until `locked_down` only the files that it opens are findings; then also the calls that are not on the list."""
 
-    def __init__(self, recorder: Recorder, pid: int, model: WorkerModel) -> None:
+    def __init__(self, recorder: Recorder, pid: int, model: WorkerModel, device: str) -> None:
         self.locked_down = False
         self._recorder = recorder
         self._pid = pid
         self._calls = worker_calls.listed(pid)
-        self._rules = worker_files.rules(pid, *model.paths()).existing()
+        self._rules = worker_files.rules(pid, *model.paths(), card=card_of(device)).existing()
 
     def answer(self, listener: int, violation: Violation) -> None:
         """Have the kernel make the call, or refuse it if the list has a Refusal for it. Count what the lists lack."""
