@@ -21,7 +21,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import hostility, large_model, transport, uploads
+from benchmarks import devices, hostility, large_model, transport, uploads
 from tests.support.daemon import COMMAND, DEMO_MODEL, Daemon, wait_for
 from tests.support.generation import generate
 from tests.support.processes import all_ended, reset_signals, start, temporary_folders
@@ -71,6 +71,7 @@ def measure(share: float) -> dict[str, Any]:
     figures |= uploads.measure(share)
     figures |= hostility.measure(share)
     figures |= large_model.measure(share)
+    figures |= devices.measure(share)
     for fault, value in list(figures.items()):
         if fault.startswith(hostility.RECOVERY):
             figures[f"ratio to a cold start,{fault.removeprefix(hostility.RECOVERY)}"] = value / figures["to an image"]

@@ -225,15 +225,14 @@ def test_a_device_whose_workers_keep_exiting_is_taken_out() -> None:
     daemon = daemon_of((crash,), TWO + MODEL)
     try:
         with daemon.client() as client:
-            for _ in range(3):
+            for _ in range(5):  # of which one device gets three
                 with pytest.raises(WeaveError) as failed:
                     generate(client)
                 assert failed.value.code is ErrorCode.WORKER_FAILED
-            # Always the first one, since both are free.
             (line,) = daemon.events("device_out")
-            assert line["device"] == "cpu:0" and "3 workers in a row" in line["cause"]
+            assert "3 workers in a row" in line["cause"]
             with pytest.raises(WeaveError):
                 generate(client)
-            assert daemon.events("worker_started")[-1]["device"] == "cpu:1"
+            assert daemon.events("worker_started")[-1]["device"] != line["device"]
     finally:
         assert daemon.stop() == 0

@@ -14,7 +14,7 @@ from weave.supervisor.metrics_file import write_metrics
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
-ALIVE = Alive(metrics=Metrics(), connections=1, queue_length=2)
+ALIVE = Alive(metrics=Metrics(), connections=1, queue_length=2, devices_failed=3)
 
 
 def test_the_metrics_file_is_recreated_and_no_link_followed(tmp_path: Path) -> None:
@@ -25,7 +25,8 @@ def test_the_metrics_file_is_recreated_and_no_link_followed(tmp_path: Path) -> N
     (tmp_path / ".weave.prom.part").symlink_to(victim)
     write_metrics(tmp_path / "weave.prom", ALIVE)
     assert victim.read_text() == "theirs" and victim.stat().st_mode & 0o777 == 0o600
-    assert "weave_queue_length 2\n" in (tmp_path / "weave.prom").read_text()
+    text = (tmp_path / "weave.prom").read_text()
+    assert "weave_queue_length 2\n" in text and "weave_devices_failed 3\n" in text
     assert not (tmp_path / "weave.prom").is_symlink()
 
 
