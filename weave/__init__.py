@@ -1,3 +1,3 @@
-"""weave-compute: a privilege-separated daemon that owns one GPU for diffusion models."""
+"""weave-compute: a privilege-separated daemon that owns GPUs for diffusion models."""
 
 __version__ = "0.1.0"

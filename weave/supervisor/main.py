@@ -34,7 +34,7 @@ EXIT_CONFIG = 78  # sysexits.h: EX_CONFIG; systemd does not restart on it
 def parser() -> argparse.ArgumentParser:
     """The options; weave-compute(1) describes them in full."""
     options = argparse.ArgumentParser(
-        prog="weave-compute", description="Owns one GPU for diffusion models and serves local clients."
+        prog="weave-compute", description="Owns a machine's GPUs for diffusion models and serves local clients."
     )
     options.add_argument("--config", type=path, metavar="FILE", help="read this config file instead of the default one")
     options.add_argument("--system", action="store_true", help="serve other users too, as the config allows")
