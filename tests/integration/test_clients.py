@@ -201,6 +201,7 @@ FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {
     "status.version": lambda text: STATUS | {"version": text},
     "status.model": lambda text: STATUS | {"model": text},
     "status.device": lambda text: STATUS | {"device": text},
+    "status.devices": lambda text: STATUS | {"devices": [{"device": text, "state": "idle"}]},
     "status.dtype": lambda text: STATUS | {"dtype": text},
     "status.sandbox": lambda text: STATUS | {"sandbox": {"worker": [text]}},
     "status.jobs": lambda text: STATUS | {"jobs": [{"job": 1, "model": text, "state": "queued", "position": 0}]},

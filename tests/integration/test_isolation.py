@@ -26,11 +26,11 @@ LONG: dict[str, Any] = {"model": "shapes", "steps": 100, "images": 8}
 
 
 @contextmanager
-def system(*, isolate_users: bool, seams: Seams = ()) -> Iterator[Daemon]:
+def system(*, isolate_users: bool, seams: Seams = (), device: str = "") -> Iterator[Daemon]:
     folder = Path(tempfile.mkdtemp(prefix="weave-test-"))
     more = {"command": readable(build(seams))} if seams else {}
     table = f'[system]\nisolate_users = {str(isolate_users).lower()}\nsocket_mode = "0666"'
-    daemon = system_daemon(folder, SYSTEM.replace("[system]", table) + MODEL, **more).wait_until_serving()
+    daemon = system_daemon(folder, device + SYSTEM.replace("[system]", table) + MODEL, **more).wait_until_serving()
     try:
         yield daemon
     finally:
@@ -115,6 +115,29 @@ def test_uids_that_share_one_turn_do_not_share_a_worker(isolated: Daemon) -> Non
             assert one.connect({"op": "load_model", "model": "shapes"}) == {"queued": 1}
             wait_for(lambda: [e for e in isolated.events("model_loaded") if e["peer"]["uid"] == sub_uid])  # noqa: B023
     assert isolated.events("worker_ended")[-1]["cause"] == "another user is served"
+
+
+def test_two_users_work_at_once_in_a_worker_each(users: None) -> None:
+    """On two devices; neither sees the other's worker, and each may unload its own."""
+
+    def told_of_devices(client: Client) -> list[list[Any]]:
+        return sorted([device.state, device.model or ""] for device in client.status().devices)
+
+    two = '[device]\ndevices = ["cpu", "cpu"]\nthreads = 1\n'
+    with system(isolate_users=True, device=two) as daemon, daemon.client() as root:
+        running = root.generate(PROMPT, **LONG)
+        wait_for(lambda: isinstance(next(running).event, Progress))
+        assert by(BOB, daemon, an_image) == 1
+        assert told_of_devices(root) == [["idle", "shapes"], ["running", "shapes"]]
+        assert by(BOB, daemon, told_of_devices) == [["idle", "shapes"], ["running", ""]]
+        assert by(ALICE, daemon, told_of_devices) == [["none", ""], ["running", ""]]
+        assert list(daemon.processes().values()).count("worker") == 2
+        assert by(BOB, daemon, unload) == ["done"]
+        assert told_of_devices(root) == [["none", ""], ["running", "shapes"]]
+        assert by(BOB, daemon, unload)[0] == "invalid_request"
+        root.cancel(job=root.status().jobs[0].job)
+        with pytest.raises(WeaveError):
+            list(running)
 
 
 # A compromised worker that logs every prompt it sees.

@@ -44,7 +44,7 @@ class Scheduler:
         for slot in self.slots:
             slot.is_outdated = True
             slot.is_retired = slot.device not in config.devices
-            slot.is_untried = slot.health.problem is not None
+            slot.is_untried |= slot.health.problem is not None
             slot.wake.set()
         self._add_slots()
 
