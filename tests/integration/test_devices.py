@@ -229,7 +229,7 @@ def test_a_device_whose_workers_keep_exiting_is_taken_out() -> None:
                 with pytest.raises(WeaveError) as failed:
                     generate(client)
                 assert failed.value.code is ErrorCode.WORKER_FAILED
-            (line,) = daemon.events("device_out")
+            (line,) = wait_for(lambda: daemon.events("device_out"))
             assert "3 workers in a row" in line["cause"]
             with pytest.raises(WeaveError):
                 generate(client)

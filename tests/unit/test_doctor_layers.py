@@ -19,7 +19,7 @@ def report(layer: str | None, mode: str = "system") -> StatusReport:
     held_by = ("seccomp", layer) if layer else ("seccomp",)
     fields = {name: 0 for name in StatusReport.__struct_fields__} | {
         **{name: None for name in ("model", "device", "dtype", "memory_used", "memory_total")},
-        **{"version": "1", "mode": mode, "worker": "none", "features": [], "jobs": [], "metrics": {}},
+        **{"version": "1", "mode": mode, "worker": "none", "features": [], "jobs": [], "devices": [], "metrics": {}},
         "libraries_lack": False,
         "sandbox": {"supervisor": held_by, "broker": held_by, "worker": []},
     }
