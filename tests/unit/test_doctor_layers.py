@@ -19,7 +19,16 @@ def report(layer: str | None, mode: str = "system") -> StatusReport:
     held_by = ("seccomp", layer) if layer else ("seccomp",)
     fields = {name: 0 for name in StatusReport.__struct_fields__} | {
         **{name: None for name in ("model", "device", "dtype", "memory_used", "memory_total")},
-        **{"version": "1", "mode": mode, "worker": "none", "features": [], "jobs": [], "devices": [], "metrics": {}},
+        **{
+            "version": "1",
+            "mode": mode,
+            "worker": "none",
+            "features": [],
+            "jobs": [],
+            "devices": [],
+            "plan": "all",
+            "metrics": {},
+        },
         "libraries_lack": False,
         "sandbox": {"supervisor": held_by, "broker": held_by, "worker": []},
     }
