@@ -19,6 +19,7 @@ from fuzz.config_file import config
 from fuzz.control import control
 from fuzz.controls import controls
 from fuzz.fds import no_descriptor_left, sealed
+from fuzz.gguf_files import gguf
 from fuzz.loras import loras
 from fuzz.reading import Reader, pieces
 from fuzz.recipes import recipes
@@ -306,6 +307,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "version1": version_1,
     "config": config,
     "safetensors": safetensors,
+    "gguf": gguf,
     "single_file": single_file,
     "loras": loras,
     "controls": controls,

@@ -34,6 +34,7 @@ _OTHER: dict[str, tuple[bytes, ...]] = {
     # 64, 100, 2048 and 20.0: the bounds of version 1.
     "version1": (b"\0\0\0\x40", b"\0\0\0\x64", b"\0\0\x08\0", b"\x41\xa0\0\0"),
     "safetensors": (b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"', b'"F32"', b'"BOOL"', b"[0,4]"),
+    "gguf": (b"GGUF\3\0\0\0", b"general.alignment", *(bytes([size, 0, 0, 0]) for size in (4, 8, 9, 12, 32))),
     "single_file": (
         *(b'"dtype"', b'"shape"', b'"data_offsets"', b'"F32"', b"[0,4]", b'"model.diffusion_model.'),
         *(b"input_blocks.0.0.weight", b"label_emb.0.0.weight", b"x.attn2.to_k.weight", b"context_embedder.weight"),

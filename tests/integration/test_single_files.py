@@ -347,7 +347,7 @@ def without(prefix: str) -> Callable[[dict[str, torch.Tensor]], object]:
         "unexpected": "unet: 1 unexpected tensors: 'input_blocks.0.0.weight.more'",
         "unknown": "vae: 1 unexpected tensors: 'x'",
         "short": "short.safetensors: .* the download is incomplete",
-        "pickle": "model.ckpt: not a .safetensors file; other formats can run code and are never read",
+        "pickle": "model.ckpt: not a .safetensors or .gguf file; other formats can run code and are never read",
         "small": "tensors of another shape",
         "flux": "text_encoder: flux-transformer.safetensors does not have it; .* parts.text_encoder, such as clip_l",
         "of_chroma": "chroma.safetensors: a model of family chroma, not of flux",

@@ -67,4 +67,4 @@ def test_a_pickle_is_refused_by_name(daemon: Daemon, tmp_path: Path) -> None:
     torch.save({"string_to_param": {"*": torch.ones(1, 768)}}, tmp_path / "old.pt")
     ended = weavectl(daemon, "add", str(tmp_path / "old.pt"))
     assert ended.returncode == 4
-    assert "old.pt: not a .safetensors file; other formats can run code and are never read" in ended.stdout
+    assert "old.pt: not a .safetensors or .gguf file; other formats can run code and are never read" in ended.stdout

@@ -68,6 +68,7 @@ BROKEN: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "the config is not checked": ("config", "weave.config.load:check", believing),
     "another file is read": ("config", "weave.config.load:read_checked", lambda _: Path("/etc/passwd").read_bytes()),
     "any header will do": ("safetensors", "weave.models.files:check_safetensors_header", believing),
+    "any place will do": ("gguf", "weave.models.gguf:_check_cover", believing),
     "names of other files": ("single_file", "fuzz.targets:tensors_of", lambda *_, **__: {"x": "not in the file"}),
     "any shape will do": ("loras", "weave.models.lora_layers:_check_shapes", believing),
     "vectors of other keys": ("loras", "fuzz.loras:embedding_of", lambda _: Embedding(("x",), (1,), 1)),

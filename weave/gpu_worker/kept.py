@@ -10,6 +10,9 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch.nn import functional
 
+from weave.gpu_worker.gguf_blocks import rows_of
+from weave.models.gguf import BLOCKS
+
 # Adds to these rows of a layer's weights, which it gets in float32.
 Change: TypeAlias = Callable[[torch.Tensor, slice], None]
 
@@ -21,20 +24,27 @@ _SCALED_MULTIPLE = 16
 
 
 class Kept(NamedTuple):
-    """A matrix in the form of its file. `data` is in fp8, of the matrix's shape. `scale` is a column in float32: each
-    row is multiplied by its number."""
+    """A matrix in the form of its file. In fp8 `data` is of the matrix's shape, and `scale` a column in float32, whose
+    numbers multiply the rows. In blocks of a GGUF file, of the type `kind`, `data` has the bytes of each row."""
 
     data: torch.Tensor
-    scale: torch.Tensor
+    scale: torch.Tensor | None
+    kind: str | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """Of the matrix."""
         rows, columns = self.data.shape
-        return rows, columns
+        if self.kind is None:
+            return rows, columns
+        block = BLOCKS[self.kind]
+        return rows, columns // block.bytes * block.numbers
 
     def rows(self, taken: slice) -> torch.Tensor:
         """Some rows of the matrix, in float32."""
+        if self.kind is not None:
+            return rows_of(self.kind, self.data[taken])
+        assert self.scale is not None
         return self.data[taken].float().mul_(self.scale[taken])
 
     def full(self, dtype: torch.dtype, changes: Sequence[Change] = ()) -> torch.Tensor:
@@ -54,7 +64,7 @@ class Kept(NamedTuple):
 
     def clone(self) -> "Kept":
         """With memory of its own."""
-        return Kept(*(tensor.clone() for tensor in self))
+        return Kept(self.data.clone(), None if self.scale is None else self.scale.clone(), self.kind)
 
 
 class KeptLinear(torch.nn.Module):  # type: ignore[misc]
@@ -67,10 +77,11 @@ class KeptLinear(torch.nn.Module):  # type: ignore[misc]
         self.bias = bias
         self.changes: tuple[Change, ...] = ()
         self._dtype = dtype
-        self._format = kept.data.dtype
+        self._format, self._kind = kept.data.dtype, kept.kind
         self._in_fp8 = in_fp8 and kept.data.dtype == torch.float8_e4m3fn
         # As bytes: whoever casts or checks a model's floating-point numbers leaves these alone.
-        self.data, self.scale = (_as_bytes(tensor) for tensor in kept)
+        self.data = _as_bytes(kept.data)
+        self.scale = None if kept.scale is None else _as_bytes(kept.scale)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -80,7 +91,8 @@ class KeptLinear(torch.nn.Module):  # type: ignore[misc]
     @property
     def kept(self) -> Kept:
         """The weights as they are stored."""
-        return Kept(self.data.view(self._format), self.scale.view(torch.float32))
+        scale = None if self.scale is None else self.scale.view(torch.float32)
+        return Kept(self.data.view(self._format), scale, self._kind)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -135,6 +147,7 @@ def _multiplies_fp8(values: torch.Tensor, rows: int) -> bool:
 
 def _multiplied(values: torch.Tensor, kept: Kept, bias: torch.Tensor | None) -> torch.Tensor:
     """The product in fp8. Each row of `values` is scaled to the range of fp8, and rounded."""
+    assert kept.scale is not None
     rows = values.reshape(-1, values.shape[-1])
     scale = rows.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12) / _FP8_MAX
     in_fp8 = (rows.float() / scale).clamp_(-_FP8_MAX, _FP8_MAX).to(kept.data.dtype)

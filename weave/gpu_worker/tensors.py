@@ -9,10 +9,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from weave.gpu_worker.converters import Tensors, convert
+from weave.gpu_worker.gguf_blocks import rows_of
 from weave.gpu_worker.kept import Kept
 from weave.models.assets import Weights
 from weave.models.configs import KINDS, shown
 from weave.models.files import ModelFilesRefused
+from weave.models.gguf import BLOCKS, UNPACKED, is_gguf, read_gguf_header
 from weave.models.single_files import StoredValue
 
 _SHOWN_KEYS = 5
@@ -24,6 +26,9 @@ _SCALES = (".scale_weight", ".weight_scale")
 _QUANTISATION, _FORMATS = ".comfy_quant", ("float8_e4m3fn", "float8_e5m2")
 _NOT_NEEDED = (".scale_input", ".input_scale")
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+# Of GGUF files.
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_KINDS = tuple(BLOCKS)
 
 
 class Read(NamedTuple):
@@ -36,23 +41,28 @@ class Read(NamedTuple):
 def read_tensors(
     part: str, weights: Weights, config: Mapping[str, Any], dtype: torch.dtype, *, keep: bool = False
 ) -> Read:
-    """`config` is the component's. Matrices in fp8 stay so if `keep` is true. Other weights that have a scale are
-    multiplied by it, and then of `dtype`. Raises ModelFilesRefused."""
+    """`config` is the component's. Matrices in fp8 or in blocks stay so if `keep` is true. Other weights that have a
+    scale are multiplied by it, and then of `dtype`. Raises ModelFilesRefused."""
     tensors: Tensors = {}
+    kinds: Tensors = {}
     for path in weights.files:
-        found = _read(part, path, weights.names)
+        found = _read_gguf(part, path, weights.names, kinds) if is_gguf(path) else _read(part, path, weights.names)
         refuse_keys(part, "tensors in two files", found.keys() & tensors.keys())
         tensors |= found
     scales: Tensors = {}
     if weights.part is not None:
         tensors, scales = _scales(part, tensors)
-    columns = _columns(tensors, scales) if keep else {}
+    columns = kinds | _columns(tensors, scales) if keep else kinds
     tensors |= {name: _scaled(tensors[name], scales[name], dtype) for name in scales.keys() - columns.keys()}
     tensors, columns = _converted(part, weights, tensors, columns, config)
+    kept = {name: _kept(tensors.pop(name), column) for name, column in columns.items()}
     others = {key for key, tensor in tensors.items() if not tensor.is_floating_point() and not key.endswith(_COUNTS)}
     refuse_keys(part, "tensors not of floating-point numbers", others)
-    kept = {name: Kept(tensors.pop(name), column) for name, column in columns.items()}
     return Read(tensors, kept)
+
+
+def _kept(data: torch.Tensor, column: torch.Tensor) -> Kept:
+    return Kept(data, column) if data.dtype in _FP8 else Kept(data, None, _KINDS[int(column[0])])
 
 
 def read_value(path: Path, name: str, stored: StoredValue) -> float | list[float]:
@@ -88,6 +98,30 @@ def _read(part: str, path: Path, names: Mapping[str, str] | None) -> Tensors:
         raise ModelFilesRefused(f"{part}/{path.name}: {error.strerror or error}") from None
     except SafetensorError as error:
         raise ModelFilesRefused(f"{part}/{path.name}: {error}") from None
+
+
+def _read_gguf(part: str, path: Path, names: Mapping[str, str] | None, kinds: Tensors) -> Tensors:
+    """As _read(). Of matrices in blocks, the bytes of each row: `kinds` gets, by their names, a column with the type's
+    number in _KINDS. Others in blocks are computed up."""
+    placed = read_gguf_header(path, f"{part}/{path.name}")
+    try:
+        data = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    except (OSError, RuntimeError) as error:
+        raise ModelFilesRefused(f"{part}/{path.name}: {getattr(error, 'strerror', None) or error}") from None
+    found = {}
+    for name, stored in (names or {name: name for name in placed}).items():
+        (kind, shape), begin, size = placed[stored]
+        tensor = data[begin : begin + size]
+        if kind in UNPACKED:
+            found[name] = tensor.view(_PLAIN[kind]).reshape(shape)
+            continue
+        block = BLOCKS[kind]
+        found[name] = tensor.view(-1, shape[-1] // block.numbers * block.bytes)
+        if len(shape) == 2:
+            kinds[name] = torch.full((shape[0], 1), float(_KINDS.index(kind)))
+        else:
+            found[name] = rows_of(kind, found[name]).reshape(shape)
+    return found
 
 
 def _scales(part: str, tensors: Tensors) -> tuple[Tensors, Tensors]:

@@ -10,6 +10,7 @@ from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.models.faults import Checks, apart, fault_of, refuse_first
 from weave.models.files import Header, ModelFilesRefused, check_safetensors_header, find_file
+from weave.models.gguf import check_header, is_gguf
 from weave.models.layouts import Checked, folder_checks, part_folders
 from weave.models.pins import check_pins, pinned
 from weave.models.single_files import DENOISERS, FilePart, SingleFile, StoredValue, tensors_of, values_of
@@ -105,11 +106,14 @@ def family_of(path: Path, header: Header) -> str:
     raise ModelFilesRefused(f"{path.name}: has no UNet or transformer of a family that is known in single files")
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, may_be_gguf: bool = False) -> Header:
     """Of a single file. Raises ModelFilesRefused."""
-    if path.suffix not in (".safetensors", ""):  # the Hub's cache names files by their digest
-        raise ModelFilesRefused(f"{path.name}: not a .safetensors file; other formats can run code and are never read")
-    return check_safetensors_header(find_file(path.parent, path.name), path.name)
+    known = (".safetensors", ".gguf") if may_be_gguf else (".safetensors",)
+    if path.suffix not in (*known, ""):  # the Hub's cache names files by their digest
+        detail = f"not a {' or '.join(known)} file; other formats can run code and are never read"
+        raise ModelFilesRefused(f"{path.name}: {detail}")
+    check = check_header if may_be_gguf else check_safetensors_header
+    return check(find_file(path.parent, path.name), path.name)
 
 
 def _asset_checks(family: Family, source: Source, dtype: str) -> Checks[Assets]:
@@ -152,7 +156,7 @@ def _of_single_files(family: Family, source: Source) -> SingleFile:
 
 
 def _header_of(family: Family, single: SingleFile, path: Path) -> Header:
-    header = read_header(path)
+    header = read_header(path, may_be_gguf=True)
     if not single.is_of(header):
         raise ModelFilesRefused(f"{path.name}: a model of family {family_of(path, header)}, not of {family.name}")
     return header
@@ -175,9 +179,18 @@ def _in_files(single: SingleFile, source: Source, header: Header | None) -> Iter
         path = source.parts.get(part)
         if path is None and header is not None:
             if names := tensors_of(kind, header, alone=part in DENOISERS):
+                _check_format(single, part, source.path)
                 yield part, Weights((source.path,), kind, names)
         elif path is not None and path.is_file():
-            yield part, Weights((path,), kind, tensors_of(kind, read_header(path), alone=True))
+            names = tensors_of(kind, read_header(path, may_be_gguf=True), alone=True)
+            _check_format(single, part, path)
+            yield part, Weights((path,), kind, names)
+
+
+def _check_format(single: SingleFile, part: str, path: Path) -> None:
+    if is_gguf(path) and part not in single.in_gguf:
+        what = f"only {' and '.join(single.in_gguf)} may be one" if single.in_gguf else "its family's may not be one"
+        raise ModelFilesRefused(f"{part}: {path.name} is a GGUF file: {what}")
 
 
 def _in_folder(folder: Path, component: ModelClass, dtype: str) -> Checks[Weights]:

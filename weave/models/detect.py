@@ -54,7 +54,7 @@ def detect(given: Path, layout: Path | None = None, parts: Mapping[str, Path] = 
         if alone and (families := _families_of_control(path)):
             return Detected(source, _name(path), families, is_control=True)
         return Detected(source, _name(path), _families(path))
-    header = read_header(path)
+    header = read_header(path, may_be_gguf=True)
     if alone and (families := families_of_control(path, header)):
         return Detected(source, path.stem, families, is_control=True)
     try:

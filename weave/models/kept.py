@@ -8,6 +8,7 @@ from math import prod
 
 from weave.models.components import ModelClass
 from weave.models.files import Tensor
+from weave.models.gguf import BLOCKS, UNPACKED
 from weave.models.single_files import DENOISERS
 
 # In safetensors files. A row's scale is a number in float32.
@@ -30,6 +31,11 @@ def stays(component: ModelClass, name: str) -> bool:
 
 def kept_bytes(component: ModelClass, name: str, tensor: Tensor) -> int | None:
     """What a tensor takes in memory if it is kept; None if it is not. An estimate where a matrix is no layer's."""
-    if tensor.dtype in _FP8 and len(tensor.shape) == 2 and stays(component, name):
+    if len(tensor.shape) != 2 or not stays(component, name):
+        return None
+    if tensor.dtype in _FP8:
         return prod(tensor.shape) + _BYTES_OF_SCALE * tensor.shape[0]
+    if tensor.dtype in BLOCKS and tensor.dtype not in UNPACKED:
+        block = BLOCKS[tensor.dtype]
+        return prod(tensor.shape) // block.numbers * block.bytes
     return None

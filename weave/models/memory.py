@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from weave.models.assets import Weights
 from weave.models.components import ModelClass
-from weave.models.files import Tensor, check_safetensors_header
+from weave.models.files import Tensor
+from weave.models.gguf import check_header
 from weave.models.kept import kept_bytes
 
 # Names in torch, by those in safetensors files.
@@ -92,7 +93,7 @@ def _bytes(component: ModelClass, name: str, tensor: Tensor, dtype: str) -> int:
 
 
 def _tensors(weights: Weights) -> Iterator[tuple[str, Tensor]]:
-    headers = [check_safetensors_header(file) for file in weights.files]
+    headers = [check_header(file) for file in weights.files]
     if weights.names is not None:
         return iter([(name, headers[0][stored]) for name, stored in weights.names.items()])
     return iter([item for header in headers for item in header.items()])

@@ -54,6 +54,8 @@ class SingleFile(Struct, frozen=True, kw_only=True):
     nothing else does; `values` are tensors, by name, whose numbers the worker reads. `usual_files` says where people
     get components that files lack.
 
+    The parts `in_gguf` may be GGUF files.
+
     Where `layouts` names repositories on the Hub, a model needs a layout: their configs and their tokenizer, which the
     daemon does not have."""
 
@@ -62,6 +64,7 @@ class SingleFile(Struct, frozen=True, kw_only=True):
     derive: Callable[[Header], Mapping[str, dict[str, Any]]] = lambda header: {}
     tokenizers: Mapping[str, ShippedTokenizer] = MappingProxyType({})
     layouts: tuple[str, ...] = ()
+    in_gguf: tuple[str, ...] = ()
     velocity_bias: str | None = None
     values: Mapping[str, StoredValue] = MappingProxyType({})
     usual_files: Mapping[str, str] = MappingProxyType({})

@@ -86,6 +86,7 @@ _FILE = SingleFile(
         "vae": "ae.safetensors of black-forest-labs/FLUX.1-schnell",
     },
     tokenizers={"tokenizer": single_files.CLIP, "tokenizer_2": single_files.T5},
+    in_gguf=("transformer",),
 )
 
 FAMILIES = (

@@ -68,6 +68,7 @@ _FILE = SingleFile(
         "vae": "qwen_image_vae.safetensors of Comfy-Org/Qwen-Image_ComfyUI",
     },
     layouts=("Qwen/Qwen-Image",),
+    in_gguf=("transformer",),
 )
 
 FAMILIES = (

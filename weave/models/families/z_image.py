@@ -75,6 +75,7 @@ _FILE = SingleFile(
         "vae": "ae.safetensors of Comfy-Org/z_image_turbo",
     },
     layouts=("Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"),
+    in_gguf=("transformer",),
 )
 
 FAMILIES = (
