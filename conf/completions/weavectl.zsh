@@ -40,7 +40,7 @@ _shtab_weavectl_add_options=(
   {-n,--dry-run}"[write nothing]"
   "--known[list models that many people use, and how to get them]"
   "--config[the config file, instead of the default one]:FILE:_files"
-  ":a model\'s or ControlNet\'s folder, also in the Hub\'s cache, or its .safetensors file, or an embedding\'s file:_files"
+  ":a model\'s or ControlNet\'s folder, also in the Hub\'s cache, or its .safetensors or (a model\'s) .gguf file, or an embedding\'s file:_files"
 )
 
 # guard to ensure default positional specs are added only once per session

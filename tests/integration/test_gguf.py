@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from tests.integration.test_weavectl import weavectl
 from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import generate, images, pixels
 from tests.support.gguf_files import Kinds, make_gguf, write
 from tests.support.loras import PEFT, Lora
 from tests.support.reference import Reference, arguments, make_small_model, served_like_here, write_index
 from weave.client import RequestedLora, WeaveError
+from weave.gpu_worker.loading import load_pipeline
+from weave.models.assets import Source, find_assets
 from weave.models.families import FAMILIES
+from weave.models.memory import size_of
 from weave.models.single_files import DENOISER
 from weave.protocol.errors import ErrorCode
 
@@ -111,17 +115,42 @@ def test_a_lora_gives_the_image_of_merged_weights_and_is_gone_again(served: Serv
     assert np.array_equal(drawn(served.daemon, name), before)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    {
-        "few": "few.gguf: bad GGUF header: 'a.weight' is of type Q2_K, expected one of F32, F16, BF16, Q4_0",
-        "short": "short.gguf: bad GGUF header: .* bytes of data, the header describes .* the download is incomplete",
-        "magic": "magic.gguf: bad GGUF header: it begins with b'GGML', expected b'GGUF'",
-        "pickle": "pickle.gguf: bad GGUF header: it begins with",
-        "other": "z-image.gguf: a model of family z-image, not of flux",
-        "vae": "vae: flux.gguf is a GGUF file: only transformer may be one",
-    }.items(),
-)
+def test_the_transformer_takes_the_bytes_that_its_header_gives(served: Served) -> None:
+    folder = served.folders["flux"]
+    source = Source(folder, None, {"transformer": folder.with_suffix(".gguf")})
+    component = FAMILIES["flux"].components["transformer"]
+    weights = find_assets("flux", source, "bfloat16").weights["transformer"]
+    taken = {}
+    for form in ("kept", "full"):
+        model = load_pipeline("flux", source, torch.device("cpu"), torch.bfloat16, form=form).transformer
+        taken[form] = sum(tensor.nbytes for tensor in model.parameters())
+        assert taken[form] == size_of(component, weights, "bfloat16", keeps=form == "kept").whole
+    assert taken["kept"] < 0.4 * taken["full"]
+
+
+def test_add_and_check_config_know_gguf(served: Served) -> None:
+    folder = served.folders["qwen-image"]
+    parts = [f"--part={part}={folder / part}" for part in ("text_encoder", "vae")]
+    file = str(folder.with_suffix(".gguf"))
+    added = weavectl(served.daemon, "add", file, "--layout", str(folder), *parts, "--id=new", "--dry-run")
+    assert added.returncode == 0 and f'path = "{file}"\n' in added.stdout and 'family = "qwen-image"' in added.stdout
+    assert re.search("transformer: QwenImageTransformer2DModel.* in .*Q4_0, .*Q5_1", added.stdout), added.stdout
+    checked = weavectl(served.daemon, "check-config")
+    for name, message in REFUSED.items():
+        assert re.search(f"model {name}: .*{message}", checked.stdout), name
+
+
+REFUSED = {
+    "few": "few.gguf: bad GGUF header: 'a.weight' is of type Q2_K, expected one of F32, F16, BF16, Q4_0",
+    "short": "short.gguf: bad GGUF header: .* bytes of data, the header describes .* the download is incomplete",
+    "magic": "magic.gguf: bad GGUF header: it begins with b'GGML', expected b'GGUF'",
+    "pickle": "pickle.gguf: bad GGUF header: it begins with",
+    "other": "z-image.gguf: a model of family z-image, not of flux",
+    "vae": "vae: flux.gguf is a GGUF file: only transformer may be one",
+}
+
+
+@pytest.mark.parametrize(("name", "message"), REFUSED.items())
 def test_a_file_is_refused_with_the_reason(served: Served, name: str, message: str) -> None:
     before = len(served.daemon.events("job_failed"))
     with served.daemon.client() as client, pytest.raises(WeaveError) as error:

@@ -1,7 +1,7 @@
 """The header of a GGUF file: which tensors it has, and where. It is checked as strictly as that of a safetensors file.
 
 Nothing else of the file is used. Its metadata (names, templates, tokenizers) is skipped, but for the alignment of the
-data. Format: github.com/ggml-org/ggml, docs/gguf.md.
+data. Format: github.com/ggml-org/ggml, "GGUF".
 """
 
 import os

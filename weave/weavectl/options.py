@@ -104,7 +104,10 @@ def _add_common(options: argparse.ArgumentParser) -> None:
 
 
 def _add_add(verb: argparse.ArgumentParser) -> None:
-    text = "a model's or ControlNet's folder, also in the Hub's cache, or its .safetensors file, or an embedding's file"
+    text = (
+        "a model's or ControlNet's folder, also in the Hub's cache, or its .safetensors or (a model's) .gguf file, "
+        "or an embedding's file"
+    )
     verb.add_argument("path", type=_path, nargs="?", metavar="PATH", help=text)
     verb.add_argument(
         "--part",
