@@ -13,6 +13,7 @@ from weave.models.assets import Source, all_checks, find_assets
 from weave.models.faults import collect
 from weave.models.files import ModelFilesRefused, check_safetensors_header, find_file, linked_files
 from weave.models.layouts import unread_files
+from weave.models.memory import blocks
 from weave.models.weights import choose_weights
 
 
@@ -29,6 +30,8 @@ HEADERS = {
     "an overlap": f'{{"a": {tensor(0, 2, [2])}, "b": {tensor(1, 2, [1])}}}',
     "a shape that lies": f'{{"a": {tensor(0, 2, [1000], "F32")}}}',
     "a negative size": f'{{"a": {tensor(0, 2, [-2])}}}',
+    "a side that no file has": f'{{"a": {tensor(0, 0, [2**60, 0])}, "b": {tensor(0, 2, [2])}}}',
+    "a side of many digits": f'{{"a": {tensor(0, 0, [10**400, 0])}, "b": {tensor(0, 2, [2])}}}',
     "an unknown dtype": f'{{"a": {tensor(0, 2, [2], "object")}}}',
     "a name twice": f'{{"a": {tensor(0, 2, [2])}, "a": {tensor(0, 2, [2])}}}',
     "no data": f'{{"a": {tensor(0, 9, [9])}}}',
@@ -43,6 +46,10 @@ def test_a_safetensors_file_with_a_bad_header_is_refused(tmp_path: Path, name: s
     (tmp_path / "model.safetensors").write_bytes(data)
     with pytest.raises(ModelFilesRefused, match=r"model\.safetensors"):
         check_safetensors_header(tmp_path / "model.safetensors")
+
+
+def test_a_name_with_thousands_of_numbers_is_no_deeper_than_others() -> None:
+    assert sum(blocks({f"{'0.' * 2000}{number}.weight": 1 for number in range(100)}).values()) == 100
 
 
 SOUND = len(b"{}").to_bytes(8, "little") + b"{}"

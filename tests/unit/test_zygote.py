@@ -1,4 +1,5 @@
-"""A worker whose requester has disconnected is killed when it arrives, since it would keep the GPU."""
+"""A worker whose requester has disconnected is killed when it arrives, since it would keep the GPU. A zygote that was
+replaced ends with its last worker."""
 
 import asyncio
 import os
@@ -6,8 +7,11 @@ import subprocess
 
 import pytest
 
-from weave.protocol.control_messages import Forked
-from weave.supervisor.children.zygote import ZygoteProcess
+from weave.protocol.control_messages import Forked, StartWorker
+from weave.sandbox.account import Account
+from weave.sandbox.attestation import Confinement
+from weave.supervisor.children.worker import WorkerProcess
+from weave.supervisor.children.zygote import ZygoteEnded, ZygoteProcess
 
 
 @pytest.mark.parametrize("comes", ["before the cancel", "after it"])
@@ -48,3 +52,25 @@ def test_an_unwanted_worker_is_killed_but_not_its_successor(comes: str) -> None:
         for worker in workers:
             worker.kill()
             worker.wait()
+
+
+def test_a_retired_zygote_that_forks_no_more_does_not_wait_for_the_worker() -> None:
+    """It would never end: the next zygote forks that worker, and only that one is released when the worker ends."""
+    zygote = ZygoteProcess.__new__(ZygoteProcess)  # without its process
+    killed = []
+
+    async def play() -> None:
+        zygote.imported = asyncio.get_running_loop().create_future()
+        zygote.imported.set_result(None)
+        zygote.devices, zygote.models = ("cpu",), {"m": None}
+        zygote._workers, zygote.retired, zygote._forked = {2}, asyncio.Event(), {}
+        zygote.kill = lambda: killed.append(True)
+        zygote.retire(3)
+        worker = WorkerProcess(StartWorker(worker=1, model="m", device="cpu"), None)
+        with pytest.raises(ZygoteEnded):
+            await worker.start(zygote, Confinement("worker", Account.own(), False, None), seconds=5)
+        assert not killed
+        zygote.release(2)
+        assert killed
+
+    asyncio.run(play())

@@ -82,6 +82,8 @@ def merged(
         with torch.no_grad():
             for weight, own in kept:
                 weight.copy_(own)
+        for place in weights:
+            placement.send(layers[place])  # what is on the device still has the LoRAs
 
 
 def _read_all(pipeline: Any, model: WorkerModel, requested: tuple[RequestedLora, ...]) -> _Products:

@@ -54,12 +54,16 @@ class _Component:
             return
         self._is_in = True
         streamed = self._streamed()
-        if streamed:
-            self.blocks = Blocks(streamed, self._device)
-        for unit in self.units.values():
-            if unit not in streamed:
-                unit.bring(device=self._device)
-                unit.enter()
+        try:
+            if streamed:
+                self.blocks = Blocks(streamed, self._device)
+            for unit in self.units.values():
+                if unit not in streamed:
+                    unit.bring(device=self._device)
+                    unit.enter()
+        except BaseException:  # out of memory: half of a component computes nothing
+            self.send()
+            raise
 
     def send(self) -> None:
         """Take it off the device."""
@@ -153,6 +157,11 @@ class Placement:
         component, unit, number = found
         component.send()
         return unit.home(number)
+
+    def send(self, module: torch.nn.Module, name: str = "weight") -> None:
+        """Take the component that this parameter belongs to off the device: the parameter has changed."""
+        if found := self._places.get((id(module), name)):
+            found[0].send()
 
     @contextlib.contextmanager
     def replaced(self, module: torch.nn.Module, tensor: torch.Tensor, name: str = "weight") -> Iterator[None]:

@@ -169,6 +169,8 @@ def _offered(model: WorkerModel) -> Offered:
 
 
 def _load(channel: Channel[ToWorker], model: WorkerModel, planner: Planner, dtype: torch.dtype, load: Load) -> Any:
+    if load.parameters is not None:
+        check_parameters(load.parameters, _offered(model))
     planned = planner.plan_load(load.parameters)
     channel.send(PlannedMessage(plan=planned.plan.name))
     source = source_of(model.path, model.layout, model.parts)

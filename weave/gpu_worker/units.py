@@ -1,7 +1,7 @@
 """Weights that are on the device only while they are needed: their home is in main memory, in one block a unit.
 
-While a unit is away its parameters are on torch's meta device: a computation that uses them fails, and cannot read what
-is left in memory.
+While a unit is away its parameters are on torch's meta device, where they take no memory. Most computations fail with
+them; some of torch's CPU kernels do not, so that placement.py brings a component before anything of it is called.
 """
 
 import contextlib

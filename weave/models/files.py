@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_HEADER_BYTES = 100_000_000
+# Of a tensor's sides and places: more than any file has, and small enough to add up.
+_MAX_SIZE = 2**48
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
@@ -138,7 +140,7 @@ def _span(name: str, tensor: dict[str, Any]) -> tuple[int, int]:
     if not isinstance(shape, list):
         raise ValueError(f"{name}: {shape!r} is not a shape")
     for number in (*shape, begin, end):
-        if type(number) is not int or number < 0:
+        if type(number) is not int or not 0 <= number < _MAX_SIZE:
             raise ValueError(f"{name}: {number!r} is not a size")
     if (end - begin) * 8 != prod(shape) * _BITS[tensor["dtype"]]:
         raise ValueError(f"{name}: {end - begin} bytes do not hold {shape} of {tensor['dtype']}")

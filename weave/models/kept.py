@@ -34,7 +34,8 @@ def kept_bytes(component: ModelClass, name: str, tensor: Tensor) -> int | None:
     if len(tensor.shape) != 2 or not stays(component, name):
         return None
     if tensor.dtype in _FP8:
-        return prod(tensor.shape) + _BYTES_OF_SCALE * tensor.shape[0]
+        numbers = prod(tensor.shape)
+        return numbers + _BYTES_OF_SCALE * min(numbers, tensor.shape[0])
     if tensor.dtype in BLOCKS and tensor.dtype not in UNPACKED:
         block = BLOCKS[tensor.dtype]
         return prod(tensor.shape) // block.numbers * block.bytes

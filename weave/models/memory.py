@@ -15,6 +15,7 @@ from weave.models.kept import kept_bytes
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 # A block of more than this part of its component is split into the blocks that it consists of, as those of UNets are.
 _LARGEST_BLOCK = 1 / 16
+_DEEPEST = 4
 _BLOCK = re.compile(r"(?:^|\.)[0-9]+(?=\.)")
 
 
@@ -65,10 +66,10 @@ def size_in_blocks(sizes: Mapping[str, int]) -> Size:
 def blocks(sizes: Mapping[str, int]) -> dict[str, int]:
     """The bytes of each block of a component by the name of its module, such as transformer_blocks.0. The name of what
     is in no block is empty. `sizes` are the bytes of each tensor, by its name."""
-    return _split(sizes, 0, sum(sizes.values()) * _LARGEST_BLOCK)
+    return _split(sizes, 0, sum(sizes.values()) * _LARGEST_BLOCK, 0)
 
 
-def _split(sizes: Mapping[str, int], start: int, most: float) -> dict[str, int]:
+def _split(sizes: Mapping[str, int], start: int, most: float, depth: int) -> dict[str, int]:
     groups: dict[str, dict[str, int]] = {}
     for name, size in sizes.items():
         found = _BLOCK.search(name, start)
@@ -76,7 +77,7 @@ def _split(sizes: Mapping[str, int], start: int, most: float) -> dict[str, int]:
     result: dict[str, int] = {}
     for name, group in groups.items():
         total = sum(group.values())
-        inner = _split(group, len(name), most) if name and total > most else {}
+        inner = _split(group, len(name), most, depth + 1) if name and total > most and depth < _DEEPEST else {}
         # Not worth it for the few numbered layers that any block has.
         if inner and total - inner.get("", 0) > total / 2:
             result[""] = result.get("", 0) + inner.pop("", 0)

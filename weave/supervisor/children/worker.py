@@ -71,6 +71,9 @@ class WorkerProcess:
                 stage = f"the start of {self.device} has not finished; raise [limits] start_seconds"
                 raise DeviceUnusable(f"not ready within {seconds:g} s: {stage}") from None
             raise WorkerFailed(f"not ready within {seconds:g} s: {stage}") from None
+        except ZygoteEnded:
+            zygote.release(self.id)  # another one may fork this worker
+            raise
         except ChannelClosed:
             raise await self._early_exit() from None
         except (ChannelViolation, AttestationFailed) as error:
