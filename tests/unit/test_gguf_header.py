@@ -94,6 +94,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
     "a list of lists": (file_of(values=(value(b"k", 9, struct.pack("<IQ", 9, 1)),)), "a list of values of type 9"),
     "a value of an unknown type": (file_of(values=(value(b"k", 13, b""),)), "a value of type 13"),
+    "more texts than a tokenizer has": (
+        file_of(tensor(), values=(value(b"k", 9, struct.pack("<IQ", 8, 2_000_001) + bytes(8) * 2_000_001),)),
+        "more than 2000000 texts",
+    ),
     "a key twice": (file_of(tensor(), values=(value(b"k", 0, b"a"),) * 2), "metadata b'k' is there twice"),
     "alignment of zero": (alignment(UINT32, struct.pack("<I", 0)), "general.alignment is not a power of two"),
     "alignment of 48": (alignment(UINT32, struct.pack("<I", 48)), "general.alignment is not a power of two"),

@@ -17,6 +17,8 @@ _VERSIONS = (2, 3)
 _MAX_TENSORS = 100_000
 _MAX_VALUES = 10_000
 _MAX_NAME_BYTES = 128
+# Names and texts of the metadata; a tokenizer has some hundred thousand.
+_MAX_TEXTS = 2_000_000
 _MAX_DIMENSIONS = 4
 _MAX_SIDE = 1 << 40
 # Of all that precedes the data: tokenizers take most of it.
@@ -107,6 +109,7 @@ class _Reader:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._most = min(size, _MAX_HEADER_BYTES)
+        self._texts = 0
         self.at = 0
 
     def take(self, length: int) -> bytes:
@@ -125,6 +128,9 @@ class _Reader:
         return found
 
     def text(self) -> bytes:
+        self._texts += 1
+        if self._texts > _MAX_TEXTS:
+            raise ValueError(f"its metadata has more than {_MAX_TEXTS} texts")
         return self.take(self.number(8))
 
 
