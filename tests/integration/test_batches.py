@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.support.daemon import Daemon
 from tests.support.generation import generate, images, pixels
-from tests.support.reference import Reference, arguments, make_small_model, served_like_here, write_index
+from tests.support.reference import FROM_TEXT, Reference, arguments, make_small_model, served_like_here, write_index
 from weave.client import Answer, Client, WeaveError
 from weave.gpu_worker.classes import pipeline_for
 from weave.models.families import FAMILIES
@@ -22,7 +22,7 @@ from weave.protocol.client_messages import Image as ImageEvent
 from weave.protocol.inputs import IMAGE_TO_IMAGE
 from weave.protocol.parameters import Enlarge
 
-NAMES = tuple(name for name in FAMILIES if name != "sd2")  # it has sd1's pipeline
+NAMES = tuple(name for name in FROM_TEXT if name != "sd2")  # it has sd1's pipeline
 STEPS, SEED, SCALE = 3, 5, 4.0
 PROMPT = "a red circle"
 WANTED = {"width": 64, "height": 64, "steps": STEPS, "seed": SEED, "cfg_scale": SCALE}

@@ -9,13 +9,12 @@ import pytest
 from tests.support import tiny_models
 from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import generate, images, pixels
-from tests.support.reference import fitting
+from tests.support.reference import FROM_TEXT, fitting
 from weave.client import WeaveError
-from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Preview
 from weave.protocol.errors import ErrorCode
 
-NAMES = tuple(name for name in FAMILIES if name != "sd1")  # its model here is the same as sd2's
+NAMES = tuple(name for name in FROM_TEXT if name != "sd1")  # its model here is the same as sd2's
 
 
 @pytest.fixture(scope="module")

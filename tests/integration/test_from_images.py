@@ -13,7 +13,7 @@ from PIL import Image
 from tests.support.daemon import Daemon
 from tests.support.from_images import FromImages, mask, noise
 from tests.support.generation import generate, images, pixels
-from tests.support.reference import Reference, arguments, make_small_model, served_like_here, write_index
+from tests.support.reference import FROM_TEXT, Reference, arguments, make_small_model, served_like_here, write_index
 from weave.client import Answer, Client, WeaveError
 from weave.gpu_worker.classes import pipeline_for
 from weave.models.families import FAMILIES
@@ -21,7 +21,7 @@ from weave.protocol.client_messages import Preview, Progress
 from weave.protocol.errors import ErrorCode
 from weave.protocol.inputs import IMAGE_TO_IMAGE, INPAINTING, REFERENCES
 
-NAMES = tuple(name for name, family in FAMILIES.items() if family.pipelines and name != "sd2")  # it has sd1's classes
+NAMES = tuple(name for name in FROM_TEXT if FAMILIES[name].pipelines and name != "sd2")  # it has sd1's classes
 STEPS, SEED, SCALE, STRENGTH, PADDING = 3, 5, 4.0, 0.5, 6
 PROMPT, NEGATIVE = "a red circle", "blurred, blue"
 WIDTH, HEIGHT = 96, 64

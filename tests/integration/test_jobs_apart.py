@@ -9,14 +9,13 @@ import pytest
 from tests.support.builds import build
 from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import generate, images, pixels
-from tests.support.reference import fitting, make_small_model, write_index
+from tests.support.reference import FROM_TEXT, fitting, make_small_model, write_index
 from tests.support.seams import after, before
 from weave.client import Client, WeaveError
-from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Progress
 from weave.protocol.errors import ErrorCode
 
-NAMES = tuple(name for name in FAMILIES if name != "sd2")  # it has sd1's pipeline
+NAMES = tuple(name for name in FROM_TEXT if name != "sd2")  # it has sd1's pipeline
 # Only in float16 is the VAE of SDXL float32 for a while.
 CASES = (*((name, "float32") for name in NAMES), ("sdxl", "float16"))
 # A job of this width fails while it is decoded.

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.support import tiny_models
 from tests.support.daemon import Daemon, wait_for
 from tests.support.generation import generate, images, pixels
-from tests.support.reference import Reference, assembled, generated, write_index
+from tests.support.reference import FROM_TEXT, Reference, assembled, generated, write_index
 from training.shapes.text import WIDTH
 from weave.client import WeaveError
 from weave.gpu_worker.loading import load_pipeline
@@ -32,7 +32,7 @@ WEIGHTS = {
     for part in ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 }
 PARTS = [
-    (family, part) for family in FAMILIES if family != "sd2" for part in WEIGHTS if part in FAMILIES[family].components
+    (family, part) for family in FROM_TEXT if family != "sd2" for part in WEIGHTS if part in FAMILIES[family].components
 ]
 
 
@@ -49,7 +49,7 @@ def one_thread() -> Iterator[None]:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model of each family. sd1 and sd2 are smaller than the demo model, which is slow in float16."""
     folder = tmp_path_factory.mktemp("models")
-    for family in FAMILIES:
+    for family in FROM_TEXT:
         tiny_models.make(family, folder / family)
     small = tiny_models.small_unet(WIDTH)
     for family in ("sd1", "sd2"):
@@ -73,7 +73,7 @@ def load(family: str, model: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 # Mixed files have each dtype; krea2 keeps some layers in float32. For files in float32 see test_same_as_diffusers.py.
 COMBINATIONS = [
-    *((name, "mixed") for name in FAMILIES),
+    *((name, "mixed") for name in FROM_TEXT),
     *((name, files) for name in ("sd1", "krea2") for files in DTYPES),
 ]
 

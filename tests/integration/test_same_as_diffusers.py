@@ -10,12 +10,19 @@ import torch
 
 from tests.support.daemon import Daemon
 from tests.support.generation import generate, images, pixels
-from tests.support.reference import Reference, arguments, fitting, make_small_model, served_like_here, write_index
+from tests.support.reference import (
+    FROM_TEXT,
+    Reference,
+    arguments,
+    fitting,
+    make_small_model,
+    served_like_here,
+    write_index,
+)
 from weave.client import Answer
-from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Preview, Progress
 
-NAMES = tuple(name for name in FAMILIES if name != "sd2")  # it has sd1's pipeline
+NAMES = tuple(name for name in FROM_TEXT if name != "sd2")  # it has sd1's pipeline
 STEPS, SEED, SCALE = 3, 5, 4.0
 PROMPT, NEGATIVE = "a red circle", "blurred, blue"
 

@@ -14,12 +14,12 @@ from PIL import Image as Pillow
 from tests.integration.test_weavectl import weavectl
 from tests.support.daemon import Daemon
 from tests.support.generation import generate, images
-from tests.support.reference import make_small_model
+from tests.support.reference import FROM_TEXT, make_small_model
 from weave.client import Client
 from weave.models.families import FAMILIES
 from weave.protocol.client_messages import Done
 
-NAMES = tuple(name for name in FAMILIES if name != "sd2")  # it has sd1's encoder
+NAMES = tuple(name for name in FROM_TEXT if name != "sd2")  # it has sd1's encoder
 # These CLIP tokenizers have one token per word and take 32 with start and end. T5 has one per character,
 # one for a leading space and one for the end.
 SHORT, LONG = "a red circle", "red circle " * 20 + "on a blue background"

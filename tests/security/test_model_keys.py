@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen2VLImageProcessorPil
 
 from tests.support import tiny_models
 from tests.support.reference import generated
 from weave.gpu_worker.loading import load_pipeline
 from weave.models.assets import Source
+from weave.models.configs import shown
 from weave.models.families import FAMILIES
 from weave.models.files import ModelFilesRefused
 
@@ -50,6 +52,10 @@ OF_TOKENIZERS = (
     "from_slow", "__slow_tokenizer", "init_inputs", "trust_remote_code", "slow_tokenizer_class",
     "model_specific_special_tokens", "config", "evil_token",
 )  # fmt: skip
+OF_PROCESSORS = (
+    "auto_map", "trust_remote_code", "image_processor", "video_processor", "chat_template", "audio_tokenizer",
+    "tokenizer", "image_processor_class", "use_fast", "backend", "attributes", "_processor_class", "self", "kwargs",
+)  # fmt: skip
 ATTACKS = [
     *(("sd1", f"{part}/config.json", key) for part in ("unet", "vae") for key in OF_DIFFUSERS),
     *(("sd3", "transformer/config.json", key) for key in OF_DIFFUSERS),
@@ -58,6 +64,8 @@ ATTACKS = [
     *(("z-image", "text_encoder/config.json", key) for key in OF_TRANSFORMERS if key != "rope_parameters"),
     *(("sdxl", "text_encoder_2/config.json", key) for key in OF_TRANSFORMERS),
     *(("flux", f"{part}/tokenizer_config.json", key) for part in ("tokenizer", "tokenizer_2") for key in OF_TOKENIZERS),
+    *(("qwen-image-edit", "processor/preprocessor_config.json", key) for key in OF_PROCESSORS),
+    *(("qwen-image-edit", "processor/tokenizer_config.json", key) for key in OF_TOKENIZERS),
     *(("sd1", "tokenizer/special_tokens_map.json", key) for key in OF_TOKENIZERS),
     *(("sd1", "scheduler/scheduler_config.json", key) for key in OF_DIFFUSERS),
 ]
@@ -78,6 +86,42 @@ def test_a_key_that_could_choose_code_is_refused_by_name(
             load_on_cpu(family, model)
 
 
+CLASSES = {
+    "processor_class": "expected Qwen2VLProcessor",
+    "image_processor_type": "expected Qwen2VLImageProcessorPil",
+}
+
+
+@pytest.mark.parametrize("key", CLASSES)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_processor_cannot_name_its_classes(models: Path, tmp_path: Path, key: str, nested: bool) -> None:
+    """Its image processor's config is in a file of its own, or in that of the whole processor."""
+    model = copy_of(models / "qwen-image-edit", tmp_path)
+    own = model / "processor/preprocessor_config.json"
+    sound = json.loads(own.read_text())
+    file, where = own, "processor/preprocessor_config.json"
+    if nested:
+        own.unlink()
+        file, where = own.with_name("processor_config.json"), "processor/processor_config.json: image_processor"
+
+    def refused(config: Any) -> str:
+        file.write_text(json.dumps({"image_processor": config} if nested else config))
+        with pytest.raises(ModelFilesRefused) as refusal:
+            load_on_cpu("qwen-image-edit", model)
+        return str(refusal.value)
+
+    for name in ("AutoProcessor", "evil.Processor", ["Qwen2VLProcessor"], {}, 1, True, ""):
+        assert refused(sound | {key: name}) == f"{where}: {key} is {shown(name)}, {CLASSES[key]}"
+    assert refused(sound | {"auto_map": {}}) == f"{where}: 'auto_map' is not a known key; remove it"
+    if nested:
+        assert refused(["evil"]).startswith(f"{where} is ['evil'], expected an object")
+        file.write_text(json.dumps({"image_processor": sound, "auto_map": {"AutoProcessor": "evil.Processor"}}))
+        with pytest.raises(ModelFilesRefused, match=r"^processor/processor_config.json: 'auto_map' is not a known key"):
+            load_on_cpu("qwen-image-edit", model)
+    file.write_text(json.dumps({"image_processor": sound} if nested else sound))
+    assert type(load_on_cpu("qwen-image-edit", model).processor.image_processor) is Qwen2VLImageProcessorPil
+
+
 def test_files_that_refer_to_another_model_are_not_read(models: Path, tmp_path: Path) -> None:
     model = copy_of(models / "flux", tmp_path)
     for part in ("text_encoder", "text_encoder_2", "transformer", "vae"):
@@ -92,9 +136,10 @@ def test_files_that_refer_to_another_model_are_not_read(models: Path, tmp_path: 
 def test_a_chat_template_in_the_files_is_never_run(models: Path, tmp_path: Path, family: str) -> None:
     model = copy_of(models / family, tmp_path)
     evil = "{{ raise_exception('run') }}"
-    (model / "tokenizer/chat_template.jinja").write_text(evil)
-    file = model / "tokenizer/tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": evil}))
+    for part in (name for name in ("tokenizer", "processor") if name in FAMILIES[family].components):
+        (model / part / "chat_template.jinja").write_text(evil)
+        file = model / part / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": evil}))
     loaded = load_on_cpu(family, model)
     assert loaded.tokenizer.chat_template == evil
     assert np.array_equal(generated(loaded, family), generated(load_on_cpu(family, models / family), family))

@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import diffusers
 import numpy as np
 import torch
+import transformers
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.support import tiny_models
@@ -18,7 +21,10 @@ from weave.gpu_worker.pipelines import adapter_of
 from weave.models.families import FAMILIES
 from weave.models.schedulers import SCHEDULERS as OFFERED
 from weave.models.schedulers import name_of
+from weave.protocol.inputs import TEXT_TO_IMAGE
 
+# Those that generate images from text alone.
+FROM_TEXT = tuple(name for name, family in FAMILIES.items() if TEXT_TO_IMAGE in family.tasks)
 SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
     "euler": diffusers.EulerDiscreteScheduler,
@@ -88,7 +94,7 @@ def write_index(family: str, folder: Path, **data: Any) -> None:
 def arguments(family: str, negative: str | None, *, steps: int, scale: float, side: int = 64) -> dict[str, Any]:
     """Of the pipeline's call. Flux has two scales: with a negative prompt, the one of the request sets both."""
     given: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": scale, "width": side, "height": side}
-    if family == "qwen-image":
+    if family.startswith("qwen-image"):
         given["true_cfg_scale"] = given.pop("guidance_scale")
         negative = negative or " "
     if negative is not None:
@@ -109,6 +115,8 @@ class Reference:
         if family == "krea2":
             given["transformer"] = krea2_transformer(folder, getattr(torch, dtype))
         load = getattr(diffusers, known.pipeline).from_pretrained
+        if "processor" in known.components:
+            given["processor"] = qwen_processor(folder / "processor")
         self.pipeline = load(str(folder), torch_dtype=getattr(torch, dtype), local_files_only=True, **given)
         if family == "sd3":
             # Without accelerate its class leaves a part in float32, and then fails.
@@ -137,6 +145,14 @@ class Reference:
                 negative, _ = self.pipeline.encode_prompt(arguments.pop("negative_prompt"))
                 arguments["negative_prompt_embeds"] = negative
             return np.asarray(self.pipeline(prompt=prompt, generator=generator, **arguments).images[0])
+
+
+def qwen_processor(folder: Path) -> Any:
+    """As its from_pretrained makes it, without a video processor, which needs torchvision."""
+    image_processor = transformers.Qwen2VLImageProcessorPil.from_pretrained(str(folder))
+    tokenizer = transformers.Qwen2Tokenizer.from_pretrained(str(folder))
+    with patch.object(transformers.Qwen2VLProcessor, "check_argument_for_proper_class"):
+        return transformers.Qwen2VLProcessor(image_processor, tokenizer)
 
 
 def krea2_transformer(folder: Path, dtype: torch.dtype) -> Any:
@@ -176,10 +192,12 @@ def assembled(family: str, model: Path, dtype: torch.dtype) -> Any:
 
 
 def generated(pipeline: Any, family: str) -> np.ndarray[Any, Any]:
-    """An image of 64 by 64 pixels in two steps."""
+    """An image of 64 by 64 pixels in two steps; with a reference, where the family needs one."""
+    adapter, image = adapter_of(family), Image.new("RGB", (64, 64), "red")
     with torch.inference_mode():
         result = pipeline(
-            **adapter_of(family).call_arguments(("a red circle",), "", 5.0),
+            **adapter.call_arguments(("a red circle",), "", 5.0),
+            **({} if family in FROM_TEXT else {"image": image}),
             width=64,
             height=64,
             num_inference_steps=2,

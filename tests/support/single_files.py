@@ -59,7 +59,7 @@ def converted(family: str, model: Path, part: str) -> Tensors:
         return _vaes(family, tensors, config)
     if part == "transformer":
         return _transformer(family, tensors, config)
-    if family in ("z-image", "flux2-klein", "qwen-image", "krea2"):
+    if family in ("z-image", "flux2-klein", "krea2") or family.startswith("qwen-image"):
         return {_qwen(family, name): tensor for name, tensor in tensors.items()}
     tensors = {_clip(name) if "t5" not in config["model_type"] else name: tensor for name, tensor in tensors.items()}
     return _open_clip(tensors) if _PREFIXES[family][part].endswith(".model.") else tensors
@@ -80,13 +80,13 @@ def _transformer(family: str, tensors: Tensors, config: dict[str, Any]) -> Tenso
 
 def _qwen(family: str, name: str) -> str:
     """As in the files for ComfyUI, which are those of older versions of transformers."""
-    if family == "qwen-image":
+    if family.startswith("qwen-image"):
         return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
     return name if family == "flux2-klein" else f"model.{name}"
 
 
 def _vaes(family: str, tensors: Tensors, config: dict[str, Any]) -> Tensors:
-    if family in ("qwen-image", "krea2"):
+    if family == "krea2" or family.startswith("qwen-image"):
         return _wan_vae(tensors, config["num_res_blocks"] + 2)
     blocks = len(config["block_out_channels"])
     tensors = _vae_of_flux2(tensors) if family == "flux2-klein" else tensors
@@ -140,6 +140,7 @@ _PREFIXES = {
         "text_encoder": "text_encoders.qwen25_7b.transformer.",
     },
 }
+_PREFIXES |= dict.fromkeys(("qwen-image-edit", "qwen-image-edit-plus"), _PREFIXES["qwen-image"])
 
 
 def _unet(name: str, config: dict[str, object]) -> str:

@@ -1,6 +1,8 @@
 """A tiny model of each family: the real classes, randomly initialised, saved as a user's model would be."""
 
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ def make(family: str, folder: Path) -> Path:
     torch.manual_seed(0)
     if family in ("sd1", "sd2"):
         return Path(shutil.copytree(DEMO_MODEL, folder))
-    make_parts = {
+    make_parts: dict[str, Callable[[], dict[str, Any]]] = {
         "sdxl": _sdxl,
         "sd3": _sd3,
         "flux": _flux,
@@ -25,6 +27,8 @@ def make(family: str, folder: Path) -> Path:
         "z-image": _z_image,
         "flux2-klein": _flux2_klein,
         "qwen-image": _qwen_image,
+        "qwen-image-edit": _qwen_image_edit,
+        "qwen-image-edit-plus": partial(_qwen_image_edit, zero_cond_t=True),
         "krea2": _krea2,
         "bria": _bria,
     }
@@ -233,6 +237,22 @@ def _qwen_image() -> dict[str, Any]:
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, max_image_seq_len=8192, max_shift=0.9, shift_terminal=0.02
         ),
+    }
+
+
+def _qwen_image_edit(**options: Any) -> dict[str, Any]:
+    made = _qwen_image()
+    encoder, transformer = made["text_encoder"].config, made["transformer"].config
+    marks = {key: encoder.text_config.vocab_size + number for number, key in enumerate(parts.MARKS)}
+    encoder.update(marks)
+    encoder.text_config.vocab_size += len(marks)
+    return {
+        **made,
+        "tokenizer": parts.qwen_tokenizer(*parts.MARKS.values()),
+        "processor": parts.QwenProcessor(),
+        "text_encoder": transformers.Qwen2_5_VLForConditionalGeneration(encoder),
+        "transformer": diffusers.QwenImageTransformer2DModel.from_config(transformer, **options),
+        "vae": parts.qwen_vae(base_dim=1),  # it encodes each reference with 1024x1024 pixels
     }
 
 

@@ -1,6 +1,8 @@
 """What several of the tiny models consist of: VAEs, tokenizers, and the configs of encoders."""
 
-from typing import Any
+import json
+from pathlib import Path
+from typing import Any, ClassVar
 
 import diffusers
 import tokenizers
@@ -68,10 +70,19 @@ CHAT_TEMPLATE = """\
 {%- endif %}"""
 
 
-def qwen_tokenizer() -> Any:
+# Marks of images, whose tokens follow those of the tokenizer without them.
+MARKS = {
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+}
+
+
+def qwen_tokenizer(*marks: str) -> Any:
     """One token per byte."""
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    added = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    added = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *marks]
     tokenizer = transformers.Qwen2Tokenizer(
         vocab={token: number for number, token in enumerate([*letters, *added])},
         merges=[],
@@ -104,12 +115,49 @@ def qwen3_config(layers: int) -> Any:
     return transformers.Qwen3Config(**QWEN_SIZES, num_hidden_layers=layers, head_dim=8, tie_word_embeddings=True)
 
 
-def qwen_vae() -> Any:
+def qwen_vae(base_dim: int = 8) -> Any:
     return diffusers.AutoencoderKLQwenImage(
-        base_dim=8,
+        base_dim=base_dim,
         z_dim=4,
         dim_mult=[1, 2, 2, 2],
         num_res_blocks=1,
         latents_mean=[0.1, -0.2, 0.3, -0.4],
         latents_std=[2.8, 1.5, 2.3, 2.7],
     )
+
+
+class QwenProcessor:
+    """In files as published: with transformers' own class it can only be saved where torchvision is installed."""
+
+    CONFIG: ClassVar[dict[str, Any]] = {
+        "crop_size": None,
+        "data_format": "channels_first",
+        "default_to_square": True,
+        "device": None,
+        "disable_grouping": None,
+        "do_center_crop": None,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "input_data_format": None,
+        "max_pixels": 1024,
+        "merge_size": 2,
+        "min_pixels": 64,
+        "patch_size": 2,
+        "processor_class": "Qwen2VLProcessor",
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "return_tensors": None,
+        "size": {"longest_edge": 1024, "shortest_edge": 64},
+        "size_divisor": None,
+        "temporal_patch_size": 2,
+        "tokenizer_class": "Qwen2Tokenizer",
+    }
+
+    def save_pretrained(self, folder: Path) -> None:
+        qwen_tokenizer(*MARKS.values()).save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps(self.CONFIG))

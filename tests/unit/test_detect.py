@@ -18,7 +18,9 @@ from weave.models.files import ModelFilesRefused
 def test_a_published_models_family_is_detected(tmp_path: Path, name: str, index: bool) -> None:
     family, files = PUBLISHED[name]
     write({path: file for path, file in files.items() if index or path != "model_index.json"}, tmp_path)
-    assert detect(tmp_path).families == (family,)
+    # Without an index the two families of Edit models are alike, until a flag says that one is new.
+    alike = () if index or family != "qwen-image-edit" else ("qwen-image-edit-plus",)
+    assert detect(tmp_path).families == (family, *alike)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -30,6 +30,8 @@ SIZES = {
     "Z-Image-Turbo": "Tongyi-MAI/Z-Image-Turbo",
     "FLUX.2-klein-4B": "black-forest-labs/FLUX.2-klein-4B",
     "Qwen-Image": "Qwen/Qwen-Image",
+    "Qwen-Image-Edit": "Qwen/Qwen-Image-Edit",
+    "Qwen-Image-Edit-2511": "Qwen/Qwen-Image-Edit-2511",
     "Krea-2-Turbo": "krea/Krea-2-Turbo",
 }
 # What else lies in such repositories.

@@ -20,14 +20,27 @@ def tasks(folder: Path, family: str, more: str = "") -> tuple[str, ...]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_has_its_familys_tasks(tmp_path: Path, family: str) -> None:
     assert tasks(tmp_path, family) == FAMILIES[family].tasks
-    assert FAMILIES[family].tasks[0] == TEXT_TO_IMAGE
-    assert (REFERENCES in FAMILIES[family].tasks) is (family == "flux2-klein")
+    if family in ("qwen-image-edit", "qwen-image-edit-plus"):
+        assert FAMILIES[family].tasks == (REFERENCES,)
+    else:
+        assert FAMILIES[family].tasks[0] == TEXT_TO_IMAGE
+        assert (REFERENCES in FAMILIES[family].tasks) is (family == "flux2-klein")
 
 
 def test_the_config_says_whether_references_are_taken(tmp_path: Path) -> None:
     for family in ("flux", "flux2-klein"):
         assert REFERENCES in tasks(tmp_path, family, "references = true\n")
         assert REFERENCES not in tasks(tmp_path, family, "references = false\n")
+
+
+def test_a_model_that_needs_references_takes_them(tmp_path: Path) -> None:
+    assert tasks(tmp_path, "qwen-image-edit", "references = true\n") == (REFERENCES,)
+    with pytest.raises(ConfigError, match="references: models of family 'qwen-image-edit' can do nothing without them"):
+        tasks(tmp_path, "qwen-image-edit", "references = false\n")
+    # Without text-to-image, a bound that the config lowers makes no difference.
+    more = "bounds = { references = { min = 0 } }\n"
+    with pytest.raises(ConfigError, match="defaults: a prompt alone is for models whose tasks include text-to-image"):
+        tasks(tmp_path, "qwen-image-edit", more)
 
 
 @pytest.mark.parametrize("value", ["true", "false"])

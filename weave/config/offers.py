@@ -21,13 +21,12 @@ from weave.models.family import Family
 from weave.protocol.bounds import Bounds
 from weave.protocol.checks import Offered, check_parameters
 from weave.protocol.client_messages import ModelOffer, Models, encode
-from weave.protocol.defaults import with_defaults
+from weave.protocol.defaults import plainest, with_defaults
 from weave.protocol.embeddings import EmbeddingOffer, EmbeddingOffers
 from weave.protocol.errors import RequestError
 from weave.protocol.frames import MAX_CONTROL_BYTES
 from weave.protocol.inputs import REFERENCES, ControlOffer, ControlOffers
 from weave.protocol.loras import LoraOffer, LoraOffers
-from weave.protocol.parameters import RequestedParameters
 from weave.protocol.text import LONGEST_TITLE, hidden_in, is_model_id
 
 # Leaves room for the names of the default model and the loaded model.
@@ -160,6 +159,8 @@ def _tasks(where: str, family: Family, model: ModelConfig) -> tuple[str, ...]:
         known = ", ".join(known.name for known in FAMILIES.values() if REFERENCES in known.pipelines)
         raise ConfigError(f"{where}.references: the family is {family.name!r}; reference images are for {known}")
     others = tuple(task for task in family.tasks if task != REFERENCES)
+    if not (others or model.references):
+        raise ConfigError(f"{where}.references: models of family {family.name!r} can do nothing without them")
     return (*others, REFERENCES) if model.references else others
 
 
@@ -185,11 +186,12 @@ def _bounds(where: str, bounds: Bounds, override: BoundsOverride) -> Bounds:
 
 
 def _check_defaults(where: str, offer: ModelOffer) -> None:
-    """A request without parameters must pass the same checks as any other."""
+    """A request without parameters, and with as few references as may be, must pass the same checks as any other."""
     prompt = "x" * offer.bounds.prompt_characters.min
-    request = RequestedParameters(prompt=prompt, images=offer.bounds.images.min)
+    request = structs.replace(plainest(offer.bounds), prompt=prompt, images=offer.bounds.images.min)
     parameters = with_defaults(request, offer.defaults, offer.bounds, seed=0)
     try:
-        check_parameters(parameters, Offered(bounds=offer.bounds, schedulers=offer.schedulers, caches=offer.caches))
+        offered = Offered(bounds=offer.bounds, schedulers=offer.schedulers, tasks=offer.tasks, caches=offer.caches)
+        check_parameters(parameters, offered)
     except RequestError as error:
         raise ConfigError(f"{where}.defaults: {error.message}") from None

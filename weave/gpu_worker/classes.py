@@ -11,7 +11,7 @@ import transformers
 from PIL import Image, PngImagePlugin
 
 from weave.gpu_worker.pipelines import adapter_of
-from weave.models.components import Component
+from weave.models.components import Component, class_names
 from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.protocol.inputs import TEXT_TO_IMAGE, control_task
@@ -22,7 +22,7 @@ _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
 
 def component_class(component: Component) -> Any:
-    """The class of a model or tokenizer."""
+    """The class of a model, tokenizer or processor."""
     return getattr(_LIBRARIES[component.library], component.class_name)
 
 
@@ -59,7 +59,8 @@ def import_family(name: str, tasks: Collection[str]) -> None:
         if task in tasks:
             getattr(diffusers, class_name)
     for component in family.components.values():
-        component_class(component)
+        for class_name in class_names(component):
+            getattr(_LIBRARIES[component.library], class_name)
     if family.control_nets is not None:
         component_class(family.control_nets.model)
     for scheduler in family.own_schedulers:

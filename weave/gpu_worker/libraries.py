@@ -95,7 +95,7 @@ _PARAMETERS: Needs = {
         *("output_loading_info", "state_dict"),
     ),
     "transformers.PreTrainedTokenizerBase.from_pretrained": ("local_files_only",),
-    "transformers.PreTrainedTokenizerBase.__call__": ("max_length", "truncation"),
+    "transformers.PreTrainedTokenizerBase.__call__": ("max_length", "return_offsets_mapping", "truncation"),
     "diffusers.AutoencoderKL.decode": ("return_dict",),
     "diffusers.image_processor.VaeImageProcessor.apply_overlay": (),
     "diffusers.image_processor.VaeImageProcessor.get_crop_region": ("pad",),
@@ -165,6 +165,7 @@ def lacking_for(name: str) -> Iterator[tuple[str, list[Lacking]]]:
 def needs_of(families: Iterable[str]) -> Needs:
     """What the families' descriptions and adapters name: classes, the parameters of their constructors and calls."""
     from weave.gpu_worker.pipelines import adapter_of
+    from weave.models.components import class_names
     from weave.models.families import FAMILIES
 
     needs: Needs = {}
@@ -177,7 +178,7 @@ def needs_of(families: Iterable[str]) -> Needs:
         methods = ("encode_prompt", "num_timesteps", "set_progress_bar_config", "to", *adapter.needs)
         needs |= {f"{pipeline}.{method}": () for method in methods}
         for component in family.components.values():
-            needs[f"{component.library}.{component.class_name}"] = ()
+            needs |= {f"{component.library}.{class_name}": () for class_name in class_names(component)}
         if family.caches:
             denoiser = family.components[family.denoiser].class_name
             methods = ("enable_cache", "disable_cache", "cache_context")

@@ -18,12 +18,12 @@ from weave.gpu_worker.classes import component_class, pipeline_class
 from weave.gpu_worker.converters import Tensors
 from weave.gpu_worker.device import is_out_of_memory
 from weave.gpu_worker.kept import StandIns
+from weave.gpu_worker.processors import check_marks, processor_of
 from weave.gpu_worker.schedulers import check_own_scheduler
 from weave.gpu_worker.tensors import read_tensors, read_value, refuse_keys
 from weave.models.assets import Source, Weights, find_assets
-from weave.models.components import CLIP_TOKENIZER, Component, ModelClass, TokenizerClass
+from weave.models.components import CLIP_TOKENIZER, Component, ModelClass, ProcessorClass, TokenizerClass
 from weave.models.families import FAMILIES
-from weave.models.family import Family
 from weave.models.files import ModelFilesRefused
 from weave.models.kept import may_keep, stays
 
@@ -61,7 +61,12 @@ def _load_pipeline(name: str, source: Source, dtype: torch.dtype, form: Form, *,
         configs[stored.part][stored.key] = read_value(source.path, tensor, stored)
     loaded: dict[str, Any] = dict.fromkeys(family.components)
     for part, folder in assets.tokenizers.items():
-        loaded[part] = _load_tokenizer(folder, part, family, assets.padding.get(part))
+        component = family.components[part]
+        tokenizer_class = component.tokenizer if isinstance(component, ProcessorClass) else component
+        loaded[part] = _load_tokenizer(folder, part, tokenizer_class, family.prompt_template, assets.padding.get(part))
+        if isinstance(component, ProcessorClass):
+            with _errors_refuse(part):
+                loaded[part] = processor_of(component, configs[part], loaded[part])
     for part, component in family.components.items():
         if isinstance(component, ModelClass) and part in assets.weights:
             weights = assets.weights[part]
@@ -99,14 +104,14 @@ def _errors_refuse(part: str) -> Iterator[None]:
         raise ModelFilesRefused(f"{part}: {type(error).__name__}: {str(error)[:500]}") from error
 
 
-def _load_tokenizer(folder: Path, part: str, family: Family, padding: str | None) -> Any:
+def _load_tokenizer(folder: Path, part: str, component: Component, template: str, padding: str | None) -> Any:
     with _errors_refuse(part):
         more = {} if padding is None else {"pad_token": padding}
-        tokenizer_class = component_class(family.components[part])
+        tokenizer_class = component_class(component)
         tokenizer = tokenizer_class.from_pretrained(str(folder), local_files_only=True, **more)
     tokenizer.model_input_names = tokenizer_class.model_input_names  # some pipelines count on the attention mask
     # Some pipelines call this for each prompt. It would run the template in the files, which is code in Jinja.
-    tokenizer.apply_chat_template = lambda messages, **options: family.prompt_template.format(messages[0]["content"])
+    tokenizer.apply_chat_template = lambda messages, **options: template.format(messages[0]["content"])
     return tokenizer
 
 
@@ -116,6 +121,12 @@ def _check_tokenizers(parts: Mapping[str, Component], loaded: Mapping[str, Any])
         with _errors_refuse(part):
             encoder = loaded[part.replace("tokenizer", "text_encoder")]
             _fit_to_encoder(part, tokenizer, encoder.config.get_text_config())
+    for part, component in parts.items():
+        if isinstance(component, ProcessorClass):
+            with _errors_refuse(part):
+                config = loaded["text_encoder"].config
+                _fit_to_encoder(part, loaded[part].tokenizer, config.get_text_config())
+                check_marks(part, loaded[part], config)
     _check_clip_lengths({part: tokenizer for part, tokenizer in tokenizers.items() if parts[part] is CLIP_TOKENIZER})
 
 

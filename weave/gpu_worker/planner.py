@@ -15,9 +15,9 @@ from weave.models.families import FAMILIES
 from weave.models.faults import collect
 from weave.models.memory import Size, size_of
 from weave.models.plans import Estimate, Needs, Plan, after, choose, fitting_size, needs_of, smallest, work_of
-from weave.protocol.defaults import with_defaults
+from weave.protocol.defaults import plainest, with_defaults
 from weave.protocol.inputs import RequestedControl
-from weave.protocol.parameters import Parameters, RequestedParameters
+from weave.protocol.parameters import Parameters
 from weave.protocol.worker_messages import Memory, TooLarge
 
 
@@ -56,7 +56,7 @@ class Planner:
         assets = find_assets(offer.family, source_of(model.path, model.layout, model.parts), self._dtype)
         self._needs = needs_of(self._family, assets, self._dtype, full=model.weights == "full")
         if parameters is None:
-            parameters = with_defaults(RequestedParameters(prompt=""), offer.defaults, offer.bounds, seed=0)
+            parameters = with_defaults(plainest(offer.bounds), offer.defaults, offer.bounds, seed=0)
         planned = self.plan(parameters)
         needed = planned.estimate.needed(planned.plan)
         log.write("worker", "memory_planned", plan=planned.plan.name, needed=needed, available=self._available)
@@ -121,7 +121,7 @@ class Planner:
 
     def _estimate(self, parameters: Parameters) -> Estimate:
         controls = tuple(self._size_of_control(control) for control in parameters.control)
-        return self._needs.estimate(work_of(parameters), controls)
+        return self._needs.estimate(work_of(parameters, self._family.activations.least_reference), controls)
 
     def _size_of_control(self, requested: RequestedControl) -> Size:
         """0 for files that will be refused when they are loaded."""

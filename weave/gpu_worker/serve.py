@@ -14,6 +14,7 @@ from weave.gpu_worker.generation import Cancelled, Generation, Sent, generate
 from weave.gpu_worker.inputs import Inputs, read_inputs
 from weave.gpu_worker.loading import load_pipeline
 from weave.gpu_worker.loras import LoraRefused, merged
+from weave.gpu_worker.pipelines.base import PromptRefused
 from weave.gpu_worker.planner import NoRoom, Planned, Planner
 from weave.gpu_worker.prompts import KeptPrompts
 from weave.gpu_worker.schedulers import IncompatibleScheduler
@@ -50,6 +51,7 @@ _REASONS: dict[type[Exception], Reason] = {
     LoraRefused: "lora",
     EmbeddingRefused: "embedding",
     ControlRefused: "control",
+    PromptRefused: "prompt",
     FamilyUnsupported: "libraries",
     ModelFilesRefused: "refused",
     NoRoom: "too_large",

@@ -4,7 +4,6 @@ from typing import Any
 
 from weave.gpu_worker.pipelines.base import Adapter
 from weave.models.components import CLIP_TEXT, CLIP_TEXT_WITH_PROJECTION
-from weave.models.family import Family
 from weave.protocol.client_messages import EncoderTokens, Tokens
 
 _SUFFIXES = ("", "_2", "_3")
@@ -14,19 +13,19 @@ def count_tokens(pipeline: Any, adapter: Adapter, arguments: dict[str, Any]) -> 
     """`arguments` are those of the pipeline's latest call."""
     guided = adapter.is_guided(pipeline, arguments)
     return Tokens(
-        prompt=_count(pipeline, adapter.family, arguments, "prompt"),
+        prompt=_count(pipeline, adapter, arguments, "prompt"),
         # Without guidance the pipeline does not encode it.
-        negative_prompt=_count(pipeline, adapter.family, arguments, "negative_prompt") if guided else (),
+        negative_prompt=_count(pipeline, adapter, arguments, "negative_prompt") if guided else (),
     )
 
 
-def _count(pipeline: Any, family: Family, arguments: dict[str, Any], kind: str) -> tuple[EncoderTokens, ...]:
-    counts = []
+def _count(pipeline: Any, adapter: Adapter, arguments: dict[str, Any], kind: str) -> tuple[EncoderTokens, ...]:
+    counts, family = [], adapter.family
     for suffix in _SUFFIXES:
         text, encoder = arguments.get(kind + suffix), f"text_encoder{suffix}"
         if text is None or getattr(pipeline, encoder) is None:
             continue
-        tokenizer = getattr(pipeline, f"tokenizer{suffix}")
+        tokenizer = adapter.tokenizer(pipeline, suffix)
         if family.components[encoder] in (CLIP_TEXT, CLIP_TEXT_WITH_PROJECTION):
             limit = getattr(pipeline, "tokenizer_max_length", tokenizer.model_max_length)
         else:

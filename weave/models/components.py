@@ -58,7 +58,29 @@ class TokenizerClass(Struct, frozen=True, kw_only=True):
     library: Literal["transformers"] = "transformers"
 
 
-Component: TypeAlias = ModelClass | TokenizerClass
+class ProcessorClass(Struct, frozen=True, kw_only=True):
+    """What prepares a prompt and its images for an encoder that sees: a tokenizer and an image processor, which files
+    may call by one of `image_processors`; the first is the class. `config` has a rule for each key of its config,
+    `defaults` are the class's own values."""
+
+    class_name: str
+    image_processors: tuple[str, ...]
+    tokenizer: TokenizerClass
+    config: Rules
+    defaults: Mapping[str, Any]
+    aliases: tuple[str, ...] = ()
+    library: Literal["transformers"] = "transformers"
+
+
+Component: TypeAlias = ModelClass | TokenizerClass | ProcessorClass
+
+
+def class_names(component: Component) -> tuple[str, ...]:
+    """The classes in `component.library` that the component is made of."""
+    if isinstance(component, ProcessorClass):
+        return (component.class_name, component.image_processors[0], component.tokenizer.class_name)
+    return (component.class_name,)
+
 
 CLIP_TOKENIZER = TokenizerClass(
     class_name="CLIPTokenizer",

@@ -45,6 +45,8 @@ KINDS = {
     "side": _integers(1, 1024),
     "count": _integers(0, 1024),
     "token": _integers(-1, 1 << 20),
+    "pixels": _integers(1, 1 << 26),
+    "filter": _integers(0, 5),  # of Pillow's for resizing
     "number": _numbers(-1e6, 1e6),
     "positive": _numbers(1e-6, 1e4),
     "fraction": _numbers(0, 1),

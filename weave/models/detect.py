@@ -58,13 +58,21 @@ def detect(given: Path, layout: Path | None = None, parts: Mapping[str, Path] = 
     if alone and (families := families_of_control(path, header)):
         return Detected(source, path.stem, families, is_control=True)
     try:
-        return Detected(source, path.stem, (family_of(path, header),))
+        return Detected(source, path.stem, _families_by_layout(layout, header) or (family_of(path, header),))
     except ModelFilesRefused:
         if is_lora(LoraHeader(header)):
             raise ModelFilesRefused(f"{path.name}: a LoRA, not a model; give it a [loras.ID] in the config") from None
         if alone and (embedding := _embedding(header)):
             return Detected(source, path.stem, families_of(embedding), embedding)
         raise
+
+
+def _families_by_layout(layout: Path | None, header: Header) -> tuple[str, ...]:
+    """Of a single file whose tensors have the same names in several families: those of the layout's model."""
+    with contextlib.suppress(ModelFilesRefused):  # the layout's checks report it
+        named = _named_by_index(layout) if layout else []
+        return tuple(family.name for family in named if family.single_file and family.single_file.is_of(header))
+    return ()
 
 
 def _families_of_control(path: Path) -> tuple[str, ...]:

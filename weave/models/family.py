@@ -23,11 +23,13 @@ _PIXELS = 8 * 1024 * 1024
 class Activations(Struct, frozen=True, kw_only=True):
     """What intermediate results take on the device, in bytes for each pixel of the image in 16 bits: of the `denoiser`,
     with guidance, and of the `vae` when it decodes. scripts/measure_activations.py computes them for the published
-    models. `tile` is the side of the VAE's tiles in pixels, where its config has no sample_size."""
+    models. `tile` is the side of the VAE's tiles in pixels, where its config has no sample_size. References are
+    enlarged to `least_reference` pixels."""
 
     denoiser: int
     vae: int
     tile: int = 32
+    least_reference: int = 0
     # Loaded in float16, the VAE computes in float32 nevertheless.
     decodes_in_float32: bool = False
 
@@ -46,8 +48,9 @@ class Family(Struct, frozen=True, kw_only=True):
     schedulers: tuple[str, ...]
     # The step caches that the denoiser's class in diffusers supports: names in protocol/parameters.py.
     caches: tuple[str, ...] = ()
-    # The class in diffusers for text-to-image, and those for other tasks with the same components, by the task. A
-    # model's model_index.json may name any of them.
+    # The class in diffusers for text-to-image, and those for other tasks with the same components, by the task. Models
+    # that need references have no text-to-image: then it is the class for those. A model's model_index.json may name
+    # any of them.
     pipeline: str
     pipelines: Mapping[str, str] = MappingProxyType({})
     # The tasks in `pipelines` that a model can do only if its config says so.
@@ -81,7 +84,8 @@ class Family(Struct, frozen=True, kw_only=True):
     @property
     def tasks(self) -> tuple[str, ...]:
         """What all models can do, by the names in the protocol. Includes ControlNets even if the config has none."""
-        return (TEXT_TO_IMAGE, *(task for task in self.task_pipelines if task not in self.of_some_models))
+        others = (task for task in self.task_pipelines if task not in self.of_some_models)
+        return (*(() if self.bounds.references.min else (TEXT_TO_IMAGE,)), *others)
 
     @property
     def task_pipelines(self) -> dict[str, str]:
@@ -132,6 +136,7 @@ def bounds(
     multiple: int,
     prompt_characters: int,
     inpainting_pixels: int = _PIXELS,
+    least_references: int = 0,
     references: int = MAX_REFERENCES,
     controls: int = MAX_CONTROLS,
     control_in_part: bool = True,
@@ -149,7 +154,7 @@ def bounds(
         prompt_characters=Range(1, prompt_characters),
         inpainting_pixels=Range(64 * 64, inpainting_pixels),
         input_pixels=Range(1, 16 * 1024 * 1024),
-        references=Range(0, references),
+        references=Range(least_references, references),
         controls=Range(0, controls),
         control_start=FloatRange(0.0, 1.0 if control_in_part else 0.0),
         control_end=FloatRange(0.0 if control_in_part else 1.0, 1.0),

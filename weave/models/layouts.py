@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from weave.models.components import TOKENIZER_RULES, Component, ModelClass, TokenizerClass
-from weave.models.configs import Rules, check_values, read_object, shown
+from weave.models.components import TOKENIZER_RULES, Component, ModelClass, ProcessorClass, TokenizerClass
+from weave.models.configs import Rules, check_values, read_object, rules, shown
 from weave.models.families import FAMILIES
 from weave.models.family import Family
 from weave.models.faults import Checks, apart, fault_of
@@ -20,12 +20,16 @@ _VOCABULARIES = (
 )
 # They open every file in this folder. No family needs it.
 _TEMPLATES = "additional_chat_templates"
+# An image processor's config is in the first, as an object, or in the second.
+_WHOLE_PROCESSOR, _PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
+_INNER = "image_processor"
 # No file of these is worth a note: what git, the Hub's tools and people put beside a model.
 _BESIDE = {".md", ".txt", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".pdf", ""}
 
 
 class Checked(NamedTuple):
-    """Each component's config by its folder, including "scheduler" but no tokenizers, and the pipeline's settings."""
+    """Each component's config by its folder, including "scheduler" but no tokenizers, and the pipeline's settings. That
+    of a processor is its image processor's."""
 
     configs: dict[str, dict[str, Any]]
     settings: dict[str, Any]
@@ -37,10 +41,12 @@ def unread_files(name: str, model: Path, weights: Iterable[Path]) -> list[str]:
     opened = {SETTINGS, "scheduler/scheduler_config.json"}
     opened |= {str(path.relative_to(model)) for path in weights if path.is_relative_to(model)}
     for part, component in FAMILIES[name].components.items():
-        if isinstance(component, TokenizerClass):
-            opened |= {f"{part}/{file}" for file in (*TOKENIZER_RULES, *_VOCABULARIES)}
-        else:
+        if isinstance(component, ModelClass):
             opened.add(f"{part}/config.json")
+            continue
+        opened |= {f"{part}/{file}" for file in (*TOKENIZER_RULES, *_VOCABULARIES)}
+        if isinstance(component, ProcessorClass):
+            opened |= {f"{part}/{file}" for file in (_WHOLE_PROCESSOR, _PREPROCESSOR)}
     found = []
     for folder, folders, files in os.walk(model):
         folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
@@ -75,14 +81,17 @@ def folder_checks(
     for part, component in parts.items():
         if part not in folders:
             yield f"{part}: this family needs the folder, and the model does not have it"
-        elif isinstance(component, TokenizerClass):
-            yield from apart(_check_tokenizer(folders[part].parent, folders[part].name, component))
-        else:
+        elif isinstance(component, ModelClass):
             found[part] = yield from apart(_check_component(folders[part], component, derived.get(part, {})))
+        else:
+            tokenizer = component.tokenizer if isinstance(component, ProcessorClass) else component
+            yield from apart(_check_tokenizer(folders[part].parent, folders[part].name, tokenizer))
+            if isinstance(component, ProcessorClass):
+                found[part] = yield from apart(_check_processor(folders[part], component))
     configs = {part: config for part, config in found.items() if config is not None}
-    models = {part: component for part, component in parts.items() if isinstance(component, ModelClass)}
-    if models.keys() <= configs.keys():
-        yield from _check_sizes(family, models, configs, settings or {})
+    sized = {part: component for part, component in parts.items() if not isinstance(component, TokenizerClass)}
+    if sized.keys() <= configs.keys():
+        yield from _check_sizes(family, sized, configs, settings or {})
     return Checked(configs, settings or {})
 
 
@@ -96,11 +105,11 @@ def _parts(family: Family, folders: Mapping[str, Path]) -> Iterator[tuple[str, C
 
 def _check_sizes(
     family: Family,
-    models: Mapping[str, ModelClass],
+    sized: Mapping[str, ModelClass | ProcessorClass],
     configs: Mapping[str, dict[str, Any]],
     settings: dict[str, Any],
 ) -> Iterator[str]:
-    effective = {part: {**component.defaults, **configs[part]} for part, component in models.items()}
+    effective = {part: {**component.defaults, **configs[part]} for part, component in sized.items()}
     for expected in family.sizes(effective | {SETTINGS: settings}):
         if isinstance(expected, str):
             yield expected
@@ -152,6 +161,31 @@ def _check_component(folder: Path, component: ModelClass, derived: dict[str, Any
             key = "_class_name" if class_name == found.get("_class_name") else "architectures"
             raise ModelFilesRefused(f"{name}: {key} is {shown(class_name)}, expected {component.class_name}")
     return (yield from check_values(name, found, component.config))
+
+
+def _check_processor(folder: Path, component: ProcessorClass) -> Checks[dict[str, Any] | None]:
+    """The config of its image processor. As in transformers, that in the whole processor's file comes first."""
+    if (folder / _WHOLE_PROCESSOR).exists():
+        name = f"{folder.name}/{_WHOLE_PROCESSOR}"
+        # Its video processor and its template, which is code in Jinja, are not used.
+        allowed = rules("video_processor chat_template", name="processor_class?", objects={_INNER: component.config})
+        found = read_object(folder.parent, name)
+        config = yield from check_values(name, found, allowed)
+        yield from _check_processor_names(name, component, found)
+        if found.get(_INNER) is not None:
+            yield from _check_processor_names(f"{name}: {_INNER}", component, found[_INNER])
+            return config[_INNER] if config else None
+    name = f"{folder.name}/{_PREPROCESSOR}"
+    found = read_object(folder.parent, name)
+    yield from _check_processor_names(name, component, found)
+    return (yield from check_values(name, found, component.config))
+
+
+def _check_processor_names(name: str, component: ProcessorClass, found: Any) -> Iterator[str]:
+    known = {"processor_class": _names(component), "image_processor_type": component.image_processors}
+    for key, names in known.items() if isinstance(found, dict) else ():
+        if found.get(key) is not None and found[key] not in names:
+            yield f"{name}: {key} is {shown(found[key])}, expected {names[0]}"
 
 
 def _check_tokenizer(model: Path, part: str, component: TokenizerClass) -> Checks[None]:

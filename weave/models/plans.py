@@ -11,8 +11,8 @@ from weave.models.components import ModelClass
 from weave.models.family import Family
 from weave.models.kept import may_keep
 from weave.models.memory import Size, size_of
-from weave.protocol.defaults import with_defaults
-from weave.protocol.parameters import Parameters, RequestedParameters
+from weave.protocol.defaults import plainest, with_defaults
+from weave.protocol.parameters import Parameters
 from weave.protocol.worker_messages import PlanName
 
 # card: everything stays on the device. stages: only what is in use is there, and the rest in main memory. streamed: so
@@ -72,11 +72,13 @@ class Estimate(NamedTuple):
         return max(encoder, denoiser + self.denoising, self.vae + decoding)
 
 
-def work_of(parameters: Parameters) -> Work:
-    """What a job computes at once."""
+def work_of(parameters: Parameters, least_reference: int = 0) -> Work:
+    """What a job computes at once. `least_reference` is that of the family's Activations."""
     batch = min(parameters.batch, parameters.images)
     pixels = parameters.width * parameters.height
-    references = [min(image.width * image.height, _REFERENCE_PIXELS) for image in parameters.references]
+    references = [
+        max(min(image.width * image.height, _REFERENCE_PIXELS), least_reference) for image in parameters.references
+    ]
     coded = max(pixels * (batch if parameters.image else 1), *references, 0)
     if parameters.enlarge is not None:
         width, height = parameters.output_size
@@ -128,8 +130,8 @@ def needs_of(family: Family, assets: Assets, dtype: str, *, full: bool = False) 
 
 def default_work(family: Family) -> Work:
     """What one image of the family's default size takes."""
-    request = RequestedParameters(prompt="")
-    return work_of(with_defaults(request, family.defaults, family.bounds, seed=0))
+    parameters = with_defaults(plainest(family.bounds), family.defaults, family.bounds, seed=0)
+    return work_of(parameters, family.activations.least_reference)
 
 
 def choose(found: Estimate, available: int | None, setting: Setting = "auto") -> Plan | None:

@@ -175,5 +175,12 @@ DESCRIBE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
     "relationships of the objects and background:<|im_end|>\n"
 ) + CHAT
+# It was asked so for Qwen-Image-Edit, whose pipelines put the images before the prompt.
+EDIT = (
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
+    "background), then explain how the user's text instruction should alter or modify the image. Generate a new image "
+    "that meets the user's requirements while maintaining consistency with the original input where "
+    "appropriate.<|im_end|>\n"
+) + CHAT
 # Krea 2's pipeline adds the rest behind the prompt, outside the limit.
 DESCRIBE_PREFIX = DESCRIBE.partition("{}")[0] + "{}"

@@ -123,6 +123,9 @@ def _check_tasks(parameters: Parameters, tasks: tuple[str, ...]) -> None:
         if needed and task not in tasks:
             text = f"{field} is for models whose tasks include {task}; this model's are {', '.join(tasks)}"
             raise RequestError(ErrorCode.OUT_OF_BOUNDS, text, field=field)
+    if task_of(parameters) == TEXT_TO_IMAGE and not parameters.control and TEXT_TO_IMAGE not in tasks:
+        text = f"a prompt alone is for models whose tasks include {TEXT_TO_IMAGE}; this model's are {', '.join(tasks)}"
+        raise RequestError(ErrorCode.OUT_OF_BOUNDS, text, field="references")
     for other in ("mask", "references"):
         if parameters.enlarge and getattr(parameters, other):
             raise RequestError(ErrorCode.INVALID_REQUEST, f"enlarge is not for requests with {other}", field="enlarge")

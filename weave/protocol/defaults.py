@@ -3,8 +3,13 @@
 from msgspec import structs
 
 from weave.protocol.bounds import Bounds
-from weave.protocol.inputs import MAX_INPUT_SIDE
+from weave.protocol.inputs import MAX_INPUT_SIDE, InputImage
 from weave.protocol.parameters import Defaults, Parameters, RequestedParameters
+
+
+def plainest(bounds: Bounds) -> RequestedParameters:
+    """A request without parameters, and with as few references as may be."""
+    return RequestedParameters(prompt="", references=(InputImage(width=64, height=64),) * bounds.references.min)
 
 
 def with_defaults(request: RequestedParameters, defaults: Defaults, bounds: Bounds, *, seed: int) -> Parameters:

@@ -20,6 +20,7 @@ Reason: TypeAlias = Literal[
     "lora",
     "embedding",
     "control",
+    "prompt",
     "scheduler",
     "libraries",
     "too_large",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from weave.models.components import TokenizerClass
+from weave.models.components import ModelClass
 from weave.models.families import FAMILIES
 from weave.models.plans import CONTEXT, default_work
 from weave.weavectl.look import shown_bytes
@@ -62,6 +62,9 @@ KNOWN = (
     Known("Tongyi-MAI/Z-Image-Turbo", "z-image", "Apache-2.0", 10.261, billions_of_32_bits=6.155),
     Known("black-forest-labs/FLUX.2-klein-4B", "flux2-klein", "Apache-2.0", 7.982),
     Known("Qwen/Qwen-Image", "qwen-image", "Apache-2.0", 28.849),
+    Known("Qwen/Qwen-Image-Edit", "qwen-image-edit", "Apache-2.0", 28.849),
+    Known("Qwen/Qwen-Image-Edit-2509", "qwen-image-edit-plus", "Apache-2.0", 28.849),
+    Known("Qwen/Qwen-Image-Edit-2511", "qwen-image-edit-plus", "Apache-2.0", 28.849),
     Known("krea/Krea-2-Turbo", "krea2", "Krea 2 Community License", 17.385),
 )
 
@@ -96,7 +99,7 @@ def download_command(model: Known) -> str:
 def _patterns(model: Known) -> Iterator[str]:
     yield from ("LICENSE*", "model_index.json", "scheduler/*")
     for part, component in FAMILIES[model.family].components.items():
-        if isinstance(component, TokenizerClass):
+        if not isinstance(component, ModelClass):
             yield f"{part}/*"
         elif model.variant:
             yield f"{part}/config.json"

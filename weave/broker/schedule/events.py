@@ -19,6 +19,10 @@ _FAILURES = {
     "lora": (ErrorCode.WORKER_FAILED, "the file of a LoRA was refused; the daemon's log says which"),
     "embedding": (ErrorCode.WORKER_FAILED, "the file of an embedding was refused; the daemon's log says which"),
     "control": (ErrorCode.WORKER_FAILED, "the files of a ControlNet were refused; the daemon's log says which"),
+    "prompt": (
+        ErrorCode.OUT_OF_BOUNDS,
+        "prompt or negative_prompt contains <|image_pad|> or <|video_pad|>, which in this model stand for an image",
+    ),
     "scheduler": (
         ErrorCode.OUT_OF_BOUNDS,
         "scheduler is one that this model's scheduler_config.json rules out; the daemon's log says why",

@@ -13,6 +13,10 @@ from weave.models.family import Family
 from weave.protocol.parameters import Parameters
 
 
+class PromptRefused(Exception):
+    """A prompt has text with another meaning in this model. The message names the field and the text."""
+
+
 class Adapter:
     """What differs between the families' pipelines in diffusers: the arguments of the call, and the latents' form.
 
@@ -69,6 +73,10 @@ class Adapter:
     def call(self, pipeline: Any, arguments: dict[str, Any], **common: Any) -> None:
         """Run the pipeline; its callback gets the latents. `common` arguments are the same for all families."""
         pipeline(**arguments, **common)
+
+    def tokenizer(self, pipeline: Any, suffix: str = "") -> Any:
+        """The one for the encoder with this suffix: "", "_2" or "_3"."""
+        return getattr(pipeline, f"tokenizer{suffix}")
 
     def is_guided(self, pipeline: Any, arguments: dict[str, Any]) -> bool:
         """Whether the pipeline's latest call, which had these arguments, used the negative prompt."""

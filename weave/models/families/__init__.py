@@ -19,6 +19,7 @@ _MODULES = (
     "z_image",
     "flux2_klein",
     "qwen_image",
+    "qwen_image_edit",
     "krea2",
 )
 

@@ -12,7 +12,7 @@ from weave.models.single_files import DENOISER, SingleFile, of_prefix
 from weave.models.sizes import Configs, Expected
 from weave.protocol.inputs import IMAGE_TO_IMAGE, INPAINTING
 
-_TRANSFORMER = ModelClass(
+TRANSFORMER = ModelClass(
     library="diffusers",
     class_name="QwenImageTransformer2DModel",
     config=rules(
@@ -37,7 +37,8 @@ _TRANSFORMER = ModelClass(
 )
 
 
-def _sizes(configs: Configs) -> Iterator[Expected | str]:
+def common_sizes(configs: Configs, *, unsupported: tuple[str, ...] = ()) -> Iterator[Expected | str]:
+    """Those of every model with this transformer. `unsupported` flags must be false."""
     yield from vae_sizes(configs)
     latents = configs["vae"]["z_dim"]
     yield Expected("transformer", "in_channels", 4 * latents, "4 times the VAE's z_dim")
@@ -46,9 +47,13 @@ def _sizes(configs: Configs) -> Iterator[Expected | str]:
     width = text_size(configs, "hidden_size")
     yield Expected("transformer", "joint_attention_dim", width, "the hidden_size of the text encoder's text_config")
     yield sizes.rotations(configs, axes=3)
-    for key in ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):
+    for key in ("guidance_embeds", "use_additional_t_cond", "use_layer3d_rope", *unsupported):
         yield Expected("transformer", key, False, "not supported in this family")
     check_rotations(configs, width // text_size(configs, "num_attention_heads"))
+
+
+def _sizes(configs: Configs) -> Iterator[Expected | str]:
+    yield from common_sizes(configs, unsupported=("zero_cond_t",))
 
 
 def _is_of(header: Header) -> bool:
@@ -56,7 +61,7 @@ def _is_of(header: Header) -> bool:
     return {"txt_norm.weight", "transformer_blocks.0.img_mod.1.weight"} <= single_files.denoiser_of(header).keys()
 
 
-_FILE = SingleFile(
+FILE = SingleFile(
     parts={
         "text_encoder": of_prefix("text_encoders.qwen25_7b.transformer."),
         "transformer": of_prefix(DENOISER),
@@ -67,9 +72,11 @@ _FILE = SingleFile(
         "text_encoder": "qwen_2.5_vl_7b.safetensors of Comfy-Org/Qwen-Image_ComfyUI",
         "vae": "qwen_image_vae.safetensors of Comfy-Org/Qwen-Image_ComfyUI",
     },
-    layouts=("Qwen/Qwen-Image",),
+    layouts=("Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit", "Qwen/Qwen-Image-Edit-2509"),  # as the file is
     in_gguf=("transformer",),
 )
+
+ACTIVATIONS = Activations(denoiser=800, vae=3000, tile=256)
 
 FAMILIES = (
     Family(
@@ -83,12 +90,12 @@ FAMILIES = (
         components={
             "tokenizer": QWEN_TOKENIZER,
             "text_encoder": QWEN2_5_VL,
-            "transformer": _TRANSFORMER,
+            "transformer": TRANSFORMER,
             "vae": QWEN_VAE,
         },
-        activations=Activations(denoiser=800, vae=3000, tile=256),
+        activations=ACTIVATIONS,
         sizes=_sizes,
-        single_file=_FILE,
+        single_file=FILE,
         control_nets=control_transformers.QWEN_IMAGE,
         max_sequence_length=512,
         prompt_template=DESCRIBE,
