@@ -37,7 +37,7 @@ def test_a_model_that_needs_references_takes_them(tmp_path: Path) -> None:
     assert tasks(tmp_path, "qwen-image-edit", "references = true\n") == (REFERENCES,)
     with pytest.raises(ConfigError, match="references: models of family 'qwen-image-edit' can do nothing without them"):
         tasks(tmp_path, "qwen-image-edit", "references = false\n")
-    with pytest.raises(ConfigError, match="bounds.references must be within 1 and 1, the family's"):
+    with pytest.raises(ConfigError, match=r"bounds\.references must be within 1 and 1, the family's"):
         tasks(tmp_path, "qwen-image-edit", "bounds = { references = { min = 0 } }\n")
 
 
