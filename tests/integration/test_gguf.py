@@ -57,6 +57,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         config += table(name, family, file, folder)
     config += f'[models.full]\npath = "{folders["flux"]}"\nfamily = "flux"\nweights = "full"\n'
     config += f'parts.transformer = "{top / "flux.gguf"}"\n'
+    for memory in ("stages", "streamed"):
+        config += table(memory, "flux", top / "flux.gguf", folders["flux"]) + f'memory = "{memory}"\n'
     for name, layer in LAYERS.items():
         plain = Reference(name, folders[name], "float32").pipeline
         loras[name] = Lora(plain, {f"transformer.{layer}": f"transformer {layer}"}, PEFT)
@@ -104,6 +106,12 @@ def test_an_image_equals_that_of_diffusers_with_the_same_numbers(served: Served,
 
 def test_computed_up_once_it_gives_the_same_image(served: Served) -> None:
     assert np.array_equal(drawn(served.daemon, "full"), drawn(served.daemon, "flux"))
+
+
+@pytest.mark.parametrize("memory", ["stages", "streamed"])
+def test_weights_in_few_bits_come_and_go_with_the_others(served: Served, memory: str) -> None:
+    for loras in ((), (RequestedLora("flux", 1.5),)):
+        assert np.array_equal(drawn(served.daemon, memory, *loras), drawn(served.daemon, "flux", *loras))
 
 
 @pytest.mark.parametrize("name", LAYERS)
