@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 
-from tests.support.reference import make_small_model, one_thread
+from tests.support.reference import FROM_TEXT, make_small_model, one_thread
 from weave.gpu_worker.generation import Generation, Sent, generate
 from weave.gpu_worker.loading import load_pipeline
 from weave.models.assets import Source
@@ -25,7 +25,7 @@ from weave.protocol.parameters import Parameters
 from weave.protocol.worker_messages import Run, ToWorker
 
 # sd2 has sd1's classes.
-NAMES = [name for name in FAMILIES if name != "sd2"]
+NAMES = [name for name in FROM_TEXT if name != "sd2"]
 # Null, a list, a string, a negative number, a huge one.
 VALUES = (None, [], "no-such-name", -1, 1 << 62)
 
