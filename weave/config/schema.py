@@ -78,6 +78,8 @@ class Limits(_Table, frozen=True, kw_only=True):
     job_seconds: Seconds = 600.0
     # A worker that is idle for this long is stopped, which frees all of its memory. Not in attached mode.
     idle_unload_seconds: Seconds = 300.0
+    # A zygote that no worker has needed for this long is ended too: the next one waits for its imports. 0: never.
+    idle_zygote_seconds: Annotated[float, Meta(ge=0, le=86400)] = 900.0
     # From a version 1 request's arrival to its reply, including queue and loading. Those clients time out after 120 s;
     # before that they get an error.
     v1_seconds: Seconds = 118.0

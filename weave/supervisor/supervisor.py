@@ -33,7 +33,7 @@ _BROKER_STOP_SECONDS = 3.0
 _BROKER_EXIT_SECONDS = 2.0
 _HANG_UP_SECONDS = 0.2
 _SIGNALLED = "a signal asked for it"
-# How often the broker is pinged, the socket's path checked, and the metrics written.
+# How often the broker is pinged, an idle zygote ended, the socket's path checked, and the metrics written.
 _TICK_SECONDS = 5.0
 
 
@@ -174,8 +174,8 @@ class Supervisor:
         return broker_config(self._settings.config, mode=self._settings.mode, access=self._settings.access)
 
     async def _tick(self) -> None:
-        """Check that the broker answers and that clients can reach the socket, and feed systemd's watchdog. Runs until
-        cancelled. Raises ConfigError if another daemon has taken the socket's path."""
+        """Check that the broker answers and that clients can reach the socket, end an idle zygote, and feed systemd's
+        watchdog. Runs until cancelled. Raises ConfigError if another daemon has taken the socket's path."""
         seconds = min(_TICK_SECONDS, self._notifier.alive_seconds or _TICK_SECONDS)
         loop = asyncio.get_running_loop()
         due = loop.time() + _TICK_SECONDS
@@ -185,6 +185,7 @@ class Supervisor:
             if loop.time() < due:
                 continue
             due = loop.time() + _TICK_SECONDS
+            self._zygotes.end_if_idle()
             if self._broker is not None and not self._broker.ping(libraries_lack=self._zygotes.is_unfit):
                 log.write("supervisor", "broker_hung", broker=self._broker.pid)
                 self._broker.kill()

@@ -1,7 +1,9 @@
-"""Keeps one zygote running that forks workers. One that was replaced lives on until its last worker has ended."""
+"""Keeps one zygote running that forks workers, until none has been needed for a while. One that was replaced lives on
+until its last worker has ended."""
 
 import asyncio
 
+from weave import log
 from weave.config.schema import Config
 from weave.config.split import worker_config
 from weave.sandbox.attestation import Confinement
@@ -17,6 +19,10 @@ class Zygotes:
         self._confinement = confinement
         self._current: ZygoteProcess | None = None
         self._is_there = asyncio.Event()
+        # Cleared when an idle zygote is ended: the next request for a worker starts another.
+        self._is_wanted = asyncio.Event()
+        self._is_wanted.set()
+        self._ended_idle = False
         self._running: set[asyncio.Task[str]] = set()
 
     @property
@@ -27,14 +33,15 @@ class Zygotes:
     async def run(self, stopping: asyncio.Event) -> None:
         """Runs until `stopping`, or until cancelled; then all zygotes have exited."""
         try:
-            await keep_running("zygote", self._run_one, stopping)
+            await keep_running("zygote", self._run_until_one_ends, stopping)
         finally:
             for running in self._running:
                 running.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
 
     async def current(self) -> ZygoteProcess:
-        """Waits for it if there is none."""
+        """Waits for it if there is none. The caller must hold it for a worker before it awaits anything else."""
+        self._is_wanted.set()
         while self._current is None:
             await self._is_there.wait()
         return self._current
@@ -49,6 +56,28 @@ class Zygotes:
         """The next zygote checks the libraries again."""
         if self._current is not None:
             self._current.replace_if_unfit_for_long()
+
+    def end_if_idle(self) -> None:
+        """End a zygote that no worker has needed for `idle_zygote_seconds`. Who asks for one from now on waits for the
+        next."""
+        zygote, seconds = self._current, self.config.limits.idle_zygote_seconds
+        if zygote is None or not seconds or zygote.idle_seconds < seconds:
+            return
+        self._is_wanted.clear()
+        self._ended_idle = True
+        self._current = None
+        self._is_there.clear()
+        log.write("supervisor", "zygote_idle", zygote=zygote.pid, seconds=seconds)
+        zygote.retire_idle()
+
+    async def _run_until_one_ends(self) -> str:
+        """Runs zygotes until one ends for another reason than that it was idle. Returns the cause."""
+        while True:
+            await self._is_wanted.wait()
+            self._ended_idle = False
+            cause = await self._run_one()
+            if not self._ended_idle:
+                return cause
 
     async def _run_one(self) -> str:
         """From exec until it has exited or was retired. Returns the cause."""

@@ -58,6 +58,7 @@ class ZygoteProcess:
         self._unwanted: list[int] = []
         # The workers that would end with it, by number.
         self._workers: set[int] = set()
+        self._idle_since = asyncio.get_running_loop().time()
         self._has_ended = False
         self._unfit_since = 0.0
 
@@ -65,6 +66,12 @@ class ZygoteProcess:
     def is_idle(self) -> bool:
         """Whether no worker would end with it."""
         return not self._workers
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long it could have forked a worker and has had none. 0 for one that reports LibrariesLack."""
+        is_ready = self.imported.done() and self.imported.exception() is None
+        return asyncio.get_running_loop().time() - self._idle_since if is_ready and self.is_idle else 0.0
 
     @property
     def is_unfit(self) -> bool:
@@ -136,6 +143,11 @@ class ZygoteProcess:
         self.retired.set()
         self.release(worker)
 
+    def retire_idle(self) -> None:
+        """End it now, with no worker."""
+        self.retired.set()
+        self.kill()
+
     def hold(self, worker: int) -> None:
         """It is about to fork this worker."""
         self._workers.add(worker)
@@ -143,6 +155,7 @@ class ZygoteProcess:
     def release(self, worker: int) -> None:
         """This worker has ended, or may end now."""
         self._workers.discard(worker)
+        self._idle_since = asyncio.get_running_loop().time()
         if self.retired.is_set() and not self._workers:
             self.kill()
 
@@ -175,6 +188,7 @@ class ZygoteProcess:
         if isinstance(message, Imported):
             if not self.imported.done():
                 self.imported.set_result(None)
+                self._idle_since = asyncio.get_running_loop().time()
         elif isinstance(message, LibrariesLack):
             if not self.imported.done():
                 self.imported.set_exception(
