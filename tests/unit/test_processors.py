@@ -13,10 +13,12 @@ from PIL import Image
 
 from tests.support import tiny_models
 from tests.support.reference import qwen_processor
+from tests.support.single_files import make_single_file
 from weave.gpu_worker.loading import load_pipeline
-from weave.models.assets import Source
+from weave.models.assets import Source, all_checks
 from weave.models.detect import detect
 from weave.models.families import FAMILIES
+from weave.models.faults import collect
 from weave.models.files import ModelFilesRefused
 from weave.models.qwen import QWEN2_5_VL
 from weave.models.qwen_vision import QWEN_PROCESSOR
@@ -174,3 +176,13 @@ def test_an_index_tells_the_families_apart(model: Path) -> None:
     for name in ("qwen-image-edit", "qwen-image-edit-plus"):
         (model / "model_index.json").write_text(json.dumps({"_class_name": FAMILIES[name].pipeline}))
         assert detect(model).families == (name,)
+
+
+def test_a_layout_tells_the_family_of_a_single_file(model: Path, tmp_path: Path) -> None:
+    file = make_single_file(FAMILY, model, tmp_path / "edit.safetensors")
+    assert detect(file, model).families == ("qwen-image",)  # without an index
+    for name in ("qwen-image-edit", "qwen-image-edit-plus"):
+        (model / "model_index.json").write_text(json.dumps({"_class_name": FAMILIES[name].pipeline}))
+        assert detect(file, model).families == (name,)
+        faults, assets = collect(all_checks(name, Source(file, model), "auto", {}))
+        assert faults == [] and assets and assets.files() == [file] * 3
