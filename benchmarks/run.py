@@ -30,7 +30,7 @@ from weave.client import Client
 
 ROUNDS, ASKED, ATTACHED = 15, 500, 5
 # The duration of all rounds, on two cores.
-USUAL_SECONDS = 150
+USUAL_SECONDS = 175
 STEPS: dict[str, Any] = {"steps": 20, "format": "raw"}
 
 
