@@ -19,6 +19,8 @@ func decodeEvent(payload []byte) (event any, size int64, err error) {
 		var e Loading
 		f.need("model", &e.Model)
 		f.matching("model", modelID, e.Model)
+		f.allow("plan", &e.Plan)
+		f.matchingOrEmpty("plan", plainName, e.Plan)
 		event = e
 	case "progress":
 		var e Progress
@@ -38,6 +40,8 @@ func decodeEvent(payload []byte) (event any, size int64, err error) {
 		f.allow("seed", &e.Seed)
 		e.Timings = decodeTimings(f)
 		e.Tokens = decodeTokens(f)
+		f.allow("fallback", &e.Fallback)
+		f.matchingOrEmpty("fallback", plainName, e.Fallback)
 		event = e
 	case "error":
 		event = decodeError(f)

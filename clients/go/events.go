@@ -15,9 +15,10 @@ type Queued struct {
 	Position int    // the number of jobs that start before it
 }
 
-// Loading reports that the job waits for its model to be loaded.
+// Loading reports that the job waits for its model to be loaded. It is sent again with Plan as soon as it is chosen.
 type Loading struct {
 	Model string
+	Plan  string // where the weights will be: docs/operations.md, "Memory"; empty before it is chosen
 }
 
 // Progress reports that a step of an image is done.
@@ -52,6 +53,8 @@ type Done struct {
 	Seed    uint64 // of the first image; 0 if none was generated
 	Timings Timings
 	Tokens  *Tokens // nil if no image was generated, or from an older daemon
+	// The memory plan of the second attempt, if the job had run out of memory.
+	Fallback string
 }
 
 // Tokens counts the prompts' tokens for each text encoder: those beyond the encoder's limit are cut.

@@ -215,6 +215,9 @@ func eventFields(t *testing.T, event any) map[string]any {
 		found = map[string]any{"event": "queued", "job": e.Job, "position": e.Position}
 	case Loading:
 		found = map[string]any{"event": "loading", "model": e.Model}
+		if e.Plan != "" {
+			found.(map[string]any)["plan"] = e.Plan
+		}
 	case Progress:
 		found = map[string]any{"event": "progress", "image": e.Image, "step": e.Step, "steps": e.Steps}
 	case Preview:
@@ -229,6 +232,9 @@ func eventFields(t *testing.T, event any) map[string]any {
 			"queued": e.Timings.Queued.Seconds(), "loading": e.Timings.Loading.Seconds(),
 			"generating": e.Timings.Generating.Seconds(),
 		}}
+		if e.Fallback != "" {
+			found.(map[string]any)["fallback"] = e.Fallback
+		}
 		if e.Tokens != nil {
 			found.(map[string]any)["tokens"] = e.Tokens
 		}

@@ -1,6 +1,6 @@
 # Made by scripts/completions.py with shtab, from the options themselves; do not edit.
 
-_shtab_weavectl_subparsers=(status models load unload generate repeat cancel add doctor check-config)
+_shtab_weavectl_subparsers=(status models load unload generate repeat cancel add plan doctor check-config)
 
 _shtab_weavectl_status_option_strings=(-h --help -s --socket --json --timeout --watch)
 _shtab_weavectl_models_option_strings=(-h --help -s --socket --json --timeout)
@@ -10,6 +10,7 @@ _shtab_weavectl_generate_option_strings=(-h --help -s --socket --json --timeout 
 _shtab_weavectl_repeat_option_strings=(-h --help -s --socket --json --timeout -o --output -f --force --set --model --image)
 _shtab_weavectl_cancel_option_strings=(-h --help -s --socket --json --timeout --all)
 _shtab_weavectl_add_option_strings=(-h --help -s --socket --json --timeout --part --layout --id --title -n --dry-run --known --config)
+_shtab_weavectl_plan_option_strings=(-h --help -s --socket --json --timeout --config)
 _shtab_weavectl_doctor_option_strings=(-h --help -s --socket --json --timeout --config)
 _shtab_weavectl_check_config_option_strings=(-h --help -s --socket --json --timeout --config)
 _shtab_weavectl_option_strings=(-h --help -s --socket --json --timeout --version)
@@ -48,6 +49,10 @@ _shtab_weavectl_add_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_add__s_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_add___socket_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_add___config_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_plan_pos_0_COMPGEN=_weavectl_models
+_shtab_weavectl_plan__s_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_plan___socket_COMPGEN=_shtab_compgen_files
+_shtab_weavectl_plan___config_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_doctor__s_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_doctor___socket_COMPGEN=_shtab_compgen_files
 _shtab_weavectl_doctor___config_COMPGEN=_shtab_compgen_files
@@ -59,7 +64,7 @@ _shtab_weavectl___socket_COMPGEN=_shtab_compgen_files
 
 _shtab_weavectl_generate___cache_choices=(none first_block taylorseer magcache)
 _shtab_weavectl_generate___format_choices=(png raw)
-_shtab_weavectl_pos_0_choices=(status models load unload generate repeat cancel add doctor check-config)
+_shtab_weavectl_pos_0_choices=(status models load unload generate repeat cancel add plan doctor check-config)
 
 _shtab_weavectl_status__h_nargs=0
 _shtab_weavectl_status___help_nargs=0
@@ -95,6 +100,9 @@ _shtab_weavectl_add___json_nargs=0
 _shtab_weavectl_add__n_nargs=0
 _shtab_weavectl_add___dry_run_nargs=0
 _shtab_weavectl_add___known_nargs=0
+_shtab_weavectl_plan__h_nargs=0
+_shtab_weavectl_plan___help_nargs=0
+_shtab_weavectl_plan___json_nargs=0
 _shtab_weavectl_doctor__h_nargs=0
 _shtab_weavectl_doctor___help_nargs=0
 _shtab_weavectl_doctor___json_nargs=0

@@ -63,7 +63,7 @@ function _shtab_weavectl_using
   test "$_shtab_weavectl_cmdpath" = "$argv"
 end
 
-set -g _shtab_weavectl_commands status models load unload generate repeat cancel add doctor check-config
+set -g _shtab_weavectl_commands status models load unload generate repeat cancel add plan doctor check-config
 set -g _shtab_weavectl_opts_with_value --batch --cache --cfg-scale --config --control --embedding --enlarge --format --height --id --image --images --layout --lora --mask --mask-padding --model --negative-prompt --output --part --preview --reference --scheduler --seed --set --socket --steps --strength --timeout --title --watch --width -o -s
 
 complete -c weavectl -e
@@ -156,6 +156,13 @@ complete -c weavectl -n '_shtab_weavectl_using add' -s n -l dry-run -d 'write no
 complete -c weavectl -n '_shtab_weavectl_using add' -l known -d 'list models that many people use, and how to get them'
 complete -c weavectl -n '_shtab_weavectl_using add' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file, instead of the default one'
 complete -c weavectl -n '_shtab_weavectl_using add; and test $_shtab_weavectl_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a model'"'"'s or ControlNet'"'"'s folder, also in the Hub'"'"'s cache, or its .safetensors or (a model'"'"'s) .gguf file, or an embedding'"'"'s file'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a plan -d 'show what a model needs of the device'"'"'s memory, and where it fits'
+complete -c weavectl -n '_shtab_weavectl_using plan' -s h -l help -d 'show this help message and exit'
+complete -c weavectl -n '_shtab_weavectl_using plan' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
+complete -c weavectl -n '_shtab_weavectl_using plan' -l json -d 'one JSON object a line'
+complete -c weavectl -n '_shtab_weavectl_using plan' -l timeout -x -d 'how long to wait for the daemon'"'"'s first answer (default: 20)'
+complete -c weavectl -n '_shtab_weavectl_using plan' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file, instead of the default one'
+complete -c weavectl -n '_shtab_weavectl_using plan; and test $_shtab_weavectl_npos -eq 0' -ka "(_weavectl_models)" -d 'its ID in the config, or its folder or .safetensors file'
 complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a doctor -d 'check the socket, config, models, loras, embeddings, controlnets, gpu and sandbox, and suggest fixes'
 complete -c weavectl -n '_shtab_weavectl_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c weavectl -n '_shtab_weavectl_using doctor' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'

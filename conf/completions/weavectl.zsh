@@ -10,6 +10,7 @@ _shtab_weavectl_commands() {
     generate:'generate images'
     load:'load a model, so that the next image starts without a wait'
     models:'list the models on offer'
+    plan:'show what a model needs of the device'"'"'s memory, and where it fits'
     repeat:'generate an image again from its PNG'
     status:'show the daemon'"'"'s state'
     unload:'end the worker, which frees all of its memory'
@@ -136,6 +137,19 @@ _shtab_weavectl_models_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_weavectl_models_defaults_added=0
 
+_shtab_weavectl_plan_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-s,--socket}"[the daemon\'s socket]:PATH:_files"
+  "--json[one JSON object a line]"
+  "--timeout[how long to wait for the daemon\'s first answer (default\: 20)]:SECONDS:"
+  "--config[the config file, instead of the default one]:FILE:_files"
+  ":its ID in the config, or its folder or .safetensors file:_weavectl_models"
+  ":(default\: the model\'s):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_weavectl_plan_defaults_added=0
+
 _shtab_weavectl_repeat_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s socket]:PATH:_files"
@@ -199,6 +213,7 @@ _shtab_weavectl() {
         generate) _arguments -C -s $_shtab_weavectl_generate_options ;;
         load) _arguments -C -s $_shtab_weavectl_load_options ;;
         models) _arguments -C -s $_shtab_weavectl_models_options ;;
+        plan) _arguments -C -s $_shtab_weavectl_plan_options ;;
         repeat) _arguments -C -s $_shtab_weavectl_repeat_options ;;
         status) _arguments -C -s $_shtab_weavectl_status_options ;;
         unload) _arguments -C -s $_shtab_weavectl_unload_options ;;

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,15 +22,24 @@ _ENTRANCES = ("encode", "decode")
 _DEVICE_HOOK = "_hf_hook"
 
 
+class Need(NamedTuple):
+    """What a component needs on the device for a job: bytes `beside` its weights, and if it is streamed the `room` for
+    its weights: blocks that fit into it stay there."""
+
+    beside: int = 0
+    room: int | None = None
+
+
 class _Component:
-    """A module whose weights come and go. `beside` is how many bytes it needs on the device besides its weights."""
+    """A module whose weights come and go."""
 
     def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
         self.module = module
         self.units = _units_of(module)
         self.whole = sum(unit.size for unit in self.units.values())
-        self.is_streamed = False
-        self.beside = 0
+        self.need = Need()
+        # The units that come one after another; the others are on the device together.
+        self.coming: list[Unit] = []
         self.blocks: Blocks | None = None
         self._device = device
         self._is_in = False
@@ -38,27 +47,34 @@ class _Component:
     @property
     def resident(self) -> int:
         """Bytes on the device now."""
-        if not self._is_in:
-            return 0
-        return self.units[""].size + self.blocks.size if self.blocks is not None else self.whole
+        return self.wanted if self._is_in else 0
 
     @property
     def wanted(self) -> int:
         """Bytes on the device while it is in use."""
-        streamed = self._streamed()
-        return self.units[""].size + 2 * max(unit.size for unit in streamed) if streamed else self.whole
+        coming = sum(unit.size for unit in self.coming)
+        return self.whole - coming + 2 * max((unit.size for unit in self.coming), default=0)
+
+    def begin(self, need: Need) -> None:
+        """Before a job."""
+        if self.need != need:
+            self.send()
+            self.need = need
+            self.coming = self._coming() if need.room is not None else []
+            if self._device.type == "cuda":
+                for unit in self.coming:
+                    unit.pin()
 
     def bring(self) -> None:
-        """Put it on the device, or if it is streamed what is in no block."""
+        """Put it on the device, but for the units that come one after another."""
         if self._is_in:
             return
         self._is_in = True
-        streamed = self._streamed()
         try:
-            if streamed:
-                self.blocks = Blocks(streamed, self._device)
+            if self.coming:
+                self.blocks = Blocks(self.coming, self._device)
             for unit in self.units.values():
-                if unit not in streamed:
+                if unit not in self.coming:
                     unit.bring(device=self._device)
                     unit.enter()
         except BaseException:  # out of memory: half of a component computes nothing
@@ -74,11 +90,15 @@ class _Component:
             unit.leave()
         self._is_in = False
 
-    def _streamed(self) -> list[Unit]:
-        """The units that come one after another. Two of them may be more than the whole component."""
-        found = [unit for name, unit in self.units.items() if name]
-        saves = len(found) > 1 and self.units[""].size + 2 * max(unit.size for unit in found) < self.whole
-        return found if self.is_streamed and saves else []
+    def _coming(self) -> list[Unit]:
+        """As many blocks as there is no room for, so that the others need not come again at each step."""
+        blocks = [unit for name, unit in self.units.items() if name]
+        assert self.need.room is not None
+        room = self.need.room - self.units[""].size - 2 * max((unit.size for unit in blocks), default=0)
+        while blocks and blocks[0].size <= room:
+            room -= blocks.pop(0).size
+        coming = sum(unit.size for unit in blocks)
+        return blocks if coming > 2 * max((unit.size for unit in blocks), default=0) else []
 
 
 class Placement:
@@ -130,18 +150,12 @@ class Placement:
             component.send()
             self._places = {key: value for key, value in self._places.items() if value[0] is not component}
 
-    def begin(self, streamed: Callable[[str], bool], beside: Callable[[str], int], room: int | None) -> None:
-        """Before a job: which components are streamed, and what they need besides their weights, by their names. As
-        many components stay on the device as fit into `room` bytes; None: only the one in use."""
+    def begin(self, needs: Callable[[str], "Need"], room: int | None) -> None:
+        """Before a job. `needs` gives that of each component by its name. As many components stay on the device as fit
+        into `room` bytes; None: only the one in use."""
         self._room = room
         for name, component in self._components.items():
-            component.beside = beside(name)
-            if component.is_streamed != streamed(name):
-                component.send()
-                component.is_streamed = not component.is_streamed
-                if component.is_streamed and self.device.type == "cuda":
-                    for unit in component.units.values():
-                        unit.pin()
+            component.begin(needs(name))
         self.peak = self.resident
 
     @property
@@ -197,7 +211,7 @@ class Placement:
         """Bring a component to the device, and first take others off that leave no room for it."""
         names = [self._shared[name], name] if name in self._shared else [name]
         used = {it: self._components.pop(it) for it in names}
-        beside = max(component.beside for component in used.values())
+        beside = max(component.need.beside for component in used.values())
         wanted = sum(component.wanted for component in used.values())
         room = -1 if self._room is None else self._room - beside - wanted
         for other in self._components.values():
@@ -212,12 +226,12 @@ class Placement:
 @torch.inference_mode(False)
 @torch.no_grad()
 def _enter(component: _Component, unit: Unit, *_: Any) -> None:
-    if component.blocks is not None:
+    if component.blocks is not None and unit in component.coming:
         component.blocks.enter(unit)
 
 
 def _leave(component: _Component, unit: Unit, *_: Any) -> None:
-    if component.blocks is not None:
+    if component.blocks is not None and unit in component.coming:
         component.blocks.leave(unit)
 
 

@@ -8,7 +8,7 @@ import torch
 from weave import log
 from weave.config.child_configs import WorkerModel
 from weave.gpu_worker import device as devices
-from weave.gpu_worker.placement import Placement
+from weave.gpu_worker.placement import Need, Placement
 from weave.models.assets import find_assets, source_of
 from weave.models.control_files import check_files
 from weave.models.families import FAMILIES
@@ -19,6 +19,9 @@ from weave.protocol.defaults import plainest, with_defaults
 from weave.protocol.inputs import RequestedControl
 from weave.protocol.parameters import Parameters
 from weave.protocol.worker_messages import Memory, TooLarge
+
+# Of the room for a streamed denoiser's blocks: the rest is for estimates that are too low.
+_SLACK = 0.95
 
 
 class NoRoom(Exception):
@@ -97,16 +100,23 @@ class Planner:
         room = None if planned.strict else self._available
         decoding = found.vae - self._needs.sizes["vae"].whole + (found.tiled if plan.tiled else found.decoding)
 
-        def streamed(name: str) -> bool:
-            if plan.placement != "streamed" or name == "vae":
-                return False
-            too_large = room is None or (name in self._needs.sizes and self._needs.sizes[name].whole > room)
-            return name not in found.encoders or too_large
+        def need(name: str) -> Need:
+            if name == "vae":
+                return Need(decoding)
+            beside = 0 if name in found.encoders else found.denoising
+            return Need(beside, self._room_of(name, found, beside) if plan.placement == "streamed" else None)
 
-        def beside(name: str) -> int:
-            return decoding if name == "vae" else 0 if name in found.encoders else found.denoising
+        self.placement.begin(need, room)
 
-        self.placement.begin(streamed, beside, room)
+    def _room_of(self, name: str, found: Estimate, beside: int) -> int | None:
+        """For the weights of a component in the plan `streamed`; None if it need not be streamed."""
+        room, sizes = self._available or 0, self._needs.sizes
+        if name in found.encoders:
+            return None if sizes[name].whole <= room else room
+        if name != self._family.denoiser:
+            return 0
+        controls = found.denoiser.streamed - sizes[name].streamed
+        return int(_SLACK * (room - beside - controls))
 
     def memory(self) -> Memory:
         """Bytes on the device."""

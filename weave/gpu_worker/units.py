@@ -53,6 +53,7 @@ class Unit:
         self._stored: list[_Stored] = []
         self._replaced: dict[int, torch.Tensor] = {}
         self.on_device: torch.Tensor | None = None
+        self._is_pinned = False
         begin = 0
         for (parameter, places), size in zip(parameters.items(), sizes, strict=True):
             home = _view(self._home, begin, parameter)
@@ -91,10 +92,15 @@ class Unit:
     def pin(self) -> None:
         """Lock the home's pages in memory, so that copies to a GPU run beside computations. Without it they are right
         too, but slower."""
+        if self._is_pinned:
+            return
+        self._is_pinned = True
         # pin_memory() would round the size up to a power of two.
-        status = torch.cuda.cudart().cudaHostRegister(self._home.data_ptr(), self._home.nbytes, 0)
-        if int(status) != 0:
-            log.write("worker", "memory_not_pinned", bytes=self._home.nbytes, status=int(status))
+        status = int(torch.cuda.cudart().cudaHostRegister(self._home.data_ptr(), self._home.nbytes, 0))
+        if status != 0:
+            log.write("worker", "memory_not_pinned", bytes=self._home.nbytes, status=status)
+            with contextlib.suppress(RuntimeError):  # CUDA reports the error again at the next launch of a kernel
+                torch.zeros(1, device="cuda").sum().item()
 
     def places(self) -> Iterator[tuple[Place, int]]:
         """Each place, with the number of its tensor in this unit."""

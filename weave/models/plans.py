@@ -20,6 +20,11 @@ from weave.protocol.worker_messages import PlanName
 Placement: TypeAlias = Literal["card", "stages", "streamed"]
 Setting: TypeAlias = Literal["auto", "card", "stages", "streamed"]
 PLACEMENTS: tuple[Placement, ...] = ("card", "stages", "streamed")
+# The usual sizes of GPUs' memory, in bytes, by what they are called.
+CARDS = {f"{size} GB": size * 2**30 for size in (8, 12, 16, 24)}
+# For what operations need in addition, such as the work space of convolutions, and what torch's allocator loses: a
+# guess.
+_MARGIN = 1.25
 # What CUDA's context takes on a GPU beside the model: an estimate.
 CONTEXT = 600_000_000
 # References are reduced to this many pixels, whatever their size.
@@ -43,9 +48,10 @@ class Plan(NamedTuple):
 
 
 class Work(NamedTuple):
-    """How many pixels the denoiser works on at once, and the VAE."""
+    """How many pixels the denoiser works on at once, of how many images, and how many the VAE."""
 
     denoised: int
+    images: int
     coded: int
 
 
@@ -84,7 +90,7 @@ def work_of(parameters: Parameters, least_reference: int = 0) -> Work:
         width, height = parameters.output_size
         coded = max(coded, width * height)
     denoised = max(pixels * batch, coded if parameters.enlarge else 0)
-    return Work(denoised + sum(references), coded)
+    return Work(denoised + sum(references), batch, coded)
 
 
 class Needs(NamedTuple):
@@ -104,7 +110,8 @@ class Needs(NamedTuple):
         denoiser = sizes[self.family.denoiser]
         for control in controls:
             denoiser = denoiser.plus(control)
-        denoising = activations.denoiser * work.denoised * wide * (1 + _CONTROL * len(controls))
+        each = activations.denoiser * work.denoised + activations.text * work.images
+        denoising = _MARGIN * each * wide * (1 + _CONTROL * len(controls))
         decoding = activations.vae * work.coded
         tiled = min(work.coded, self.tile**2) * activations.vae + work.coded * _IMAGE
         return Estimate(
@@ -112,8 +119,8 @@ class Needs(NamedTuple):
             denoiser=denoiser,
             vae=sizes["vae"].whole * upcast,
             denoising=int(denoising),
-            decoding=decoding * wide * upcast,
-            tiled=min(decoding, tiled) * wide * upcast,
+            decoding=int(_MARGIN * decoding * wide * upcast),
+            tiled=int(_MARGIN * min(decoding, tiled) * wide * upcast),
         )
 
 

@@ -174,7 +174,7 @@ def look_at(detected: Detected, device: DeviceConfig) -> Look:
     return Look(
         detected=detected,
         parts=parts,
-        memory={} if faults or not assets else {dtype: _memory(family, assets, dtype) for dtype in _dtypes(device)},
+        memory={} if faults or not assets else {dtype: _memory(family, assets, dtype) for dtype in dtypes(device)},
         size=_size(file for given in (path, *source.parts.values()) for file in _all_files(given)),
         unread=unread,
         unread_size=_size(path / file for file in unread),
@@ -206,7 +206,7 @@ def _described(part: Part | None) -> str:
     return f", {part.numbers / 1e6:.1f} million parameters in {', '.join(part.dtypes)}" if part else ""
 
 
-def _dtypes(device: DeviceConfig) -> tuple[str, ...]:
+def dtypes(device: DeviceConfig) -> tuple[str, ...]:
     """Those that a model may be loaded in. `auto` is bfloat16 on most GPUs, and float32 on the CPU."""
     if device.dtype != "auto":
         return (device.dtype,)

@@ -14,7 +14,7 @@ from weave.protocol.loras import RequestedLora
 from weave.protocol.parameters import PARAMETERS, Enlarge, RequestedParameters, choices_of, summary, type_of
 from weave.protocol.text import is_model_id, visible
 from weave.weavectl import add as add_model
-from weave.weavectl import commands, doctor, generate, repeat
+from weave.weavectl import commands, doctor, generate, plan, repeat
 from weave.weavectl.generate import InputFile
 
 _EXIT_STATUS = """exit status:
@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     cancel.add_argument("--all", action="store_true", help="all of your jobs")
     cancel.set_defaults(run=commands.cancel)
     _add_add(add("add", "add a model, embedding or ControlNet to the config"))
+    _add_plan(add("plan", "show what a model needs of the device's memory, and where it fits"))
     for name, run in (("doctor", doctor.doctor), ("check-config", doctor.check_config)):
         verb = add(name, (run.__doc__ or "").splitlines()[0].rstrip(".").lower())
         _add_config(verb)
@@ -131,6 +132,20 @@ def _add_add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--known", action="store_true", help="list models that many people use, and how to get them")
     _add_config(verb)
     verb.set_defaults(run=add_model.add)
+
+
+def _add_plan(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", metavar="MODEL", help="its ID in the config, or its folder or .safetensors file")
+    verb.add_argument("size", type=_size, nargs="?", metavar="WIDTHxHEIGHT", help="(default: the model's)")
+    _add_config(verb)
+    verb.set_defaults(run=plan.plan)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, separator, height = text.partition("x")
+    if not (separator and all(side.isascii() and side.isdigit() and len(side) <= 6 for side in (width, height))):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not WIDTHxHEIGHT")
+    return int(width), int(height)
 
 
 def _part(text: str) -> tuple[str, Path]:

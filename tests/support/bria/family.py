@@ -44,7 +44,7 @@ FAMILIES = (
             "transformer": _TRANSFORMER,
             "vae": AUTOENCODER_KL,
         },
-        activations=Activations(denoiser=800, vae=2600),
+        activations=Activations(denoiser=500, text=60_000_000, vae=1536),
         sizes=_sizes,
         max_sequence_length=128,
         adapter="bria",

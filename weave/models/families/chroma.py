@@ -88,7 +88,7 @@ FAMILIES = (
             "transformer": _TRANSFORMER,
             "vae": AUTOENCODER_KL,
         },
-        activations=Activations(denoiser=800, vae=2600),
+        activations=Activations(denoiser=437, text=49_000_000, vae=1536),
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(FLUX),

@@ -107,7 +107,7 @@ FAMILIES = (
             "transformer": _TRANSFORMER,
             "vae": _VAE,
         },
-        activations=Activations(denoiser=800, vae=2600, tile=1024),
+        activations=Activations(denoiser=512, text=71_000_000, vae=1537, tile=1024),
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(FLUX2),

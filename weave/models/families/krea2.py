@@ -80,7 +80,7 @@ FAMILIES = (
             "transformer": _TRANSFORMER,
             "vae": QWEN_VAE,
         },
-        activations=Activations(denoiser=800, vae=3000, tile=256),
+        activations=Activations(denoiser=398, text=274_000_000, vae=3460, tile=256, published_tile=256),
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(KREA2),

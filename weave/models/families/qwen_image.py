@@ -76,7 +76,7 @@ FILE = SingleFile(
     in_gguf=("transformer",),
 )
 
-ACTIVATIONS = Activations(denoiser=800, vae=3000, tile=256)
+ACTIVATIONS = Activations(denoiser=364, text=16_000_000, vae=3460, tile=256, published_tile=256)
 
 FAMILIES = (
     Family(

@@ -134,7 +134,7 @@ FAMILIES = (
             "vae": AUTOENCODER_KL,
         },
         optional=frozenset({"tokenizer_3", "text_encoder_3"}),
-        activations=Activations(denoiser=800, vae=2600),
+        activations=Activations(denoiser=494, text=10_000_000, vae=1536),
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(SD3),

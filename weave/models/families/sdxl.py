@@ -122,7 +122,7 @@ FAMILIES = (
             "unet": UNET,
             "vae": AUTOENCODER_KL,
         },
-        activations=Activations(denoiser=1500, vae=2600, decodes_in_float32=True),
+        activations=Activations(denoiser=315, text=1_000_000, vae=1537, decodes_in_float32=True),
         sizes=_sizes,
         single_file=_FILE,
         original_names=of_unet,

@@ -30,7 +30,7 @@ def _family(name: str, expected: Sizes, single_file: SingleFile, *, largest_side
             "unet": UNET,
             "vae": AUTOENCODER_KL,
         },
-        activations=Activations(denoiser=1500, vae=2600),
+        activations=Activations(denoiser=520, text=1_000_000, vae=1537, published_tile=side),
         sizes=expected,
         single_file=single_file,
         original_names=of_unet,

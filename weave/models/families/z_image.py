@@ -94,7 +94,7 @@ FAMILIES = (
             "transformer": _TRANSFORMER,
             "vae": AUTOENCODER_KL,
         },
-        activations=Activations(denoiser=800, vae=2600),
+        activations=Activations(denoiser=949, text=125_000_000, vae=1536),
         sizes=_sizes,
         single_file=_FILE,
         original_names=by_table(Z_IMAGE),
