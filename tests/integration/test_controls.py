@@ -238,7 +238,7 @@ def test_where_the_weights_are_does_not_show(served: Served, family: str) -> Non
             assert np.array_equal(found[2], found[0]) and not np.array_equal(found[1], found[0])
 
 
-def test_strength_has_no_effect_where_diffusers_starts_from_noise(served: Served) -> None:
+def test_strength_has_no_effect_where_diffusers_uses_noise(served: Served) -> None:
     for family, task in FROM_NOISE:
         asked = {"model": family, "width": SIDE, "height": SIDE, "steps": STEPS, "cfg_scale": SCALE, "seed": SEED}
         control = (Control(id=first_of(family, task), image=EDGES),)

@@ -115,7 +115,7 @@ def test_weights_in_few_bits_come_and_go_with_the_others(served: Served, memory:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_lora_gives_the_image_of_merged_weights_and_is_gone_again(served: Served, name: str) -> None:
+def test_a_lora_gives_the_image_of_merged_weights_and_goes(served: Served, name: str) -> None:
     before = drawn(served.daemon, name)
     found = drawn(served.daemon, name, RequestedLora(name, 1.5))
     assert np.array_equal(found, expected(name, served.folders[name], served.loras[name]))

@@ -66,7 +66,7 @@ def needed(folder: Path, plan: Placement, side: int = SIDE) -> int:
     return needs.estimate(work).needed(Plan(plan))
 
 
-def test_each_plan_is_told_and_gives_the_same_pixels_within_its_memory(daemon: Daemon, folder: Path) -> None:
+def test_each_plan_gives_the_same_pixels_within_its_memory(daemon: Daemon, folder: Path) -> None:
     assert needed(folder, "streamed") < needed(folder, "stages") < needed(folder, "card")
     found = []
     for plan in PLACEMENTS:
@@ -83,9 +83,7 @@ def test_each_plan_is_told_and_gives_the_same_pixels_within_its_memory(daemon: D
 
 
 @pytest.mark.parametrize("model", ["auto", *PLACEMENTS])
-def test_a_job_too_large_for_every_plan_is_refused_with_a_size_that_fits(
-    daemon: Daemon, folder: Path, model: str
-) -> None:
+def test_a_job_too_large_is_refused_with_a_size_that_fits(daemon: Daemon, folder: Path, model: str) -> None:
     budget = needed(folder, "card")
     daemon.reload(config(folder, budget))
     with daemon.client() as client:
@@ -125,7 +123,7 @@ SHORT = before(
 )
 
 
-def test_a_job_that_runs_out_of_memory_is_run_again_in_the_next_plan(folder: Path) -> None:
+def test_a_job_out_of_memory_is_run_again_in_the_next_plan(folder: Path) -> None:
     wanted = {"width": SIDE, "height": SIDE, "steps": 2, "images": 3, "preview_every": 1, "seed": 5}
     daemon = Daemon(config(folder, needed(folder, "card", 2 * SIDE)), command=build((SHORT,))).wait_until_serving()
     try:

@@ -58,7 +58,7 @@ def test_an_encoding_that_depends_on_an_image_is_not_kept() -> None:
     assert "encode_prompt" not in vars(pipeline)
 
 
-def test_another_weight_or_another_file_of_a_lora_is_another_encoding(tmp_path: Path) -> None:
+def test_another_weight_or_file_of_a_lora_is_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     path.write_bytes(b"one")
     lora = WorkerLora(offer=LoraOffer(id="ink", family="sd1", title="ink", max_weight=1.0), path=str(path), sha256=None)

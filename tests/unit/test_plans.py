@@ -36,10 +36,9 @@ def test_weights_take_what_the_headers_say(family: str, dtype: str, tmp_path: Pa
     needs = needs_of(FAMILIES[family], find_assets(family, Source(model), dtype), dtype)
     pipeline = load_pipeline(family, Source(model), torch.device("cpu"), getattr(torch, dtype))
     for part, size in needs.sizes.items():
-        module = getattr(pipeline, part)
-        loaded = sum(tensor.nbytes for tensor in module.parameters())
-        # Buffers that are in the files are small.
-        assert size.whole == pytest.approx(loaded, rel=0.01, abs=1024), part
+        # With the buffers that are in the files: sd3's table of positions is large. Shared tensors count once.
+        loaded = {tensor.data_ptr(): tensor.nbytes for tensor in getattr(pipeline, part).state_dict().values()}
+        assert size.whole == pytest.approx(sum(loaded.values()), rel=0.01, abs=1024), part
     assert needs.sizes.keys() == {p for p, c in FAMILIES[family].components.items() if isinstance(c, ModelClass)}
 
 

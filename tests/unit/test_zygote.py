@@ -54,7 +54,7 @@ def test_an_unwanted_worker_is_killed_but_not_its_successor(comes: str) -> None:
             worker.wait()
 
 
-def test_a_retired_zygote_that_forks_no_more_does_not_wait_for_the_worker() -> None:
+def test_a_retired_zygote_does_not_wait_for_a_worker_of_the_next() -> None:
     """It would never end: the next zygote forks that worker, and only that one is released when the worker ends."""
     zygote = ZygoteProcess.__new__(ZygoteProcess)  # without its process
     killed = []

@@ -35,7 +35,8 @@ Needs = dict[str, tuple[str, ...]]
 _DIFFUSERS_MODEL = ("_fix_state_dict_keys_on_load", "_keep_in_fp32_modules")
 _NAMES = {
     "torch": (
-        *("OutOfMemoryError", "Tensor", "bfloat16", "device", "dtype", "float16", "float32", "inference_mode", "uint8"),
+        *("AcceleratorError", "OutOfMemoryError", "Tensor", "bfloat16", "device", "dtype", "float16", "float32"),
+        *("inference_mode", "uint8"),
         *("arange", "cat", "empty", "eye", "float8_e4m3fn", "float8_e5m2", "from_file", "frombuffer", "full", "int8"),
         *("get_num_threads", "manual_seed", "no_grad", "ones", "randn", "set_num_threads", "set_rng_state", "tensor"),
         *("zeros", "_scaled_mm"),

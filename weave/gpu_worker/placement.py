@@ -148,6 +148,8 @@ class Placement:
         self._shared.pop(name, None)
         if component := self._components.pop(name, None):
             component.send()
+            for unit in component.units.values():
+                unit.unpin()
             self._places = {key: value for key, value in self._places.items() if value[0] is not component}
 
     def begin(self, needs: Callable[[str], "Need"], room: int | None) -> None:

@@ -1,5 +1,6 @@
 """Chooses the plan of each job by its size, the model's weights and the device's memory, and puts it into effect."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,8 +131,14 @@ class Planner:
             self.placement.take(part, getattr(pipeline, part))
 
     def _estimate(self, parameters: Parameters) -> Estimate:
-        controls = tuple(self._size_of_control(control) for control in parameters.control)
+        return self._estimate_with(parameters, self._controls(parameters))
+
+    def _estimate_with(self, parameters: Parameters, controls: Sequence[Size]) -> Estimate:
         return self._needs.estimate(work_of(parameters, self._family.activations.least_reference), controls)
+
+    def _controls(self, parameters: Parameters) -> Sequence[Size]:
+        """Reads the headers of their files."""
+        return tuple(self._size_of_control(control) for control in parameters.control)
 
     def _size_of_control(self, requested: RequestedControl) -> Size:
         """0 for files that will be refused when they are loaded."""
@@ -145,9 +152,10 @@ class Planner:
     def _too_large(self, parameters: Parameters, found: Estimate) -> TooLarge:
         available, setting = self._available, self._model.memory
         assert available is not None
+        controls = self._controls(parameters)
 
         def fits(smaller: Parameters) -> bool:
-            return choose(self._estimate(smaller), available, setting) is not None
+            return choose(self._estimate_with(smaller, controls), available, setting) is not None
 
         multiple = max(self._model.offer.bounds.width.multiple, self._model.offer.bounds.height.multiple)
         width, height = fitting_size(parameters, multiple, fits) or (0, 0)

@@ -94,13 +94,20 @@ class Unit:
         too, but slower."""
         if self._is_pinned:
             return
-        self._is_pinned = True
         # pin_memory() would round the size up to a power of two.
         status = int(torch.cuda.cudart().cudaHostRegister(self._home.data_ptr(), self._home.nbytes, 0))
+        self._is_pinned = status == 0
         if status != 0:
             log.write("worker", "memory_not_pinned", bytes=self._home.nbytes, status=status)
             with contextlib.suppress(RuntimeError):  # CUDA reports the error again at the next launch of a kernel
                 torch.zeros(1, device="cuda").sum().item()
+
+    def unpin(self) -> None:
+        """Before the home is freed: CUDA would go on copying from its pages, whatever is at that address then."""
+        if self._is_pinned:
+            torch.cuda.synchronize()
+            torch.cuda.cudart().cudaHostUnregister(self._home.data_ptr())
+            self._is_pinned = False
 
     def places(self) -> Iterator[tuple[Place, int]]:
         """Each place, with the number of its tensor in this unit."""
