@@ -7,11 +7,13 @@ import subprocess
 
 import pytest
 
+from weave.config.schema import Config
 from weave.protocol.control_messages import Forked, StartWorker
 from weave.sandbox.account import Account
 from weave.sandbox.attestation import Confinement
 from weave.supervisor.children.worker import WorkerProcess
 from weave.supervisor.children.zygote import ZygoteEnded, ZygoteProcess
+from weave.supervisor.zygotes import Zygotes
 
 
 @pytest.mark.parametrize("comes", ["before the cancel", "after it"])
@@ -72,5 +74,26 @@ def test_a_retired_zygote_does_not_wait_for_a_worker_of_the_next() -> None:
         assert not killed
         zygote.release(2)
         assert killed
+
+    asyncio.run(play())
+
+
+def test_a_zygote_that_has_ended_is_not_given_out() -> None:
+    """Whoever waited for it asks for the next one before its own task has noticed."""
+
+    async def play() -> None:
+        zygotes = Zygotes(Config(), Confinement("worker", Account.own(), False, None))
+        ended, following = ZygoteProcess.__new__(ZygoteProcess), ZygoteProcess.__new__(ZygoteProcess)
+        ended.has_ended, following.has_ended = True, False
+        zygotes._current = ended
+        asked = asyncio.create_task(zygotes.current())
+        await asyncio.sleep(0)
+        zygotes._current = None
+        zygotes._is_there.clear()
+        await asyncio.sleep(0)
+        assert not asked.done()
+        zygotes._current = following
+        zygotes._is_there.set()
+        assert await asked is following
 
     asyncio.run(play())

@@ -42,8 +42,9 @@ class Zygotes:
     async def current(self) -> ZygoteProcess:
         """Waits for it if there is none. The caller must hold it for a worker before it awaits anything else."""
         self._is_wanted.set()
-        while self._current is None:
-            await self._is_there.wait()
+        while self._current is None or self._current.has_ended:
+            # What waited for one that has ended may be here before _run_one().
+            await (self._is_there.wait() if self._current is None else asyncio.sleep(0))
         return self._current
 
     def reconfigure(self, config: Config) -> None:

@@ -59,7 +59,7 @@ class ZygoteProcess:
         # The workers that would end with it, by number.
         self._workers: set[int] = set()
         self._idle_since = asyncio.get_running_loop().time()
-        self._has_ended = False
+        self.has_ended = False
         self._unfit_since = 0.0
 
     @property
@@ -127,7 +127,7 @@ class ZygoteProcess:
         finally:
             self._child.kill()
             cause = describe_status(await self._child.exited())
-            self._has_ended = True
+            self.has_ended = True
             self._child.close()
             self._fail_pending()
         return cause
@@ -175,7 +175,7 @@ class ZygoteProcess:
 
     def kill(self) -> None:
         """SIGKILL; `run` returns when it has exited."""
-        if not self._has_ended:  # its pidfd is closed then
+        if not self.has_ended:  # its pidfd is closed then
             self._child.kill()
 
     def _handle(self, message: FromZygote, descriptors: list[int]) -> None:
