@@ -111,7 +111,7 @@ complete -c weavectl -n '_shtab_weavectl_using generate' -l steps -x -d 'number 
 complete -c weavectl -n '_shtab_weavectl_using generate' -l cfg-scale -x -d 'how closely to follow the prompt (default: the model'"'"'s)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l seed -x -d 'seed of the first image; image i (from 0) has seed + i mod 2^64 (default: random, below 2^32)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l scheduler -x -d 'one of the model'"'"'s schedulers (default: the model'"'"'s)'
-complete -c weavectl -n '_shtab_weavectl_using generate' -l cache -xka "none first_block taylorseer magcache" -d 'one of the model'"'"'s step caches, which reuse what changes little between steps: faster, but other pixels (default: the model'"'"'s)'
+complete -c weavectl -n '_shtab_weavectl_using generate' -l cache -xka "none first_block taylorseer magcache" -d 'one of the model'"'"'s step caches, which reuse results of earlier steps: faster, but pixels differ (default: the model'"'"'s)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l lora -xka "(_weavectl_loras)" -d 'LoRAs to apply, each with its weight (1 if left out) (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l embedding -xka "(_weavectl_embeddings)" -d 'embeddings to use, whose IDs stand in the prompts as words (default: none)'
 complete -c weavectl -n '_shtab_weavectl_using generate' -l image -xka "(__fish_complete_path (commandline -ct))" -d 'image to start from (default: none)'

@@ -96,7 +96,7 @@ _shtab_weavectl_generate_options=(
   "--cfg-scale[how closely to follow the prompt (default\: the model\'s)]:X:"
   "--seed[seed of the first image\; image i (from 0) has seed \+ i mod 2\^64 (default\: random, below 2\^32)]:N:"
   "--scheduler[one of the model\'s schedulers (default\: the model\'s)]:NAME:"
-  "--cache[one of the model\'s step caches, which reuse what changes little between steps\: faster, but other pixels (default\: the model\'s)]:cache:(none first_block taylorseer magcache)"
+  "--cache[one of the model\'s step caches, which reuse results of earlier steps\: faster, but pixels differ (default\: the model\'s)]:cache:(none first_block taylorseer magcache)"
   "--lora[LoRAs to apply, each with its weight (1 if left out) (default\: none)]:ID[\:WEIGHT]:_weavectl_loras"
   "--embedding[embeddings to use, whose IDs stand in the prompts as words (default\: none)]:ID:_weavectl_embeddings"
   "--image[image to start from (default\: none)]:FILE:_files"

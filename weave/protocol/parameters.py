@@ -94,7 +94,7 @@ class RequestedParameters(Struct, frozen=True, forbid_unknown_fields=True, kw_on
     cache: Annotated[
         StepCache | None,
         Parameter(
-            "one of the model's step caches, which reuse what changes little between steps: faster, but other pixels",
+            "one of the model's step caches, which reuse results of earlier steps: faster, but pixels differ",
             OfferedCache(),
             option="--cache",
             since="0.2.0",
