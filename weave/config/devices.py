@@ -1,4 +1,4 @@
-"""The devices of a config, by name. On each of them at most one worker runs at any time."""
+"""The devices of a config, by name. At most one worker runs on each at any time."""
 
 from weave.config.schema import ConfigError, DeviceConfig
 
@@ -15,7 +15,7 @@ def check_devices(config: DeviceConfig) -> None:
 
 
 def device_names(config: DeviceConfig) -> tuple[str, ...]:
-    """A name for each device, unlike all others: several workers on the CPU are cpu:0, cpu:1, ..."""
+    """A unique name for each device: several workers on the CPU are cpu:0, cpu:1, ..."""
     if config.devices is None:
         return (config.device or "auto",)
     cpus = config.devices.count("cpu")

@@ -9,8 +9,9 @@ from weave.protocol.parameters import StepCache
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=86400)]
 Bound: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=100_000)]
-# How weights in few bits are held: as in the file (`kept`), or computed up once to the dtype (`full`): the images are
-# the same. `fp8_matmul` is as `kept`, but GPUs that can also multiply in fp8, and the images differ slightly.
+# How quantised weights are held: quantised, as in the file (`kept`), or converted to the dtype when the model is loaded
+# (`full`); the images are the same. `fp8_matmul` is as `kept`, but GPUs that can multiply in fp8 do so, and the images
+# differ slightly.
 Form: TypeAlias = Literal["kept", "full", "fp8_matmul"]
 Sha256: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
@@ -24,9 +25,9 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class DeviceConfig(_Table, frozen=True, kw_only=True):
-    """Where models run: on `device`, which is auto if neither is set, or on each of `devices`, with a worker for each
-    (config/devices.py). `threads` is for the CPU, for each worker; 0 means one per core, divided between the workers on
-    the CPU. `memory_bytes` is how much of each device's memory the daemon may use; 0 means all of it."""
+    """Where models run: on `device`, or on each of `devices` with its own worker (config/devices.py); on auto if
+    neither is set. `threads` is for each worker on the CPU; 0 means one per core, divided between these workers.
+    `memory_bytes` is how much of each device's memory the daemon may use; 0 means all that is free."""
 
     device: Annotated[str, Meta(pattern=r"\A(auto|cpu|cuda(:[0-9]{1,4})?)\Z")] | None = None
     devices: (
@@ -160,9 +161,9 @@ class ModelConfig(_Table, frozen=True, kw_only=True):
     such as `vae`, which replace those of `path`.
 
     `sha256` pins files to a digest in hex: by their path inside the folder, for single files by `path` or `parts.NAME`.
-    `weights` is how those in few bits are held. `v1_id` is the model's number in version 1 of the protocol.
+    `weights` is how quantised weights are held. `v1_id` is the model's number in version 1 of the protocol.
     `references` says whether the model takes reference images, in families where only some do (in flux, FLUX.1
-    Kontext). `memory` is where its weights are (weave/models/plans.py); "auto" picks the fastest that fits.
+    Kontext). `memory` is its memory plan (weave/models/plans.py); "auto" picks the fastest that fits.
     """
 
     path: str

@@ -40,7 +40,7 @@ class Controls:
         """The ControlNets of a job, in its order. Raises ControlRefused, and what running out of memory raises."""
         wanted = [control.id for control in requested]
         if self._placement.is_taken and not self._were_taken:
-            self.drop()  # they would stay on the device, and could not use what they share with the model
+            self.drop()  # they would stay on the device, and could not share the model's layers
         self._were_taken = self._placement.is_taken
         unused = self._loaded.keys() - wanted
         if unused and (wanted or not has_room(self._placement.device, 0)):
@@ -129,8 +129,8 @@ def _load(pipeline: Any, name: str, control: WorkerControl, placement: Placement
 
 
 def _share(placement: Placement, name: str, net: Any, denoiser_name: str, denoiser: Any) -> None:
-    """A pipeline gives the ControlNet what it shares with the model. Parameters are others whenever they come to the
-    device, so the ControlNet gets them again."""
+    """A pipeline gives the ControlNet the layers that it shares with the model. Their parameters are replaced each time
+    that they are copied to the device, so the ControlNet gets them again."""
     placement.shares(name, denoiser_name)
 
     def give(*_: Any) -> None:

@@ -78,8 +78,8 @@ def memory(device: torch.device, peak: int = 0, memory_bytes: int = 0) -> Memory
 
 
 def available(device: torch.device, memory_bytes: int) -> int | None:
-    """How many bytes the model and its jobs may use, with what they use already. `memory_bytes` is the config's limit,
-    0 for none. None: the CPU without a limit."""
+    """How many bytes the model and its jobs may use, including those that they use already. `memory_bytes` is the
+    config's limit, 0 for none. None: the CPU without a limit."""
     if device.type != "cuda":
         return memory_bytes or None
     free, _ = torch.cuda.mem_get_info(device)
@@ -117,8 +117,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_broken(error: BaseException) -> bool:
-    """Whether the driver reported an error of which this process may not recover: after most of them each further call
-    fails, in every job."""
+    """Whether the driver reported an error from which this process may not recover: after most such errors every later
+    call fails, in all jobs."""
     is_drivers = isinstance(error, torch.AcceleratorError) or str(error).startswith(("CUDA error:", "HIP error:"))
     return isinstance(error, RuntimeError) and is_drivers and not is_out_of_memory(error)
 

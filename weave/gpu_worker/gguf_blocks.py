@@ -1,7 +1,7 @@
-"""Computes up the blocks of numbers that GGUF files have, in float32.
+"""Dequantises the blocks of GGUF files to float32.
 
 Format: github.com/ggml-org/ggml, the block_* structs in src/ggml-common.h and dequantize_row_* in src/ggml-quants.c. In
-a block of 256 numbers (K) each 32 or 16 numbers have a scale of their own.
+a block of 256 values (the K types) each group of 32 or 16 values has its own scale.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,19 +12,19 @@ from weave.models.gguf import BLOCKS
 
 
 def rows_of(kind: str, data: torch.Tensor) -> torch.Tensor:
-    """The numbers of rows in blocks of the type `kind`; `data` has the bytes of a row in each of its rows."""
+    """The dequantised rows. Each row of `data` has the bytes of one, in blocks of the type `kind`."""
     block = BLOCKS[kind]
     return _KINDS[kind](data.reshape(-1, block.bytes)).reshape(len(data), -1)
 
 
 def _halves(data: torch.Tensor) -> torch.Tensor:
-    """Numbers in float16, two bytes each."""
+    """float16 values, two bytes each."""
     return data.view(torch.float16).float()
 
 
 def _shifted(data: torch.Tensor, shifts: Sequence[int], mask: int) -> torch.Tensor:
-    """For each of the `shifts` the lower bits of all bytes: a row for each byte's place is appended to the last but one
-    dimension."""
+    """All bytes shifted right by each of the `shifts`, and masked. The shifts become a new dimension before the last
+    one."""
     by = torch.tensor(shifts, dtype=torch.uint8, device=data.device).view(-1, 1)
     return (data.unsqueeze(-2) >> by) & mask
 
@@ -36,7 +36,7 @@ def _high_bits(data: torch.Tensor) -> torch.Tensor:
 
 
 def _q4(data: torch.Tensor) -> torch.Tensor:
-    """32 numbers of 4 bits in 16 bytes: the lower halves of the bytes come first."""
+    """32 values of 4 bits in 16 bytes: the low nibbles of all bytes come first."""
     return _shifted(data, (0, 4), 0x0F).flatten(1)
 
 
@@ -61,8 +61,8 @@ def _q5_1(data: torch.Tensor) -> torch.Tensor:
 
 
 def _scales_of_k(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and minimum of each of eight groups of 32 numbers: twelve bytes have 6 bits for each, which float16 scales
-    multiply."""
+    """Scale and minimum of each of eight groups of 32 values: 6 bits each, in twelve bytes, multiplied by float16
+    factors."""
     low, mins, high = data[:, 4:16].unflatten(1, (3, 4)).unbind(1)
     scales = torch.cat([low & 0x3F, (high & 0x0F) | ((low >> 2) & 0x30)], dim=1)
     minimums = torch.cat([mins & 0x3F, (high >> 4) | ((mins >> 2) & 0x30)], dim=1)
@@ -71,7 +71,7 @@ def _scales_of_k(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _q4_of_k(data: torch.Tensor) -> torch.Tensor:
-    """Eight groups of 32 numbers of 4 bits; two groups share 32 bytes."""
+    """Eight groups of 32 values of 4 bits; two groups share 32 bytes."""
     return _shifted(data.unflatten(1, (4, 32)), (0, 4), 0x0F).flatten(1, 2)
 
 
@@ -87,7 +87,7 @@ def _q5_k(data: torch.Tensor) -> torch.Tensor:
 
 
 def _q6_k(data: torch.Tensor) -> torch.Tensor:
-    """Sixteen groups of 16 numbers, of 4 bits in `low` and 2 in `high`."""
+    """Sixteen groups of 16 values, with 4 bits in `low` and 2 in `high`."""
     low = _shifted(data[:, :128].unflatten(1, (2, 64)), (0, 4), 0x0F).reshape(-1, 8, 32)
     high = _shifted(data[:, 128:192].unflatten(1, (2, 32)), (0, 2, 4, 6), 3).reshape(-1, 8, 32) << 4
     scale = _halves(data[:, 208:]) * data[:, 192:208].view(torch.int8).float()

@@ -1,7 +1,8 @@
-"""Layers whose weights stay in the form of their file, in few bits, and are computed up each time that they are used.
+"""Linear layers whose weights stay quantised in memory, as in their file, and are converted to the dtype at each use.
 
-The libraries load such a model with stand-ins of the weights' shape and dtype, which take no memory. Then the layers
-that got them are replaced. What is computed is rounded as if it had been loaded: images are the same bit for bit.
+The libraries load such a model with placeholder tensors of the weights' shape and dtype, which take no memory. Then the
+layers that got them are replaced. Converted weights are rounded as if they had been loaded in the dtype, so images are
+the same, bit for bit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +14,10 @@ from torch.nn import functional
 from weave.gpu_worker.gguf_blocks import rows_of
 from weave.models.gguf import BLOCKS
 
-# Adds to these rows of a layer's weights, which it gets in float32.
+# Adds to some rows of a layer's weights in place, in float32.
 Change: TypeAlias = Callable[[torch.Tensor, slice], None]
 
-# How many numbers are computed up at a time: more only take memory, which float32 needs for a moment.
+# How many weights are converted at a time. More would only take more memory for the temporary float32 values.
 _AT_ONCE = 1 << 22
 _FP8_MAX = 448.0  # of float8_e4m3fn
 # torch._scaled_mm takes matrices whose sides are multiples of this.
@@ -24,8 +25,8 @@ _SCALED_MULTIPLE = 16
 
 
 class Kept(NamedTuple):
-    """A matrix in the form of its file. In fp8 `data` is of the matrix's shape, and `scale` a column in float32, whose
-    numbers multiply the rows. In blocks of a GGUF file, of the type `kind`, `data` has the bytes of each row."""
+    """A quantised matrix. In fp8 `data` has the matrix's shape, and `scale` is a float32 column with a factor for each
+    row. In blocks of a GGUF file, of the type `kind`, `data` has the bytes of each row."""
 
     data: torch.Tensor
     scale: torch.Tensor | None
@@ -41,14 +42,14 @@ class Kept(NamedTuple):
         return rows, columns // block.bytes * block.numbers
 
     def rows(self, taken: slice) -> torch.Tensor:
-        """Some rows of the matrix, in float32."""
+        """The `taken` rows of the matrix, in float32."""
         if self.kind is not None:
             return rows_of(self.kind, self.data[taken])
         assert self.scale is not None
         return self.data[taken].float().mul_(self.scale[taken])
 
     def full(self, dtype: torch.dtype, changes: Sequence[Change] = ()) -> torch.Tensor:
-        """The matrix. It is rounded to `dtype`, and once more after the `changes`."""
+        """The matrix in `dtype`. It is rounded once, and again after the `changes`."""
         rows, columns = self.shape
         found = torch.empty(rows, columns, dtype=dtype, device=self.data.device)
         step = max(1, _AT_ONCE // max(1, columns))
@@ -68,8 +69,8 @@ class Kept(NamedTuple):
 
 
 class KeptLinear(torch.nn.Module):  # type: ignore[misc]
-    """A torch.nn.Linear. `changes` are what a job's LoRAs add. `in_fp8`: on GPUs that can, it multiplies in fp8, which
-    is faster and less exact."""
+    """Replaces a torch.nn.Linear. `changes` add a job's LoRAs. `in_fp8`: it multiplies in fp8 if the GPU can, which is
+    less exact."""
 
     def __init__(self, kept: Kept, bias: torch.nn.Parameter | None, dtype: torch.dtype, *, in_fp8: bool) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class KeptLinear(torch.nn.Module):  # type: ignore[misc]
         self._dtype = dtype
         self._format, self._kind = kept.data.dtype, kept.kind
         self._in_fp8 = in_fp8 and kept.data.dtype == torch.float8_e4m3fn
-        # As bytes: whoever casts or checks a model's floating-point numbers leaves these alone.
+        # As bytes, so that code that casts or checks a model's floating-point parameters ignores them.
         self.data = _as_bytes(kept.data)
         self.scale = None if kept.scale is None else _as_bytes(kept.scale)
 
@@ -96,7 +97,7 @@ class KeptLinear(torch.nn.Module):  # type: ignore[misc]
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weights, computed up: every use costs that."""
+        """The weights, converted to the dtype at each use."""
         return self.kept.full(self._dtype, self.changes)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
@@ -107,17 +108,18 @@ class KeptLinear(torch.nn.Module):  # type: ignore[misc]
 
 
 class StandIns:
-    """Tensors for the libraries to load in place of `kept`, by the names of their class."""
+    """Placeholder tensors that the libraries load instead of `kept`, by the class's names."""
 
     def __init__(self, kept: Mapping[str, Kept], dtype: torch.dtype) -> None:
         self.tensors = {name: torch.zeros((), dtype=dtype).expand(it.shape) for name, it in kept.items()}
-        # The library renames some, and keeps each one's memory.
+        # The library renames some tensors, but not their memory.
         self._names = {tensor.data_ptr(): name for name, tensor in self.tensors.items()}
         self._kept = kept
         self._dtype = dtype
 
     def replace(self, model: torch.nn.Module, *, in_fp8: bool) -> set[str]:
-        """The model gets what the stand-ins stand for. Returns the names of those that it does not have."""
+        """Replace the placeholders in the model by the `kept` weights. Returns the names that the model does not
+        have."""
         left = set(self._kept)
         for module_name, module in list(model.named_modules()):
             for name, parameter in list(module.named_parameters(recurse=False)):
@@ -138,8 +140,8 @@ def _as_bytes(tensor: torch.Tensor) -> torch.nn.Parameter:
 
 
 def _multiplies_fp8(values: torch.Tensor, rows: int) -> bool:
-    """Whether torch._scaled_mm takes these values, and a matrix of so many rows. GPUs from compute capability 8.9 on
-    have it."""
+    """Whether torch._scaled_mm takes these values and a matrix of this many `rows`. It needs compute capability 8.9 or
+    later."""
     sides = (values.shape[-1], rows)
     fits = values.dtype == torch.bfloat16 and all(side % _SCALED_MULTIPLE == 0 for side in sides)
     return fits and values.is_cuda and torch.cuda.get_device_capability(values.device) >= (8, 9)

@@ -1,9 +1,9 @@
 """Keeps torch, diffusers and transformers from importing what never runs here: torch's compiler and exporter,
 distributed tensors, and models of no family.
 
-They are a third of the processor time that a zygote takes to start. The libraries import them for decorators and type
-checks, or with others of the same package. A module that is left out is executed when a name is read that it does not
-have yet, so whatever does run finds the real one.
+They take a third of the processor time of a zygote's start. The libraries import them for decorators and type checks,
+or together with other modules of a package. A deferred module is executed when a name is read that it does not have
+yet, so code that does run finds the real module.
 """
 
 import importlib.metadata
@@ -14,7 +14,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
-# The versions whose modules can be left out. Of another version all are imported: it may count on their order.
+# The versions whose modules can be deferred. Other versions import all: they may rely on another order.
 TESTED = {"torch": "2.13", "diffusers": "0.42"}
 
 
@@ -73,7 +73,7 @@ class _Deferred(types.ModuleType):
 
 
 def _execute(wanted: _Deferred) -> None:
-    """torch's modules count on those that torch imports before them, so these are executed first."""
+    """torch's modules rely on those that torch imports before them, so these are executed first."""
     for name, module in list(sys.modules.items()):  # in the order of their import
         needed = name.startswith("torch.") and wanted.__name__.startswith("torch.")
         if type(module) is _Deferred and (needed or module is wanted):

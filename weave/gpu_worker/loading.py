@@ -39,8 +39,8 @@ def load_pipeline(
     take: Callable[[Any], None] | None = None,
     form: Form = "kept",
 ) -> Any:
-    """The pipeline of a model, on `device`, or where `take` moves it from the mapped files. `name` is its family;
-    `pins` are digests of its files, as for Source.as_pinned(); `form` is how its weights are held. Raises
+    """The pipeline of a model, on `device`, or offloaded by `take` from the mapped files. `name` is its family; `pins`
+    are digests of its files, as for Source.as_pinned(); `form` is how quantised weights are held. Raises
     ModelFilesRefused."""
     if pins:
         # Its reasons are clearer than that a digest differs. It is repeated below, where the files cannot change.
@@ -181,7 +181,7 @@ def load_model(
         stand_ins = StandIns(kept, dtype)
         model = load(part, component, config, tensors | stand_ins.tensors, dtype)
         left = stand_ins.replace(model, in_fp8=form == "fp8_matmul") - set(component.unused_tensors)
-        refuse_keys(part, "tensors in few bits of no layer", left)
+        refuse_keys(part, "quantised tensors of no layer", left)
     _check_complete(part, model, dtype)
     return model.eval()
 

@@ -1,8 +1,8 @@
 """A job's LoRAs are merged into the model's weights, which are the model's own again afterwards, bit for bit.
 
 Merged weights cost nothing at each step. The sum is computed in float32 and rounded once. Subtracting it again would
-not give the same bits, so the weights are kept. Weights in few bits stay as they are: LoRAs are added each time that
-these are computed up, which gives the same sums.
+not give the same bits, so the weights are kept. Quantised weights do not change: LoRAs are added each time that these
+are converted to the dtype, which gives the same sums.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ def merged(
             for weight, own in kept:
                 weight.copy_(own)
         for place in weights:
-            placement.send(layers[place])  # what is on the device still has the LoRAs
+            placement.send(layers[place])  # the copy on the device still has the LoRAs
 
 
 def _read_all(pipeline: Any, model: WorkerModel, requested: tuple[RequestedLora, ...]) -> _Products:

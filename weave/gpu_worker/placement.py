@@ -1,7 +1,6 @@
-"""Where a model's weights are: on the device, or in main memory until they are used.
+"""Where a model's weights are: on the device, or offloaded to main memory until they are used.
 
-diffusers' own group offloading needs accelerate (it moves a module's arguments with it), and its offloading of whole
-models too.
+diffusers' own offloading, of whole models and of groups, needs accelerate, for example to move a module's arguments.
 """
 
 import contextlib
@@ -18,27 +17,27 @@ from weave.models.memory import blocks
 
 # Buffers stay on the device: pipelines read some outside of any call.
 _ENTRANCES = ("encode", "decode")
-# The attribute by which diffusers' pipelines know where to compute, if not by where the weights are.
+# The attribute from which diffusers' pipelines take the device if the weights do not tell it.
 _DEVICE_HOOK = "_hf_hook"
 
 
 class Need(NamedTuple):
-    """What a component needs on the device for a job: bytes `beside` its weights, and if it is streamed the `room` for
-    its weights: blocks that fit into it stay there."""
+    """The bytes that a component needs on the device for a job: `beside` its weights, and, if it is streamed, the
+    `room` for its weights. Blocks that fit into the room stay there."""
 
     beside: int = 0
     room: int | None = None
 
 
 class _Component:
-    """A module whose weights come and go."""
+    """A module whose weights are offloaded while it is not in use."""
 
     def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
         self.module = module
         self.units = _units_of(module)
         self.whole = sum(unit.size for unit in self.units.values())
         self.need = Need()
-        # The units that come one after another; the others are on the device together.
+        # The units that are streamed; the others are on the device at the same time.
         self.coming: list[Unit] = []
         self.blocks: Blocks | None = None
         self._device = device
@@ -66,7 +65,7 @@ class _Component:
                     unit.pin()
 
     def bring(self) -> None:
-        """Put it on the device, but for the units that come one after another."""
+        """Copy the component to the device, except the streamed units."""
         if self._is_in:
             return
         self._is_in = True
@@ -77,12 +76,12 @@ class _Component:
                 if unit not in self.coming:
                     unit.bring(device=self._device)
                     unit.enter()
-        except BaseException:  # out of memory: half of a component computes nothing
+        except BaseException:  # out of memory: half of a component is of no use
             self.send()
             raise
 
     def send(self) -> None:
-        """Take it off the device."""
+        """Offload the component."""
         if self.blocks is not None:
             self.blocks.close()
         self.blocks = None
@@ -91,7 +90,7 @@ class _Component:
         self._is_in = False
 
     def _coming(self) -> list[Unit]:
-        """As many blocks as there is no room for, so that the others need not come again at each step."""
+        """The blocks to stream: those for which there is no room. The others stay for all steps."""
         blocks = [unit for name, unit in self.units.items() if name]
         assert self.need.room is not None
         room = self.need.room - self.units[""].size - 2 * max((unit.size for unit in blocks), default=0)
@@ -102,11 +101,11 @@ class _Component:
 
 
 class Placement:
-    """The components of the loaded model. Until take() they are on the device for good."""
+    """The components of the loaded model. A component is always on the device unless take() was called for it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # The most bytes of weights that were on the device at once since the job began.
+        # The most bytes of weights that were on the device at the same time since the job began.
         self.peak = 0
         self._components: dict[str, _Component] = {}  # the last one used is last
         self._places: dict[tuple[int, str], tuple[_Component, Unit, int]] = {}
@@ -115,11 +114,11 @@ class Placement:
 
     @property
     def is_taken(self) -> bool:
-        """Whether weights come and go."""
+        """Whether weights are offloaded."""
         return bool(self._components)
 
     def take(self, name: str, module: torch.nn.Module) -> None:
-        """Move a component's weights to main memory, from where they come to the device as they are used."""
+        """Offload a component's weights to main memory; they are copied to the device when they are used."""
         component = _Component(module, self.device)
         self._components[name] = component
         for unit_name, unit in component.units.items():
@@ -136,15 +135,15 @@ class Placement:
         for owner in module.modules():
             for buffer_name, buffer in owner.named_buffers(recurse=False):
                 setattr(owner, buffer_name, buffer.to(self.device, copy=True))
-        # Pipelines ask their first component for it, where they create latents and embeddings.
+        # Pipelines ask their first component where to create latents and embeddings.
         setattr(module, _DEVICE_HOOK, SimpleNamespace(execution_device=self.device))
 
     def shares(self, name: str, other: str) -> None:
-        """The component `name` uses modules of `other`, which is on the device whenever it is."""
+        """The component `name` uses modules of `other`: both are on the device together."""
         self._shared[name] = other
 
     def drop(self, name: str) -> None:
-        """Forget a component, which nothing uses any more."""
+        """Release a component that is no longer used."""
         self._shared.pop(name, None)
         if component := self._components.pop(name, None):
             component.send()
@@ -153,8 +152,8 @@ class Placement:
             self._places = {key: value for key, value in self._places.items() if value[0] is not component}
 
     def begin(self, needs: Callable[[str], "Need"], room: int | None) -> None:
-        """Before a job. `needs` gives that of each component by its name. As many components stay on the device as fit
-        into `room` bytes; None: only the one in use."""
+        """Before a job. `needs` returns the Need of a component by its name. As many components stay on the device as
+        fit into `room` bytes; None: only the one in use."""
         self._room = room
         for name, component in self._components.items():
             component.begin(needs(name))
@@ -162,11 +161,11 @@ class Placement:
 
     @property
     def resident(self) -> int:
-        """Bytes of weights on the device now that come and go."""
+        """Bytes of the weights of taken components that are on the device now."""
         return sum(component.resident for component in self._components.values())
 
     def stored(self, module: torch.nn.Module, name: str = "weight") -> torch.Tensor:
-        """A parameter where it can be changed: its home in main memory, or itself."""
+        """The tensor to change for a parameter: its copy in main memory, or the parameter itself."""
         found = self._places.get((id(module), name))
         if found is None:
             return Place(module, name).parameter
@@ -175,7 +174,7 @@ class Placement:
         return unit.home(number)
 
     def send(self, module: torch.nn.Module, name: str = "weight") -> None:
-        """Take the component that this parameter belongs to off the device: the parameter has changed."""
+        """Offload this parameter's component, since the parameter has changed in main memory."""
         if found := self._places.get((id(module), name)):
             found[0].send()
 
@@ -206,11 +205,11 @@ class Placement:
 
         return entrance
 
-    # Not in inference mode: parameters must not be tensors that exist only there.
+    # Not in inference mode: parameters must not be inference tensors.
     @torch.inference_mode(False)
     @torch.no_grad()
     def _use(self, name: str) -> None:
-        """Bring a component to the device, and first take others off that leave no room for it."""
+        """Copy a component to the device. First offload others until there is room for it."""
         names = [self._shared[name], name] if name in self._shared else [name]
         used = {it: self._components.pop(it) for it in names}
         beside = max(component.need.beside for component in used.values())
@@ -238,7 +237,7 @@ def _leave(component: _Component, unit: Unit, *_: Any) -> None:
 
 
 def _units_of(module: torch.nn.Module) -> dict[str, Unit]:
-    """By the block's name; empty is what is in no block."""
+    """The units by the block's name; the empty name is for parameters outside blocks."""
     parameters = list(module.named_parameters(remove_duplicate=False))
     names = blocks({name: parameter.nbytes for name, parameter in parameters})
     grouped: dict[str, dict[torch.nn.Parameter, list[Place]]] = {"": {}}

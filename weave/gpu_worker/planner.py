@@ -1,4 +1,4 @@
-"""Chooses the plan of each job by its size, the model's weights and the device's memory, and puts it into effect."""
+"""Chooses each job's memory plan from its size, the model's weights and the device's memory, and applies it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +21,12 @@ from weave.protocol.inputs import RequestedControl
 from weave.protocol.parameters import Parameters
 from weave.protocol.worker_messages import Memory, TooLarge
 
-# Of the room for a streamed denoiser's blocks: the rest is for estimates that are too low.
+# The fraction of the room for a streamed denoiser's blocks that is used; the rest is for estimates that are too low.
 _SLACK = 0.95
 
 
 class NoRoom(Exception):
-    """The job fits into no plan."""
+    """The job fits in no plan."""
 
     def __init__(self, found: TooLarge) -> None:
         super().__init__(f"it needs {found.needed} bytes, available are {found.available}")
@@ -54,7 +54,7 @@ class Planner:
         self._available: int | None = None
 
     def plan_load(self, parameters: Parameters | None) -> Planned:
-        """Read the headers of the model's files, and choose a plan for the job that it is loaded for. Raises
+        """Read the headers of the model's files, and choose a plan for the job for which the model is loaded. Raises
         ModelFilesRefused, NoRoom."""
         model, offer = self._model, self._model.offer
         assets = find_assets(offer.family, source_of(model.path, model.layout, model.parts), self._dtype)
@@ -74,17 +74,17 @@ class Planner:
         if plan is None:
             raise NoRoom(self._too_large(parameters, found))
         if plan.placement == "card" and self.placement.is_taken:
-            plan = Plan("stages", plan.tiled)  # where there is room for all, all stays on the device
+            plan = Plan("stages", plan.tiled)  # if there is room, all weights stay on the device
         return Planned(plan, found)
 
     def after(self, planned: Planned) -> Planned | None:
-        """What to try when the job has run out of memory; None: nothing."""
+        """The second attempt for a job that ran out of memory; None: no second attempt."""
         has_budget = self._available is not None
         plan = after(planned.plan, planned.estimate, has_budget=has_budget) if self._model.memory == "auto" else None
         return Planned(plan, planned.estimate, strict=has_budget) if plan is not None else None
 
     def apply(self, pipeline: Any, planned: Planned) -> None:
-        """Before a job: move the model, and set the VAE."""
+        """Before a job: offload the model if the plan needs it, and set the VAE's tiling."""
         plan = planned.plan
         if plan.placement != "card" and not self.placement.is_taken:
             self.take(pipeline)
@@ -110,7 +110,7 @@ class Planner:
         self.placement.begin(need, room)
 
     def _room_of(self, name: str, found: Estimate, beside: int) -> int | None:
-        """For the weights of a component in the plan `streamed`; None if it need not be streamed."""
+        """The room for a component's weights in the plan `streamed`; None if the component need not be streamed."""
         room, sizes = self._available or 0, self._needs.sizes
         if name in found.encoders:
             return None if sizes[name].whole <= room else room
@@ -126,7 +126,7 @@ class Planner:
         return devices.memory(placement.device, used, self._memory_bytes)
 
     def take(self, pipeline: Any) -> None:
-        """Move the model's weights to main memory."""
+        """Offload the model's weights to main memory."""
         for part in self._needs.sizes:
             self.placement.take(part, getattr(pipeline, part))
 
@@ -141,7 +141,7 @@ class Planner:
         return tuple(self._size_of_control(control) for control in parameters.control)
 
     def _size_of_control(self, requested: RequestedControl) -> Size:
-        """0 for files that will be refused when they are loaded."""
+        """Size 0 for files that will be refused at load."""
         nets = self._family.control_nets
         control = next(control for control in self._model.controls if control.offer.id == requested.id)
         faults, weights = collect(check_files(Path(control.path), self._family.name, {}))

@@ -1,4 +1,4 @@
-"""Processors, which prepare a prompt and its images for an encoder that sees, and the check that the two fit."""
+"""Processors, which prepare a prompt and its images for a vision-language encoder, and the check that the two fit."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from weave.gpu_worker.classes import component_class
 from weave.models.components import ProcessorClass
 from weave.models.files import ModelFilesRefused
 
-# The keys of the encoder's config, and the marks in a prompt that are these tokens.
+# Keys of the encoder's config that are token IDs, and the placeholders in a prompt that must have these IDs.
 _MARKS = {
     "image_token_id": "<|image_pad|>",
     "vision_start_token_id": "<|vision_start|>",
@@ -25,14 +25,14 @@ def processor_of(component: ProcessorClass, config: dict[str, Any], tokenizer: A
         def __init__(self, image_processor: Any, tokenizer: Any) -> None:
             super().__init__(image_processor, tokenizer)
 
-    given = {key: value for key, value in config.items() if value is not None}  # null would replace a default
+    given = {key: value for key, value in config.items() if value is not None}  # null would override a default
     image_processor = getattr(transformers, component.image_processors[0])(**given)
     return Processor(image_processor, tokenizer)
 
 
 def check_marks(part: str, processor: Any, config: Any) -> None:
-    """That the marks, which the pipeline's own text has, are those tokens that the encoder replaces by images. `config`
-    is the encoder's. Raises ModelFilesRefused."""
+    """Check that the placeholders in the pipeline's own text are the tokens that the encoder replaces by images.
+    `config` is the encoder's. Raises ModelFilesRefused."""
     for key, mark in _MARKS.items():
         found, expected = processor.tokenizer(mark).input_ids, getattr(config, key)
         if found != [expected]:

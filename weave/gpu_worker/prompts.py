@@ -1,4 +1,4 @@
-"""What the text encoders made of recent prompts: a large encoder takes longer than all steps of a fast model."""
+"""A cache of encoded prompts: a large encoder takes longer than all steps of a fast model."""
 
 import contextlib
 import os
@@ -12,12 +12,12 @@ import torch
 from weave.config.child_configs import WorkerModel
 from weave.protocol.parameters import Parameters
 
-# A dozen prompts of the longest encodings: 512 tokens of 4,096 numbers, with a negative prompt.
+# A dozen prompts with the longest encodings: 512 tokens of 4,096 values, with a negative prompt.
 _MOST_BYTES = 64 * 1024 * 1024
 # A result that depends on other arguments, such as tensors and images, is not kept.
 _PLAIN = (str, int, float, torch.device, torch.dtype)
 
-# In its context, encode_prompt() of this pipeline returns what is kept, if that is there.
+# In its context, encode_prompt() of this pipeline returns the cached result if there is one.
 Encoding: TypeAlias = Callable[[Any], AbstractContextManager[None]]
 
 
@@ -27,7 +27,7 @@ def not_kept(pipeline: Any) -> AbstractContextManager[None]:
 
 
 class _Kept(NamedTuple):
-    """What encode_prompt() returned, in the host's memory, the device that it was on, and its size in bytes."""
+    """What encode_prompt() returned, in main memory, with the device that it was on and its size in bytes."""
 
     value: Any
     device: torch.device
@@ -35,7 +35,7 @@ class _Kept(NamedTuple):
 
 
 class KeptPrompts:
-    """A worker's. The least recently used are dropped first."""
+    """A worker's cache. The least recently used encodings are dropped first."""
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self._most_bytes = most_bytes
@@ -67,7 +67,7 @@ class KeptPrompts:
         return encoding
 
     def _keep(self, key: Hashable, value: Any) -> None:
-        """Keeps at least this one."""
+        """Add a result, and drop old ones. The new one is always kept."""
         tensors = list(_tensors(value))
         kept = _copied(value, torch.device("cpu"))
         self._kept[key] = _Kept(kept, tensors[0].device, sum(tensor.nbytes for tensor in tensors))
@@ -76,8 +76,8 @@ class KeptPrompts:
 
 
 def _additions(model: WorkerModel, parameters: Parameters) -> Hashable:
-    """The job's LoRAs and embeddings, which may change what an encoder returns, each with the state of its file: a file
-    may be exchanged while the worker runs."""
+    """The job's LoRAs and embeddings, which may change what an encoder returns, and the state of each file, which may
+    be replaced while the worker runs."""
     loras = {lora.offer.id: lora.path for lora in model.loras}
     embeddings = {embedding.offer.id: embedding.path for embedding in model.embeddings}
     paths = [loras[lora.id] for lora in parameters.loras] + [embeddings[name] for name in parameters.embeddings]

@@ -1,6 +1,6 @@
 """Step caches: diffusers' hooks on the denoiser, which at some steps reuse or extrapolate what blocks returned before.
 
-They are on for one pass, so that no job sees what another one has kept.
+A cache is on for one pass, so that no job sees another job's results.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ def step_cache(denoiser: Any, name: StepCache, steps: int) -> Iterator[None]:
         return
     denoiser.enable_cache(_config(name, denoiser.dtype, steps))
     try:
-        yield  # the pipelines for text-to-image tell it which calls are for the negative prompt
+        yield  # pipelines for text-to-image mark the calls for the negative prompt
     finally:
         denoiser.disable_cache()
 
 
 def _config(name: StepCache, dtype: Any, steps: int) -> Any:
-    """With diffusers' defaults. Its hooks are imported by the families that have caches (classes.py)."""
+    """The cache's config, with diffusers' defaults. classes.py imports the hooks for families that have caches."""
     from diffusers import hooks
     from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 

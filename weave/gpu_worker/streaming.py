@@ -1,4 +1,4 @@
-"""Two blocks of a component on the device: the one that computes, and the next one, which is copied there meanwhile."""
+"""Two blocks of a component on the device: the one that runs, and the next one, which is copied at the same time."""
 
 import contextlib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from weave.gpu_worker.units import Unit
 
 
 class _Slot:
-    """Memory on the device for one block. `ready` is when it has arrived, `free` when the device has used it."""
+    """Device memory for one block. `ready`: the block has been copied; `free`: the device no longer uses it."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.memory = torch.empty(size, dtype=torch.uint8, device=device)
@@ -19,8 +19,8 @@ class _Slot:
 
 
 class Blocks:
-    """The blocks of a component that is in use. On a GPU they are copied on a stream of their own; on the CPU the same
-    steps run one after another. The order of the blocks is that of the pass before."""
+    """The streamed blocks of a component in use. On a GPU they are copied on a separate stream; on the CPU copies and
+    computation alternate. The expected order of the blocks is that of the previous pass."""
 
     def __init__(self, units: Sequence[Unit], device: torch.device) -> None:
         size = max(unit.size for unit in units)
@@ -29,11 +29,11 @@ class Blocks:
         self._after: dict[Unit, Unit] = {}
         self._last: Unit | None = None
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        if self._copies is not None:  # what used the slots' memory before may still run
+        if self._copies is not None:  # kernels that used this memory before may still run
             self._copies.wait_stream(torch.cuda.current_stream())
 
     def enter(self, unit: Unit) -> None:
-        """Before the block computes: wait until it is there, and send for the next one."""
+        """Before the block runs: wait until it is copied, and start to copy the next one."""
         slot = self._slot_with(unit) or self._send_for(unit)
         if slot.ready is not None:
             torch.cuda.current_stream().wait_event(slot.ready)
@@ -46,7 +46,7 @@ class Blocks:
             self._send_for(following, other_than=slot)
 
     def leave(self, unit: Unit) -> None:
-        """After the block has computed."""
+        """After the block has run."""
         slot = self._slot_with(unit)
         assert slot is not None
         unit.leave()
@@ -55,7 +55,7 @@ class Blocks:
             slot.free = torch.cuda.current_stream().record_event()
 
     def close(self) -> None:
-        """Take every block away; the slots' memory may be used for something else."""
+        """Offload every block, and release the slots' memory."""
         for slot in self._slots:
             if slot.unit is not None:
                 slot.unit.leave()

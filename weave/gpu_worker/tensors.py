@@ -26,13 +26,13 @@ _SCALES = (".scale_weight", ".weight_scale")
 _QUANTISATION, _FORMATS = ".comfy_quant", ("float8_e4m3fn", "float8_e5m2")
 _NOT_NEEDED = (".scale_input", ".input_scale")
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-# Of GGUF files.
+# The types in GGUF files that are not quantised.
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _KINDS = tuple(BLOCKS)
 
 
 class Read(NamedTuple):
-    """A component's tensors. Those in `kept` stay in the form of the file."""
+    """A component's tensors. Those in `kept` stay quantised."""
 
     tensors: Tensors
     kept: dict[str, Kept]
@@ -41,8 +41,8 @@ class Read(NamedTuple):
 def read_tensors(
     part: str, weights: Weights, config: Mapping[str, Any], dtype: torch.dtype, *, keep: bool = False
 ) -> Read:
-    """`config` is the component's. Matrices in fp8 or in blocks stay so if `keep` is true. Other weights that have a
-    scale are multiplied by it, and then of `dtype`. Raises ModelFilesRefused."""
+    """`config` is the component's. Matrices in fp8 or in GGUF blocks stay quantised if `keep` is true. Other weights
+    with a scale are multiplied by it and converted to `dtype`. Raises ModelFilesRefused."""
     tensors: Tensors = {}
     kinds: Tensors = {}
     for path in weights.files:
@@ -101,8 +101,8 @@ def _read(part: str, path: Path, names: Mapping[str, str] | None) -> Tensors:
 
 
 def _read_gguf(part: str, path: Path, names: Mapping[str, str] | None, kinds: Tensors) -> Tensors:
-    """As _read(). Of matrices in blocks, the bytes of each row: `kinds` gets, by their names, a column with the type's
-    number in _KINDS. Others in blocks are computed up."""
+    """As _read(). Quantised matrices are returned as the bytes of their rows; for each, `kinds` gets a column with the
+    index of its type in _KINDS. Other quantised tensors are dequantised."""
     placed = read_gguf_header(path, f"{part}/{path.name}")
     try:
         data = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
@@ -151,7 +151,7 @@ def _scaled(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> to
 
 
 def _columns(tensors: Tensors, scales: Tensors) -> Tensors:
-    """For each matrix in fp8 the scales of its rows, as a column."""
+    """For each fp8 matrix, a column with the scales of its rows."""
     found = {}
     for name, tensor in tensors.items():
         if tensor.dtype in _FP8 and tensor.dim() == 2:
@@ -163,8 +163,8 @@ def _columns(tensors: Tensors, scales: Tensors) -> Tensors:
 def _converted(
     part: str, weights: Weights, tensors: Tensors, columns: Tensors, config: Mapping[str, Any]
 ) -> tuple[Tensors, Tensors]:
-    """With the names of the component's class. Converters only rename tensors and take rows of them: the same of the
-    columns."""
+    """The tensors and columns with the names of the component's class. Converters only rename tensors and select rows,
+    so they work on the columns too."""
     known = weights.part
     if known is None or not known.converter or any(name.startswith(known.own) for name in tensors):
         return tensors, columns

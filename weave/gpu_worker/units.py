@@ -1,7 +1,7 @@
-"""Weights that are on the device only while they are needed: their home is in main memory, in one block a unit.
+"""Weights that are on the device only while they are needed. Each unit has one block of main memory, its home.
 
-While a unit is away its parameters are on torch's meta device, where they take no memory. Most computations fail with
-them; some of torch's CPU kernels do not, so that placement.py brings a component before anything of it is called.
+While a unit is offloaded, its parameters are on torch's meta device, where they take no memory. Most operations fail
+with them, but some of torch's CPU kernels do not, so placement.py copies a component to the device before it is called.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import torch
 
 from weave import log
 
-# In bytes: at least that of torch's own allocators, since kernels choose by the alignment, and their results differ.
+# In bytes. At least that of torch's allocators: torch selects kernels by alignment, and their results differ.
 _ALIGNMENT = 512
 _PAGE = 4096
 
@@ -25,13 +25,14 @@ class Place(NamedTuple):
 
     @property
     def parameter(self) -> torch.nn.Parameter:
-        """What is there now."""
+        """The module's current parameter."""
         found: torch.nn.Parameter = getattr(self.module, self.name)
         return found
 
 
 class _Stored(NamedTuple):
-    """A tensor of a unit: where it starts there, and every place that has it, since modules may share parameters."""
+    """A tensor of a unit: where it starts in the unit, and all places that use it, since modules may share
+    parameters."""
 
     start: int
     home: torch.Tensor
@@ -40,10 +41,10 @@ class _Stored(NamedTuple):
 
 
 class Unit:
-    """The weights of a block of a component, or those that are in none of its blocks."""
+    """The weights of one block of a component, or those outside its blocks."""
 
     def __init__(self, parameters: dict[torch.nn.Parameter, list[Place]]) -> None:
-        """Takes the parameters away from their modules. Two copies of a unit exist only meanwhile."""
+        """Moves the parameters out of their modules. Only during this call are there two copies."""
         sizes = [_aligned(parameter.nbytes) for parameter in parameters]
         self.size = sum(sizes)
         # On pages of its own, which pin() requires.
@@ -63,16 +64,16 @@ class Unit:
         self.leave()
 
     def bring(self, memory: torch.Tensor | None = None, device: torch.device | None = None) -> None:
-        """Copy the weights to the device: into `memory` there, which stays the caller's, or into memory of its own. The
-        copy may still be on its way on the current stream."""
+        """Copy the weights to the device: into `memory`, which the caller still owns, or into memory of its own. The
+        copy may still be in progress on the current stream."""
         if memory is None:
             memory = torch.empty(self.size, dtype=torch.uint8, device=device)
         memory[: self.size].copy_(self._home[: self.size], non_blocking=True)
         self.on_device = memory
 
     def enter(self) -> None:
-        """Give the modules their parameters, from what bring() has copied. A module that was cast while it was away is
-        cast."""
+        """Give the modules the parameters that bring() has copied, in the dtype that the module has now: it may have
+        been cast while it was offloaded."""
         assert self.on_device is not None
         for number, stored in enumerate(self._stored):
             other = self._replaced.get(number)
@@ -83,15 +84,15 @@ class Unit:
             _put(stored, tensor.to(stored.places[0].parameter.dtype))
 
     def leave(self) -> None:
-        """Take the parameters away from the modules, and release what bring() has copied."""
+        """Put the modules' parameters on the meta device, and release the copy that bring() made."""
         for stored in self._stored:
             dtype = stored.places[0].parameter.dtype
             _put(stored, torch.empty(stored.home.shape, dtype=dtype, device="meta"))
         self.on_device = None
 
     def pin(self) -> None:
-        """Lock the home's pages in memory, so that copies to a GPU run beside computations. Without it they are right
-        too, but slower."""
+        """Pin the home's pages, so that copies to a GPU run in parallel with computation. Without pinning they are
+        correct too, but slower."""
         if self._is_pinned:
             return
         # pin_memory() would round the size up to a power of two.
@@ -103,7 +104,7 @@ class Unit:
                 torch.zeros(1, device="cuda").sum().item()
 
     def unpin(self) -> None:
-        """Before the home is freed: CUDA would go on copying from its pages, whatever is at that address then."""
+        """Call it before the home is freed: CUDA would still use its pages, whatever is at that address by then."""
         if self._is_pinned:
             torch.cuda.synchronize()
             torch.cuda.cudart().cudaHostUnregister(self._home.data_ptr())
@@ -116,7 +117,7 @@ class Unit:
                 yield place, number
 
     def home(self, number: int) -> torch.Tensor:
-        """The tensor in main memory; what is written to it counts from the next bring() on."""
+        """The tensor in main memory. A change to it takes effect at the next bring()."""
         return self._stored[number].home
 
     @contextlib.contextmanager

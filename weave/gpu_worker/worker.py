@@ -85,8 +85,8 @@ def close_descriptors_except(*kept: int) -> None:
 
 
 def bind_to_card(name: str) -> Card | None:
-    """Have CUDA see only the card of the device `name`, and run all threads near it. Returns the card; None where it
-    cannot be told which one that is. CUDA reads the variables at its start."""
+    """Have CUDA see only the card of the device `name`, and run all threads near it. Returns the card; None if it is
+    not known which one that is. CUDA reads the variables when it starts."""
     card = card_of(name)
     if card is not None:
         # Landlock hides the other cards, so without its UUID it is CUDA's first one.

@@ -32,7 +32,7 @@ class ModelClass(Struct, frozen=True, kw_only=True):
     for the keys that a family compares (sizes.py), used where a config lacks them. Files may name the class by one of
     `aliases`. Files of transformers may hold `unused_tensors`, which the class does not have. The modules
     `kept_in_float32` stay so when the model is loaded in float16. `is_large`: it has billions of weights, so they may
-    stay in few bits (kept.py)."""
+    stay quantised (kept.py)."""
 
     library: Literal["diffusers", "transformers"]
     class_name: str
@@ -59,9 +59,9 @@ class TokenizerClass(Struct, frozen=True, kw_only=True):
 
 
 class ProcessorClass(Struct, frozen=True, kw_only=True):
-    """What prepares a prompt and its images for an encoder that sees: a tokenizer and an image processor, which files
-    may call by one of `image_processors`; the first is the class. `config` has a rule for each key of its config,
-    `defaults` are the class's own values."""
+    """What prepares a prompt and its images for a vision-language encoder: a tokenizer and an image processor. Files
+    may name the image processor by any of `image_processors`; the first is its class. `config` has a rule for each key
+    of its config, `defaults` are the class's own values."""
 
     class_name: str
     image_processors: tuple[str, ...]
@@ -76,7 +76,7 @@ Component: TypeAlias = ModelClass | TokenizerClass | ProcessorClass
 
 
 def class_names(component: Component) -> tuple[str, ...]:
-    """The classes in `component.library` that the component is made of."""
+    """The classes in `component.library` that make up the component."""
     if isinstance(component, ProcessorClass):
         return (component.class_name, component.image_processors[0], component.tokenizer.class_name)
     return (component.class_name,)

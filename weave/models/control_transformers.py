@@ -80,7 +80,7 @@ def _tasks_of_qwen_image(config: Config, model: Config) -> Collection[str]:
 
 
 def _width_of(header: Header, name: str) -> int:
-    """Of what the layer takes; 0 without such a layer."""
+    """Of the layer's input; 0 without such a layer."""
     tensor = header.get(name)
     return tensor.shape[1] if tensor is not None and len(tensor.shape) > 1 else 0
 
@@ -181,7 +181,7 @@ def _derive_z_image(found: Header) -> dict[str, Any]:
 
 
 def _placed_in_z_image(config: Config, model: Config) -> dict[str, Any]:
-    """As their makers place the layers: evenly among the model's."""
+    """Distributes the layers evenly over the model's, as their authors do."""
     layers, count = model["n_layers"], max(len(config["control_layers_places"]), 1)
     refiners = [] if config[_REFINED_BY] is None else list(range(model["n_refiner_layers"]))
     places = list(range(0, layers, max(layers // count, 1)))

@@ -21,11 +21,11 @@ _PIXELS = 8 * 1024 * 1024
 
 
 class Activations(Struct, frozen=True, kw_only=True):
-    """What intermediate results take on the device, in bytes for 16-bit numbers: for each pixel of the image that the
-    `denoiser` works on, with guidance, or the `vae` decodes, and for the prompt's `text`. Counted for the published
-    models with tensors without memory (tests/support/activations.py); not measured on a GPU. `tile` is the side of the
-    VAE's tiles in pixels, where its config has no sample_size, and `published_tile` that of the published models.
-    References are enlarged to `least_reference` pixels."""
+    """The size of activations (intermediate results) on the device, in bytes with 16-bit dtypes: for each pixel of the
+    image that the `denoiser` works on, with guidance, or the `vae` decodes, and for the prompt's `text`. Computed for
+    the published models with tensors on the meta device (tests/support/activations.py); not measured on a GPU. `tile`
+    is the side of the VAE's tiles in pixels if its config has no sample_size, and `published_tile` that of the
+    published models. References are enlarged to `least_reference` pixels."""
 
     denoiser: int
     text: int
@@ -33,7 +33,7 @@ class Activations(Struct, frozen=True, kw_only=True):
     tile: int = 32
     least_reference: int = 0
     published_tile: int = 1024
-    # Loaded in float16, the VAE computes in float32 nevertheless.
+    # The VAE decodes in float32 even if the model is loaded in float16.
     decodes_in_float32: bool = False
 
 

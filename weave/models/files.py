@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_HEADER_BYTES = 100_000_000
-# Of a tensor's sides and places: more than any file has, and small enough to add up.
+# For a tensor's dimensions and offsets: more than any file has, and small enough to add up.
 _MAX_SIZE = 2**48
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),

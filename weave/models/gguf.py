@@ -17,27 +17,27 @@ _VERSIONS = (2, 3)
 _MAX_TENSORS = 100_000
 _MAX_VALUES = 10_000
 _MAX_NAME_BYTES = 128
-# Names and texts of the metadata; a tokenizer has some hundred thousand.
+# Names and strings in the metadata; a tokenizer has a few hundred thousand.
 _MAX_TEXTS = 2_000_000
 _MAX_DIMENSIONS = 4
 _MAX_SIDE = 1 << 40
-# Of all that precedes the data: tokenizers take most of it.
+# Everything before the data: tokenizers take most of it.
 _MAX_HEADER_BYTES = 100_000_000
 _ALIGNMENT = "general.alignment"
 _DEFAULT_ALIGNMENT, _MAX_ALIGNMENT = 32, 1 << 16
-# Of metadata. The bytes of a value by its type; texts and lists have a length of their own.
+# In the metadata: the bytes of a value by its type. Strings and arrays give their own length.
 _VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _UINT32, _TEXT, _LIST = 4, 8, 9
 
 
 class Block(NamedTuple):
-    """How a type stores numbers: so many `numbers` of a row in so many `bytes`."""
+    """How a type stores values: a block of `numbers` values of a row takes `bytes` bytes."""
 
     numbers: int
     bytes: int
 
 
-# By the names that ggml gives them. The first three are stored as they are.
+# By ggml's names. The first three are not quantised.
 BLOCKS = {
     "F32": Block(1, 4),
     "F16": Block(1, 2),
@@ -53,7 +53,7 @@ BLOCKS = {
 }
 _TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K"}
 _TYPES |= {30: "BF16"}
-# Types that are refused, for the message.
+# Other types, named in the error message.
 _OTHER_TYPES = {9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S"}
 _OTHER_TYPES |= {20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64"}
 _OTHER_TYPES |= {28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
@@ -61,7 +61,7 @@ UNPACKED = ("F32", "F16", "BF16")
 
 
 class Placed(NamedTuple):
-    """A tensor, and the first byte of its data in the file, and their number."""
+    """A tensor, and the offset and the length of its data in the file."""
 
     tensor: Tensor
     begin: int
@@ -69,8 +69,8 @@ class Placed(NamedTuple):
 
 
 def is_gguf(path: Path) -> bool:
-    """By the name's suffix. Without one, as in the Hub's cache, by the first bytes, which no safetensors file has: as a
-    length they are too large. Raises OSError."""
+    """By the name's suffix. Without one, as in the Hub's cache, by the first bytes, which no safetensors file has: they
+    would be too large a length. Raises OSError."""
     if path.suffix:
         return path.suffix == ".gguf"
     with open(path, "rb") as file:
@@ -78,7 +78,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def check_header(path: Path, name: str | None = None) -> Header:
-    """As check_safetensors_header(), of either format. Raises ModelFilesRefused, OSError."""
+    """As check_safetensors_header(), for both formats. Raises ModelFilesRefused, OSError."""
     return check_gguf_header(path, name) if is_gguf(path) else check_safetensors_header(path, name)
 
 
@@ -91,7 +91,7 @@ def check_gguf_header(path: Path, name: str | None = None) -> Header:
 
 
 def read_gguf_header(path: Path, name: str | None = None) -> dict[str, Placed]:
-    """As check_gguf_header(), with the places of the data. Raises ModelFilesRefused."""
+    """As check_gguf_header(), with the offsets of the data. Raises ModelFilesRefused."""
     name = name or path.name
     try:
         with open(path, "rb") as file:
@@ -104,7 +104,7 @@ def read_gguf_header(path: Path, name: str | None = None) -> dict[str, Placed]:
 
 
 class _Reader:
-    """Reads numbers and texts, of which none may go beyond the file's end or the header's bound. Raises ValueError."""
+    """Reads numbers and strings. None may go beyond the file's end or the header's bound. Raises ValueError."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file

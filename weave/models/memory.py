@@ -13,22 +13,22 @@ from weave.models.kept import kept_bytes
 
 # Names in torch, by those in safetensors files.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-# A block of more than this part of its component is split into the blocks that it consists of, as those of UNets are.
+# A block that is more than this fraction of its component is split into its inner blocks, as in UNets.
 _LARGEST_BLOCK = 1 / 16
 _DEEPEST = 4
 _BLOCK = re.compile(r"(?:^|\.)[0-9]+(?=\.)")
 
 
 class Part(NamedTuple):
-    """A component's tensors in its files: how many numbers they hold, and in which dtypes."""
+    """A component's tensors in its files: the number of their elements, and their dtypes."""
 
     numbers: int
     dtypes: tuple[str, ...]
 
 
 class Size(NamedTuple):
-    """The bytes of a component's weights in memory: all of them, and those on the device at once while it is streamed:
-    what is in no block, and two blocks."""
+    """The bytes of a component's weights in memory: of all of them, and of those that are on the device at the same
+    time while the component is streamed, which are two blocks and everything outside blocks."""
 
     whole: int
     streamed: int
@@ -46,8 +46,8 @@ def measure(weights: Weights) -> Part:
 
 
 def size_of(component: ModelClass, weights: Weights, dtype: str, *, keeps: bool = False) -> Size:
-    """What the weights take once they are loaded in `dtype`, one of those that the config may name; those in few bits
-    stay as they are where the component `keeps` them. Raises ModelFilesRefused."""
+    """How much memory the weights take after they are loaded in `dtype`, one of the config's values. If the component
+    `keeps` quantised weights, these stay quantised. Raises ModelFilesRefused."""
     sizes = {}
     for name, tensor in _tensors(weights):
         kept = kept_bytes(component, name, tensor) if keeps else None
@@ -64,8 +64,8 @@ def size_in_blocks(sizes: Mapping[str, int]) -> Size:
 
 
 def blocks(sizes: Mapping[str, int]) -> dict[str, int]:
-    """The bytes of each block of a component by the name of its module, such as transformer_blocks.0. The name of what
-    is in no block is empty. `sizes` are the bytes of each tensor, by its name."""
+    """The bytes of each block of a component by the name of its module, such as transformer_blocks.0; under the empty
+    name, those outside blocks. `sizes` are the bytes of each tensor, by its name."""
     return _split(sizes, 0, sum(sizes.values()) * _LARGEST_BLOCK, 0)
 
 
@@ -78,7 +78,7 @@ def _split(sizes: Mapping[str, int], start: int, most: float, depth: int) -> dic
     for name, group in groups.items():
         total = sum(group.values())
         inner = _split(group, len(name), most, depth + 1) if name and total > most and depth < _DEEPEST else {}
-        # Not worth it for the few numbered layers that any block has.
+        # Not worth it if the numbered layers are only a small part of the block.
         if inner and total - inner.get("", 0) > total / 2:
             result[""] = result.get("", 0) + inner.pop("", 0)
             result |= inner
@@ -88,7 +88,7 @@ def _split(sizes: Mapping[str, int], start: int, most: float, depth: int) -> dic
 
 
 def _bytes(component: ModelClass, name: str, tensor: Tensor, dtype: str) -> int:
-    """What a tensor takes in memory."""
+    """How many bytes of memory a tensor takes."""
     kept = dtype == "float16" and set(component.kept_in_float32) & set(name.split("."))
     return prod(tensor.shape) * (4 if dtype == "float32" or kept else 2)
 

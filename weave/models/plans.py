@@ -1,5 +1,5 @@
-"""What a job needs on the device in each plan, and which plan it gets. Everything is an estimate, made before anything
-is loaded."""
+"""How much device memory a job needs in each plan, and which plan it gets. Everything is an estimate, made before
+anything is loaded."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
@@ -15,28 +15,27 @@ from weave.protocol.defaults import plainest, with_defaults
 from weave.protocol.parameters import Parameters
 from weave.protocol.worker_messages import PlanName
 
-# card: everything stays on the device. stages: only what is in use is there, and the rest in main memory. streamed: so
-# too, and the blocks of the denoiser, and of text encoders that do not fit, are on the device one after another.
+# card: all weights stay on the device. stages: only the component in use is there, the others are offloaded to main
+# memory. streamed: as stages, and the denoiser, and text encoders that do not fit, are offloaded block by block.
 Placement: TypeAlias = Literal["card", "stages", "streamed"]
 Setting: TypeAlias = Literal["auto", "card", "stages", "streamed"]
 PLACEMENTS: tuple[Placement, ...] = ("card", "stages", "streamed")
-# The usual sizes of GPUs' memory, in bytes, by what they are called.
+# Common sizes of GPU memory, in bytes, by their usual names.
 CARDS = {f"{size} GB": size * 2**30 for size in (8, 12, 16, 24)}
-# For what operations need in addition, such as the work space of convolutions, and what torch's allocator loses: a
-# guess.
+# For the workspace of operations such as convolutions, and for losses in torch's allocator: a guess.
 _MARGIN = 1.25
-# What CUDA's context takes on a GPU beside the model: an estimate.
+# How much GPU memory CUDA's context takes: a guess.
 CONTEXT = 600_000_000
 # References are reduced to this many pixels, whatever their size.
 _REFERENCE_PIXELS = 1024 * 1024
-# What the residuals of a ControlNet take, compared with the denoiser's intermediate results.
+# The size of a ControlNet's activations, as a fraction of the denoiser's.
 _CONTROL = 0.5
-# Bytes for each pixel of an image that is put together from tiles, in 16 bits.
+# Bytes per pixel of an image that is assembled from tiles, in 16 bits.
 _IMAGE = 24
 
 
 class Plan(NamedTuple):
-    """Where the weights are, and whether the VAE works in tiles."""
+    """Where the weights are, and whether the VAE decodes in tiles."""
 
     placement: Placement
     tiled: bool = False
@@ -56,8 +55,8 @@ class Work(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Bytes on the device. `denoiser` includes the ControlNets; `denoising` and `decoding` are what intermediate
-    results take meanwhile, `tiled` what they take when the VAE decodes in tiles."""
+    """Bytes on the device. `denoiser` includes the ControlNets. `denoising` and `decoding` are the sizes of the
+    activations in these stages, `tiled` their size when the VAE decodes in tiles."""
 
     encoders: Mapping[str, Size]
     denoiser: Size
@@ -125,7 +124,7 @@ class Needs(NamedTuple):
 
 
 def needs_of(family: Family, assets: Assets, dtype: str, *, full: bool = False) -> Needs:
-    """By the headers of the model's files. `full`: no weights are kept in few bits. Raises ModelFilesRefused."""
+    """From the headers of the model's files. `full`: no weights stay quantised. Raises ModelFilesRefused."""
     sizes = {}
     for part, weights in assets.weights.items():
         component = family.components[part]
@@ -136,13 +135,13 @@ def needs_of(family: Family, assets: Assets, dtype: str, *, full: bool = False) 
 
 
 def default_work(family: Family) -> Work:
-    """What one image of the family's default size takes."""
+    """The work for one image of the family's default size."""
     parameters = with_defaults(plainest(family.bounds), family.defaults, family.bounds, seed=0)
     return work_of(parameters, family.activations.least_reference)
 
 
 def choose(found: Estimate, available: int | None, setting: Setting = "auto") -> Plan | None:
-    """The first plan that fits; None if none does. Tiles change pixels slightly, so the VAE decodes in tiles only where
+    """The first plan that fits; None if none does. Tiles change pixels slightly, so the VAE decodes in tiles only if
     it could not decode otherwise. `available` is None for a device without a limit, `setting` that of the config."""
     placements = PLACEMENTS if setting == "auto" else (setting,)
     if available is None:
@@ -159,8 +158,8 @@ def smallest(found: Estimate, setting: Setting = "auto") -> int:
 
 
 def after(plan: Plan, found: Estimate, *, has_budget: bool) -> Plan | None:
-    """The plan to try after running out of memory in `plan`: from the card to stages, from there to all that saves
-    memory. Without a budget, as on the CPU, moving weights saves none."""
+    """The plan for a second attempt after running out of memory in `plan`: after card it is stages, else streamed, with
+    tiles if they save memory. Without a budget, as on the CPU, offloading saves none, so only tiles help."""
     tiled = plan.tiled or found.tiled < found.decoding
     following = Plan("streamed", tiled)
     if not has_budget:

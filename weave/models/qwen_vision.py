@@ -1,4 +1,4 @@
-"""Qwen's processor, which prepares images for Qwen2.5-VL to see, and whether the two fit together."""
+"""Qwen's processor, which prepares images for Qwen2.5-VL, and the check that the two fit together."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from weave.models.configs import rules, shown
 from weave.models.qwen import QWEN_TOKENIZER, text_size
 from weave.models.sizes import Configs
 
-# Of the ignored keys, transformers writes most for other image processors; layouts.py checks the classes' names.
+# transformers writes most of the ignored keys for other image processors; layouts.py checks the classes' names.
 QWEN_PROCESSOR = ProcessorClass(
     class_name="Qwen2VLProcessor",
     # The others need torchvision.
@@ -31,7 +31,7 @@ QWEN_PROCESSOR = ProcessorClass(
     aliases=("Qwen2_5_VLProcessor",),
 )
 
-# The values of the classes where a config lacks them.
+# The classes' own values for keys that a config lacks.
 _VISION = {
     "hidden_size": 3584,
     "num_heads": 16,
@@ -47,8 +47,8 @@ _SHORTEST, _LONGEST = 56 * 56, 28 * 28 * 1280
 
 
 def vision_faults(configs: Configs, *, pixels: int, most_tokens: int) -> Iterator[str]:
-    """What keeps QWEN2_5_VL from seeing the images that QWEN_PROCESSOR prepares. An image that the pipeline hands over
-    has so many `pixels`, and may become `most_tokens`."""
+    """Why QWEN2_5_VL cannot take the images that QWEN_PROCESSOR prepares. An image from the pipeline has `pixels`
+    pixels, and may become at most `most_tokens` tokens."""
     vision = _VISION | (configs["text_encoder"].get("vision_config") or {})
     prepared = _PREPARED | {key: value for key, value in configs["processor"].items() if value is not None}
     where = "text_encoder/config.json: vision_config"

@@ -140,8 +140,8 @@ CALLS = tuple(
 
 
 def refusals(calls: tuple[Call | Refusal, ...]) -> Iterator[Refusal]:
-    """For each number of these drivers that no line of `calls` has: the error that a driver itself gives for a number
-    that it does not know. Libraries try such numbers; without these lines, that would end the worker."""
+    """For each number of these drivers that is not in `calls`, the error that a driver returns for unknown numbers.
+    Libraries try such numbers; without these lines, that would end the worker."""
     requests = [call.conditions[0].value for call in calls if call.name == "ioctl"]
     for driver, (mask, _) in _DRIVERS.items():
         listed = {request & mask for request in requests}

@@ -41,8 +41,8 @@ def cards(root: Path = Path("/")) -> list[Card]:
 
 
 def card_of(device: str, root: Path = Path("/")) -> Card | None:
-    """The card of the device cuda:N. None if it cannot be told: no number is given, the driver does not describe the
-    card, or CUDA_VISIBLE_DEVICES gives the numbers another meaning."""
+    """The card of the device cuda:N. None if it is not known: no number is given, the driver does not list the card, or
+    CUDA_VISIBLE_DEVICES gives the numbers another meaning."""
     kind, _, number = device.partition(":")
     if kind != "cuda" or not number or "CUDA_VISIBLE_DEVICES" in os.environ:
         return None
@@ -51,7 +51,7 @@ def card_of(device: str, root: Path = Path("/")) -> Card | None:
 
 
 def near_processors(card: Card, root: Path = Path("/")) -> set[int]:
-    """The processors of the card's NUMA node; empty if the kernel does not say."""
+    """The processors of the card's NUMA node; empty if the kernel does not report it."""
     found: set[int] = set()
     with contextlib.suppress(OSError, ValueError):
         text = (root / "sys/bus/pci/devices" / card.address / "local_cpulist").read_text().strip()

@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit: Qwen-Image's parts, and a processor, since Qwen2.5-VL also sees the reference images."""
+"""Qwen-Image-Edit: Qwen-Image's components, and a processor, since Qwen2.5-VL also sees the reference images."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -12,8 +12,8 @@ from weave.models.qwen_vision import QWEN_PROCESSOR, vision_faults
 from weave.models.sizes import Configs, Expected
 from weave.protocol.inputs import MAX_REFERENCES, REFERENCES
 
-# The transformer has rotations for 4096 positions, which half a side of the largest image and the prompt share with the
-# images that Qwen2.5-VL sees.
+# The transformer has rotary embeddings for 4096 positions: for half a side of the largest image, for the prompt, and
+# for the images that Qwen2.5-VL sees.
 _TOKENS_OF_IMAGES = 2600
 
 
@@ -23,7 +23,7 @@ def _sizes(configs: Configs, *, pixels: int, references: int, unsupported: tuple
 
 
 def _family(name: str, pipeline: str, *, pixels: int, references: int, unsupported: tuple[str, ...] = ()) -> Family:
-    """`pixels` is the size that the pipeline gives each image for Qwen2.5-VL to see, `references` how many it takes."""
+    """`pixels` is the size of the images that the pipeline gives to Qwen2.5-VL, `references` how many it takes."""
     return Family(
         name=name,
         bounds=bounds(
