@@ -156,7 +156,7 @@ complete -c weavectl -n '_shtab_weavectl_using add' -s n -l dry-run -d 'write no
 complete -c weavectl -n '_shtab_weavectl_using add' -l known -d 'list models that many people use, and how to get them'
 complete -c weavectl -n '_shtab_weavectl_using add' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file, instead of the default one'
 complete -c weavectl -n '_shtab_weavectl_using add; and test $_shtab_weavectl_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a model'"'"'s or ControlNet'"'"'s folder, also in the Hub'"'"'s cache, or its .safetensors or (a model'"'"'s) .gguf file, or an embedding'"'"'s file'
-complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a plan -d 'show what a model needs of the device'"'"'s memory, and where it fits'
+complete -c weavectl -n '_shtab_weavectl_using; and test $_shtab_weavectl_npos -eq 0' -a plan -d 'show how much device memory a model needs, and where it fits'
 complete -c weavectl -n '_shtab_weavectl_using plan' -s h -l help -d 'show this help message and exit'
 complete -c weavectl -n '_shtab_weavectl_using plan' -s s -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
 complete -c weavectl -n '_shtab_weavectl_using plan' -l json -d 'one JSON object a line'

@@ -10,7 +10,7 @@ _shtab_weavectl_commands() {
     generate:'generate images'
     load:'load a model, so that the next image starts without a wait'
     models:'list the models on offer'
-    plan:'show what a model needs of the device'"'"'s memory, and where it fits'
+    plan:'show how much device memory a model needs, and where it fits'
     repeat:'generate an image again from its PNG'
     status:'show the daemon'"'"'s state'
     unload:'end the worker, which frees all of its memory'

@@ -221,7 +221,7 @@ def test_in_half_precision_images_equal_those_of_diffusers(served: Served, dtype
 
 @pytest.mark.parametrize("family", ["qwen-image", "z-image"])
 def test_where_the_weights_are_does_not_show(served: Served, family: str) -> None:
-    """Those of Z-Image's ControlNets use layers of the model, which come and go."""
+    """Z-Image's ControlNets use layers of the model, which are offloaded."""
     plans = ("auto", "stages", "streamed")
     tables = "".join(
         f'[models.{plan}]\npath = "{served.folder / family}"\nfamily = "{family}"\nmemory = "{plan}"\n'

@@ -1,4 +1,4 @@
-"""Models whose transformer is a GGUF file: the image equals that of diffusers with the same numbers in float32."""
+"""Models whose transformer is a GGUF file: the image equals that of diffusers with the same weights in float32."""
 
 import re
 from collections.abc import Iterator

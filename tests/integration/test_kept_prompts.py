@@ -1,5 +1,5 @@
-"""A prompt that a worker has encoded is not encoded again, in any family, and the images are those that diffusers
-makes with an encoder."""
+"""A prompt that a worker has cached is not encoded again, in any family, and the images equal those of diffusers, which
+encodes it."""
 
 from collections.abc import Iterator
 from typing import Any

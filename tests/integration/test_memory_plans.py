@@ -1,5 +1,5 @@
-"""Where a model's weights are does not show in the pixels. `memory_bytes` is a device's memory on the CPU too: weights
-that are not there are on torch's meta device, with which nothing can be computed."""
+"""Where a model's weights are does not change pixels. `memory_bytes` limits a device's memory on the CPU too: the
+parameters of offloaded weights are on torch's meta device, where most operations fail."""
 
 from collections.abc import Iterator
 from pathlib import Path

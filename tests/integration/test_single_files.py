@@ -211,7 +211,7 @@ def test_a_preview_is_denormalised_as_the_image_is(served: Daemon, name: str) ->
 
 @pytest.mark.parametrize("family", IN_FP8)
 def test_weights_in_fp8_are_multiplied_by_their_scales(served: Daemon, served_as_float16: Daemon, family: str) -> None:
-    """They are kept in fp8, or computed up once."""
+    """They stay in fp8, or are converted once at load."""
     for daemon in (served, served_as_float16):
         expected = drawn(daemon, f"{family}-unscaled")
         assert np.array_equal(drawn(daemon, f"{family}-scaled"), expected)

@@ -1,9 +1,8 @@
-"""How much memory the intermediate results of the published models take at once: their real classes are called with
-tensors on torch's meta device, which have a shape and no memory, and each result is counted from when an operation
-makes it until it is freed.
+"""The peak size of the published models' activations. Their classes are called with tensors on torch's meta device,
+which have a shape but no memory, and each result is counted from its creation until it is freed.
 
-Not counted: what an operation itself needs meanwhile (cuDNN's and cuBLAS's work space), and what torch's allocator
-loses. Attention is counted as fused kernels compute it, without a matrix of all pairs.
+Not counted: the workspace of operations (cuDNN, cuBLAS), and losses in torch's allocator. Attention is counted as in
+fused kernels, without the matrix of all pairs.
 """
 
 from collections.abc import Callable

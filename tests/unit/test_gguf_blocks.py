@@ -1,4 +1,4 @@
-"""Numbers in blocks are those that the published package `gguf` computes, bit for bit."""
+"""Blocks are dequantised to the same values as by the published package `gguf`, bit for bit."""
 
 import gguf
 import numpy as np

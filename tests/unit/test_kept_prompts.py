@@ -1,4 +1,4 @@
-"""Which encodings of prompts a worker keeps."""
+"""Which encodings of prompts a worker caches."""
 
 from pathlib import Path
 from types import SimpleNamespace

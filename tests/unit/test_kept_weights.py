@@ -1,4 +1,4 @@
-"""Weights that stay in few bits are computed up to the bits that loading them would give, and take less memory."""
+"""Weights that stay quantised give the same bits as weights that are converted at load, and take less memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +24,9 @@ from weave.models.families import FAMILIES
 from weave.protocol.client_messages import ModelOffer
 from weave.protocol.loras import LoraOffer, RequestedLora
 
-# By family, the components that may keep their weights.
+# By family, the components whose weights may stay quantised.
 LARGE = {"flux": ("transformer", "text_encoder_2"), "z-image": ("transformer", "text_encoder"), "sd1": ("unet",)}
-# In flux some layers of the authors are several in diffusers.
+# In flux some of the authors' layers are split into several in diffusers.
 LAYER = "transformer_blocks.0.attn.to_k"
 STORED = {"scaled": scaled, "by_row": scaled_by_row}
 
@@ -52,7 +52,7 @@ def loaded(files: tuple[Path, Path], form: Form, dtype: torch.dtype = torch.floa
 
 
 def weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """By name, of all layers and tables; those in few bits as they are computed up."""
+    """By name, of all layers and tables; quantised weights are converted."""
     for name, module in model.named_modules():
         if isinstance(module, KeptLinear):
             yield f"{name}.weight", module.weight

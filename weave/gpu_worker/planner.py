@@ -29,7 +29,7 @@ class NoRoom(Exception):
     """The job fits in no plan."""
 
     def __init__(self, found: TooLarge) -> None:
-        super().__init__(f"it needs {found.needed} bytes, available are {found.available}")
+        super().__init__(f"it needs {found.needed} bytes, and {found.available} are available")
         self.found = found
 
 

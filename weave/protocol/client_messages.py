@@ -72,8 +72,8 @@ class Queued(_Event, frozen=True, kw_only=True, tag="queued"):
 
 
 class Loading(_Event, frozen=True, kw_only=True, tag="loading"):
-    """The job waits for its model to load. Sent again with `plan` once the worker has chosen one: where the weights
-    will be (docs/operations.md, "Memory")."""
+    """The job waits for its model to load. Sent again with `plan`, the memory plan, once the worker has chosen it
+    (docs/operations.md, "Memory")."""
 
     model: ModelId
     plan: Name | None = None
@@ -142,7 +142,7 @@ class Tokens(Struct, frozen=True, kw_only=True):
 
 class Done(_Event, frozen=True, kw_only=True, tag="done"):
     """The request is finished. After generate: the model, the first image's seed, the timings and the tokens.
-    `fallback` is the memory plan in which the job was run again, if it had run out of memory."""
+    `fallback` is the memory plan of the second attempt, if the job ran out of memory."""
 
     model: ModelId | None = None
     seed: int | None = None

@@ -61,7 +61,7 @@ class StopWorker(_Message, frozen=True, kw_only=True, tag="stop_worker"):
 
 
 class Alive(_Message, frozen=True, kw_only=True, tag="alive"):
-    """The answer to Ping, with the broker's counters. `devices_failed`: how many devices are out."""
+    """The answer to Ping, with the broker's counters. `devices_failed`: how many devices are out of service."""
 
     metrics: Metrics
     connections: Count
@@ -98,7 +98,7 @@ class WorkerStarted(_Message, frozen=True, kw_only=True, tag="worker_started"):
 
 class WorkerEnded(_Message, frozen=True, kw_only=True, tag="worker_ended"):
     """The worker exited, and all of its memory is free. `cause` is for the log and for status. `libraries_lack`: it
-    could not be started; see LibrariesLack. `device_failed`: it had not yet read a byte of a model or a client."""
+    could not be started; see LibrariesLack. `device_failed`: the worker had read nothing from a model or a client."""
 
     worker: int
     cause: str

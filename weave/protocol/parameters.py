@@ -31,7 +31,7 @@ from weave.protocol.text import Name
 
 ImageFormat: TypeAlias = Literal["png", "raw"]
 Delivery: TypeAlias = Literal["inline", "fd"]
-# How a denoiser's blocks are skipped at some steps; diffusers describes each.
+# How a denoiser skips blocks at some steps; see diffusers' documentation.
 StepCache: TypeAlias = Literal["none", "first_block", "taylorseer", "magcache"]
 
 

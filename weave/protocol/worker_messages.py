@@ -26,7 +26,7 @@ Reason: TypeAlias = Literal[
     "too_large",
     "internal",
 ]
-# Where a model's weights are, and whether its VAE works in tiles (weave/models/plans.py).
+# Where a model's weights are, and whether its VAE decodes in tiles (weave/models/plans.py).
 PlanName: TypeAlias = Literal["card", "stages", "streamed", "card+tiled", "stages+tiled", "streamed+tiled"]
 # The folders of text encoders in a model.
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -49,7 +49,7 @@ class Load(_Message, frozen=True, kw_only=True, tag="load"):
 
 class Run(_Message, frozen=True, kw_only=True, tag="run"):
     """Generate the images of one job. Answered by Progressed, Previewed and Made, then Finished or Failed; Restarted
-    may come once between them. Carries the images of the request, in the order of inputs_of(), in sealed memfds.
+    may come once in between. Carries the images of the request, in the order of inputs_of(), in sealed memfds.
 
     A preview is sent after every `preview_every` steps; 0 sends none.
     """
@@ -75,8 +75,8 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TooLarge(Struct, frozen=True, forbid_unknown_fields=True):
-    """A job that fits into no plan: the bytes that it needs at least, those that there are, and the width and height
-    that would fit, 0 if none would."""
+    """A job that fits in no plan: the least bytes that it needs, the bytes available, and a width and height that would
+    fit, 0 if none would."""
 
     needed: Bytes
     available: Bytes
@@ -128,7 +128,7 @@ class Made(_Message, frozen=True, kw_only=True, tag="image"):
 
 
 class Restarted(_Message, frozen=True, kw_only=True, tag="restarted"):
-    """The job ran out of memory and starts again in another plan, with the first image that was not sent yet."""
+    """The job ran out of memory. It starts again in another plan, with the first image that was not sent yet."""
 
     job: int
     plan: PlanName

@@ -1,4 +1,4 @@
-"""The workers that the broker has requested, at most one for each device at any time."""
+"""The workers that the broker has requested: at most one for each device at any time."""
 
 import asyncio
 import contextlib

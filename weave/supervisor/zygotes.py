@@ -1,4 +1,4 @@
-"""Keeps one zygote running that forks workers, until none has been needed for a while. One that was replaced lives on
+"""Keeps one zygote running, which forks workers, until no worker has been needed for a while. A replaced zygote lives
 until its last worker has ended."""
 
 import asyncio
@@ -12,7 +12,7 @@ from weave.supervisor.children.zygote import ZygoteProcess
 
 
 class Zygotes:
-    """There are at most as many as devices, and one: each replaced one has a worker that runs."""
+    """At most one more than there are devices: each replaced zygote has a running worker."""
 
     def __init__(self, config: Config, confinement: Confinement) -> None:
         self.config = config
@@ -59,8 +59,8 @@ class Zygotes:
             self._current.replace_if_unfit_for_long()
 
     def end_if_idle(self) -> None:
-        """End a zygote that no worker has needed for `idle_zygote_seconds`. Who asks for one from now on waits for the
-        next."""
+        """End a zygote that no worker has needed for `idle_zygote_seconds`. The next request for a worker waits for a
+        new one."""
         zygote, seconds = self._current, self.config.limits.idle_zygote_seconds
         if zygote is None or not seconds or zygote.idle_seconds < seconds:
             return
@@ -72,7 +72,7 @@ class Zygotes:
         zygote.retire_idle()
 
     async def _run_until_one_ends(self) -> str:
-        """Runs zygotes until one ends for another reason than that it was idle. Returns the cause."""
+        """Runs zygotes until one ends for a reason other than being idle. Returns the cause."""
         while True:
             await self._is_wanted.wait()
             self._ended_idle = False

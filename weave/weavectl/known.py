@@ -12,9 +12,9 @@ from weave.weavectl.output import Output
 
 
 class Known(NamedTuple):
-    """`repository` is on the Hub. `parts` are its components: how many billions of numbers each has, and how many of
-    them are on the device at once while it is streamed (models/memory.py). The files have 16 bits for each, but 32 for
-    `billions_of_32_bits` of them. `variant` is the one to download where they come in several."""
+    """`repository` is on the Hub. `parts` are its components: how many billions of parameters each has, and how many of
+    them are on the device at the same time while it is streamed (models/memory.py). The files have 16 bits for each
+    parameter, but 32 for `billions_of_32_bits` of them. `variant` is the one to download if there are several."""
 
     repository: str
     family: str
@@ -25,7 +25,7 @@ class Known(NamedTuple):
 
     @property
     def billions(self) -> float:
-        """All of its numbers."""
+        """The number of all parameters."""
         return round(sum(whole for whole, _ in self.parts.values()), 3)
 
     @property
@@ -35,14 +35,14 @@ class Known(NamedTuple):
 
     @property
     def needs(self) -> Needs:
-        """What its jobs need, with weights in 16 bits."""
+        """What its jobs need, with 16-bit weights."""
         family = FAMILIES[self.family]
         sizes = {part: Size(int(2e9 * whole), int(2e9 * streamed)) for part, (whole, streamed) in self.parts.items()}
         return Needs(family, "bfloat16", sizes, family.activations.published_tile)
 
     @property
     def memory(self) -> int:
-        """What the weights need as float16 or bfloat16, and an image of the default size, in bytes."""
+        """The memory, in bytes, for 16-bit weights and one image of the default size, in the plan card."""
         return self.needs.estimate(default_work(FAMILIES[self.family])).needed(Plan("card")) + CONTEXT
 
 
@@ -140,22 +140,18 @@ def show_known(output: Output) -> int:
     if not output.json:
         output.line("")
         output.line(
-            "Memory is an estimate, for 16-bit floats, an image of the default size, and everything on the device;"
+            "Memory is an estimate for 16-bit weights, an image of the default size, and all weights on the device;"
         )
-        output.line(
-            "less does in other plans: weavectl plan. Some authors want their licence accepted on the Hub first."
-        )
+        output.line("other plans need less: weavectl plan. Some authors want their licence accepted on the Hub first.")
         output.line("Once a model is downloaded: weavectl add FOLDER")
     return 0
 
 
 def _fits(model: Known) -> str:
-    """The smallest of the usual cards that it fits on, with the plan."""
+    """The smallest common card on which it fits, with the plan."""
     found = model.needs.estimate(default_work(FAMILIES[model.family]))
     plans = ((card, choose(found, size - CONTEXT)) for card, size in CARDS.items())
-    return next(
-        (f"fits into {card} ({plan.name})" for card, plan in plans if plan), "fits into none of the usual cards"
-    )
+    return next((f"fits on {card} ({plan.name})" for card, plan in plans if plan), "fits on none of the common cards")
 
 
 def download_command(model: Known) -> str:

@@ -26,8 +26,8 @@ _LICENCES = ("license", "licence", "copying")
 
 
 class Look(NamedTuple):
-    """`memory` is in bytes by dtype, for each that the model may be loaded in: the weights, and what one image of the
-    family's default size takes in addition, with the GPU's context. Sizes on the disk are in bytes too.
+    """`memory` is in bytes by dtype, for each that the model may be loaded in: the weights, and the additional
+    memory for one image of the family's default size and the GPU's context. Sizes on disk are in bytes too.
     `scheduler` is the model's default, where the family's does not fit it. `references`: the model takes reference
     images, unlike others of its family."""
 

@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     cancel.add_argument("--all", action="store_true", help="all of your jobs")
     cancel.set_defaults(run=commands.cancel)
     _add_add(add("add", "add a model, embedding or ControlNet to the config"))
-    _add_plan(add("plan", "show what a model needs of the device's memory, and where it fits"))
+    _add_plan(add("plan", "show how much device memory a model needs, and where it fits"))
     for name, run in (("doctor", doctor.doctor), ("check-config", doctor.check_config)):
         verb = add(name, (run.__doc__ or "").splitlines()[0].rstrip(".").lower())
         _add_config(verb)

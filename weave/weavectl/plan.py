@@ -1,4 +1,4 @@
-"""weavectl plan: what a model needs on the device, and what fits, by the headers of its files. It needs no daemon."""
+"""weavectl plan: how much device memory a model needs, and where it fits, from its files' headers. Needs no daemon."""
 
 import argparse
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class _Model(NamedTuple):
 
 
 def plan(options: argparse.Namespace, output: Output) -> int:
-    """Show what a model needs on the device, and in which plan it fits."""
+    """Show how much device memory a model needs, and in which plans it fits."""
     system = options.config is None and is_systems(socket_to_check(options))
     try:
         config = config_file.load(options.config, system=system)
@@ -54,10 +54,10 @@ def _model(name: str, config: Config) -> _Model:
         return _Model(FAMILIES[known.family], source, known.memory, offer.defaults)
     if "/" not in name and not Path(name).exists():
         models = ", ".join(config.models)
-        raise UsageError(f"{name} is no model of the config, which has {models or 'none'}, and no file or folder")
+        raise UsageError(f"{name} is not a model in the config (models: {models or 'none'}), and not a file or folder")
     detected = detect(Path(name))
     if detected.table != "models":
-        raise UsageError(f"{name} is no model; it is for one of the config's {detected.table}")
+        raise UsageError(f"{name} is not a model; it belongs in {detected.table} in the config")
     family = FAMILIES[detected.families[0]]
     return _Model(family, detected.source, "auto", family.defaults)
 
@@ -108,7 +108,7 @@ def _lines(needs: Needs, found: Estimate, budgets: dict[str, int], setting: Sett
 
 
 def _plans(found: Estimate) -> list[Plan]:
-    """All that differ."""
+    """All different plans."""
     tiles = (False, True) if found.tiled < found.decoding else (False,)
     return [Plan(placement, tiled) for tiled in tiles for placement in PLACEMENTS]
 

@@ -28,7 +28,7 @@ def report_to(uid: int, daemon: DaemonSnapshot) -> StatusReport:
     everything = daemon.config.mode != "system" or uid == 0
     schedule = daemon.schedule
     slots = [slot if everything else _as_seen_by(uid, slot) for slot in schedule.slots]
-    slot = next((slot for slot in slots if slot.worker is not None), slots[0])  # the one that the older fields describe
+    slot = next((slot for slot in slots if slot.worker is not None), slots[0])  # the older fields describe this one
     worker = slot.worker
     memory = worker.memory if worker else None
     metrics = daemon.metrics if everything else Metrics()
@@ -78,13 +78,13 @@ def _device_status(slot: SlotSnapshot) -> DeviceStatus:
 
 
 def _device_of(slot: SlotSnapshot) -> str:
-    """Its name in the config; where that leaves it open, the worker's word."""
+    """The slot's name in the config, or for auto and cuda the device that the worker reports."""
     left_open = slot.device in ("auto", "cuda")
     return (slot.worker.device if left_open and slot.worker else None) or slot.device
 
 
 def _as_seen_by(uid: int, slot: SlotSnapshot) -> SlotSnapshot:
-    """Without what another user does on it."""
+    """The slot without another user's activity."""
     worker = slot.worker if slot.worker is not None and slot.worker.serves.includes(uid) else None
     problem = "" if slot.problem is not None else None
     return structs.replace(slot, state=_state_for(uid, slot), worker=worker, problem=problem)

@@ -1,4 +1,4 @@
-"""What happens on one device, one after the other: jobs, and what must be done between two of them."""
+"""What happens on one device in sequence: jobs, and the work between two jobs."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ from weave.protocol.peer import Peer
 
 
 class Caretaker:
-    """Of one slot."""
+    """Runs the jobs of one slot."""
 
     def __init__(self, slot: Slot, pool: Pool) -> None:
         self._slot = slot
@@ -57,14 +57,14 @@ class Caretaker:
             slot.health.lose(job.principal, alone=pool.config.mode != "system")
         elif runner.has_output:
             slot.health.succeed()
-        # Not if the model failed to load: the next request tries that again.
+        # Not if the model failed to load: the next request tries again.
         job_cost_the_worker = runner.has_output and slot.worker is None
         slot.preload = pool.attached and slot is pool.slots[0] and (job_cost_the_worker or slot.is_outdated)
         slot.job = None
         pool.queue.over(job)
 
     async def _on_failure(self, job: Job, problem: str) -> None:
-        """The job goes to another device, unless none works. After a reload that device may still be missing."""
+        """The device failed. The job goes to another one, unless none works."""
         slot, pool = self._slot, self._pool
         await slot.end("the device was tried")
         slot.health.fail(problem)
@@ -91,7 +91,7 @@ class Caretaker:
             await slot.start(config.models[0].id, serves=EVERYONE)
         except DeviceFailed as error:
             slot.health.fail(str(error))
-        except (WorkerError, ChannelClosed):  # not the device's fault, but it has shown nothing either
+        except (WorkerError, ChannelClosed):  # not the device's fault, but it is not known to work either
             if slot.health.problem is not None:
                 slot.health.fail(slot.health.problem)
         finally:
@@ -126,7 +126,8 @@ class Caretaker:
             slot.set_idle()
 
     async def _idle(self) -> None:
-        """Wait for work. A worker that is idle for too long is ended, and a device that is out is tried again."""
+        """Wait for work. Meanwhile, end a worker that is idle for too long, and try again a device that is out of
+        service."""
         slot, pool = self._slot, self._pool
         slot.wake.clear()
         slot.is_free = True

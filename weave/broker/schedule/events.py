@@ -21,7 +21,7 @@ _FAILURES = {
     "control": (ErrorCode.WORKER_FAILED, "the files of a ControlNet were refused; the daemon's log says which"),
     "prompt": (
         ErrorCode.OUT_OF_BOUNDS,
-        "prompt or negative_prompt contains <|image_pad|> or <|video_pad|>, which in this model stand for an image",
+        "prompt or negative_prompt contains <|image_pad|> or <|video_pad|>, the model's placeholders for images",
     ),
     "scheduler": (
         ErrorCode.OUT_OF_BOUNDS,
@@ -37,7 +37,7 @@ _FAILURES = {
 
 
 def failure_of(error: WorkerError) -> RequestError:
-    """What the client gets."""
+    """The error that the client gets."""
     if error.too_large is not None:
         return _too_large(error.too_large)
     return RequestError(*_FAILURES[error.reason])
@@ -45,7 +45,7 @@ def failure_of(error: WorkerError) -> RequestError:
 
 def _too_large(found: TooLarge) -> RequestError:
     needed, available = (f"{size / 1e9:.3g} GB" for size in (found.needed, found.available))
-    text = f"the job needs about {needed} ({found.needed} bytes) on the device, and there are {available}"
+    text = f"the job needs about {needed} ({found.needed} bytes) on the device, and {available} are available"
     if not found.width:
         return RequestError(ErrorCode.OUT_OF_MEMORY, f"{text}; no size would fit", field="model")
     text = f"{text}; {found.width}x{found.height} would fit"

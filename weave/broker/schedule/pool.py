@@ -29,12 +29,12 @@ class Pool:
         yield from self.queue.in_order()
 
     def working(self) -> list[Slot]:
-        """Those that may get jobs, now or after the present one."""
+        """The slots that may get jobs, now or after their current job."""
         return [slot for slot in self.slots if not slot.is_retired and slot.health.problem is None]
 
     def assign(self) -> None:
-        """Give jobs to free slots: no job waits while a device is free. Those that are out get jobs only if all are:
-        then each job tries one again."""
+        """Give jobs to free slots: no job waits while a device is free. Devices that are out of service get jobs only
+        if all are: then each job tries one again."""
         usable = self.working() or [slot for slot in self.slots if not slot.is_retired]
         while len(self.queue) and (free := [slot for slot in usable if slot.is_free]):
             job = self.queue.take(lambda job: any(slot.fits(job) for slot in free))
@@ -54,7 +54,7 @@ class Pool:
         return not any(job.uid != uid and (job is slot.job or slot.fits(job)) for job in self.jobs())
 
     def limit_waiting(self, job: Job) -> None:
-        """It times out if it still waits after `queued_seconds`."""
+        """The job times out if it still waits after `queued_seconds`."""
         seconds = self.config.limits.queued_seconds
         job.timers.append(asyncio.get_running_loop().call_later(seconds, self._expire, job))
 

@@ -92,7 +92,7 @@ class JobQueue:
         self._send_positions()
 
     def put_back(self, job: Job) -> None:
-        """A job that was taken could not begin: it is the first of its line again."""
+        """Put a job that could not begin back at the head of its user's queue."""
         self._turns.stop(job)
         del self._running[job]
         job.state, job.position = "queued", -1

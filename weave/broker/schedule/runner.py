@@ -50,7 +50,7 @@ class Runner:
         self._previous_worker = slot.worker
         # A worker has sent output of this job: from then on, this job is to blame for what happens to it.
         self.has_output = False
-        # The plan that the job was run again in, after it had run out of memory.
+        # The plan of the second attempt, after the job ran out of memory.
         self._fallback: PlanName | None = None
         # A worker has exited because of this job.
         self.has_lost = False

@@ -1,4 +1,4 @@
-"""All jobs and all devices: what the front of the broker and the supervisor ask of them."""
+"""All jobs and all devices, for the front of the broker and for the supervisor."""
 
 import asyncio
 from collections.abc import Iterator
@@ -135,8 +135,8 @@ class Scheduler:
         self._add_slots()
 
     def _add_slots(self) -> None:
-        """For the devices that a reload has added, once the workers on those that it has removed have ended: two names
-        may stand for the same GPU."""
+        """Add the devices that a reload added, after the workers on removed devices have ended: two names may stand for
+        the same GPU."""
         if any(slot.is_retired for slot in self.slots):
             return
         names = self._pool.config.devices

@@ -33,17 +33,17 @@ class Slot:
         """`device` is its name in the config. All slots take their workers' numbers from the same `worker_numbers`."""
         self.device = device
         self.health = Health(device)
-        # It must start a worker before it gets jobs.
+        # A worker must start on the device before it gets jobs.
         self.is_untried = False
         self.state: WorkerState = "none"
         self.worker: WorkerLink | None = None
         self.worker_number = 0
         self.job: Job | None = None
-        # It waits for a job, or for one of the events below, of which `wake` notifies it.
+        # The slot waits for a job, or for one of the events below; `wake` notifies it.
         self.is_free = False
         self.wake = asyncio.Event()
         self.is_outdated = False
-        # The config no longer has its device.
+        # The device is no longer in the config.
         self.is_retired = False
         self.last_used = 0.0
         self.unloads: deque[tuple[Peer, asyncio.Future[bool]]] = deque()
@@ -90,8 +90,8 @@ class Slot:
 
     async def start(self, model: str, *, serves: Served) -> WorkerLink:
         """Start a worker; the slot must have none. The supervisor always answers, since it has its own deadline. Raises
-        DeviceFailed if another device may do better, WorkerError if none would, ChannelClosed if the start failed
-        otherwise."""
+        DeviceFailed if another device may work, WorkerError if none would, ChannelClosed if the start failed for
+        another reason."""
         self.state = "starting"
         self.worker_number = next(self._worker_numbers)
         self._exited = asyncio.Event()
@@ -106,7 +106,7 @@ class Slot:
         return self.worker
 
     async def load(self, worker: WorkerLink, job: Job | None = None, *, seconds: float) -> None:
-        """Load the model for `job`, if any, which gets the plan. Raises WorkerError, TimeoutError, ChannelViolation,
+        """Load the model, and tell `job`, if any, its plan. Raises WorkerError, TimeoutError, ChannelViolation,
         ChannelClosed."""
         self.state = "loading"
         parameters = job.task.parameters if isinstance(job, GenerateJob) else None

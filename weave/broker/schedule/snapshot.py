@@ -25,8 +25,8 @@ class WorkerSnapshot(Struct, frozen=True, kw_only=True):
 
 
 class SlotSnapshot(Struct, frozen=True, kw_only=True):
-    """One device, by its name in the config. `runs_for` is the UID whose job runs on it. `problem` says why it is out,
-    for another `retry_seconds`; both are None while it works."""
+    """One device, by its name in the config. `runs_for` is the UID whose job runs on it. `problem` says why it is out
+    of service, for another `retry_seconds`; both are None while it works."""
 
     device: str
     problem: str | None

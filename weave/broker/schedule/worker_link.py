@@ -180,7 +180,7 @@ def _check_update(
     message: Update, descriptors: list[int], run: Run, step: int, steps: int, previewed: int, *, restarted: bool
 ) -> None:
     """`step` (of `steps`) and `previewed` are the last steps of this image that Progressed and Previewed reported,
-    `restarted` is whether the job was already. Raises ChannelViolation."""
+    `restarted` says whether the job was already restarted. Raises ChannelViolation."""
     if isinstance(message, Restarted):
         if restarted or descriptors:
             raise ChannelViolation("restarted twice, or with a descriptor")

@@ -32,8 +32,8 @@ class LibrariesUnfit(Exception):
 
 class ZygoteProcess:
     """One zygote, from exec to reaped. `models` are those in its config, by ID, and `devices` their devices' names.
-    `imported` is done when it can fork; it raises ZygoteEnded or LibrariesUnfit if it never can. `retired` is set once
-    it is to fork no more: it then lives until its last worker has ended, since the kernel kills its workers with it."""
+    `imported` is done when it can fork; it raises ZygoteEnded or LibrariesUnfit if it never can. `retired` is set when
+    it forks no more workers: it lives until its last worker has ended, since the kernel kills its workers with it."""
 
     def __init__(self, config: WorkerConfig, confinement: Confinement) -> None:
         memfd = to_memfd(config)
@@ -69,7 +69,7 @@ class ZygoteProcess:
 
     @property
     def idle_seconds(self) -> float:
-        """For how long it could have forked a worker and has had none. 0 for one that reports LibrariesLack."""
+        """How long it has been ready without any worker. 0 if it reported LibrariesLack."""
         is_ready = self.imported.done() and self.imported.exception() is None
         return asyncio.get_running_loop().time() - self._idle_since if is_ready and self.is_idle else 0.0
 
