@@ -28,7 +28,7 @@ class Cancelled(Exception):
 
 
 class Sent:
-    """How many images of the job the broker has: a second attempt continues after them."""
+    """How many images of the job were sent: a second attempt continues after them."""
 
     images = 0
 
@@ -36,7 +36,7 @@ class Sent:
 class Generation(NamedTuple):
     """The broker's Run message, and what is needed to carry it out. `expand` puts the embeddings' tokens into a
     prompt; `sent` counts the images; `inputs` are the images that came with the message, `controls` the ControlNets
-    that it names; `encoding` keeps what the text encoders make of its prompts."""
+    that it names; `encoding` caches the encodings of its prompts."""
 
     channel: Channel[ToWorker]
     pipeline: Any

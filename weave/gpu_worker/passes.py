@@ -28,7 +28,7 @@ AfterStep = Callable[[int, Callable[[], Image.Image]], None]
 
 class Pass(NamedTuple):
     """What a pass generates: an image for each of `seeds`. `arguments` are the adapter's, for the pipeline's call;
-    `controls` are the ControlNets of the job; `encoding` keeps what the text encoders make of its prompts."""
+    `controls` are the ControlNets of the job; `encoding` caches the encodings of its prompts."""
 
     inputs: Inputs
     parameters: Parameters
@@ -105,7 +105,7 @@ def run_pass(own: Any, adapter: Adapter, wanted: Pass, after_step: AfterStep) ->
     generators = [generator(seed) for seed in seeds]
     given = adapter.canvas_arguments(pipeline, canvas, parameters)
     several: dict[str, Any] = {"num_images_per_prompt": len(seeds), "generator": generators}
-    if canvas.image is not None and "image" in given:  # once for each seed: encoding takes noise from it
+    if canvas.image is not None and "image" in given:  # once for each seed: encoding draws noise from its generator
         several["image"] = [canvas.image] * len(seeds)
     denoiser = getattr(pipeline, family.denoiser)
     with torch.inference_mode(), wanted.encoding(pipeline), step_cache(denoiser, parameters.cache, steps):

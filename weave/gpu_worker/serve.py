@@ -129,7 +129,7 @@ def _run(loaded: _Loaded, run: Run, descriptors: list[int]) -> Finished:
         planned = following
     else:
         return _finished(loaded, run, planned, tokens)
-    # The exception is gone by now, and with it the failed attempt's tensors.
+    # The exception has been released by now, and with it the failed attempt's tensors.
     loaded.controls.drop()
     devices.release_memory(loaded.planner.placement.device)
     loaded.channel.send(Restarted(job=run.job, plan=planned.plan.name))

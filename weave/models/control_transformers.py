@@ -75,7 +75,7 @@ def _of_qwen_image(config: Config, model: Config) -> Iterator[str]:
 
 
 def _tasks_of_qwen_image(config: Config, model: Config) -> Collection[str]:
-    """diffusers' class for inpainting takes the image to repaint as the control image, and a mask beside it."""
+    """diffusers' class for inpainting takes the image to repaint as the control image, and a mask."""
     return (INPAINTING,) if config["extra_condition_channels"] else (TEXT_TO_IMAGE,)
 
 
@@ -137,8 +137,8 @@ _REFINED_BY = "add_control_noise_refiner"
 
 
 def _of_z_image(config: Config, model: Config) -> Iterator[str]:
-    """Each layer of the ControlNet is added to one of the model's. Its first layer takes the control image, the others
-    what the one before it passes on."""
+    """The output of each layer of the ControlNet is added to that of one of the model's. Its first layer takes the
+    control image, the others the output of the layer before."""
     places, layers = config["control_layers_places"], model["n_layers"]
     if not places or places[0] != 0 or not _rise(places, layers):
         yield f"control_layers_places is {places}, expected rising numbers from 0, all below {layers} (the model's)"
@@ -153,7 +153,7 @@ def _of_z_image(config: Config, model: Config) -> Iterator[str]:
 
 
 def _rise(places: list[Any], below: int) -> bool:
-    """Whether they are numbers, each larger than the one before it."""
+    """Whether these are whole numbers less than `below`, each larger than the one before it."""
     return all(isinstance(place, int) and place < below for place in places) and places == sorted(set(places))
 
 

@@ -14,7 +14,7 @@ from weave.protocol.parameters import Parameters
 
 
 class PromptRefused(Exception):
-    """A prompt has text with another meaning in this model. The message names the field and the text."""
+    """A prompt contains a placeholder of the model. The message names the field and the text."""
 
 
 class Adapter:

@@ -10,10 +10,11 @@ from weave.protocol.parameters import Parameters
 
 
 class Adapter(qwen_image.Adapter):
-    """QwenImageEditPipeline and QwenImageEditPlusPipeline cut no prompt; the transformer fails if it is too long."""
+    """QwenImageEditPipeline and QwenImageEditPlusPipeline truncate no prompt; the transformer fails if it is too
+    long."""
 
     def call(self, pipeline: Any, arguments: dict[str, Any], **common: Any) -> None:
-        """Cuts the prompts to the length that count_tokens() counts. Raises PromptRefused."""
+        """Truncates the prompts to the length that count_tokens() reports. Raises PromptRefused."""
         tokenizer = self.tokenizer(pipeline)
         texts = {key: arguments[key] for key in ("prompt", "negative_prompt") if key in arguments}
         for key, text in texts.items():
@@ -27,7 +28,7 @@ class Adapter(qwen_image.Adapter):
         return {"image": references[0] if self.family.bounds.references.max == 1 else list(references)}
 
     def tokenizer(self, pipeline: Any, suffix: str = "") -> Any:
-        """The processor's: the pipelines have another one, and do not use it."""
+        """The processor's tokenizer: the pipelines have another one, but do not use it."""
         return pipeline.processor.tokenizer
 
     def _cut(self, tokenizer: Any, text: str) -> str:
