@@ -224,7 +224,7 @@ def lock_down_as_worker(control: int, *, gpu: bool, device: str = "cpu") -> None
     hardening.harden(parent=os.getppid())
     config = Config(models={"shapes": ModelConfig(path=str(DEMO_MODEL), family="sd1")})  # a build has no demo model
     layers = worker.confine(worker_config(config).models[0])
-    warm = worker.warm_up(DeviceConfig(), device)
+    warm = worker.warm_up(DeviceConfig(device=device), device)
     worker.lock_down(control, layers, torch.device("cuda") if gpu else warm)
 
 

@@ -11,7 +11,7 @@ from weave.protocol.bounds import MAX_SEED
 from weave.protocol.errors import UNDECODABLE
 from weave.protocol.infotext import INFOTEXT
 from weave.protocol.inputs import InputImage, RequestedControl
-from weave.protocol.parameters import PARAMETERS, Enlarge, type_of
+from weave.protocol.parameters import PARAMETERS, Enlarge, choices_of, type_of
 from weave.protocol.text import is_model_id
 from weave.weavectl.infotext import BadInfotext, read_infotext
 
@@ -128,8 +128,10 @@ def _digests(text: str, images: int) -> tuple[str, ...]:
 
 def _value(name: str, text: str, shown: str) -> Any:
     """As the texts of a PNG have them: a string as itself, everything else as JSON."""
-    kind = type_of(name)
-    return text if kind is str else _decoded(text, kind, shown, _WORDS.get(kind, "JSON as in a request"))
+    kind, choices = type_of(name), choices_of(name)
+    if choices and text not in choices:
+        raise BadRecipe(f"{shown} is {text[:_SHOWN]!r}; it must be one of {', '.join(choices)}")
+    return text if choices or kind is str else _decoded(text, kind, shown, _WORDS.get(kind, "JSON as in a request"))
 
 
 def _decoded(text: str, kind: Any, shown: str, wanted: str) -> Any:
