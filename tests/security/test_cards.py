@@ -11,12 +11,12 @@ import pytest
 from tests.support.builds import daemon_of
 from tests.support.cards import UUID, make_card
 from tests.support.daemon import Daemon, wait_for
-from tests.support.seams import Seams, after, constant, replaced
+from tests.support.seams import Seams, before, constant, replaced
 from tests.support.system import MODEL
 from weave.client import Client
 
 TWO_CARDS = '[device]\ndevices = ["cuda:0", "cuda:1"]\nthreads = 1\n'
-# What the worker can do below its lock_down().
+# What the worker can do under Landlock. Not after lock_down(): a worker that only tries its device is killed then.
 LOOK = """
     files = {}
     for path in sorted(worker_files.NVIDIA):
@@ -49,7 +49,7 @@ def seams(root: Path) -> Seams:
         constant("sandbox/worker_files.py", "NVIDIA", f"nvidia({fake} / 'dev')"),
         constant("sandbox/worker_files.py", "DEVICES", "(*NVIDIA, Path('/dev/null'))"),
         replaced("gpu_worker/device.py", "choose_device", "return torch.device('cpu')"),
-        after("gpu_worker/worker.py", "lock_down", LOOK),
+        before("gpu_worker/worker.py", "lock_down", LOOK),
     )
 
 
