@@ -127,7 +127,7 @@ def test_a_worker_stopped_before_lock_down_is_replaced() -> None:
             wait_for(lambda: "worker" in daemon.processes().values())
             os.kill(daemon.pid_of("worker"), signal.SIGSTOP)
             assert end_of(client, request) is ErrorCode.WORKER_FAILED
-            assert "the device's start has not finished" in daemon.events("worker_ended")[-1]["cause"]
+            assert "the start of auto has not finished" in daemon.events("worker_ended")[-1]["cause"]
             assert images(generate(client))
     finally:
         assert daemon.stop() == 0
