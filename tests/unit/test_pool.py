@@ -18,6 +18,7 @@ from weave.broker.admission.principal import EVERYONE, Principal, Served
 from weave.broker.schedule.health import Health
 from weave.broker.schedule.job import JobNumber, LoadJob
 from weave.broker.schedule.pool import Pool
+from weave.broker.schedule.queue import JobQueue
 from weave.broker.schedule.queue import MAX_BYPASSED
 from weave.broker.schedule.slot import Slot
 from weave.protocol.client_messages import Queued
@@ -132,11 +133,14 @@ def test_a_worker_of_another_user_does_not_fit() -> None:
 
 @in_a_loop
 def test_a_newcomer_is_next_on_whichever_device_ends_first() -> None:
-    pool = pool_of("a", "a")
+    pool, seconds = pool_of("a", "a"), [0.0]
+    pool.queue = JobQueue(lambda: seconds[0])
     asked(pool, *["a"] * 10)
     asked(pool, "a", "a", uid=2)
+    seconds[0] = 1.0
     finish(pool, 1)
     assert pool.slots[1].job and pool.slots[1].job.uid == 2
+    seconds[0] = 1.5  # the newcomer has used half a second, the other 2.5
     finish(pool, 0)
     assert pool.slots[0].job and pool.slots[0].job.uid == 2
 
