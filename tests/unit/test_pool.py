@@ -18,8 +18,7 @@ from weave.broker.admission.principal import EVERYONE, Principal, Served
 from weave.broker.schedule.health import Health
 from weave.broker.schedule.job import JobNumber, LoadJob
 from weave.broker.schedule.pool import Pool
-from weave.broker.schedule.queue import JobQueue
-from weave.broker.schedule.queue import MAX_BYPASSED
+from weave.broker.schedule.queue import MAX_BYPASSED, JobQueue
 from weave.broker.schedule.slot import Slot
 from weave.protocol.client_messages import Queued
 from weave.protocol.metrics import Metrics
