@@ -79,7 +79,7 @@ def test_a_retired_zygote_does_not_wait_for_a_worker_of_the_next() -> None:
 
 
 def test_a_zygote_that_has_ended_is_not_given_out() -> None:
-    """Whoever waited for it asks for the next one before its own task has noticed."""
+    """A caller that waited for it may ask for the next one before the task that runs it has noticed."""
 
     async def play() -> None:
         zygotes = Zygotes(Config(), Confinement("worker", Account.own(), False, None))
